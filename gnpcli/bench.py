@@ -1,0 +1,154 @@
+"""Speed of plain and GNP steps, interleaved in one run, so that their ratio survives a noisy machine.
+
+The steps are the engine's own, feed included, on random images in the shape of the preset's data set: nothing has to be
+downloaded, and no step is cheaper for what is in the pixels.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gnpcli.config import RunConfig
+from gnpcli.data import describe
+from gnpcli.data.base import DataSpec, Split
+from gnpcli.engine import build_task
+from gnpcli.errors import DataError
+from gnpcli.runtime import describe_environment
+from gnpcli.sharding import make_mesh
+from gnpcli.state import run_keys
+
+Report = Callable[[str], None]
+
+
+def bench(config: RunConfig, *, rounds: int, steps: int, report: Report) -> dict[str, Any]:
+    """Measure `config` plainly and with gradient regularization.
+
+    A round times `steps` plain steps and then `steps` GNP steps; figures are medians over the rounds, and the ratio is
+    the median of the ratios within a round.
+
+    Args:
+        config: Its GR is used where it has any, else r = 0.1 and alpha = 0.8.
+        rounds: Rounds counted, after one that is not.
+        steps: Steps of each kind in a round.
+        report: Told what is being done.
+
+    Returns:
+        JSON-able: `environment`, the sizes, `matmul_flops_per_s` (a large square product in the compute type, the
+        practical peak of the device), and `measurements`, one each for ``plain`` and ``gnp``, with `images_per_s`,
+        `step_ms`, `step_ms_min`, `step_ms_max`, `compile_s` (tracing and compilation), `peak_bytes` (arguments, results
+        and temporaries of the compiled step, data set included), `flops_per_step` (as the compiler counts them; null
+        where it does not), `share_of_matmul_peak` and `gnp_over_plain`.
+
+    Raises:
+        DataError: The shape of the data set is not known without its files, and they are missing.
+    """
+    gr = config.gr
+    if gr.strategy == "none" or not gr.r or not gr.alpha:
+        gr = gr.model_copy(update={"r": gr.r or 0.1, "alpha": gr.alpha or 0.8})
+    config = config.model_copy(update={"gr": gr.model_copy(update={"strategy": "constant"})})
+    data = describe(config.data)
+    if data is None:
+        raise DataError(f"the image size of {config.data.name} is not known: give --data-dir")
+    mesh = make_mesh(config)
+    rng = np.random.default_rng(0)
+    count = max(4 * config.data.batch_size, 1024)
+    shape = (count, data.image_size, data.image_size, data.channels)
+    split = Split(
+        rng.integers(0, 256, shape, dtype=np.uint8), rng.integers(0, data.num_classes, count).astype(np.int32)
+    )
+    spec = DataSpec(
+        name=config.data.name,
+        class_names=tuple(map(str, range(data.num_classes))),
+        image_size=data.image_size,
+        channels=data.channels,
+        mean=(0.5,) * data.channels,
+        std=(0.25,) * data.channels,
+    )
+    task = build_task(config, split, spec, mesh)
+    source = task.feed.source(run_keys(0).order, 0)
+    kinds: dict[str, _Timed] = {}
+    for name, step in (("plain", task.plain_step), ("gnp", task.gnp_step)):
+        report(f"compiling {name}")
+        kinds[name] = _Timed(step, task.init(), source)
+    for number in range(rounds + 1):
+        report(f"round {number} of {rounds}")
+        for timed in kinds.values():
+            timed.run(steps, counts=number > 0)
+    ratio = statistics.median(g / p for g, p in zip(kinds["gnp"].times_s, kinds["plain"].times_s, strict=True))
+    peak = _matmul_flops_per_s(config.train.dtype)
+    return {
+        "model": config.model.name,
+        "batch_size": config.data.batch_size,
+        "dtype": config.train.dtype,
+        "gradient": gr.gradient,
+        "devices": mesh.size,
+        "rounds": rounds,
+        "steps_per_round": steps,
+        "matmul_flops_per_s": peak,
+        "measurements": [
+            {"name": name, **timed.figures(config.data.batch_size, peak * mesh.size), "gnp_over_plain": ratio}
+            for name, timed in kinds.items()
+        ],
+        "environment": describe_environment(),
+    }
+
+
+class _Timed:
+    """A compiled step with its own state, and the seconds per step of each round."""
+
+    def __init__(self, step: Any, state: Any, source: Any):
+        start = time.perf_counter()
+        self._step = step.lower(state, source).compile()
+        self.compile_s = time.perf_counter() - start
+        self._state, self._source = state, source
+        self.times_s: list[float] = []
+
+    def run(self, steps: int, *, counts: bool) -> None:
+        jax.block_until_ready(self._state)
+        start = time.perf_counter()
+        for _ in range(steps):
+            self._state, metrics = self._step(self._state, self._source)
+        jax.block_until_ready((self._state, metrics))
+        if counts:
+            self.times_s.append((time.perf_counter() - start) / steps)
+
+    def figures(self, batch_size: int, peak_flops_per_s: float) -> dict[str, Any]:
+        step_s = statistics.median(self.times_s)
+        flops = (self._step.cost_analysis() or {}).get("flops")
+        memory = self._step.memory_analysis()
+        return {
+            "images_per_s": batch_size / step_s,
+            "step_ms": 1e3 * step_s,
+            "step_ms_min": 1e3 * min(self.times_s),
+            "step_ms_max": 1e3 * max(self.times_s),
+            "compile_s": self.compile_s,
+            "peak_bytes": None
+            if memory is None
+            else memory.argument_size_in_bytes
+            + memory.output_size_in_bytes
+            + memory.temp_size_in_bytes
+            - memory.alias_size_in_bytes,
+            "flops_per_step": flops,
+            "share_of_matmul_peak": None if flops is None else flops / step_s / peak_flops_per_s,
+        }
+
+
+def _matmul_flops_per_s(dtype: str) -> float:
+    """Return the best rate of five products of two square matrices on one device, large enough to fill it."""
+    size = 1536 if jax.default_backend() == "cpu" else 8192
+    matrix = jnp.full((size, size), 1e-3, dtype)
+    product = jax.jit(lambda a, b: a @ b)
+    jax.block_until_ready(product(matrix, matrix))
+    best = float("inf")
+    for _ in range(5):
+        start = time.perf_counter()
+        jax.block_until_ready(product(matrix, matrix))
+        best = min(best, time.perf_counter() - start)
+    return float(2 * size**3 / best)

@@ -1,0 +1,230 @@
+"""Checkpoints with Orbax: asynchronous, the latest N and the best one kept, damaged ones stepped over.
+
+A checkpoint folder holds three items: `model` (parameters and model state: all that evaluation reads), `optimizer`
+(step, optimizer state and key: what resuming needs besides) and `meta` (configuration and data description as JSON).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
+
+from gnpcli.config import CheckpointConfig
+from gnpcli.errors import CheckpointError
+from gnpcli.state import TrainState
+
+logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax narrates every save
+
+
+class DamagedCheckpoint(CheckpointError):
+    """A save that is there but cannot be read; the one before it may be good."""
+
+
+class Checkpoints:
+    """The checkpoints of one run folder, written by one run at a time.
+
+    Args:
+        directory: Made if missing; absolute or relative to the working directory now.
+        config: Which saves are kept.
+        read_only: Only restore; leave even leftovers of killed saves alone.
+    """
+
+    def __init__(self, directory: Path, config: CheckpointConfig, *, read_only: bool = False):
+        self.directory = directory.resolve()
+        keep = [LatestN(config.keep)]
+        if config.keep_best:
+            keep.append(
+                BestN(
+                    get_metric_fn=lambda m: m["error_rate"], reverse=True, n=1, keep_checkpoints_without_metrics=False
+                )
+            )
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=AnyPreservationPolicy(keep),
+            cleanup_tmp_directories=not read_only,
+            create=not read_only,
+            read_only=read_only,
+            enable_async_checkpointing=not read_only,
+        )
+        with _explained(f"cannot open the checkpoints in {directory}"):
+            self._manager = ocp.CheckpointManager(
+                self.directory, options=options, item_names=("model", "optimizer", "meta")
+            )
+
+    def steps(self) -> list[int]:
+        """Return the steps that have a finished save, rising; whether each can be read shows only on restore."""
+        return sorted(self._manager.all_steps())
+
+    def best_step(self) -> int | None:
+        """Return the kept step with the lowest `error_rate`, the earliest of equals; None where no save has one."""
+        rates = {step: self._error_rate(step) for step in self.steps()}
+        known = {step: rate for step, rate in rates.items() if rate is not None}
+        return min(known, key=lambda step: (known[step], step), default=None)
+
+    def _error_rate(self, step: int) -> float | None:
+        try:
+            metrics = self._manager.metrics(step)
+        except (OSError, ValueError):  # a damaged save has no say in which is best
+            return None
+        return None if metrics is None else metrics.get("error_rate")
+
+    def save(self, state: TrainState, meta: Mapping[str, Any], error_rate: float | None = None) -> None:
+        """Start saving `state` under its own step; returns once the arrays are copied, writing goes on behind.
+
+        Args:
+            state: Safe to donate to the next step when this returns.
+            meta: JSON-able description, read back by `read_meta`.
+            error_rate: What "best" is judged by, in [0, 1]; None never counts as best.
+
+        Raises:
+            CheckpointError: This save cannot start, or the one before could not be finished (a full disk, say).
+        """
+        step = int(state.step)
+        with self._saving(step):
+            self._manager.wait_until_finished()
+            if step in self._manager.all_steps():
+                return
+            self._manager.save(
+                step,
+                args=ocp.args.Composite(
+                    model=ocp.args.StandardSave(_model_item(state)),
+                    optimizer=ocp.args.StandardSave(_optimizer_item(state)),
+                    meta=ocp.args.JsonSave(dict(meta)),
+                ),
+                metrics=None if error_rate is None else {"error_rate": float(error_rate)},
+                force=True,
+            )
+
+    def wait(self) -> None:
+        """Block until the last save is on disk.
+
+        Raises:
+            CheckpointError: It could not be written.
+        """
+        with self._saving(None):
+            self._manager.wait_until_finished()
+
+    def close(self) -> None:
+        """Finish pending saves and release the threads; errors of an already reported save are not repeated."""
+        with contextlib.suppress(Exception):
+            self._manager.close()
+
+    @contextlib.contextmanager
+    def _saving(self, step: int | None) -> Iterator[None]:
+        what = "a checkpoint" if step is None else f"the checkpoint of step {step}"
+        try:
+            with _explained(f"cannot save {what} in {self.directory}"):
+                yield
+        except CheckpointError as error:
+            with contextlib.suppress(Exception):
+                self._manager.reload()
+            steps = [s for s in self.steps() if s != step]
+            last = f"the last good checkpoint is step {steps[-1]}" if steps else "no earlier checkpoint exists"
+            raise CheckpointError(f"{error}; {last}") from error.__cause__
+
+    def read_meta(self, step: int) -> dict[str, Any]:
+        """Return the description saved with a step.
+
+        Raises:
+            DamagedCheckpoint: It is missing or unreadable.
+        """
+        with _explained(f"the checkpoint of step {step} in {self.directory} is damaged", DamagedCheckpoint):
+            restored = self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))
+            return dict(restored.meta)
+
+    def restore(self, step: int, like: TrainState) -> TrainState:
+        """Restore the whole state of a step.
+
+        Args:
+            step: One of `steps()`.
+            like: Shapes, dtypes and shardings to restore to, as `jax.ShapeDtypeStruct` leaves; the device count may
+                differ from the one that saved.
+
+        Raises:
+            DamagedCheckpoint: Missing, truncated, or of another shape.
+        """
+        items = self._restore(step, model=_model_item(like), optimizer=_optimizer_item(like))
+        return TrainState(**items["model"], **items["optimizer"])
+
+    def restore_model(self, step: int, params: Any, model_state: Any) -> tuple[Any, Any]:
+        """Restore what evaluation needs, leaving the optimizer state on disk; arguments and errors as in `restore`."""
+        item = self._restore(step, model={"params": params, "model_state": model_state})["model"]
+        return item["params"], item["model_state"]
+
+    def _restore(self, step: int, **items: Any) -> Any:
+        with _explained(f"the checkpoint of step {step} in {self.directory} is damaged", DamagedCheckpoint):
+            args = {name: ocp.args.StandardRestore(item) for name, item in items.items()}
+            restored = self._manager.restore(step, args=ocp.args.Composite(**args))
+            # Waiting here puts a late read error where it can be explained.
+            return jax.block_until_ready({name: restored[name] for name in items})
+
+    def restore_latest(
+        self, restore: Callable[[int], Any], *, on_damaged: Callable[[int, DamagedCheckpoint], None]
+    ) -> tuple[int, Any] | None:
+        """Try the saves from the latest down until one restores.
+
+        Args:
+            restore: Given a step, restores from it; a `DamagedCheckpoint` means "damaged, take the one before".
+            on_damaged: Told of each step that did not restore.
+
+        Returns:
+            ``(step, what restore returned)``, or None where no save is usable.
+        """
+        for step in reversed(self.steps()):
+            try:
+                return step, restore(step)
+            except DamagedCheckpoint as error:
+                on_damaged(step, error)
+        return None
+
+    def set_aside(self, step: int) -> Path:
+        """Rename a damaged save to ``STEP.damaged``, so that the step can be saved again; return the new path."""
+        target = self.directory / f"{step}.damaged"
+        number = 1
+        while target.exists():
+            number += 1
+            target = self.directory / f"{step}.damaged{number}"
+        (self.directory / str(step)).rename(target)
+        self._manager.reload()
+        return target
+
+
+def _model_item(state: TrainState) -> dict[str, Any]:
+    return {"params": state.params, "model_state": state.model_state}
+
+
+def _optimizer_item(state: TrainState) -> dict[str, Any]:
+    return {"step": state.step, "opt_state": state.opt_state, "key": state.key}
+
+
+@contextlib.contextmanager
+def _explained(what: str, kind: type[CheckpointError] = CheckpointError) -> Iterator[None]:
+    """Turn whatever Orbax and TensorStore raise into one line; their own text, long, stays as the cause."""
+    try:
+        yield
+    except CheckpointError:
+        raise
+    except Exception as error:  # Orbax raises OSError, ValueError, KeyError, XlaRuntimeError and more for a bad file
+        raise kind(f"{what}: {_reason(error)}") from error
+
+
+def _reason(error: BaseException) -> str:
+    text = " ".join(str(error).split())
+    for known in (
+        "No space left on device",
+        "Permission denied",
+        "Read-only file system",
+        "File too large",
+        "Disk quota exceeded",
+    ):
+        if known.lower() in text.lower():
+            return known
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return text[:160] + ("..." if len(text) > 160 else "") or type(error).__name__

@@ -1,0 +1,67 @@
+"""The command line: thin commands that import what is heavy only when they run."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Annotated
+
+import typer
+
+from gnpcli import __version__
+from gnpcli.cli import bench, evaluate, presets, train
+from gnpcli.errors import GnpError
+
+app = typer.Typer(
+    name="gnp",
+    help="Train image classifiers with gradient regularization: L + lambda ||grad L||.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+app.command("train")(train.train)
+app.command("resume")(train.resume)
+app.command("eval")(evaluate.evaluate)
+app.command("bench")(bench.bench)
+app.add_typer(presets.app, name="presets")
+
+
+def _show_version(is_asked: bool) -> None:
+    if is_asked:
+        typer.echo(f"gnp {__version__}")
+        raise typer.Exit()
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error (also GNP_DEBUG=1).")] = False,
+) -> None:
+    """Options of every command."""
+    if debug:
+        os.environ["GNP_DEBUG"] = "1"
+
+
+def main() -> None:
+    """Run the command line; a failure that a user can cause ends in one line on stderr and exit status 1."""
+    try:
+        app()
+    except Exception as error:
+        message, status = _one_line(error)
+        if message is None or os.environ.get("GNP_DEBUG"):
+            raise
+        typer.secho(f"error: {message}", fg=typer.colors.RED, err=True)
+        sys.exit(status)
+
+
+def _one_line(error: Exception) -> tuple[str | None, int]:
+    """Return message and exit status of an error that is the user's to mend; a message of None is a bug of ours."""
+    if isinstance(error, GnpError):
+        return " ".join(str(error).split()), error.exit_status
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.strerror}: {error.filename}" if error.filename else error.strerror, 1
+    if "RESOURCE_EXHAUSTED" in str(error):
+        return "out of device memory: lower data.batch_size, or spread the batch over more devices", 1
+    return None, 1

@@ -1,0 +1,75 @@
+"""Options that several commands share, and how their values become overrides of a preset."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from gnpcli.config import RunConfig
+
+
+def _with_value(assignments: list[str]) -> list[str]:
+    for text in assignments:
+        key, equals, _ = text.partition("=")
+        if not equals or not key.strip():
+            raise typer.BadParameter(f"'{text}' is not key=value, for example optimizer.lr=0.01")
+    return assignments
+
+
+PresetOption = Annotated[
+    str | None,
+    typer.Option("--preset", "-p", help="Preset name, or a YAML file such as a run's config.yaml. [default: the demo]"),
+]
+GrOption = Annotated[
+    str | None,
+    typer.Option("--gr", help="GR strategy: none, constant, sam, lambda-warmup, r-warmup or zero-warmup."),
+]
+DatasetOption = Annotated[str | None, typer.Option("--dataset", help="Data set: digits, cifar10 or folder:DIR.")]
+DataDirOption = Annotated[str | None, typer.Option("--data-dir", help="Folder where the named data set lives.")]
+EpochsOption = Annotated[int | None, typer.Option("--epochs", help="Passes over the training data.")]
+SeedOption = Annotated[int | None, typer.Option("--seed", help="Seed of everything random.")]
+SetOption = Annotated[
+    list[str],
+    typer.Option(
+        "--set", metavar="KEY=VALUE", callback=_with_value, help="Set any key, for example --set optimizer.lr=0.01."
+    ),
+]
+MaxStepsOption = Annotated[
+    int | None,
+    typer.Option(
+        "--max-steps", min=0, help="Stop after this many steps in all; schedules keep the length of --epochs."
+    ),
+]
+QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Print only warnings and the result.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="A folder made by gnp train.")]
+
+
+def resolve_options(
+    preset: str | None,
+    assignments: list[str],
+    *,
+    gr: str | None = None,
+    dataset: str | None = None,
+    data_dir: str | None = None,
+    epochs: int | None = None,
+    seed: int | None = None,
+) -> RunConfig:
+    """Resolve a preset under the short flags and the ``--set`` assignments, and print what is doubtful about it."""
+    from gnpcli.config.loader import advice
+    from gnpcli.presets import resolve
+
+    flags: dict[str, tuple[str, Any]] = {
+        "gr.strategy": ("--gr", gr),
+        "data.name": ("--dataset", dataset),
+        "data.dir": ("--data-dir", data_dir),
+        "train.epochs": ("--epochs", epochs),
+        "train.seed": ("--seed", seed),
+    }
+    config = resolve(preset, assignments, flags)
+    for warning in advice(config):
+        typer.secho(f"warning: {warning}", fg=typer.colors.YELLOW, err=True)
+    return config

@@ -1,0 +1,370 @@
+"""Layers of YAML and overrides, merged into a `RunConfig`; messages name the key, and file and line where known."""
+
+from __future__ import annotations
+
+import re
+import types
+import typing
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from gnpcli.config.schema import WARMUP_STRATEGIES, RunConfig
+from gnpcli.errors import ConfigError, suggest
+
+Tree = dict[str, Any]
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.2 scalars: ``1e-3`` is a number (PyYAML reads it as text) and ``on``/``off``/``yes``/``no`` are text."""
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith((":float", ":bool", ":timestamp"))]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?$|[-+]?\.(inf|Inf|INF)$|\.(nan|NaN|NAN)$"),
+    list("-+.0123456789"),
+)
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:bool", re.compile(r"(true|True|TRUE|false|False|FALSE)$"), list("tTfF")
+)
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One source of values: nested `values`, and for each dotted key where it was written (``file:line``)."""
+
+    values: Tree
+    where: Mapping[str, str] = field(default_factory=dict)
+
+
+def read_yaml(path: Path) -> Layer:
+    """Read a mapping from a YAML file, with the line of every key.
+
+    Raises:
+        ConfigError: The file cannot be read, is not YAML, is not a mapping, or has a key twice.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from error
+    where: dict[str, str] = {}
+    try:
+        node = yaml.compose(text, Loader=_Loader)
+        if node is None:
+            return Layer({})
+        if not isinstance(node, yaml.MappingNode):
+            raise ConfigError(f"{path}: expected 'key: value' lines at the top level")
+        _note_lines(node, "", str(path), where)
+        values = yaml.load(text, Loader=_Loader)
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else 1
+        raise ConfigError(f"{path}:{line}: not valid YAML: {error.problem}") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
+    return Layer(values, where)
+
+
+def _note_lines(node: yaml.MappingNode, prefix: str, path: str, where: dict[str, str]) -> None:
+    for key_node, value_node in node.value:
+        key, here = f"{prefix}{key_node.value}", f"{path}:{key_node.start_mark.line + 1}"
+        if key in where:
+            raise ConfigError(f"{here}: '{key}' is given twice (first at {where[key]})")
+        where[key] = here
+        if isinstance(value_node, yaml.MappingNode):
+            _note_lines(value_node, f"{key}.", path, where)
+
+
+def parse_overrides(assignments: Sequence[str], flags: Mapping[str, tuple[str, Any]] | None = None) -> list[Layer]:
+    """Turn ``key=value`` assignments, and flags given as ``{key: (flag, value)}``, into layers, later ones winning.
+
+    Values are read as YAML, so numbers, ``true``, ``null`` and ``[0.3, 0.6]`` mean what they mean in a preset.
+
+    Raises:
+        ConfigError: An assignment without ``=`` or key, or a value that is not YAML.
+    """
+    layers = [
+        Layer(_nest(key, value), _sources(key, flag))
+        for key, (flag, value) in (flags or {}).items()
+        if value is not None
+    ]
+    for text in assignments:
+        key, equals, raw = text.partition("=")
+        key = key.strip()
+        if not equals or not key:
+            raise ConfigError(f"--set {text}: expected key=value, for example --set optimizer.lr=0.01")
+        try:
+            value = yaml.load(raw, Loader=_Loader)
+        except yaml.YAMLError as error:
+            raise ConfigError(f"--set {text}: the value is not valid YAML") from error
+        layers.append(Layer(_nest(key, value), _sources(key, "--set")))
+    return layers
+
+
+def _nest(key: str, value: Any) -> Tree:
+    for part in reversed(key.split(".")):
+        value = {part: value}
+    return typing.cast(Tree, value)
+
+
+def _sources(key: str, source: str) -> dict[str, str]:
+    parts = key.split(".")
+    return {".".join(parts[: end + 1]): source for end in range(len(parts))}
+
+
+def merge(layers: Sequence[Layer], model_keys: Mapping[str, Collection[str]] | None = None) -> Layer:
+    """Lay later values over earlier ones, section by section.
+
+    A section whose ``name`` chooses its keys (`optimizer`, `schedule`, and `model` where `model_keys` says which)
+    keeps, when a later layer changes the name, those earlier values that the new kind has too, and drops the others:
+    ``--set optimizer.name=sgd`` over an AdamW preset keeps the learning rate and drops ``b1``.
+
+    Args:
+        layers: The lowest first.
+        model_keys: For each model name, the keys of the `model` section that it takes.
+    """
+    sections: dict[str, Mapping[str, Collection[str]]] = {**_kinds(), "model": model_keys or {}}
+    values: Tree = {}
+    where: dict[str, str] = {}
+    for layer in layers:
+        for section, kinds in sections.items():
+            old, new = values.get(section), layer.values.get(section)
+            if isinstance(old, dict) and isinstance(new, dict) and new.get("name", old.get("name")) != old.get("name"):
+                known = kinds.get(str(new["name"]))
+                if known is not None:
+                    values[section] = {key: value for key, value in old.items() if key in known}
+        _lay(values, layer.values)
+        where.update(layer.where)
+    return Layer(values, where)
+
+
+def _lay(below: Tree, above: Tree) -> None:
+    for key, value in above.items():
+        if isinstance(value, dict) and isinstance(below.get(key), dict):
+            _lay(below[key], value)
+        else:
+            below[key] = _copy(value)
+
+
+def _copy(value: Any) -> Any:
+    return {key: _copy(inner) for key, inner in value.items()} if isinstance(value, dict) else value
+
+
+def validate(layer: Layer) -> RunConfig:
+    """Check types, ranges and names of keys, then what sections say together, and fill what follows from it.
+
+    Raises:
+        ConfigError: With the key, where it was written, what is allowed, and how many other problems there are.
+    """
+    values = layer.values
+    if isinstance(schedule := values.get("schedule", {}), dict):
+        values = {
+            **values,
+            "schedule": {"name": "cosine", **schedule},
+        }  # so that `schedule.warmup_epochs` alone will do
+    try:
+        config = RunConfig.model_validate(values)
+    except ValidationError as error:
+        problems = [_describe(problem, layer) for problem in error.errors()]
+        more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+        raise ConfigError(f"{problems[0]}{more}") from None
+    try:
+        return _check_together(config)
+    except ConfigError as error:
+        raise located(error, layer) from None
+
+
+def located(error: ConfigError, layer: Layer) -> ConfigError:
+    """Return `error` with the place where its key was written put in front of the message, if that is known."""
+    source = _source(error.key, layer) if error.key else ""
+    return ConfigError(f"{source}{error}", error.key)
+
+
+def _source(key: str, layer: Layer) -> str:
+    parts = key.split(".")
+    for end in range(len(parts), 0, -1):
+        if source := layer.where.get(".".join(parts[:end])):
+            return f"{source}: "
+    return ""
+
+
+def _describe(problem: Any, layer: Layer) -> str:
+    # A discriminated union puts the chosen kind into the location: optimizer, adamw, lr.
+    loc = [str(part) for part in problem["loc"]]
+    if len(loc) > 1 and loc[0] in _kinds() and loc[1] in _kinds()[loc[0]]:
+        del loc[1]
+    key, given, context = ".".join(loc), problem["input"], problem.get("ctx", {})
+    source = _source(key, layer)
+    match problem["type"]:
+        case "extra_forbidden":
+            keys = list(known_keys(layer.values))
+            # A key of another kind may be the closest in letters and still be no slip of the pen.
+            belongs = any(loc[-1] in kind for kind in _kinds().get(loc[0], {}).values())
+            near = "" if belongs else suggest(key, keys) or _suggest_last(loc[-1], keys)
+            section = [k for k in keys if k.startswith(f"{key.rpartition('.')[0]}.")]
+            listing = (
+                f"; {loc[0]} has {', '.join(k.partition('.')[2] for k in section)}" if section and not near else ""
+            )
+            return f"{source}unknown key '{key}'{near}{listing}"
+        case "missing":
+            return f"{source}missing key '{key}'"
+        case "union_tag_not_found":
+            return f"{source}missing key '{key}.name' (one of {', '.join(_kinds()[key])})"
+        case "union_tag_invalid":
+            name = str(context["tag"])
+            choices = list(_kinds()[key])
+            where = _source(f"{key}.name", layer)
+            return f"{where}unknown {key} '{name}'{suggest(name, choices)} (one of {', '.join(choices)})"
+        case "literal_error":
+            choices = [choice.strip("' ") for choice in re.split(r",| or ", context["expected"])]
+            return f"{source}{key}: '{given}' is not one of {', '.join(choices)}{suggest(str(given), choices)}"
+        case "greater_than" | "greater_than_equal" | "less_than" | "less_than_equal":
+            sign, bound = next(iter((_SIGNS[name], value) for name, value in context.items()))
+            return f"{source}{key}: {given} is out of range (must be {sign} {bound:g})"
+        case "finite_number":
+            return f"{source}{key}: {given} is not a finite number"
+        case _:
+            wanted = _WANTED.get(problem["type"], problem["msg"])
+            return f"{source}{key}: expected {wanted}, got {given!r}"
+
+
+_SIGNS = {"gt": ">", "ge": ">=", "lt": "<", "le": "<="}
+_WANTED = {
+    "int_type": "a whole number", "int_from_float": "a whole number", "float_type": "a number",
+    "bool_type": "true or false",
+    "string_type": "text", "list_type": "a list", "model_type": "a section of keys", "dict_type": "a section of keys",
+    "model_attributes_type": "a section of keys",
+}  # fmt: skip
+
+
+def _suggest_last(word: str, keys: Sequence[str]) -> str:
+    """Suggest by the last part alone: ``lr`` or ``optimzer.lr`` are close to ``optimizer.lr``."""
+    for key in keys:
+        if key.rpartition(".")[2] == word:
+            return f" - did you mean '{key}'?"
+    return ""
+
+
+def _kinds() -> dict[str, dict[str, frozenset[str]]]:
+    """Sections whose ``name`` chooses their type, and the keys of each kind."""
+    return {
+        section: {
+            typing.get_args(model.model_fields["name"].annotation)[0]: frozenset(model.model_fields)
+            for model in _models(info.annotation)
+        }
+        for section, info in RunConfig.model_fields.items()
+        if info.discriminator
+    }
+
+
+def _models(annotation: Any) -> Iterator[type[BaseModel]]:
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType, typing.Annotated):
+        for arm in typing.get_args(annotation):
+            yield from _models(arm)
+    elif isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+
+
+def known_keys(values: Tree) -> Iterator[str]:
+    """Every dotted key a configuration may have; in a section with kinds, those of the kind chosen in `values`."""
+    for section, info in RunConfig.model_fields.items():
+        kinds = _kinds().get(section)
+        chosen = values.get(section)
+        name = chosen.get("name") if isinstance(chosen, dict) else None
+        for model in _models(info.annotation):
+            if kinds is None or kinds.get(str(name)) in (None, frozenset(model.model_fields)):
+                for key in model.model_fields:
+                    yield f"{section}.{key}"
+
+
+def _check_together(config: RunConfig) -> RunConfig:
+    """Refuse contradictions between keys; fill `gr.warmup_epochs` and sam's alpha, so that nothing is left to guess."""
+    gr, train = config.gr, config.train
+    if train.l2 > 0 and config.optimizer.weight_decay > 0:
+        raise ConfigError(
+            f"train.l2 = {train.l2:g} and optimizer.weight_decay = {config.optimizer.weight_decay:g} would decay "
+            "twice: set one of them to 0",
+            "train.l2",
+        )
+    if config.schedule.name == "stepped" and sorted(set(config.schedule.boundaries)) != config.schedule.boundaries:
+        raise ConfigError("schedule.boundaries must rise", "schedule.boundaries")
+    if config.checkpoint.every_steps is None and config.checkpoint.every_epochs is None:
+        raise ConfigError("checkpoint.every_steps and checkpoint.every_epochs are both null: set one", "checkpoint")
+    warmup_epochs = gr.warmup_epochs if gr.warmup_epochs is not None else config.schedule.warmup_epochs
+    alpha = 1.0 if gr.strategy == "sam" else gr.alpha
+    if (gr.alpha or 0) > 0 and not gr.r:
+        raise ConfigError(
+            f"gr.alpha = {gr.alpha:g} needs a radius: set gr.r > 0 (the papers use gr.r=0.1 with gr.alpha=0.8)",
+            "gr.alpha",
+        )
+    if gr.r and alpha is None:
+        raise ConfigError(f"gr.r = {gr.r:g} needs a mixing weight: set gr.alpha (the papers use 0.8)", "gr.r")
+    if gr.strategy != "none" and (gr.r is None or alpha is None):
+        raise ConfigError(
+            f"gr.strategy: {gr.strategy} needs gr.r and gr.alpha (the papers use gr.r=0.1, gr.alpha=0.8)", "gr.strategy"
+        )
+    if gr.strategy == "sam" and not gr.r:
+        raise ConfigError("gr.strategy: sam needs gr.r > 0 (SAM's paper uses 0.05)", "gr.strategy")
+    if gr.strategy in WARMUP_STRATEGIES and warmup_epochs == 0:
+        raise ConfigError(
+            f"gr.strategy: {gr.strategy} has nothing to warm up over: gr.warmup_epochs is 0"
+            + ("" if gr.warmup_epochs is not None else " (taken from schedule.warmup_epochs)")
+            + "; set gr.warmup_epochs or take gr.strategy=constant",
+            "gr.strategy",
+        )
+    return config.model_copy(update={"gr": gr.model_copy(update={"warmup_epochs": warmup_epochs, "alpha": alpha})})
+
+
+def advice(config: RunConfig) -> list[str]:
+    """Return warnings about settings that train, but not to what their user hopes for."""
+    gr, warmup, epochs = config.gr, config.schedule.warmup_epochs, config.train.epochs
+    found = []
+    adaptive = config.optimizer.name in ("adamw", "rmsprop")
+    if adaptive and warmup > 0 and gr.strategy in ("constant", "sam") and gr.r and gr.alpha:
+        found.append(
+            f"gr.strategy={gr.strategy} is at full strength during the learning-rate warmup ({warmup:g} epochs) of an "
+            f"adaptive optimizer ({config.optimizer.name}), which arXiv 2406.09723 shows to be harmful: "
+            "try --gr zero-warmup"
+        )
+    if gr.strategy in WARMUP_STRATEGIES and (gr.warmup_epochs or 0) >= epochs:
+        found.append(
+            f"the GR warmup ({gr.warmup_epochs:g} epochs) is not over when training ends ({epochs} epochs): "
+            "set gr.warmup_epochs lower to see full gradient regularization"
+        )
+    if warmup >= epochs:
+        found.append(f"the learning-rate warmup ({warmup:g} epochs) is not over when training ends ({epochs} epochs)")
+    return found
+
+
+def dump(config: RunConfig) -> str:
+    """Return `config` as YAML with every key; `read_yaml` and `validate` give the same config back."""
+    tree = {
+        section: dict(
+            sorted(keys.items(), key=lambda item: item[0] != "name")
+        )  # the name, which chooses the rest, first
+        for section, keys in config.model_dump(mode="json").items()
+    }
+    return yaml.safe_dump(tree, sort_keys=False, allow_unicode=True)
+
+
+def flatten(config: RunConfig) -> dict[str, Any]:
+    """Return ``{"section.key": value}`` for every key of `config`."""
+    tree = config.model_dump(mode="json")
+    return {f"{section}.{key}": value for section, keys in tree.items() for key, value in keys.items()}
+
+
+def differences(old: RunConfig, new: RunConfig) -> list[str]:
+    """Return one ``key: old -> new`` line for each key whose values differ."""
+    before, after = flatten(old), flatten(new)
+    return [
+        f"{key}: {before.get(key, '-')} -> {after.get(key, '-')}"
+        for key in sorted(before.keys() | after.keys())
+        if before.get(key) != after.get(key)
+    ]

@@ -1,0 +1,230 @@
+"""The typed configuration tree. Time is in epochs, rates are per step, sizes are in examples or pixels.
+
+Importing this module imports neither jax nor numpy: config errors answer at once.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Strategy = Literal["none", "constant", "sam", "lambda-warmup", "r-warmup", "zero-warmup"]
+"""Gradient regularization strategies; see `gnpcli.schedules.gr_schedule` for what each does step by step."""
+
+WARMUP_STRATEGIES: frozenset[str] = frozenset({"lambda-warmup", "r-warmup", "zero-warmup"})
+
+
+class Section(BaseModel):
+    """A frozen section that refuses unknown keys and never converts one type into another (but int to float)."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        strict=True,
+        allow_inf_nan=False,
+        use_attribute_docstrings=True,
+        protected_namespaces=(),
+    )
+
+
+class ModelConfig(Section):
+    """The architecture. An option left at null takes the model's own default; one it does not have is an error."""
+
+    name: str
+    """Registered name, for example ``vit-s`` or ``wrn-28-10``; ``gnp models list`` shows them."""
+    patch_size: Annotated[int, Field(ge=1)] | None = None
+    """Side of a square ViT patch in pixels; the image size must be a multiple of it."""
+    dropout: Annotated[float, Field(ge=0, lt=1)] | None = None
+    """Dropout rate of the residual branches (and of the embeddings in a ViT)."""
+    attention_dropout: Annotated[float, Field(ge=0, lt=1)] | None = None
+    """Dropout rate of the attention weights."""
+    variant: Literal["paper", "upstream"] | None = None
+    """``paper`` is the architecture's own paper; ``upstream`` is what the GNP papers' code builds where it differs."""
+
+
+class DataConfig(Section):
+    """Where the images come from and how they are fed."""
+
+    name: str
+    """``digits``, ``cifar10`` or ``folder:DIR``; ``gnp data list`` shows what is present."""
+    dir: str | None = None
+    """Folder where a named data set lives; null looks in the default places of the data set."""
+    batch_size: Annotated[int, Field(ge=1)] = 128
+    """Training examples per step over all devices; the remainder of an epoch is dropped, a different one each epoch."""
+    eval_batch_size: Annotated[int, Field(ge=1)] | None = None
+    """Evaluation examples per step over all devices; null takes `batch_size`. No example is ever dropped."""
+    augment: Literal["none", "crop", "basic"] = "none"
+    """``crop``: reflect-pad and crop back at random; ``basic``: crop and a random left-right flip."""
+    crop_padding: Annotated[int, Field(ge=1)] | None = None
+    """Pixels of reflected border before the crop; null takes an eighth of the image size (4 at 32 pixels)."""
+    image_size: Annotated[int, Field(ge=1)] | None = None
+    """Side in pixels to which images are resized when read; null keeps their own size."""
+    validation_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of every training class set aside for validation, the same examples for every seed."""
+
+
+class OptimizerBase(Section):
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    """Decoupled weight decay: each step also subtracts ``lr * weight_decay * parameter``."""
+
+
+class SgdConfig(OptimizerBase):
+    """Stochastic gradient descent with momentum."""
+
+    name: Literal["sgd"]
+    lr: Annotated[float, Field(gt=0)] = 0.1
+    """Peak learning rate."""
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    """Decay of the velocity; 0 is plain gradient descent."""
+    nesterov: bool = False
+    """Nesterov's look-ahead form of the momentum."""
+
+
+class AdamWConfig(OptimizerBase):
+    """AdamW, arXiv 1711.05101."""
+
+    name: Literal["adamw"]
+    lr: Annotated[float, Field(gt=0)] = 1e-3
+    """Peak learning rate."""
+    b1: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    """Decay of the first moment."""
+    b2: Annotated[float, Field(ge=0, lt=1)] = 0.999
+    """Decay of the second moment."""
+    eps: Annotated[float, Field(gt=0)] = 1e-8
+    """Added to the root of the second moment."""
+
+
+class RmsPropConfig(OptimizerBase):
+    """RMSProp with optional momentum."""
+
+    name: Literal["rmsprop"]
+    lr: Annotated[float, Field(gt=0)] = 1e-3
+    """Peak learning rate."""
+    decay: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    """Decay of the mean of squared gradients."""
+    eps: Annotated[float, Field(gt=0)] = 1e-8
+    """Added to the mean square before its root."""
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Decay of the velocity; 0 is none."""
+    nesterov: bool = False
+    """Nesterov's look-ahead form of the momentum."""
+
+
+OptimizerConfig = Annotated[SgdConfig | AdamWConfig | RmsPropConfig, Field(discriminator="name")]
+
+
+class ScheduleBase(Section):
+    warmup_epochs: Annotated[float, Field(ge=0)] = 0.0
+    """Epochs over which the learning rate rises linearly from 0 to its peak."""
+
+
+class ConstantConfig(ScheduleBase):
+    """The peak learning rate after the warmup."""
+
+    name: Literal["constant"]
+
+
+class CosineConfig(ScheduleBase):
+    """Half a cosine from the peak, at the end of the warmup, to `final_factor` of it at the end of training."""
+
+    name: Literal["cosine"]
+    final_factor: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Learning rate at the last step as a share of the peak."""
+
+
+class SteppedConfig(ScheduleBase):
+    """The peak, multiplied by `factor` at each of the boundaries."""
+
+    name: Literal["stepped"]
+    boundaries: list[Annotated[float, Field(gt=0, lt=1)]] = [0.3, 0.6, 0.8]
+    """Where the rate drops, as shares of the whole training, rising (WideResNet's recipe: 0.3, 0.6, 0.8)."""
+    factor: Annotated[float, Field(gt=0, le=1)] = 0.2
+    """What each boundary multiplies the rate by."""
+
+
+class ExponentialConfig(ScheduleBase):
+    """An exponential decay from the peak, at the end of the warmup, to `final_factor` of it at the end of training."""
+
+    name: Literal["exponential"]
+    final_factor: Annotated[float, Field(gt=0, le=1)] = 0.012
+    """Learning rate at the end of training as a share of the peak."""
+
+
+ScheduleConfig = Annotated[
+    ConstantConfig | CosineConfig | SteppedConfig | ExponentialConfig, Field(discriminator="name")
+]
+
+
+class GrConfig(Section):
+    """Gradient regularization: the loss becomes ``L + lambda ||grad L||`` with ``lambda = alpha * r``."""
+
+    strategy: Strategy = "none"
+    """How r and alpha move during the GR warmup; ``none`` trains plainly, ``sam`` is alpha = 1."""
+    r: Annotated[float, Field(ge=0)] | None = None
+    """Perturbation radius: L2 norm of the step from the parameters to the perturbed point."""
+    alpha: Annotated[float, Field(ge=0, le=1)] | None = None
+    """Mixing weight of the perturbed gradient, ``lambda / r``; 0 is plain training, 1 is SAM."""
+    warmup_epochs: Annotated[float, Field(ge=0)] | None = None
+    """Length of the GR warmup; null takes `schedule.warmup_epochs`."""
+    gradient: Literal["finite-difference", "exact"] = "finite-difference"
+    """How the gradient of the penalty is computed: a second gradient, or a Hessian-vector product."""
+    mix: Literal["raw", "unit"] = "raw"
+    """``raw``: the papers' formula; ``unit``: their code's other default, where the clean gradient enters as a unit
+    vector (upstream-compat)."""
+
+
+class TrainConfig(Section):
+    """The length of training and what acts on the loss and the gradient."""
+
+    epochs: Annotated[int, Field(ge=1)]
+    """Passes over the training split."""
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    """Seed of the initial parameters, the order of the data, augmentation and dropout."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Compute type of the model; parameters, optimizer, norms and losses stay float32."""
+    clip_norm: Annotated[float, Field(gt=0)] | None = None
+    """Global L2 norm to which the mixed gradient is clipped; null clips nothing."""
+    l2: Annotated[float, Field(ge=0)] = 0.0
+    """Adds ``l2 / 2 * ||parameters||^2`` to the training loss of both passes; refused with `optimizer.weight_decay`."""
+    decay_biases_and_norms: bool = False
+    """Whether `l2` and `optimizer.weight_decay` also act on parameters of one dimension (biases, norm scales)."""
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of the target spread evenly over all classes; evaluation never sees it."""
+    log_every_steps: Annotated[int, Field(ge=1)] = 20
+    """Steps between two training lines of the log."""
+    eval_every_epochs: Annotated[int, Field(ge=1)] = 1
+    """Epochs between two evaluations; the last epoch is always evaluated."""
+
+
+class CheckpointConfig(Section):
+    """When the state is saved and which saves are kept. The last step is always saved."""
+
+    every_steps: Annotated[int, Field(ge=1)] | None = None
+    """Steps between two saves; null saves by epochs only."""
+    every_epochs: Annotated[int, Field(ge=1)] | None = 1
+    """Epochs between two saves; null saves by steps only."""
+    keep: Annotated[int, Field(ge=1)] = 3
+    """How many of the latest saves are kept."""
+    keep_best: bool = True
+    """Whether the save with the lowest error is kept besides (on validation where there is one, else on test)."""
+
+
+class MeshConfig(Section):
+    """The devices."""
+
+    devices: Annotated[int, Field(ge=1)] | None = None
+    """How many local devices share a batch; null takes all. Must divide the batch sizes."""
+
+
+class RunConfig(Section):
+    """A whole run: the trained parameters are a function of this and nothing else."""
+
+    model: ModelConfig
+    data: DataConfig
+    optimizer: OptimizerConfig
+    schedule: ScheduleConfig
+    gr: GrConfig = GrConfig()
+    train: TrainConfig
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    mesh: MeshConfig = MeshConfig()

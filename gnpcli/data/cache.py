@@ -1,0 +1,117 @@
+"""Decoded images kept between runs. A cache may make a run faster and must never make one fail or differ.
+
+An entry is one uncompressed ``.npz`` whose name is the fingerprint of the folder it was decoded from; the CRC that zip
+keeps of every array tells a damaged entry from a sound one. An entry replaces older ones of the same folder.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import logging
+import os
+import tempfile
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from gnpcli.data.layout import Layout
+from gnpcli.runtime import cache_dir
+
+FORMAT = 1
+"""Part of every fingerprint: raise it whenever the same files would decode to something else."""
+
+_log = logging.getLogger("gnpcli")
+_ABANDONED_S = 3600  # a temporary file this old belongs to a run that was killed
+
+
+@dataclass(frozen=True)
+class Key:
+    """What an entry is found by."""
+
+    place: str
+    """Of the folder and the image size: entries of one place replace each other."""
+    fingerprint: str
+    """Of the folder's content."""
+
+    @property
+    def filename(self) -> str:
+        """The entry's file name."""
+        return f"images-{self.place}-{self.fingerprint}.npz"
+
+
+def cache_key(layout: Layout, image_size: int | None) -> Key:
+    """Fingerprint an image folder: any change of a name, a size in bytes or a time of change gives another key.
+
+    The folder's own path is part of it: archives unpack with their files' old times, so that two folders of bitmaps
+    can agree in all names, sizes and times and hold different images.
+    """
+    root = os.path.realpath(layout.root)
+    place = hashlib.sha256(os.fsencode(f"{FORMAT}\0{root}\0{image_size}"))
+    content = place.copy()
+    for name, split in layout.splits.items():
+        lines = (
+            f"{path[len(layout.root) :]}\0{size}\0{mtime_ns}"
+            for path, (size, mtime_ns) in zip(split.paths, split.stamps, strict=True)
+        )
+        content.update(os.fsencode("\0".join([name, str(len(split.paths)), *lines])))
+    return Key(place.hexdigest()[:16], content.hexdigest()[:32])
+
+
+def read_cache(key: Key, lengths: Mapping[str, int]) -> dict[str, npt.NDArray[Any]] | None:
+    """Return the arrays of an entry; None where there is none, or, with a note in the log, where it is damaged.
+
+    Args:
+        key: As given to `write_cache`.
+        lengths: First dimension that arrays of the entry must have, by name.
+    """
+    try:
+        path = cache_dir() / key.filename
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as entry:
+            arrays = {name: entry[name] for name in entry.files}
+        if any(len(arrays[name]) != length for name, length in lengths.items()):
+            raise ValueError("wrong number of images")
+        return arrays
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except Exception as error:  # whatever a damaged zip or header brings up: the images themselves are still there
+        _log.warning("the image cache %s is damaged (%s) and will be rebuilt", key.filename, _reason(error))
+        return None
+
+
+def write_cache(key: Key, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
+    """Write an entry in one step and delete older ones of the same place; on failure leave a note in the log only."""
+    try:
+        folder = cache_dir()
+        folder.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(prefix=f"images-{key.place}-", suffix=".tmp", dir=folder)
+        try:
+            with os.fdopen(handle, "wb") as file:
+                np.savez(file, **dict[str, Any](arrays))
+            os.replace(temporary, folder / key.filename)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.unlink(temporary)
+            raise
+    except (OSError, RuntimeError) as error:
+        _log.warning("images are decoded anew by every run, the cache cannot be written: %s", _reason(error))
+        return
+    _prune(folder, key)
+
+
+def _prune(folder: Path, key: Key) -> None:
+    with contextlib.suppress(OSError):
+        for path in folder.glob(f"images-{key.place}-*"):
+            if path.name == key.filename:
+                continue
+            if path.suffix != ".tmp" or time.time() - path.stat().st_mtime > _ABANDONED_S:
+                path.unlink()
+
+
+def _reason(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

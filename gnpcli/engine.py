@@ -1,0 +1,417 @@
+"""Train and resume: the only training loop, and all side effects of a run."""
+
+from __future__ import annotations
+
+import json
+import math
+import signal
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from gnpcli.checkpoint import Checkpoints
+from gnpcli.config import RunConfig
+from gnpcli.config.loader import differences
+from gnpcli.data.base import Dataset, DataSpec, Split
+from gnpcli.data.feed import InMemoryFeed
+from gnpcli.errors import CheckpointError, DivergenceError, Interrupted
+from gnpcli.evaluation import Evaluator, load_with_progress
+from gnpcli.models import build_model
+from gnpcli.models.base import Model
+from gnpcli.optim import build_optimizer
+from gnpcli.plan import objective
+from gnpcli.runlog import MetricsLog, Screen, write_atomically
+from gnpcli.runs import CHECKPOINTS, SUMMARY, check_free, config_from_meta, create_run, note_session, read_config
+from gnpcli.runtime import describe_environment
+from gnpcli.schedules import GrSchedule, Horizon, gr_schedule, lr_schedule
+from gnpcli.sharding import make_mesh, placer, replicated
+from gnpcli.state import TrainState, init_state, run_keys
+from gnpcli.steps import make_train_step
+
+LOOKAHEAD = 2
+"""Steps dispatched before the metrics of a step are read: the device never waits for the host, nor runs far ahead."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a configuration and its data amount to: the pieces that the loop puts together."""
+
+    config: RunConfig
+    mesh: Mesh
+    spec: DataSpec
+    model: Model
+    feed: InMemoryFeed
+    horizon: Horizon
+    gr: GrSchedule
+    plain_step: Any
+    gnp_step: Any
+    init: Callable[[], TrainState]
+
+    def step_at(self, step: int) -> Any:
+        """Return the compiled step for `step`: the plain one, at half the cost, as long as lambda is 0."""
+        return self.plain_step if step < self.gr.plain_steps else self.gnp_step
+
+    def abstract_state(self) -> TrainState:
+        """Return shapes, dtypes and shardings of the state, allocating nothing."""
+        sharding = replicated(self.mesh)
+        return jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), jax.eval_shape(self.init)
+        )
+
+
+def build_task(config: RunConfig, train: Split, spec: DataSpec, mesh: Mesh) -> Task:
+    """Build model, feed, optimizer, schedules and steps; nothing is compiled yet.
+
+    Raises:
+        ConfigError: Model, image size and batch size do not fit together.
+    """
+    image_shape = (spec.image_size, spec.image_size, spec.channels)
+    model = build_model(
+        config.model,
+        num_classes=spec.num_classes,
+        image_size=spec.image_size,
+        channels=spec.channels,
+        dtype=config.train.dtype,
+    )
+    feed = InMemoryFeed(train, spec, config.data, place=placer(mesh))
+    horizon = Horizon(feed.steps_per_epoch, config.train.epochs)
+    lr, gr = lr_schedule(config.schedule, config.optimizer.lr, horizon), gr_schedule(config.gr, horizon)
+    optimizer = build_optimizer(config.optimizer, config.train, lr)
+    plain_step, gnp_step = (
+        make_train_step(model, feed, optimizer, config.train, config.gr, gr, lr, mesh, is_plain=is_plain)
+        for is_plain in (True, False)
+    )
+    init = jax.jit(lambda: init_state(model, image_shape, optimizer, config.train.seed), out_shardings=replicated(mesh))
+    return Task(config, mesh, spec, model, feed, horizon, gr, plain_step, gnp_step, init)
+
+
+def train(config: RunConfig, run_dir: Path, *, max_steps: int | None = None, quiet: bool = False) -> dict[str, Any]:
+    """Train `config` from the start into a new run folder.
+
+    Args:
+        config: Resolved configuration.
+        run_dir: New or empty folder.
+        max_steps: Stop, saved and evaluated, after this many steps; the schedules keep the length of the whole
+            training, so that `resume` goes on as if it had not stopped.
+        quiet: Print only results and warnings.
+
+    Returns:
+        What ``summary.json`` holds.
+
+    Raises:
+        GnpError: See its kinds; the run folder is left resumable.
+    """
+    check_free(run_dir, config)
+    screen = Screen(quiet=quiet)
+    # Everything that can be wrong with data and model shows before a run folder exists.
+    task, dataset = _prepare(config, screen)
+    create_run(run_dir, config)
+    return _run(task, dataset, run_dir.resolve(), screen, max_steps)
+
+
+def resume(run_dir: Path, *, max_steps: int | None = None, quiet: bool = False) -> dict[str, Any]:
+    """Continue a run from its last good checkpoint, bit for bit; arguments, result and errors as in `train`."""
+    screen = Screen(quiet=quiet)
+    task, dataset = _prepare(read_config(run_dir), screen)
+    return _run(task, dataset, run_dir.resolve(), screen, max_steps)
+
+
+def _prepare(config: RunConfig, screen: Screen) -> tuple[Task, Dataset]:
+    mesh = make_mesh(config)
+    dataset = load_with_progress(config, screen)
+    return build_task(config, dataset.train, dataset.spec, mesh), dataset
+
+
+def _run(task: Task, dataset: Dataset, run_dir: Path, screen: Screen, max_steps: int | None) -> dict[str, Any]:
+    total = task.horizon.total_steps
+    checkpoints = Checkpoints(run_dir / CHECKPOINTS, task.config.checkpoint)
+    try:
+        state = _restore(task, checkpoints, screen)
+        start = 0 if state is None else int(state.step)
+        stop = total if max_steps is None else min(total, max_steps)
+        summary = _read_summary(run_dir)
+        if start >= stop and summary.get("step") == start and summary.get("status") in ("finished", "stopped"):
+            screen.line(f"{run_dir} is already at step {start}: nothing to do", style="bold")
+            return summary
+        state = task.init() if state is None else state
+        note_session(run_dir, describe_environment(), start)
+        _introduce(task, dataset, run_dir, screen, state, start)
+        evaluators = {
+            name: Evaluator(split, task.spec, task.config, task.model, task.mesh)
+            for name, split in (("val", dataset.validation), ("test", dataset.test))
+            if split is not None
+        }
+        log = MetricsLog(run_dir, start)
+        try:
+            with screen.progress(total, start), _stop_signals() as received:
+                summary = _Loop(task, state, evaluators, checkpoints, log, screen).run(start, stop, received)
+        except DivergenceError as error:
+            _write_summary(run_dir, {"status": "diverged", "error": str(error)})
+            raise
+        finally:
+            log.close()
+    finally:
+        checkpoints.close()
+    summary = _write_summary(run_dir, summary)
+    if received:
+        raise Interrupted(
+            f"stopped by {received[0].name} after step {summary['step']}, saved; continue with `gnp resume {run_dir}`",
+            received[0],
+        )
+    return summary
+
+
+def _read_summary(run_dir: Path) -> dict[str, Any]:
+    path = run_dir / SUMMARY
+    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else {}
+
+
+def _write_summary(run_dir: Path, summary: dict[str, Any]) -> dict[str, Any]:
+    summary = {"run_dir": str(run_dir), **summary}
+    write_atomically(run_dir / SUMMARY, json.dumps(summary, indent=2) + "\n")
+    return summary
+
+
+class _Loop:
+    """The training loop and what it carries from step to step."""
+
+    def __init__(
+        self,
+        task: Task,
+        state: TrainState,
+        evaluators: dict[str, Evaluator],
+        checkpoints: Checkpoints,
+        log: MetricsLog,
+        screen: Screen,
+    ):
+        self.task, self.state, self.evaluators = task, state, evaluators
+        self.checkpoints, self.log, self.screen = checkpoints, log, screen
+        self.pending: deque[tuple[int, dict[str, jax.Array]]] = deque()
+        self.results: dict[str, dict[str, Any]] = {}
+        self.saved_step: int | None = None
+        self.meta = {"config": task.config.model_dump(mode="json"), "data": task.spec.to_dict()}
+        self.clock = _Clock(task.config.data.batch_size)
+
+    def run(self, start: int, stop: int, received: list[signal.Signals]) -> dict[str, Any]:
+        """Run the steps from `start` to `stop`, or to a signal; return the summary."""
+        task, per_epoch = self.task, self.task.horizon.steps_per_epoch
+        order_key = run_keys(task.config.train.seed).order
+        compiled: set[Any] = set()
+        step = start
+        while step < stop and not received:
+            step_fn = task.step_at(step)
+            if step_fn not in compiled:
+                self._drain(0)
+                self.screen.status(f"compiling the {'plain' if step_fn is task.plain_step else 'GNP'} step")
+            source = task.feed.source(order_key, step // per_epoch)
+            self.state, metrics = step_fn(self.state, source)
+            step += 1
+            self.pending.append((step, metrics))
+            if step_fn not in compiled:
+                compiled.add(step_fn)
+                jax.block_until_ready(metrics)
+                self.clock.pause(step)
+            self._drain(LOOKAHEAD)
+            self._at_boundary(step, is_last=step == stop or bool(received), is_signal=bool(received))
+        if step == start:  # nothing to train: max_steps of 0, or a signal before the first step
+            self._at_boundary(step, is_last=True, is_signal=bool(received))
+        self.checkpoints.wait()
+        return self._summary(step, is_interrupted=bool(received))
+
+    def _at_boundary(self, step: int, *, is_last: bool, is_signal: bool) -> None:
+        """Evaluate and save where this step calls for it; before either, all its metrics are known to be finite."""
+        config, per_epoch = self.task.config, self.task.horizon.steps_per_epoch
+        epoch, is_epoch_end = step // per_epoch, step % per_epoch == 0
+        evaluate = is_last or (is_epoch_end and epoch % config.train.eval_every_epochs == 0)
+        every_steps, every_epochs = config.checkpoint.every_steps, config.checkpoint.every_epochs
+        save = (
+            is_last
+            or (every_steps is not None and step % every_steps == 0)
+            or (every_epochs is not None and is_epoch_end and epoch % every_epochs == 0)
+        )
+        if not evaluate and not save:
+            return
+        self._drain(0)
+        error_rate = None
+        if evaluate and not is_signal:
+            error_rate = self._evaluate(step)
+        if save:
+            self.checkpoints.save(self.state, self.meta, error_rate)
+            self.saved_step = step
+        self.clock.pause(step)
+
+    def _evaluate(self, step: int) -> float | None:
+        """Evaluate every split; return the error rate that decides which checkpoint is best."""
+        self.screen.status("evaluating")
+        for split, evaluator in self.evaluators.items():
+            result = evaluator(self.state.params, self.state.model_state)
+            self.log.write({"step": step, "epoch": self._epoch(step), "split": split, **result})
+            if not math.isfinite(result["loss"]):
+                raise DivergenceError(f"the {split} loss after step {step} is {result['loss']}; {self._last_good()}")
+            self.results[split] = {"step": step, **result}
+        if not self.results:
+            return None
+        told = "  ".join(
+            f"{split} error {100 * result['error_rate']:.2f} %  loss {result['loss']:.4f}"
+            for split, result in self.results.items()
+        )
+        self.screen.line(f"epoch {self._epoch(step):g}/{self.task.config.train.epochs}  step {step}  {told}")
+        return float(next(iter(self.results.values()))["error_rate"])  # val where there is one, else test
+
+    def _drain(self, keep: int) -> None:
+        """Read the metrics of all but the last `keep` dispatched steps: check every one, log those that are due."""
+        every = self.task.config.train.log_every_steps
+        while len(self.pending) > keep:
+            step, on_device = self.pending.popleft()
+            metrics = {name: float(value) for name, value in jax.device_get(on_device).items()}
+            fault = _non_finite(metrics)
+            rate = self.clock.rate(step)
+            if fault or step % every == 0 or step in (1, self.task.horizon.total_steps):
+                self.log.write({"step": step, "epoch": self._epoch(step), "split": "train", **metrics, **rate})
+            if fault:
+                raise DivergenceError(f"step {step}: {fault}; {self._last_good()}")
+            self.screen.update(step, f"epoch {self._epoch(step - 1):.0f}", metrics, rate["images_per_s"])
+
+    def _epoch(self, step: int) -> float:
+        return round(step / self.task.horizon.steps_per_epoch, 4)
+
+    def _last_good(self) -> str:
+        self.checkpoints.wait()
+        steps = self.checkpoints.steps()
+        saved = f"the last good checkpoint is step {steps[-1]}" if steps else "there is no checkpoint yet"
+        return f"{saved}; try a lower optimizer.lr, a lower gr.r, or train.clip_norm"
+
+    def _summary(self, step: int, *, is_interrupted: bool) -> dict[str, Any]:
+        best = self.checkpoints.best_step()
+        status = "interrupted" if is_interrupted else "finished" if step == self.task.horizon.total_steps else "stopped"
+        return {
+            "status": status,
+            "step": step,
+            "epoch": self._epoch(step),
+            "total_steps": self.task.horizon.total_steps,
+            "num_parameters": sum(leaf.size for leaf in jax.tree.leaves(self.state.params)),
+            **self.results,
+            "best_step": best,
+            "best_split": next(iter(self.evaluators), None),
+            **self.clock.totals(),
+        }
+
+
+class _Clock:
+    """Wall time of training: since the start, and images/s between pauses (compilation, evaluation, saving)."""
+
+    def __init__(self, batch_size: int):
+        self._batch_size = batch_size
+        self._start = self._mark = time.perf_counter()
+        self._marked_step: int | None = None
+        self._trained_s = 0.0
+        self._trained_steps = 0
+
+    def pause(self, step: int) -> None:
+        """Leave out the time since the last rate, and start again behind `step`."""
+        self._mark, self._marked_step = time.perf_counter(), step
+
+    def rate(self, step: int) -> dict[str, Any]:
+        """Return images/s since the mark (None for the first step behind a pause) and the seconds since the start."""
+        now = time.perf_counter()
+        rate = None
+        if self._marked_step is not None and step > self._marked_step:
+            steps, elapsed = step - self._marked_step, now - self._mark
+            rate = steps * self._batch_size / elapsed
+            self._trained_s += elapsed
+            self._trained_steps += steps
+        self._mark, self._marked_step = now, step
+        return {"images_per_s": rate, "elapsed_s": round(now - self._start, 3)}
+
+    def totals(self) -> dict[str, Any]:
+        images = self._trained_steps * self._batch_size
+        return {
+            "elapsed_s": round(time.perf_counter() - self._start, 3),
+            "images_per_s": images / self._trained_s if self._trained_s else None,
+        }
+
+
+def _non_finite(metrics: dict[str, float]) -> str | None:
+    """Name the first quantity of a step that is not finite, in the order in which a step computes them."""
+    for name, what in (
+        ("loss", "the loss of the clean pass"),
+        ("clean_grad_norm", "the gradient norm of the clean pass"),
+        ("perturbed_loss", "the loss of the perturbed pass"),
+        ("perturbed_grad_norm", "the gradient norm of the perturbed pass"),
+        ("grad_norm", "the norm of the mixed gradient"),
+        ("update_norm", "the norm of the update"),
+    ):
+        if not math.isfinite(metrics[name]):
+            return f"{what} is {metrics[name]}"
+    return None
+
+
+@contextmanager
+def _stop_signals() -> Iterator[list[signal.Signals]]:
+    """Collect SIGINT and SIGTERM for the loop to act on between steps; a second one acts at once, as usual."""
+    received: list[signal.Signals] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield received
+        return
+
+    def note(number: int, frame: Any) -> None:
+        received.append(signal.Signals(number))
+        restore()
+
+    old = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def restore() -> None:
+        for number, handler in old.items():
+            signal.signal(number, handler)
+
+    try:
+        yield received
+    finally:
+        restore()
+
+
+def _restore(task: Task, checkpoints: Checkpoints, screen: Screen) -> TrainState | None:
+    """Return the state of the last good checkpoint, None where there is none; damaged ones are set aside and named."""
+
+    def restore(step: int) -> TrainState:
+        meta = checkpoints.read_meta(step)
+        different = differences(config_from_meta(meta), task.config)
+        if different:
+            raise CheckpointError(
+                f"the checkpoint of step {step} in {checkpoints.directory} is of another configuration: "
+                + "; ".join(different)
+            )
+        return checkpoints.restore(step, task.abstract_state())
+
+    def on_damaged(step: int, error: CheckpointError) -> None:
+        moved = checkpoints.set_aside(step)
+        screen.line(f"warning: {error}; moved to {moved.name}, falling back to the one before", style="yellow")
+
+    found = checkpoints.restore_latest(restore, on_damaged=on_damaged)
+    return None if found is None else found[1]
+
+
+def _introduce(task: Task, dataset: Dataset, run_dir: Path, screen: Screen, state: TrainState, start: int) -> None:
+    config, spec = task.config, task.spec
+    count = sum(leaf.size for leaf in jax.tree.leaves(state.params))
+    sizes = "  ".join(
+        f"{name} {len(split.labels):,}"
+        for name, split in (("train", dataset.train), ("val", dataset.validation), ("test", dataset.test))
+        if split is not None
+    )
+    screen.line(f"run        {run_dir}")
+    screen.line(f"model      {config.model.name}, {count:,} parameters, {config.train.dtype}")
+    screen.line(f"data       {config.data.name}: {sizes}, {spec.num_classes} classes, {spec.image_size} px")
+    screen.line(f"objective  {objective(config)}")
+    screen.line(
+        f"steps      {task.horizon.total_steps:,} ({task.horizon.steps_per_epoch} an epoch) on "
+        f"{task.mesh.size} {jax.default_backend()} device(s)" + (f", from step {start}" if start else "")
+    )

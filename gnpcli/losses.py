@@ -1,0 +1,82 @@
+"""Losses and metric sums, pure. Shapes: B examples, C classes."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+
+def cross_entropy(logits: jax.Array, labels: jax.Array, smoothing: float = 0.0) -> jax.Array:
+    """Return the cross-entropy of each example, in nats.
+
+    The target is ``(1 - smoothing) * one_hot(label) + smoothing / C`` (label smoothing, arXiv 1512.00567, section 7).
+
+    Args:
+        logits: ``[B, C]`` float32.
+        labels: ``[B]`` int32 in ``[0, C)``.
+        smoothing: In ``[0, 1)``; 0 is the plain cross-entropy.
+
+    Returns:
+        ``[B]`` float32, not averaged.
+    """
+    log_probs = jax.nn.log_softmax(logits, axis=-1)
+    own = jnp.take_along_axis(log_probs, labels[:, None], axis=-1)[:, 0]
+    if smoothing == 0.0:
+        return -own
+    return -(1 - smoothing) * own - smoothing * jnp.mean(log_probs, axis=-1)
+
+
+def is_outside_top(logits: jax.Array, labels: jax.Array, k: int) -> jax.Array:
+    """Return ``[B]`` bool: whether the label is not among the k largest logits.
+
+    Of equal logits the lower class index counts as larger, as in `jnp.argmax`. A NaN at the label, or a label beaten by
+    nothing because the others are NaN, is outside: a diverged model has no right answers.
+    """
+    own = jnp.take_along_axis(logits, labels[:, None], axis=-1)
+    classes = jnp.arange(logits.shape[-1], dtype=labels.dtype)[None, :]
+    is_below = (logits < own) | ((logits == own) & (classes >= labels[:, None]))
+    return jnp.sum(~is_below, axis=-1) >= k
+
+
+class MetricSums(NamedTuple):
+    """Sums over the examples of an evaluation, from which the averages follow once at the end."""
+
+    loss: jax.Array
+    """Sum of the cross-entropy without smoothing and without L2, float32."""
+    errors: jax.Array
+    """Examples whose largest logit is not their label, int32."""
+    top5_errors: jax.Array
+    """Examples whose label is not among the five largest logits, int32."""
+    count: jax.Array
+    """Examples, int32."""
+
+
+def zero_sums() -> MetricSums:
+    """Return the sums over no examples."""
+    return MetricSums(jnp.zeros((), jnp.float32), *(jnp.zeros((), jnp.int32) for _ in range(3)))
+
+
+def metric_sums(logits: jax.Array, labels: jax.Array, mask: jax.Array) -> MetricSums:
+    """Sum loss and errors over the examples where `mask` (``[B]`` bool) is set; padding may hold anything, even NaN."""
+
+    def total(values: jax.Array, dtype: Any) -> jax.Array:
+        return jnp.sum(jnp.where(mask, values.astype(dtype), jnp.zeros((), dtype)))
+
+    return MetricSums(
+        loss=total(cross_entropy(logits, labels), jnp.float32),
+        errors=total(is_outside_top(logits, labels, 1), jnp.int32),
+        top5_errors=total(is_outside_top(logits, labels, 5), jnp.int32),
+        count=jnp.sum(mask.astype(jnp.int32)),
+    )
+
+
+def half_squared_norm(params: Any, mask: Any) -> jax.Array:
+    """Return ``||params||^2 / 2`` over the leaves where `mask`, a tree of bools of the same structure, is True."""
+    squares = [
+        jnp.sum(jnp.square(leaf.astype(jnp.float32)))
+        for leaf, is_on in zip(jax.tree.leaves(params), jax.tree.leaves(mask), strict=True)
+        if is_on
+    ]
+    return 0.5 * sum(squares, jnp.zeros((), jnp.float32))

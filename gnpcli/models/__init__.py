@@ -1,0 +1,119 @@
+"""The registry of models. Importing it imports neither jax nor flax: a family's module loads when it is built.
+
+A new family is one file in this folder, with a function ``build(architecture, config, *, num_classes, image_size,
+channels, dtype) -> Model``, and one line in `MODELS` per size.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from gnpcli.config.schema import ModelConfig
+from gnpcli.errors import ConfigError, suggest
+
+if TYPE_CHECKING:
+    from gnpcli.models.base import Model
+
+OPTION_NAMES: tuple[str, ...] = tuple(field for field in ModelConfig.model_fields if field != "name")
+"""Every option that some model has: the fields of `ModelConfig` besides the name."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One registered architecture.
+
+    Attributes:
+        module: Import path of the family's module, which has the function `build`.
+        architecture: The sizes that make this member of the family; not configurable.
+        options: The `ModelConfig` fields that this model takes, with their defaults.
+        paper: arXiv number of the architecture's paper.
+    """
+
+    module: str
+    architecture: Mapping[str, int]
+    options: Mapping[str, object]
+    paper: str
+
+
+def _vit(dim: int, depth: int, heads: int, patch_size: int = 4) -> Entry:
+    architecture = {"dim": dim, "depth": depth, "heads": heads, "mlp": 4 * dim}
+    options = {"patch_size": patch_size, "dropout": 0.0, "attention_dropout": 0.0}
+    return Entry("gnpcli.models.vit", architecture, options, "2010.11929")
+
+
+def _wide_resnet(depth: int, width: int) -> Entry:
+    options = {"dropout": 0.0, "variant": "paper"}
+    return Entry("gnpcli.models.wide_resnet", {"depth": depth, "width": width}, options, "1605.07146")
+
+
+MODELS: dict[str, Entry] = {
+    "vit-nano": _vit(dim=64, depth=4, heads=4, patch_size=2),  # for images of about 8 x 8 pixels
+    "vit-ti": _vit(dim=192, depth=12, heads=3),
+    "vit-s": _vit(dim=384, depth=12, heads=6),
+    "vit-b": _vit(dim=768, depth=12, heads=12),
+    "vit-l": _vit(dim=1024, depth=24, heads=16),
+    "wrn-16-4": _wide_resnet(depth=16, width=4),
+    "wrn-28-10": _wide_resnet(depth=28, width=10),
+    "wrn-40-10": _wide_resnet(depth=40, width=10),
+}
+
+
+def register_model(name: str, entry: Entry) -> None:
+    """Add a model to the registry, for example from a user's own package.
+
+    Raises:
+        ValueError: The name is taken, or an option is not a field of `ModelConfig`.
+    """
+    if name in MODELS:
+        raise ValueError(f"a model named {name!r} is already registered")
+    if unknown := sorted(set(entry.options) - set(OPTION_NAMES)):
+        raise ValueError(f"options of {name!r} that ModelConfig does not have: {', '.join(unknown)}")
+    MODELS[name] = entry
+
+
+def resolve_model(config: ModelConfig) -> ModelConfig:
+    """Return the configuration with the model's own default for every option that it takes and that is null.
+
+    Raises:
+        ConfigError: The name is not registered, or an option is set that this model does not have.
+    """
+    if config.name not in MODELS:
+        raise ConfigError(
+            f"unknown model {config.name!r}{suggest(config.name, MODELS)}; the models are {', '.join(MODELS)}",
+            key="model.name",
+        )
+    options = MODELS[config.name].options
+    chosen = {option: value for option in OPTION_NAMES if (value := getattr(config, option)) is not None}
+    for option in chosen:
+        if option not in options:
+            has = f"its options are {', '.join(options)}" if options else "it has no options"
+            raise ConfigError(f"{config.name} has no option {option!r}; {has}", key=f"model.{option}")
+    return config.model_copy(update={**options, **chosen})
+
+
+def build_model(
+    config: ModelConfig, *, num_classes: int, image_size: int, channels: int, dtype: str = "float32"
+) -> Model:
+    """Build a model for square images of `image_size` pixels with `channels` channels.
+
+    Args:
+        config: Name and options; resolved here, so null options are welcome.
+        num_classes: Number of logits.
+        image_size: Height and width of the images in pixels.
+        channels: Channels of the images.
+        dtype: Compute type, ``float32`` or ``bfloat16``. Parameters, normalisation statistics, the softmax of the
+            attention and logits are float32 in both.
+
+    Raises:
+        ConfigError: As `resolve_model`; or the options do not suit the images.
+    """
+    config = resolve_model(config)
+    entry = MODELS[config.name]
+    family = importlib.import_module(entry.module)
+    model: Model = family.build(
+        entry.architecture, config, num_classes=num_classes, image_size=image_size, channels=channels, dtype=dtype
+    )
+    return model

@@ -1,0 +1,86 @@
+"""What the engine sees of a model: two functions on plain nested dicts, whatever library the model is written in."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+Params = dict[str, Any]
+"""Trained arrays, nested dicts, float32 whatever the compute type."""
+State = dict[str, Any]
+"""Arrays that move without a gradient: ``{"batch_stats": {...}}`` in float32, or ``{}`` without BatchNorm."""
+ImageShape = tuple[int, int, int]
+"""Shape of one image, ``(H, W, C)``; a tuple, so that it can be a static argument of `jax.jit`."""
+
+
+class InitFn(Protocol):
+    """Draws the initial parameters and state."""
+
+    def __call__(self, key: jax.Array, image_shape: ImageShape) -> tuple[Params, State]: ...
+
+
+class ApplyFn(Protocol):
+    """Runs the network on a batch."""
+
+    def __call__(
+        self, params: Params, state: State, images: jax.Array, train: bool, key: jax.Array | None
+    ) -> tuple[jax.Array, State]: ...
+
+
+@dataclass(frozen=True)
+class Model:
+    """A network as a pair of pure functions, both traceable by `jax.jit`, `jax.grad` and `jax.eval_shape`.
+
+    Attributes:
+        init: ``init(key, image_shape) -> (params, state)``; `image_shape` is ``(H, W, C)`` of one image, static.
+            Parameters and state do not depend on a batch size. Run it under `jax.jit`: only the draws remain of it.
+        apply: ``apply(params, state, images, train, key) -> (logits, state)``. `images` are float32 ``[B, H, W, C]``,
+            already normalised; logits are float32 ``[B, classes]``. `train` is a Python bool. In train mode dropout
+            draws from `key` (which may be None for a model whose rates are all 0) and BatchNorm normalises with the
+            statistics of the batch and returns the moved running averages. In eval mode nothing is random, `key` is
+            ignored and may be None, and the state comes back as it went in.
+    """
+
+    init: InitFn
+    apply: ApplyFn
+
+
+def from_linen(module: nn.Module) -> Model:
+    """Adapt a Flax Linen module whose call is ``module(images, train=bool) -> logits`` to `Model`.
+
+    Its ``params`` collection becomes the parameters and all others the state; its ``dropout`` stream is seeded with
+    the key of `Model.apply`.
+    """
+
+    def init(key: jax.Array, image_shape: ImageShape) -> tuple[Params, State]:
+        images = jnp.zeros((1, *image_shape), jnp.float32)
+        # Eval mode: initialisation needs no dropout stream and must not move the running averages.
+        variables = dict(module.init({"params": key}, images, train=False))
+        return variables.pop("params"), variables
+
+    def apply(
+        params: Params, state: State, images: jax.Array, train: bool, key: jax.Array | None
+    ) -> tuple[jax.Array, State]:
+        variables = {"params": params, **state}
+        images = jnp.asarray(images)  # NumPy images with NumPy parameters would be computed by NumPy, in its types
+        if not train:
+            return module.apply(variables, images, train=False), state
+        rngs = {} if key is None else {"dropout": key}
+        logits, moved = module.apply(variables, images, train=True, rngs=rngs, mutable=list(state))
+        return logits, dict(moved)
+
+    return Model(init, apply)
+
+
+def count_parameters(model: Model, image_shape: ImageShape) -> int:
+    """Return the number of trained scalars for images of shape ``(H, W, C)``; only shapes are computed."""
+
+    def params() -> Params:
+        return model.init(jax.random.key(0), image_shape)[0]
+
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(jax.eval_shape(params)))

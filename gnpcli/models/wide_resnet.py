@@ -1,0 +1,176 @@
+"""Wide residual networks WRN-depth-width, arXiv 1605.07146: table 1 and section 2.
+
+Legend: ``[B, H, W, C]`` batch, height, width, channels.
+
+Two variants. ``paper``: where the number of channels changes, the shortcut is a 1x1 convolution of the activated
+input, as in the authors' code. ``upstream``: what the GNP papers' code (and SAM's) builds, where the shortcut is an
+average pooling padded with zero channels, and where the activation comes before the residual split only in the very
+first block.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+
+from gnpcli.config.schema import ModelConfig
+from gnpcli.models.base import Model, from_linen
+from gnpcli.models.layers import DTYPES, BatchNorm, Dense, Dropout, compact
+
+STEM_CHANNELS = 16
+
+he_normal_fan_out = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+
+# Limit sqrt(3 * scale / fan_out): U(-1, 1) / sqrt(classes).
+head_uniform = nn.initializers.variance_scaling(1 / 3, "fan_out", "uniform")
+
+
+def conv(channels: int, size: int, stride: int, same: bool, dtype: np.dtype, name: str) -> nn.Conv:
+    """Return a `size` x `size` convolution without bias; the answer has ``ceil(H / stride)`` rows.
+
+    With a stride of 2 and even sides, XLA's ``SAME`` (`same`) pads only below and to the right, which shifts the
+    answer by a pixel against a 1x1 shortcut of stride 2; the symmetric padding of the paper's code does not.
+    """
+    padding = "SAME" if same else ((size // 2, size // 2),) * 2
+    return nn.Conv(
+        channels,
+        (size, size),
+        strides=(stride, stride),
+        padding=padding,
+        use_bias=False,
+        kernel_init=he_normal_fan_out,
+        dtype=dtype,
+        name=name,
+    )
+
+
+def pool_and_pad(x: jax.Array, channels: int, stride: int) -> jax.Array:
+    """Average over `stride` x `stride` windows and append zero channels up to `channels`.
+
+    At odd sides the last window holds fewer pixels and is the mean of those.
+    """
+    if stride > 1:
+        x = nn.avg_pool(x, (stride, stride), (stride, stride), padding="SAME", count_include_pad=False)
+    return jnp.pad(x, ((0, 0), (0, 0), (0, 0), (0, channels - x.shape[-1])))
+
+
+class NormRelu(nn.Module):
+    """BatchNorm, then ReLU."""
+
+    dtype: np.dtype
+
+    @compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        """Normalise ``[B, H, W, C]`` per channel."""
+        answer: jax.Array = jax.nn.relu(BatchNorm(momentum=0.9, eps=1e-5, dtype=self.dtype, name="norm")(x, train))
+        return answer
+
+
+class Block(nn.Module):
+    """Pre-activation block of two 3x3 convolutions, figure 1(c) or, with dropout, 1(d) of the paper.
+
+    Attributes:
+        channels: Channels of the answer.
+        stride: Of the first convolution and the shortcut.
+        activate_first: Whether the shortcut too starts from the activated input.
+        variant: Form of the shortcut where the number of channels changes.
+        dropout: Rate between the convolutions (section 2.4), in ``[0, 1)``.
+        dtype: Compute type.
+    """
+
+    channels: int
+    stride: int
+    activate_first: bool
+    variant: str
+    dropout: float
+    dtype: np.dtype
+
+    @compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        """Map ``[B, H, W, C]`` to ``[B, ceil(H / stride), ceil(W / stride), channels]``."""
+        same = self.variant == "upstream"
+        y = NormRelu(self.dtype, name="act_1")(x, train)
+        if self.activate_first:
+            x = y
+        y = conv(self.channels, 3, self.stride, same, self.dtype, "conv_1")(y)
+        y = NormRelu(self.dtype, name="act_2")(y, train)
+        y = Dropout(self.dropout)(y, train)
+        y = conv(self.channels, 3, 1, same, self.dtype, "conv_2")(y)
+        if x.shape[-1] != self.channels or self.stride != 1:
+            if self.variant == "upstream":
+                x = pool_and_pad(x, self.channels, self.stride)
+            else:
+                x = conv(self.channels, 1, self.stride, same, self.dtype, "shortcut")(x)
+        answer: jax.Array = x + y
+        return answer
+
+
+class WideResNet(nn.Module):
+    """The whole network, ``[B, H, W, C] -> [B, classes]`` in float32, for images of any size.
+
+    Attributes:
+        depth: Number of convolutions on the longest path, ``6 n + 4`` for n blocks in each of the three groups.
+        width: Multiplier of the channels 16, 32, 64 of the groups.
+        num_classes: Number of logits.
+        variant: ``paper`` or ``upstream``, see the module.
+        dropout: Rate between the convolutions of a block, in ``[0, 1)``.
+        dtype: Compute type; the statistics of BatchNorm, the mean over the pixels and the head are float32 always.
+    """
+
+    depth: int
+    width: int
+    num_classes: int
+    variant: str
+    dropout: float
+    dtype: np.dtype
+
+    @compact
+    def __call__(self, images: jax.Array, train: bool) -> jax.Array:
+        """Return the logits."""
+        x = conv(STEM_CHANNELS, 3, 1, self.variant == "upstream", self.dtype, "stem")(images)
+        for group in range(3):
+            channels = 2**group * STEM_CHANNELS * self.width
+            for index in range((self.depth - 4) // 6):
+                # The paper's code activates before the split wherever the channels change, the GNP papers' code in
+                # the first block of all, which in the widths of both is such a place too.
+                changes = x.shape[-1] != channels
+                x = Block(
+                    channels=channels,
+                    stride=2 if group > 0 and index == 0 else 1,
+                    activate_first=changes if self.variant == "paper" else group == 0 and index == 0,
+                    variant=self.variant,
+                    dropout=self.dropout,
+                    dtype=self.dtype,
+                    name=f"group_{group}_block_{index}",
+                )(x, train)
+        x = NormRelu(self.dtype, name="act")(x, train)
+        x = x.astype(jnp.float32).mean(axis=(1, 2))
+        logits: jax.Array = Dense(self.num_classes, head_uniform, name="head")(x)
+        return logits
+
+
+def build(
+    architecture: Mapping[str, int],
+    config: ModelConfig,
+    *,
+    num_classes: int,
+    image_size: int,
+    channels: int,
+    dtype: str,
+) -> Model:
+    """Build a wide residual network; see `gnpcli.models.build_model` for the arguments."""
+    del image_size, channels  # convolutions and the mean over the pixels take any
+    if (architecture["depth"] - 4) % 6:
+        raise ValueError(f"the depth of a wide residual network is 6 n + 4, not {architecture['depth']}")
+    module = WideResNet(
+        **architecture,
+        num_classes=num_classes,
+        variant=config.variant or "paper",
+        dropout=config.dropout or 0.0,
+        dtype=DTYPES[dtype],
+    )
+    return from_linen(module)

@@ -1,0 +1,76 @@
+"""What a configuration will do, said before it is done: the dry run."""
+
+from __future__ import annotations
+
+from gnpcli.config import WARMUP_STRATEGIES, RunConfig
+
+
+def objective(config: RunConfig) -> str:
+    """Return the training objective as a formula with its numbers.
+
+    >>> from gnpcli.presets import resolve
+    >>> objective(resolve("vit-s-cifar10-zero-warmup"))
+    'L + 0.1 ||grad L||  (alpha 1, r 0.1, finite-difference), plain for the first 40 epochs'
+    """
+    gr, train = config.gr, config.train
+    loss = "L" if not train.l2 else f"L + {train.l2 / 2:g} ||w||^2"
+    strength = (gr.alpha or 0.0) * (gr.r or 0.0)
+    if gr.strategy == "none" or strength == 0:
+        return loss
+    inner = "L" if not train.l2 else "(L + L2)"
+    mix = "" if gr.mix == "raw" else ", unit clean gradient"
+    text = f"{loss} + {strength:g} ||grad {inner}||  (alpha {gr.alpha:g}, r {gr.r:g}, {gr.gradient}{mix})"
+    if gr.strategy not in WARMUP_STRATEGIES:
+        return text
+    what = {"lambda-warmup": "alpha rising from 0", "r-warmup": "r rising from 0", "zero-warmup": "plain"}[gr.strategy]
+    return f"{text}, {what} for the first {gr.warmup_epochs:g} epochs"
+
+
+def describe(config: RunConfig, run_dir: str) -> list[str]:
+    """Return what training `config` would do, a line each: objective, parameters, steps, where checkpoints go.
+
+    Sizes come from the data set where it is present and from what is known of it otherwise; no image is decoded.
+
+    Raises:
+        ConfigError: Model, image size and batch size do not fit together.
+    """
+    from gnpcli.data import describe as describe_data
+
+    train, checkpoint = config.train, config.checkpoint
+    lines = [f"objective    {objective(config)}"]
+    data = describe_data(config.data)
+    if data is None:
+        unknown = f"unknown until {config.data.name} is present"
+        lines += [f"parameters   {unknown}", f"steps        {unknown}"]
+    else:
+        from gnpcli.data.feed import steps_per_epoch
+        from gnpcli.models import build_model
+        from gnpcli.models.base import count_parameters
+        from gnpcli.schedules import Horizon, gr_schedule
+
+        model = build_model(
+            config.model,
+            num_classes=data.num_classes,
+            image_size=data.image_size,
+            channels=data.channels,
+            dtype=train.dtype,
+        )
+        count = count_parameters(model, (data.image_size, data.image_size, data.channels))
+        horizon = Horizon(steps_per_epoch(data.num_train, config.data.batch_size), train.epochs)
+        plain = gr_schedule(config.gr, horizon).plain_steps
+        passes = 2 * horizon.total_steps - plain
+        lines += [
+            f"parameters   {count:,} ({config.model.name}, {train.dtype})",
+            f"data         {data.num_train:,} train, {data.num_validation:,} val, {data.num_test:,} test; "
+            f"{data.num_classes} classes, {data.image_size} px, {data.channels} channel(s)",
+            f"steps        {horizon.total_steps:,} ({horizon.steps_per_epoch} an epoch, {train.epochs} epochs), of "
+            f"them {plain:,} plain: {passes / horizon.total_steps:.2f} times the gradients of plain training",
+        ]
+    when = [
+        f"every {number} {unit}"
+        for number, unit in ((checkpoint.every_steps, "step(s)"), (checkpoint.every_epochs, "epoch(s)"))
+        if number
+    ]
+    kept = f"the last {checkpoint.keep}" + (" and the best" if checkpoint.keep_best else "")
+    lines.append(f"checkpoints  {run_dir}/checkpoints, {' and '.join(when)}, keeping {kept}")
+    return lines

@@ -1,0 +1,153 @@
+"""What a run tells: ``metrics.jsonl`` and TensorBoard events for machines, a progress bar or plain lines for people."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.text import Text
+
+Record = dict[str, Any]
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a file so that a reader, or a kill, sees the old content or the new, never a part of it."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        with open(temporary, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def read_metrics(path: Path) -> list[Record]:
+    """Return the records of a ``metrics.jsonl``; a last line cut short by a kill is left out."""
+    records = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+        try:
+            records.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return records
+
+
+class MetricsLog:
+    """Appends records to ``metrics.jsonl`` and to TensorBoard events in the run folder.
+
+    Args:
+        run_dir: The run folder.
+        start_step: Steps done when the run (re)starts; records past it, of a run that was killed after its last
+            checkpoint, are dropped: those steps come again.
+    """
+
+    def __init__(self, run_dir: Path, start_step: int):
+        from tensorboardX import SummaryWriter  # loads numpy; reading and writing records does not need it
+
+        self.path = run_dir / "metrics.jsonl"
+        if self.path.exists():
+            kept = [record for record in read_metrics(self.path) if record["step"] <= start_step]
+            write_atomically(self.path, "".join(json.dumps(record) + "\n" for record in kept))
+        self._file = open(self.path, "a", encoding="utf-8", buffering=1)  # noqa: SIM115 - closed in close()
+        self._events = SummaryWriter(str(run_dir), purge_step=start_step + 1 if start_step else None, flush_secs=30)
+
+    def write(self, record: Mapping[str, Any]) -> None:
+        """Write one record, which has `step` and `split`; a float that is not finite becomes null and is named."""
+        finite = {key: _finite(value) for key, value in record.items()}
+        lost = [key for key, value in record.items() if value is not None and finite[key] is None]
+        if lost:
+            finite["non_finite"] = lost
+        self._file.write(json.dumps(finite) + "\n")
+        for key, value in record.items():
+            if isinstance(value, int | float) and key not in ("step", "epoch"):
+                self._events.add_scalar(f"{record['split']}/{key}", value, record["step"])
+
+    def close(self) -> None:
+        """Flush and close both files."""
+        self._file.close()
+        self._events.close()
+
+
+def _finite(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+class _Rate(ProgressColumn):
+    """Images per second of training alone, as the engine measured it."""
+
+    def render(self, task: Task) -> Text:
+        rate = task.fields.get("images_per_s")
+        return Text(f"{rate:,.0f} img/s" if rate else "", style="progress.data.speed")
+
+
+class Screen:
+    """Progress for a person, on stderr: a bar on a terminal, plain lines elsewhere, only warnings when quiet."""
+
+    PLAIN_EVERY_S = 10.0
+
+    def __init__(self, *, quiet: bool = False, console: Console | None = None):
+        self.console = console or Console(stderr=True, highlight=False, soft_wrap=not sys.stderr.isatty())
+        self._quiet = quiet
+        self._total = 0
+        self._last_line = time.monotonic()
+        self._progress: Progress | None = None
+
+    @contextmanager
+    def progress(self, total_steps: int, start_step: int) -> Iterator[None]:
+        """Show a bar up to `total_steps` inside the block, if this is a terminal."""
+        self._total = total_steps
+        if not self.console.is_terminal or self._quiet:
+            yield
+            return
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=None),
+            TextColumn("{task.completed}/{task.total}"),
+            _Rate(),
+            TimeRemainingColumn(compact=True),
+            TextColumn("{task.fields[values]}"),
+            console=self.console,
+            expand=True,
+        )
+        self._bar = self._progress.add_task("", total=total_steps, completed=start_step, values="", images_per_s=None)
+        try:
+            with self._progress:
+                yield
+        finally:
+            self._progress = None
+
+    def status(self, text: str) -> None:
+        """Say in the bar what is going on now."""
+        if self._progress:
+            self._progress.update(self._bar, description=text)
+
+    def line(self, text: str, style: str | None = None) -> None:
+        """Print a line that stays."""
+        if not self._quiet or style:
+            self.console.print(text, markup=False, style=style)
+
+    def update(self, step: int, epoch: str, record: Mapping[str, float], images_per_s: float | None) -> None:
+        """Show the values of a finished step; without a terminal, one line every `PLAIN_EVERY_S` seconds."""
+        values = (
+            f"loss {record['loss']:.3f}  error {100 * record['error_rate']:.1f} %"
+            f"  r {record['r']:.3g}  alpha {record['alpha']:.3g}"
+        )
+        if self._progress:
+            self._progress.update(
+                self._bar, completed=step, description=epoch, values=values, images_per_s=images_per_s
+            )
+        elif not self._quiet and time.monotonic() - self._last_line >= self.PLAIN_EVERY_S:
+            self._last_line = time.monotonic()
+            rate = f"  {images_per_s:,.0f} img/s" if images_per_s else ""
+            self.console.print(f"{epoch}  step {step}/{self._total}  {values}{rate}", markup=False)

@@ -1,0 +1,90 @@
+"""Process set-up around jax, the cache folder, and the description of what a run ran on."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import platform
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+_M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8
+
+
+def keep_freed_memory() -> None:
+    """Make glibc keep freed memory for reuse; does nothing with another C library.
+
+    On CPU, XLA takes the temporaries of every step from malloc. By default glibc gives large blocks back to the kernel
+    at once, and the next step pays for a page fault on each page again: see docs/results for what it costs.
+    """
+    if not sys.platform.startswith("linux"):
+        return
+    with contextlib.suppress(OSError, AttributeError):
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(_M_TRIM_THRESHOLD, -1)
+        mallopt(_M_MMAP_MAX, 0)
+        mallopt(_M_ARENA_MAX, 1)
+
+
+def cache_dir() -> Path:
+    """Return ``$GNP_CACHE_DIR``, else ``$XDG_CACHE_HOME/gnp``, else ``~/.cache/gnp``. It need not exist.
+
+    Raises:
+        RuntimeError: If neither variable is set and there is no home directory.
+    """
+    if own := os.environ.get("GNP_CACHE_DIR"):
+        return Path(own).expanduser()
+    if shared := os.environ.get("XDG_CACHE_HOME"):
+        return Path(shared).expanduser() / "gnp"
+    return Path.home() / ".cache" / "gnp"
+
+
+def describe_environment() -> dict[str, Any]:
+    """Return versions, devices, platform and the commit of the checkout (None for an installed package), JSON-able."""
+    import jax
+
+    names = ("gnp", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "pillow")
+    versions: dict[str, str | None] = {}
+    for name in names:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            versions[name] = None
+    devices = jax.local_devices()
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "versions": versions,
+        "backend": jax.default_backend(),
+        "devices": [device.device_kind for device in devices],
+        "git_commit": _git_commit(),
+    }
+
+
+def _git_commit() -> str | None:
+    root = Path(__file__).resolve().parent.parent
+    if not (root / ".git").exists():
+        return None
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        done = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
+            cwd=root, capture_output=True, text=True, timeout=5, check=True,
+        )  # fmt: skip
+        return done.stdout.strip()
+    return None
+
+
+def keep_compiled_programs() -> None:
+    """Keep compiled programs on disk, for the next run, resume or evaluation of the same shapes to start with.
+
+    They live in ``xla`` under the cache folder; jax decides by program, versions, flags and hardware what may be used
+    again. A folder that cannot be written costs a compilation, nothing else.
+    """
+    import jax
+
+    if jax.config.jax_compilation_cache_dir is None:
+        jax.config.update("jax_compilation_cache_dir", str(cache_dir() / "xla"))

@@ -1,0 +1,50 @@
+"""The mesh of devices and where arrays live on it: batches are split over `data`, everything else is replicated."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from gnpcli.config import RunConfig
+from gnpcli.errors import ConfigError
+
+
+def make_mesh(config: RunConfig) -> Mesh:
+    """Return a mesh with one axis, `data`, over the local devices.
+
+    Raises:
+        ConfigError: More devices asked for than there are, or a batch size that they do not divide.
+    """
+    devices = jax.local_devices()
+    count = config.mesh.devices or len(devices)
+    if count > len(devices):
+        raise ConfigError(f"mesh.devices = {count}, but this machine has {len(devices)}", "mesh.devices")
+    for key, size in (
+        ("data.batch_size", config.data.batch_size),
+        ("data.eval_batch_size", config.data.eval_batch_size or config.data.batch_size),
+    ):
+        if size % count:
+            near = max(size // count, 1) * count
+            raise ConfigError(
+                f"{key} = {size} is not divisible by the {count} devices; try {near}, or set mesh.devices", key
+            )
+    return Mesh(np.asarray(devices[:count]), ("data",), axis_types=(AxisType.Auto,))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """Return the sharding of state, data sets and metrics: a full copy on every device."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def placer(mesh: Mesh) -> Callable[[Any], jax.Array]:
+    """Return a function that puts a host array on every device of the mesh."""
+    return lambda array: jax.device_put(array, replicated(mesh))
+
+
+def split_batch(mesh: Mesh, batch: Any) -> Any:
+    """Constrain every leaf ``[B, ...]`` of a batch, inside jit, to be split over the devices along its first axis."""
+    return jax.lax.with_sharding_constraint(batch, NamedSharding(mesh, PartitionSpec("data")))

@@ -1,0 +1,140 @@
+"""The train and evaluation steps: pure functions of state and data, jitted over the mesh, no input or output."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+
+from gnpcli.config import GrConfig, TrainConfig
+from gnpcli.gnp import global_norm, gnp_value_and_grad, plain_value_and_grad
+from gnpcli.losses import MetricSums, cross_entropy, half_squared_norm, is_outside_top, metric_sums
+from gnpcli.models.base import Model
+from gnpcli.optim import clip_by_norm, decay_mask
+from gnpcli.schedules import GrSchedule, Schedule
+from gnpcli.sharding import replicated, split_batch
+from gnpcli.state import TrainState
+
+TrainStep = Callable[[TrainState, Any], tuple[TrainState, dict[str, jax.Array]]]
+"""``(state, source) -> (state, metrics)``; the given state's buffers are reused and must not be touched again."""
+
+EvalStep = Callable[[MetricSums, Any, Any, Any, jax.Array], MetricSums]
+"""``(sums, params, model_state, source, index) -> sums`` with batch `index` of the source added."""
+
+
+class TrainFeed(Protocol):
+    """What a train step needs of a feed: the batch of a step, as a pure function traced inside the step."""
+
+    steps_per_epoch: int
+
+    def batch(self, source: Any, step_in_epoch: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Return augmented, normalised images ``[B, H, W, C]`` float32 and labels ``[B]`` int32."""
+        ...
+
+
+class EvalFeed(Protocol):
+    """What an evaluation step needs of a feed."""
+
+    def batch(self, source: Any, index: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Return images ``[B, H, W, C]``, labels ``[B]`` and a mask ``[B]`` bool that is False on padding."""
+        ...
+
+
+def make_train_step(
+    model: Model,
+    feed: TrainFeed,
+    optimizer: optax.GradientTransformation,
+    train: TrainConfig,
+    gr: GrConfig,
+    gr_schedule: GrSchedule,
+    lr: Schedule,
+    mesh: Mesh,
+    *,
+    is_plain: bool,
+) -> Any:
+    """Build the jitted step from state t to state t + 1.
+
+    The objective is ``mean cross-entropy (with label smoothing) + l2 / 2 ||params||^2``, the mean being over the global
+    batch; both passes see the same batch and the same dropout, and the model's state comes from the clean pass.
+
+    Args:
+        model: Traced with ``train=True``.
+        feed: Batch t is drawn from ``fold_in(state.key, t)``, so a resumed run sees the same batches.
+        optimizer: Applied to the mixed gradient, clipped.
+        train: For `clip_norm`, `label_smoothing`, `l2` and `decay_biases_and_norms`.
+        gr: For `gradient` and `mix`.
+        gr_schedule: r and alpha at step t; not evaluated when `is_plain`.
+        lr: Logged only; the optimizer holds its own copy.
+        mesh: Where the batch is split; the state is replicated.
+        is_plain: Compile one pass instead of two, for the steps where lambda is 0.
+
+    Returns:
+        A jitted `TrainStep` that donates the state. Its metrics are float32 scalars over the global batch: `loss` and
+        `perturbed_loss` (the objective of either pass), `cross_entropy` (clean pass, neither smoothing nor L2),
+        `error_rate` (clean pass), `clean_grad_norm`, `perturbed_grad_norm`, `grad_cosine`, `grad_norm` (mixed, before
+        clipping), `update_norm` (of what is added to the parameters), `lr`, `r` and
+        `alpha` as they acted in this step (0 and 0 in a plain step).
+    """
+
+    def objective(
+        params: Any, model_state: Any, images: jax.Array, labels: jax.Array, key: jax.Array
+    ) -> tuple[jax.Array, Any]:
+        logits, new_model_state = model.apply(params, model_state, images, True, key)
+        loss = jnp.mean(cross_entropy(logits, labels, train.label_smoothing))
+        if train.l2:
+            mask = decay_mask(params, biases_and_norms=train.decay_biases_and_norms)
+            loss = loss + train.l2 * half_squared_norm(params, mask)
+        return loss, (new_model_state, logits)
+
+    def step(state: TrainState, source: Any) -> tuple[TrainState, dict[str, jax.Array]]:
+        augment_key, model_key = jax.random.split(jax.random.fold_in(state.key, state.step))
+        images, labels = split_batch(mesh, feed.batch(source, state.step % feed.steps_per_epoch, augment_key))
+        r, alpha = (
+            (jnp.zeros(()), jnp.zeros(())) if is_plain else (gr_schedule.r(state.step), gr_schedule.alpha(state.step))
+        )
+        value_and_grad = (
+            plain_value_and_grad(objective, has_aux=True)
+            if is_plain
+            else gnp_value_and_grad(
+                objective, r=r, alpha=alpha, gradient=gr.gradient, mix=gr.mix, has_aux=True, with_metrics=True
+            )
+        )
+        (loss, (model_state, logits)), grads, passes = value_and_grad(
+            state.params, state.model_state, images, labels, model_key
+        )
+        grad_norm = global_norm(grads)
+        clipped = clip_by_norm(grads, grad_norm, train.clip_norm)
+        updates, opt_state = optimizer.update(clipped, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        metrics = {
+            "loss": loss,
+            "perturbed_loss": passes.perturbed_loss,
+            "cross_entropy": jnp.mean(cross_entropy(logits, labels)),
+            "error_rate": jnp.mean(is_outside_top(logits, labels, 1).astype(jnp.float32)),
+            "clean_grad_norm": passes.clean_grad_norm,
+            "perturbed_grad_norm": passes.perturbed_grad_norm,
+            "grad_cosine": passes.cosine,
+            "grad_norm": grad_norm,
+            "update_norm": global_norm(updates),
+            "lr": lr(state.step),
+            "r": r,
+            "alpha": alpha,
+        }
+        return TrainState(state.step + 1, params, model_state, opt_state, state.key), metrics
+
+    return jax.jit(step, donate_argnums=0, out_shardings=replicated(mesh))
+
+
+def make_eval_step(model: Model, feed: EvalFeed, mesh: Mesh) -> Any:
+    """Build the jitted `EvalStep`: the model in evaluation mode, the padding masked out, neither smoothing nor L2."""
+
+    def step(sums: MetricSums, params: Any, model_state: Any, source: Any, index: jax.Array) -> MetricSums:
+        images, labels, mask = split_batch(mesh, feed.batch(source, index))
+        logits, _ = model.apply(params, model_state, images, False, None)
+        return jax.tree.map(jnp.add, sums, metric_sums(logits, labels, mask))
+
+    return jax.jit(step, donate_argnums=0, out_shardings=replicated(mesh))

@@ -1,0 +1,60 @@
+"""Strict JAX for every test, an isolated environment, and the real command line in a subprocess."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import pytest
+
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+SHARED_DATA = REPOSITORY.parent / "shared" / "data"
+
+Gnp = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _isolated_caches(tmp_path_factory: pytest.TempPathFactory) -> None:
+    # One folder for all workers and all subprocesses: the commands are real, compiling the same step fifty times is not
+    # what they are about.
+    base = tmp_path_factory.getbasetemp()
+    cache = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "gnp-cache"
+    os.environ["GNP_CACHE_DIR"] = str(cache)
+    jax.config.update("jax_compilation_cache_dir", str(cache / "xla"))
+    for name in ("GNP_DEBUG", "XLA_FLAGS", "TFDS_DATA_DIR"):
+        os.environ.pop(name, None)
+
+
+@pytest.fixture
+def gnp(tmp_path: Path) -> Gnp:
+    """Run ``gnp ARGS`` in `tmp_path` as a user would; returns exit status, stdout and stderr."""
+
+    def run(*args: object, env: dict[str, str] | None = None, timeout: float = 300) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-c", "from gnpcli.cli import main; main()", *map(str, args)],
+            cwd=tmp_path,
+            env={**os.environ, "COLUMNS": "200", **(env or {})},
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+        )
+
+    return run
+
+
+def fails(done: subprocess.CompletedProcess[str], *parts: str, status: int = 1) -> str:
+    """Assert that a command failed with one line on stderr holding all `parts`, and no traceback; return the line."""
+    assert done.returncode == status, done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+    lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1, done.stderr
+    for part in parts:
+        assert part in lines[0], lines[0]
+    return lines[0]

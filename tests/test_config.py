@@ -1,0 +1,272 @@
+"""Layers, types, ranges and messages of the configuration."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+
+from gnpcli.config import RunConfig
+from gnpcli.config.loader import (
+    Layer,
+    advice,
+    differences,
+    dump,
+    flatten,
+    known_keys,
+    merge,
+    parse_overrides,
+    read_yaml,
+    validate,
+)
+from gnpcli.errors import ConfigError, suggest
+
+MINIMAL = """\
+model: {name: vit-nano}
+data: {name: digits}
+optimizer: {name: adamw}
+train: {epochs: 3}
+"""
+
+
+def config(*assignments: str, text: str = MINIMAL, tmp_path: Path | None = None) -> RunConfig:
+    import yaml
+
+    layer = Layer(yaml.safe_load(text))
+    return validate(merge([layer, *parse_overrides(assignments)]))
+
+
+def error(*assignments: str, text: str = MINIMAL) -> ConfigError:
+    with pytest.raises(ConfigError) as caught:
+        config(*assignments, text=text)
+    assert "\n" not in str(caught.value)
+    return caught.value
+
+
+@pytest.mark.parametrize(
+    ("assignment", "parts"),
+    [
+        ("optimizer.lrr=1", ["--set: ", "unknown key 'optimizer.lrr'", "did you mean 'optimizer.lr'?"]),
+        ("optimzer.lr=1", ["unknown key 'optimzer'", "did you mean 'optimizer.lr'?"]),
+        ("lr=1", ["unknown key 'lr'", "did you mean 'optimizer.lr'?"]),
+        ("train.frobnicate=1", ["unknown key 'train.frobnicate'", "train has epochs, seed,"]),
+        ("optimizer.momentum=0.9", ["unknown key 'optimizer.momentum'; optimizer has", "b1"]),
+        ("train.epochs=many", ["train.epochs: expected a whole number, got 'many'"]),
+        ("train.epochs=1.5", ["train.epochs: expected a whole number, got 1.5"]),
+        ("train.epochs=true", ["train.epochs: expected a whole number, got True"]),
+        ("train.epochs=0", ["train.epochs: 0 is out of range (must be >= 1)"]),
+        ("optimizer.lr=1e-3x", ["optimizer.lr: expected a number, got '1e-3x'"]),
+        ("optimizer.lr=0", ["optimizer.lr: 0 is out of range (must be > 0)"]),
+        ("optimizer.lr=.nan", ["optimizer.lr: nan is not a finite number"]),
+        ("optimizer.lr=[1]", ["optimizer.lr: expected a number, got [1]"]),
+        ("optimizer.lr.x=1", ["optimizer.lr: expected a number"]),
+        ("model.name=3", ["model.name: expected text, got 3"]),
+        ("train=3", ["train: expected a section of keys, got 3"]),
+        ("gr.r=-0.1", ["gr.r: -0.1 is out of range (must be >= 0)"]),
+        ("gr.alpha=1.5", ["gr.alpha: 1.5 is out of range (must be <= 1)"]),
+        ("gr.strategy=zero", ["gr.strategy: 'zero' is not one of none, constant, sam,", "did you mean 'zero-warmup'?"]),
+        ("optimizer.name=adam", ["unknown optimizer 'adam'", "did you mean 'adamw'?", "sgd, adamw, rmsprop"]),
+        ("schedule.name=cosin", ["unknown schedule 'cosin'", "did you mean 'cosine'?"]),
+        ("data.validation_fraction=1", ["must be < 1"]),
+        ("train.seed=-1", ["train.seed: -1 is out of range"]),
+    ],
+)
+def test_a_bad_value_names_key_value_and_what_is_allowed(assignment, parts):
+    message = str(error(assignment))
+    for part in parts:
+        assert part in message, message
+    assert message.startswith("--set: ")
+
+
+@pytest.mark.parametrize(
+    ("assignments", "key", "parts"),
+    [
+        (["gr.alpha=0.5"], "gr.alpha", ["gr.alpha = 0.5 needs a radius"]),
+        (["gr.alpha=0.5", "gr.r=0"], "gr.alpha", ["needs a radius"]),
+        (["gr.r=0.1"], "gr.r", ["gr.r = 0.1 needs a mixing weight"]),
+        (["gr.strategy=constant"], "gr.strategy", ["constant needs gr.r and gr.alpha"]),
+        (["gr.strategy=sam"], "gr.strategy", ["needs gr.r"]),
+        (["gr.strategy=sam", "gr.r=0"], "gr.strategy", ["gr.r > 0"]),
+        (
+            ["gr.strategy=zero-warmup", "gr.r=0.1", "gr.alpha=1"],
+            "gr.strategy",
+            ["nothing to warm up over: gr.warmup_epochs is 0 (taken from schedule.warmup_epochs)"],
+        ),
+        (["train.l2=1e-3", "optimizer.weight_decay=0.3"], "train.l2", ["train.l2 = 0.001", "= 0.3", "decay twice"]),
+        (["schedule.name=stepped", "schedule.boundaries=[0.6, 0.3]"], "schedule.boundaries", ["must rise"]),
+        (["checkpoint.every_epochs=null"], "checkpoint", ["set one"]),
+    ],
+)
+def test_contradictions_between_keys_are_refused_with_the_numbers(assignments, key, parts):
+    caught = error(*assignments)
+    assert caught.key == key
+    for part in parts:
+        assert part in str(caught), caught
+
+
+def test_missing_keys_are_named_and_counted():
+    message = str(error(text="data: {name: digits}\nmodel: {name: vit-nano}\noptimizer: {lr: 1.0}\n"))
+    assert "missing key 'optimizer.name' (one of sgd, adamw, rmsprop)" in message
+    assert "(and 1 more)" in message
+
+
+def test_messages_carry_file_and_line(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text(MINIMAL + "schedule:\n  name: cosine\n  warmup_epoch: 3\n")
+    with pytest.raises(ConfigError, match=r"mine\.yaml:7: unknown key 'schedule.warmup_epoch' - did you mean"):
+        validate(read_yaml(path))
+    path.write_text(MINIMAL + "gr:\n  alpha: 0.8\n")
+    with pytest.raises(ConfigError, match=r"mine\.yaml:6: gr.alpha = 0.8 needs a radius"):
+        validate(read_yaml(path))
+    # a later layer takes the blame for what it wrote, and only for that
+    with pytest.raises(ConfigError, match=r"^--set: train\.epochs"):
+        validate(merge([read_yaml(path), *parse_overrides(["train.epochs=0"])]))
+
+
+@pytest.mark.parametrize(
+    ("text", "part"),
+    [
+        ("a:\n  [1", "bad.yaml:2: not valid YAML"),
+        ("- a\n- b\n", "bad.yaml: expected 'key: value' lines"),
+        ("data:\n  name: a\n  name: b\n", "bad.yaml:3: 'data.name' is given twice (first at"),
+        ("a: !!python/object:os.system x\n", "bad.yaml:1: not valid YAML"),
+        ("a: \x00\n", "not valid YAML"),
+    ],
+)
+def test_bad_yaml_is_one_line_with_its_place(tmp_path, text, part):
+    path = tmp_path / "bad.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        read_yaml(path)
+    assert part in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_unreadable_files_are_named(tmp_path):
+    with pytest.raises(ConfigError, match=r"cannot read .*none\.yaml: No such file"):
+        read_yaml(tmp_path / "none.yaml")
+    (tmp_path / "latin.yaml").write_bytes(b"purpose: \xff\n")
+    with pytest.raises(ConfigError, match=r"cannot read .*latin\.yaml"):
+        read_yaml(tmp_path / "latin.yaml")
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("1e-3", 1e-3), ("1E5", 1e5), (".5", 0.5), ("5.", 5.0), ("-2", -2), ("on", "on"), ("yes", "yes"), ("null", None),
+     ("true", True), ("[0.3, 1e-1]", [0.3, 0.1]), ("2020-01-01", "2020-01-01"), ("1e-3x", "1e-3x"), (".", "."),
+     (".inf", math.inf)],
+)  # fmt: skip
+def test_scalars_mean_what_yaml_1_2_says(text, value):
+    (layer,) = parse_overrides([f"a={text}"])
+    assert layer.values == {"a": value}
+    assert type(layer.values["a"]) is type(value)
+
+
+@pytest.mark.parametrize("text", ["optimizer.lr", "=3", "a=[1"])
+def test_overrides_that_are_no_assignment_are_refused(text):
+    with pytest.raises(ConfigError, match="--set"):
+        parse_overrides([text])
+
+
+def test_later_layers_win_and_sections_merge():
+    merged = merge([Layer({"a": {"x": 1, "y": 2}, "b": 1}), Layer({"a": {"y": 3}}), Layer({"b": {"z": 1}})])
+    assert merged.values == {"a": {"x": 1, "y": 3}, "b": {"z": 1}}
+
+
+def test_merging_changes_no_layer():
+    first = Layer({"a": {"x": 1}})
+    merge([first, Layer({"a": {"x": 2}})])
+    assert first.values == {"a": {"x": 1}}
+
+
+def test_changing_the_optimizer_keeps_what_both_have_and_drops_the_rest():
+    changed = config("optimizer.b1=0.5", "optimizer.lr=0.3", "optimizer.name=sgd", "optimizer.momentum=0.5").optimizer
+    assert changed.model_dump() == {
+        "name": "sgd", "lr": 0.3, "weight_decay": 0.0, "momentum": 0.5, "nesterov": False,
+    }  # fmt: skip
+    assert "unknown key 'optimizer.b1'" in str(error("optimizer.name=sgd", "optimizer.b1=0.5"))
+
+
+def test_sam_and_warmup_defaults_are_filled_in():
+    resolved = config("gr.strategy=sam", "gr.r=0.05", "gr.alpha=0.8", "schedule.warmup_epochs=2")
+    assert resolved.gr.alpha == 1.0
+    assert resolved.gr.warmup_epochs == 2.0
+    assert config("gr.warmup_epochs=1", "schedule.warmup_epochs=2").gr.warmup_epochs == 1.0
+
+
+@pytest.mark.parametrize(
+    "assignments",
+    [
+        [],
+        ["optimizer.name=rmsprop", "schedule.name=stepped"],
+        ["gr.strategy=sam", "gr.r=1e-7", "schedule.name=exponential"],
+    ],
+)
+def test_dump_reads_back_as_the_same_configuration(tmp_path, assignments):
+    original = config(*assignments)
+    path = tmp_path / "config.yaml"
+    path.write_text(dump(original))
+    again = validate(read_yaml(path))
+    assert again == original
+    assert dump(again) == dump(original)
+    assert differences(original, again) == []
+
+
+def test_differences_name_each_key_with_both_values():
+    assert differences(config(), config("optimizer.lr=0.5", "train.seed=3")) == [
+        "optimizer.lr: 0.001 -> 0.5",
+        "train.seed: 0 -> 3",
+    ]
+
+
+def test_known_keys_are_those_of_a_dump():
+    assert set(known_keys({"optimizer": {"name": "adamw"}, "schedule": {"name": "cosine"}})) == set(flatten(config()))
+
+
+@pytest.mark.parametrize("strategy", ["constant", "sam"])
+@pytest.mark.parametrize("optimizer", ["adamw", "rmsprop"])
+def test_gr_at_full_strength_in_the_warmup_of_an_adaptive_optimizer_is_advised_against(strategy, optimizer):
+    harmful = [
+        f"optimizer.name={optimizer}",
+        f"gr.strategy={strategy}",
+        "gr.r=0.1",
+        "gr.alpha=0.8",
+        "schedule.warmup_epochs=1",
+    ]
+    (warning,) = advice(config(*harmful))
+    assert "--gr zero-warmup" in warning
+    assert "1 epochs" in warning
+    for remedy in (
+        "optimizer.name=sgd",
+        "gr.strategy=zero-warmup",
+        "gr.strategy=r-warmup",
+        "gr.strategy=none",
+        "schedule.warmup_epochs=0",
+    ):
+        assert advice(config(*harmful, remedy)) == [], remedy
+
+
+def test_warmups_longer_than_training_are_pointed_out():
+    found = advice(config("gr.strategy=zero-warmup", "gr.r=0.1", "gr.alpha=0.8", "schedule.warmup_epochs=9"))
+    assert len(found) == 2
+    assert "GR warmup (9 epochs)" in found[0]
+    assert "3 epochs" in found[0]
+
+
+def test_suggestions_are_close_or_absent():
+    assert suggest("cifar01", ["cifar10", "digits"]) == " - did you mean 'cifar10'?"
+    assert suggest("zebra", ["cifar10", "digits"]) == ""
+
+
+def test_every_field_of_the_configuration_is_documented():
+    import typing
+
+    from gnpcli.config.loader import _models
+
+    for section, info in RunConfig.model_fields.items():
+        for model in _models(info.annotation):
+            for key, field in model.model_fields.items():
+                if typing.get_origin(field.annotation) is typing.Literal and key == "name" and section != "model":
+                    continue
+                assert field.description, f"{section}.{key}"

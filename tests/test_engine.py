@@ -1,0 +1,347 @@
+"""Whole runs, in this process: the run folder, exact resuming, when a run evaluates and saves, divergence."""
+
+from __future__ import annotations
+
+import json
+import math
+import signal
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+from gnpcli import engine
+from gnpcli.checkpoint import Checkpoints
+from gnpcli.config import RunConfig
+from gnpcli.config.loader import read_yaml, validate
+from gnpcli.engine import resume, train
+from gnpcli.errors import CheckpointError, ConfigError, DivergenceError, Interrupted
+from gnpcli.evaluation import evaluate
+from gnpcli.presets import resolve
+from gnpcli.runlog import MetricsLog, read_metrics
+from gnpcli.runs import check_free, default_run_dir, locate
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # raised inside Orbax, about itself
+
+SMALL = [
+    "data.batch_size=256", "train.epochs=4", "schedule.warmup_epochs=1", "train.log_every_steps=1", "mesh.devices=1",
+    "model.dropout=0.1",
+]  # fmt: skip
+"""5 steps an epoch, 20 in all, of them 5 plain; dropout and augmentation draw from the run's keys."""
+
+
+@pytest.fixture(autouse=True)
+def _standard_promotion():
+    with jax.numpy_dtype_promotion("standard"):  # optax mixes types
+        yield
+
+
+def config(*assignments: str) -> RunConfig:
+    return resolve(None, [*SMALL, *assignments])
+
+
+def lines(run_dir: Path, split: str) -> list[dict[str, Any]]:
+    """Records without wall-clock fields, which no run repeats."""
+    clock = ("elapsed_s", "images_per_s")
+    records = [record for record in read_metrics(run_dir / "metrics.jsonl") if record["split"] == split]
+    return [{key: value for key, value in record.items() if key not in clock} for record in records]
+
+
+def saved(run_dir: Path, step: int) -> dict[str, np.ndarray]:
+    """Every array of a saved state by its path."""
+    checkpoints = Checkpoints(run_dir / "checkpoints", config().checkpoint, read_only=True)
+    own = validate(read_yaml(run_dir / "config.yaml"))
+    task, _ = engine._prepare(own, engine.Screen(quiet=True))
+    state = checkpoints.restore(step, task.abstract_state())
+    checkpoints.close()
+    leaves = jax.tree_util.tree_leaves_with_path(state._replace(key=jax.random.key_data(state.key)))
+    return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}
+
+
+def assert_same_state(left: dict[str, np.ndarray], right: dict[str, np.ndarray]) -> None:
+    assert left.keys() == right.keys()
+    for path in left:
+        np.testing.assert_array_equal(left[path], right[path], err_msg=path)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of 20 steps."""
+    run_dir = tmp_path_factory.mktemp("runs") / "whole"
+    with jax.numpy_dtype_promotion("standard"):
+        summary = train(config(), run_dir, quiet=True)
+    assert summary["status"] == "finished"
+    return run_dir
+
+
+def test_a_run_folder_holds_what_the_run_was(whole):
+    names = {path.name for path in whole.iterdir()}
+    assert {"config.yaml", "metrics.jsonl", "summary.json", "environment.json", "checkpoints"} <= names
+    assert any("tfevents" in name for name in names)
+    assert validate(read_yaml(whole / "config.yaml")) == config()
+    (session,) = json.loads((whole / "environment.json").read_text())["sessions"]
+    assert session["start_step"] == 0
+    assert session["versions"]["jax"] == jax.__version__
+    summary = json.loads((whole / "summary.json").read_text())
+    assert (summary["step"], summary["total_steps"], summary["epoch"]) == (20, 20, 4)
+    assert summary["test"]["num_examples"] == 360
+
+
+def test_metrics_have_every_step_with_both_passes_and_the_schedules(whole):
+    records = lines(whole, "train")
+    assert [record["step"] for record in records] == list(range(1, 21))
+    for record in records:
+        assert {
+            "loss",
+            "perturbed_loss",
+            "clean_grad_norm",
+            "perturbed_grad_norm",
+            "grad_cosine",
+            "update_norm",
+            "lr",
+            "r",
+            "alpha",
+        } <= set(record)
+        assert all(math.isfinite(value) for value in record.values() if isinstance(value, float))
+    plain, full = records[:5], records[5:]
+    assert {(record["r"], record["alpha"], record["grad_cosine"]) for record in plain} == {(0, 0, 1)}
+    gr = config().gr
+    assert {(record["r"], record["alpha"]) for record in full} == {
+        (float(np.float32(gr.r)), float(np.float32(gr.alpha)))
+    }
+    assert all(record["perturbed_loss"] > record["loss"] for record in full)
+    np.testing.assert_allclose(
+        [record["lr"] for record in records[:6]], np.arange(6) / 5 * config().optimizer.lr, rtol=1e-5
+    )
+
+
+def test_evaluation_comes_with_every_epoch_and_counts_every_image(whole):
+    records = lines(whole, "test")
+    assert [record["step"] for record in records] == [5, 10, 15, 20]
+    assert {record["num_examples"] for record in records} == {360}
+    assert all({"error_rate", "loss", "top5_error_rate"} <= set(record) for record in records)
+    assert records[-1]["loss"] < records[0]["loss"]
+
+
+def test_tensorboard_holds_the_same_values(whole):
+    from tensorboardX.proto.event_pb2 import Event
+
+    (path,) = whole.glob("*tfevents*")
+    data, found, place = path.read_bytes(), {}, 0
+    while place < len(data):
+        length = int.from_bytes(data[place : place + 8], "little")
+        event = Event.FromString(data[place + 12 : place + 12 + length])
+        place += 12 + length + 4
+        for value in event.summary.value:
+            found[value.tag, event.step] = value.simple_value
+    for record in read_metrics(whole / "metrics.jsonl"):
+        for key, value in record.items():
+            if isinstance(value, float) and key != "epoch":
+                np.testing.assert_allclose(found[f"{record['split']}/{key}", record["step"]], value, rtol=1e-6)
+
+
+def test_the_latest_checkpoints_and_the_best_are_kept(whole):
+    checkpoints = Checkpoints(whole / "checkpoints", config().checkpoint, read_only=True)
+    rates = {record["step"]: record["error_rate"] for record in lines(whole, "test")}
+    best = min(rates, key=lambda step: (rates[step], step))
+    assert set(checkpoints.steps()) == {10, 15, 20} | {best}
+    assert checkpoints.best_step() == best == json.loads((whole / "summary.json").read_text())["best_step"]
+    checkpoints.close()
+
+
+@pytest.mark.parametrize("stop", [3, 7, 10])
+def test_stopping_and_resuming_changes_nothing(whole, tmp_path, stop):
+    run_dir = tmp_path / "halves"
+    summary = train(config(), run_dir, max_steps=stop, quiet=True)
+    assert (summary["status"], summary["step"]) == ("stopped", stop)
+    summary = resume(run_dir, quiet=True)
+    assert (summary["status"], summary["step"]) == ("finished", 20)
+    assert_same_state(saved(run_dir, 20), saved(whole, 20))
+    assert lines(run_dir, "train") == lines(whole, "train")
+    ends = {record["step"]: record for record in lines(run_dir, "test")}
+    assert [ends[step] for step in (5, 10, 15, 20)] == lines(whole, "test")
+    sessions = json.loads((run_dir / "environment.json").read_text())["sessions"]
+    assert [session["start_step"] for session in sessions] == [0, stop]
+
+
+def test_each_step_is_compiled_once(whole, tmp_path, monkeypatch):
+    tasks = []
+    build = engine.build_task
+    monkeypatch.setattr(engine, "build_task", lambda *args: tasks.append(build(*args)) or tasks[-1])
+    train(config(), tmp_path / "run", max_steps=7, quiet=True)
+    resume(tmp_path / "run", max_steps=12, quiet=True)
+    assert [(task.plain_step._cache_size(), task.gnp_step._cache_size()) for task in tasks] == [(1, 1), (0, 1)]
+
+
+def test_a_run_without_gr_never_compiles_the_gnp_step(tmp_path, monkeypatch):
+    tasks = []
+    build = engine.build_task
+    monkeypatch.setattr(engine, "build_task", lambda *args: tasks.append(build(*args)) or tasks[-1])
+    train(config("gr.strategy=none"), tmp_path / "run", max_steps=6, quiet=True)
+    assert (tasks[0].plain_step._cache_size(), tasks[0].gnp_step._cache_size()) == (1, 0)
+
+
+def test_alpha_zero_is_bit_identical_to_no_gr(tmp_path):
+    for name, assignment in (("none", "gr.strategy=none"), ("zero", "gr.alpha=0")):
+        train(config("gr.strategy=constant", assignment), tmp_path / name, max_steps=6, quiet=True)
+    assert_same_state(saved(tmp_path / "none", 6), saved(tmp_path / "zero", 6))
+
+
+def test_saving_by_steps_and_evaluating_rarely(tmp_path):
+    changes = [
+        "checkpoint.every_steps=4",
+        "checkpoint.every_epochs=null",
+        "checkpoint.keep=9",
+        "train.eval_every_epochs=3",
+    ]
+    train(config(*changes), tmp_path / "run", quiet=True)
+    checkpoints = Checkpoints(tmp_path / "run" / "checkpoints", config().checkpoint, read_only=True)
+    assert checkpoints.steps() == [4, 8, 12, 16, 20]
+    checkpoints.close()
+    assert [record["step"] for record in lines(tmp_path / "run", "test")] == [15, 20]
+
+
+def test_validation_decides_the_best_where_there_is_one(tmp_path):
+    summary = train(
+        config("data.validation_fraction=0.1", "data.batch_size=128"), tmp_path / "run", quiet=True, max_steps=20
+    )
+    assert summary["best_split"] == "val"
+    assert 130 < summary["val"]["num_examples"] < 160
+    rates = {record["step"]: record["error_rate"] for record in lines(tmp_path / "run", "val")}
+    assert summary["best_step"] == min(rates, key=lambda step: (rates[step], step))
+
+
+def test_no_steps_at_all_saves_and_evaluates_the_initial_model(tmp_path):
+    summary = train(config(), tmp_path / "run", max_steps=0, quiet=True)
+    assert (summary["status"], summary["step"]) == ("stopped", 0)
+    assert 0.8 < summary["test"]["error_rate"] < 1
+    assert resume(tmp_path / "run", max_steps=0, quiet=True) == summary
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_and_says_how_to_go_on(whole, tmp_path, monkeypatch, number):
+    run_dir = tmp_path / "run"
+    write = MetricsLog.write
+
+    def write_and_signal(self: MetricsLog, record: Any) -> None:
+        write(self, record)
+        if record["split"] == "train" and record["step"] == 6:
+            signal.raise_signal(number)
+
+    monkeypatch.setattr(MetricsLog, "write", write_and_signal)
+    with pytest.raises(Interrupted, match=r"continue with `gnp resume .*run`") as caught:
+        train(config(), run_dir, quiet=True)
+    assert caught.value.exit_status == 128 + number
+    summary = json.loads((run_dir / "summary.json").read_text())
+    assert summary["status"] == "interrupted"
+    assert 6 <= summary["step"] <= 6 + engine.LOOKAHEAD
+    monkeypatch.undo()
+    assert signal.getsignal(number) in (signal.default_int_handler, signal.SIG_DFL)
+    resume(run_dir, quiet=True)
+    assert_same_state(saved(run_dir, 20), saved(whole, 20))
+
+
+@pytest.mark.parametrize(
+    ("changes", "pattern"),
+    [
+        (
+            ["optimizer.lr=1e30", "schedule.warmup_epochs=0", "gr.strategy=none", "train.clip_norm=null"],
+            r"step \d+: the .* of the clean pass is (nan|inf); .*no checkpoint yet",
+        ),
+        (["gr.strategy=constant", "gr.r=1e38"], r"step 1: the (loss|gradient norm) of the perturbed pass is (nan|inf)"),
+    ],
+)
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_step_and_pass(tmp_path, changes, pattern):
+    with pytest.raises(DivergenceError, match=pattern):
+        train(config(*changes), tmp_path / "run", quiet=True)
+    last = read_metrics(tmp_path / "run" / "metrics.jsonl")[-1]
+    assert last["non_finite"]
+    assert all(last[key] is None for key in last["non_finite"])
+    assert "NaN" not in (tmp_path / "run" / "metrics.jsonl").read_text()
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["status"] == "diverged"
+
+
+def test_divergence_names_the_last_good_checkpoint_which_still_evaluates(tmp_path, monkeypatch):
+    # the rate explodes in the third epoch
+    changes = ["schedule.name=stepped", "schedule.boundaries=[0.5]", "schedule.factor=1", "checkpoint.every_steps=3"]
+    own = config(*changes, "gr.strategy=none")
+    schedule = engine.lr_schedule
+    monkeypatch.setattr(
+        engine, "lr_schedule", lambda *args: lambda step: schedule(*args)(step) * jax.numpy.where(step >= 10, 1e38, 1.0)
+    )
+    with pytest.raises(DivergenceError, match=r"step 1[12]: .* the last good checkpoint is step (9|10)"):
+        train(own, tmp_path / "run", quiet=True)
+    result = evaluate(locate(tmp_path / "run"), data={}, split="test", step=None, best=False, quiet=True)
+    assert result["step"] in (9, 10)
+    assert math.isfinite(result["loss"])
+
+
+def test_a_folder_with_a_run_is_never_written_to(whole, tmp_path):
+    before = {path: path.stat().st_mtime_ns for path in whole.rglob("*")}
+    with pytest.raises(ConfigError, match=r"holds this very run already: continue it with `gnp resume"):
+        check_free(whole, config())
+    with pytest.raises(ConfigError, match=r"another configuration \(optimizer.lr: .* -> 0.5; train.seed: 0 -> 1\)"):
+        train(config("optimizer.lr=0.5", "train.seed=1"), whole, quiet=True)
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "chapter1.tex").write_text("...")
+    with pytest.raises(ConfigError, match="not empty and is not a run folder"):
+        train(config(), tmp_path / "thesis", quiet=True)
+    with pytest.raises(ConfigError, match="is a file"):
+        train(config(), tmp_path / "thesis" / "chapter1.tex", quiet=True)
+    assert before == {path: path.stat().st_mtime_ns for path in whole.rglob("*")}
+
+
+@pytest.mark.parametrize(
+    ("changes", "pattern"),
+    [
+        (["data.batch_size=2000"], r"data\.batch_size 2000 is more than the 1437 training images"),
+        (["model.patch_size=3"], r"3.*8"),
+        (["mesh.devices=64"], r"mesh\.devices = 64, but this machine has \d+"),
+        (["data.crop_padding=8", "data.augment=crop"], r"crop_padding 8 must be below the image size 8"),
+    ],
+)
+def test_what_does_not_fit_is_refused_before_a_folder_exists(tmp_path, changes, pattern):
+    with pytest.raises(ConfigError, match=pattern):
+        train(config(*changes), tmp_path / "run", quiet=True)
+    assert not (tmp_path / "run").exists()
+
+
+def test_evaluating_a_run_reproduces_its_last_record(whole):
+    for path in (whole, whole / "checkpoints", whole / "checkpoints" / "20"):
+        result = evaluate(locate(path), data={}, split="test", step=None, best=False, quiet=True)
+        record = lines(whole, "test")[-1]
+        assert result == {
+            "step": 20,
+            "dataset": "digits",
+            "split": "test",
+            **{k: record[k] for k in record if k not in ("step", "epoch", "split")},
+        }
+
+
+@pytest.mark.parametrize("batch_size", [7, 100, 360, 1000])
+def test_evaluation_does_not_depend_on_the_batch_size(whole, batch_size):
+    result = evaluate(
+        locate(whole), data={"eval_batch_size": batch_size}, split="test", step=None, best=False, quiet=True
+    )
+    record = lines(whole, "test")[-1]
+    assert result["num_examples"] == 360
+    assert result["error_rate"] == record["error_rate"]
+    np.testing.assert_allclose(result["loss"], record["loss"], rtol=1e-5)
+
+
+def test_the_best_checkpoint_can_be_chosen(whole):
+    best = json.loads((whole / "summary.json").read_text())["best_step"]
+    assert evaluate(locate(whole), data={}, split="test", step=None, best=True, quiet=True)["step"] == best
+    with pytest.raises(CheckpointError, match=r"no checkpoint of step 13 in .*there: .*20"):
+        evaluate(locate(whole), data={}, split="test", step=13, best=False, quiet=True)
+
+
+def test_default_run_folders_say_what_they_are_and_never_collide(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    first = default_run_dir(config())
+    assert first.name.startswith("vit-nano-digits-zero-warmup-s0-")
+    first.mkdir(parents=True)
+    monkeypatch.setattr("time.strftime", lambda _: first.name.split("s0-")[1])
+    assert default_run_dir(config()) != first

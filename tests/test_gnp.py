@@ -1,0 +1,305 @@
+"""The transform against closed forms, the exact Hessian-vector gradient and optax's SAM."""
+
+from __future__ import annotations
+
+import doctest
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from optax import contrib
+
+import gnpcli.gnp
+from gnpcli import gnp_value_and_grad
+from gnpcli.gnp import global_norm, plain_value_and_grad
+
+R, ALPHA = 0.1, 0.8
+GRADIENTS = ("finite-difference", "exact")
+MIXES = ("raw", "unit")
+
+
+def quadratic(size: int = 6, seed: int = 0):
+    """A loss w'Hw/2 with symmetric H over a two-leaf tree, and H and a point as float64 arrays."""
+    rng = np.random.default_rng(seed)
+    root = rng.normal(size=(size, size))
+    hessian, point = root @ root.T / size + np.eye(size), rng.normal(size=size)
+
+    def loss(params, scale=1.0):
+        w = jnp.concatenate([params["a"], params["b"].reshape(-1)])
+        return 0.5 * scale * jnp.vdot(w, jnp.asarray(hessian, w.dtype) @ w)
+
+    return loss, hessian, point
+
+
+def as_tree(vector, dtype=jnp.float32):
+    return {"a": jnp.asarray(vector[:2], dtype), "b": jnp.asarray(vector[2:], dtype).reshape(2, 2)}
+
+
+def as_vector(tree):
+    return np.concatenate([np.asarray(tree["a"], np.float64), np.asarray(tree["b"], np.float64).reshape(-1)])
+
+
+def network(params, images, labels):
+    """A smooth loss: a small network with tanh and cross-entropy; aux is the mean of the hidden layer."""
+    hidden = jnp.tanh(images @ params["w1"] + params["b1"][None, :])
+    logits = hidden @ params["w2"]
+    loss = jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, labels))
+    return loss, {"mean": hidden.mean(axis=0)}
+
+
+@pytest.fixture
+def problem():
+    keys = jax.random.split(jax.random.key(1), 4)
+    params = {
+        "w1": 0.5 * jax.random.normal(keys[0], (5, 8)),
+        "b1": 0.1 * jax.random.normal(keys[1], (8,)),
+        "w2": 0.5 * jax.random.normal(keys[2], (8, 3)),
+    }
+    images = jax.random.normal(keys[3], (16, 5))
+    return params, images, jnp.arange(16, dtype=jnp.int32) % 3
+
+
+def distance(left, right):
+    return float(global_norm(jax.tree.map(jnp.subtract, left, right)))
+
+
+@pytest.mark.parametrize("gradient", GRADIENTS)
+@pytest.mark.parametrize("alpha", [0.3, 0.8, 1.0])
+def test_quadratic_equals_the_gradient_of_the_penalised_loss(gradient, alpha):
+    loss, hessian, point = quadratic()
+    g = hessian @ point
+    closed_form = g + alpha * R * hessian @ g / np.linalg.norm(g)
+    value, grads = gnp_value_and_grad(loss, r=R, alpha=alpha, gradient=gradient)(as_tree(point))
+    np.testing.assert_allclose(as_vector(grads), closed_form, rtol=2e-6)
+    np.testing.assert_allclose(value, 0.5 * point @ hessian @ point, rtol=1e-6)
+
+    def penalised(params):
+        return loss(params) + alpha * R * optax.tree.norm(jax.grad(loss)(params))
+
+    np.testing.assert_allclose(as_vector(grads), as_vector(jax.grad(penalised)(as_tree(point))), rtol=5e-6)
+
+
+def test_quadratic_in_float64_is_exact_to_rounding():
+    with jax.enable_x64(True):
+        loss, hessian, point = quadratic()
+        g = hessian @ point
+        closed_form = g + ALPHA * R * hessian @ g / np.linalg.norm(g)
+        params = as_tree(point, jnp.float64)
+        _, grads = jax.jit(lambda p, r: gnp_value_and_grad(loss, r=r, alpha=ALPHA)(p))(params, jnp.float32(0.0) + R)
+        assert grads["a"].dtype == jnp.float64
+        # r itself came in float32
+        np.testing.assert_allclose(as_vector(grads), closed_form, rtol=1e-8)
+        _, grads = gnp_value_and_grad(loss, r=R, alpha=ALPHA)(params)
+        np.testing.assert_allclose(as_vector(grads), closed_form, rtol=1e-14)
+
+
+def test_unit_mix_takes_the_clean_gradient_as_a_unit_vector():
+    loss, hessian, point = quadratic()
+    g = hessian @ point
+    unit = g / np.linalg.norm(g)
+    expected = (1 - ALPHA) * unit + ALPHA * (g + R * hessian @ unit)
+    _, grads = gnp_value_and_grad(loss, r=R, alpha=ALPHA, mix="unit")(as_tree(point))
+    np.testing.assert_allclose(as_vector(grads), expected, rtol=2e-6)
+    assert distance(grads, gnp_value_and_grad(loss, r=R, alpha=ALPHA)(as_tree(point))[1]) > 0.1
+
+
+def test_finite_difference_converges_to_exact_at_first_order(problem):
+    with jax.enable_x64(True):
+        params, images, labels = jax.tree.map(lambda x: x.astype(jnp.float64) if x.dtype == jnp.float32 else x, problem)
+
+        def penalty_error(r):
+            # lambda = alpha r is held fixed, so that only the difference quotient changes with r.
+            both = [
+                gnp_value_and_grad(network, r=r, alpha=0.01 / r, gradient=gradient, has_aux=True)(
+                    params, images, labels
+                )
+                for gradient in GRADIENTS
+            ]
+            return distance(both[0][1], both[1][1]) / 0.01
+
+        errors = [penalty_error(r) for r in (0.08, 0.04, 0.02, 0.01)]
+        ratios = np.divide(errors[:-1], errors[1:])
+        assert np.all((ratios > 1.8) & (ratios < 2.2)), errors
+
+
+@pytest.mark.parametrize("nesterov", [False, True])
+def test_alpha_one_equals_optax_sam_in_opaque_mode(problem, nesterov):
+    params, images, labels = problem
+
+    def loss(p):
+        return network(p, images, labels)[0]
+
+    outer = optax.sgd(0.1, momentum=0.9, nesterov=nesterov)
+    # Opaque SAM calls grad_fn(params, step); its adversarial step is normalised gradient ascent of length rho.
+    sam = contrib.sam(
+        outer, optax.chain(contrib.normalize(), optax.sgd(R)), sync_period=2, opaque_mode=True, reset_state=False
+    )
+    sam_params, sam_state = params, sam.init(params)
+    our_params, our_state = params, outer.init(params)
+    ours = gnp_value_and_grad(loss, r=R, alpha=1.0)
+    for _ in range(5):
+        updates, sam_state = sam.update(
+            jax.grad(loss)(sam_params), sam_state, sam_params, grad_fn=lambda p, _: jax.grad(loss)(p)
+        )
+        sam_params = optax.apply_updates(sam_params, updates)
+        updates, our_state = outer.update(ours(our_params)[1], our_state, our_params)
+        our_params = optax.apply_updates(our_params, updates)
+    assert distance(params, our_params) > 0.05
+    assert distance(sam_params, our_params) < 2e-6
+
+
+@pytest.mark.parametrize("gradient", GRADIENTS)
+@pytest.mark.parametrize("mix", MIXES)
+@pytest.mark.parametrize(("r", "alpha"), [(R, 0.0), (0.0, ALPHA), (0.0, 0.0)])
+@pytest.mark.parametrize("is_traced", [False, True])
+def test_without_strength_the_result_is_the_plain_gradient_bit_for_bit(problem, gradient, mix, r, alpha, is_traced):
+    params, images, labels = problem
+
+    def both(r, alpha):
+        transformed = gnp_value_and_grad(network, r=r, alpha=alpha, gradient=gradient, mix=mix, has_aux=True)
+        return transformed(params, images, labels), jax.value_and_grad(network, has_aux=True)(params, images, labels)
+
+    ours, plain = both(jnp.float32(r), jnp.float32(alpha)) if is_traced else both(r, alpha)
+    for left, right in zip(jax.tree.leaves(ours), jax.tree.leaves(plain), strict=True):
+        np.testing.assert_array_equal(left, right)
+
+
+@pytest.mark.parametrize("gradient", GRADIENTS)
+@pytest.mark.parametrize("mix", MIXES)
+def test_a_zero_gradient_has_no_direction(gradient, mix):
+    loss, _, _ = quadratic()
+    zero = as_tree(np.zeros(6))
+    with jax.debug_nans(True):
+        value, grads, metrics = gnp_value_and_grad(
+            loss, r=R, alpha=jnp.float32(ALPHA), gradient=gradient, mix=mix, with_metrics=True
+        )(zero)
+    assert value == 0
+    assert all(np.all(leaf == 0) for leaf in jax.tree.leaves(grads))
+    assert metrics.cosine == 0
+    assert metrics.perturbed_loss == 0
+
+
+def test_a_gradient_that_is_not_finite_shows_in_the_norm_and_the_result():
+    def loss(w):
+        return jnp.sum(jnp.log(w))
+
+    value, grads, metrics = gnp_value_and_grad(loss, r=R, alpha=ALPHA, with_metrics=True)(jnp.zeros(2))
+    assert value == -np.inf
+    assert not np.isfinite(metrics.clean_grad_norm)
+    assert not np.all(np.isfinite(grads))
+
+
+def test_a_perturbed_pass_that_is_not_finite_leaks_only_where_it_is_used():
+    def loss(w):  # finite at 0.01, NaN at the perturbed point: its negative gradient leads across 0
+        return -jnp.sum(jnp.sqrt(w))
+
+    point = jnp.array([0.01, 0.04])
+    for alpha, is_used in ((0.0, False), (0.5, True)):
+        _, grads, metrics = gnp_value_and_grad(loss, r=jnp.float32(1), alpha=jnp.float32(alpha), with_metrics=True)(
+            point
+        )
+        assert np.isnan(metrics.perturbed_loss)
+        assert np.isfinite(metrics.clean_grad_norm)
+        np.testing.assert_array_equal(grads, jax.grad(loss)(point) if not is_used else np.full(2, np.nan))
+
+
+@pytest.mark.parametrize("gradient", GRADIENTS)
+def test_aux_and_value_come_from_the_clean_pass_and_arguments_reach_both(problem, gradient):
+    params, images, labels = problem
+    (value, aux), _, metrics = gnp_value_and_grad(
+        network, r=R, alpha=ALPHA, gradient=gradient, has_aux=True, with_metrics=True
+    )(params, images, labels=labels)
+    clean_value, clean_aux = network(params, images, labels)
+    np.testing.assert_allclose(value, clean_value, rtol=1e-6)
+    np.testing.assert_allclose(aux["mean"], clean_aux["mean"], rtol=1e-6)
+    assert metrics.perturbed_loss > value
+
+
+def test_metrics_are_those_of_the_two_passes(problem):
+    params, images, labels = problem
+    _, grads, metrics = gnp_value_and_grad(network, r=R, alpha=1.0, has_aux=True, with_metrics=True)(
+        params, images, labels
+    )
+    clean = jax.grad(lambda p: network(p, images, labels)[0])(params)
+    norm = optax.tree.norm(clean)
+    at = jax.tree.map(lambda p, g: p + R / norm * g, params, clean)
+    np.testing.assert_allclose(optax.tree.norm(jax.tree.map(jnp.subtract, at, params)), R, rtol=1e-5)
+    loss, perturbed = jax.value_and_grad(lambda p: network(p, images, labels)[0])(at)
+    np.testing.assert_allclose(metrics.perturbed_loss, loss, rtol=1e-5)
+    np.testing.assert_allclose(metrics.clean_grad_norm, norm, rtol=1e-5)
+    np.testing.assert_allclose(metrics.perturbed_grad_norm, optax.tree.norm(perturbed), rtol=1e-5)
+    cosine = optax.tree.vdot(clean, perturbed) / (norm * optax.tree.norm(perturbed))
+    np.testing.assert_allclose(metrics.cosine, cosine, rtol=1e-5)
+    assert distance(grads, perturbed) < 1e-6
+
+
+def test_metrics_of_the_exact_gradient_are_first_order_values():
+    loss, hessian, point = quadratic()
+    g = hessian @ point
+    unit = g / np.linalg.norm(g)
+    value, _, metrics = gnp_value_and_grad(loss, r=R, alpha=ALPHA, gradient="exact", with_metrics=True)(as_tree(point))
+    np.testing.assert_allclose(metrics.perturbed_loss, value + R * np.linalg.norm(g), rtol=1e-6)
+    np.testing.assert_allclose(metrics.perturbed_grad_norm, np.linalg.norm(g + R * hessian @ unit), rtol=1e-6)
+
+
+def test_plain_has_the_same_result_type(problem):
+    params, images, labels = problem
+    plain = plain_value_and_grad(network, has_aux=True)(params, images, labels)
+    full = gnp_value_and_grad(network, r=R, alpha=ALPHA, has_aux=True, with_metrics=True)(params, images, labels)
+    assert jax.tree.structure(plain) == jax.tree.structure(full)
+    assert [(x.shape, x.dtype) for x in jax.tree.leaves(plain)] == [(x.shape, x.dtype) for x in jax.tree.leaves(full)]
+    np.testing.assert_allclose(plain[2].clean_grad_norm, full[2].clean_grad_norm, rtol=1e-6)
+
+
+@pytest.mark.parametrize("gradient", GRADIENTS)
+@pytest.mark.parametrize("mix", MIXES)
+def test_low_precision_parameters_keep_their_dtype_and_the_norm_is_accumulated_in_float32(gradient, mix):
+    def loss(w):
+        return jnp.sum(jnp.square(w.astype(jnp.float32))) * 0.5
+
+    w = jnp.ones(100_000, jnp.bfloat16)
+    _, grads, metrics = gnp_value_and_grad(
+        loss, r=jnp.float32(R), alpha=jnp.float32(ALPHA), gradient=gradient, mix=mix, with_metrics=True
+    )(w)
+    assert grads.dtype == jnp.bfloat16
+    assert metrics.clean_grad_norm.dtype == jnp.float32
+    np.testing.assert_allclose(metrics.clean_grad_norm, np.sqrt(100_000), rtol=1e-6)
+
+
+def test_traced_strength_compiles_once():
+    traces = []
+
+    def loss(w):
+        traces.append(1)
+        return jnp.sum(w**4)
+
+    step = jax.jit(lambda w, r, alpha: gnp_value_and_grad(loss, r=r, alpha=alpha)(w))
+    for scale in (0.0, 0.3, 1.0):
+        step(jnp.ones(3), scale * R, scale * ALPHA)
+    assert len(traces) == 2  # two passes, traced once each
+
+
+def test_bad_arguments_are_refused():
+    loss, _, _ = quadratic()
+    with pytest.raises(ValueError, match="gradient must be"):
+        gnp_value_and_grad(loss, r=R, alpha=ALPHA, gradient="backward")
+    with pytest.raises(ValueError, match="mix must be"):
+        gnp_value_and_grad(loss, r=R, alpha=ALPHA, mix="both")
+    with pytest.raises(ValueError, match="at least 0"):
+        gnp_value_and_grad(loss, r=-R, alpha=ALPHA)
+
+
+def test_the_global_norm_is_the_same_however_leaves_are_grouped():
+    rng = np.random.default_rng(0)
+    shapes = [(3,), (200, 300), (1, 40_000), (), (7, 7), (32_768,), (32_767,)]
+    tree = [jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in shapes]
+    wide = np.concatenate([np.asarray(leaf, np.float64).reshape(-1) for leaf in tree])
+    np.testing.assert_allclose(global_norm(tree), np.linalg.norm(wide), rtol=1e-6)
+    assert global_norm({}) == 0
+
+
+def test_docstring_examples():
+    assert doctest.testmod(gnpcli.gnp).failed == 0
+    assert doctest.testmod(gnpcli.gnp).attempted > 0

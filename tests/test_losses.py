@@ -1,0 +1,73 @@
+"""Losses and metric sums against NumPy."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from gnpcli.losses import cross_entropy, half_squared_norm, is_outside_top, metric_sums, zero_sums
+
+
+@pytest.fixture
+def batch():
+    rng = np.random.default_rng(0)
+    return rng.normal(size=(40, 10)).astype(np.float32) * 3, rng.integers(0, 10, 40).astype(np.int32)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.9])
+def test_cross_entropy_is_the_entropy_to_the_smoothed_target(batch, smoothing):
+    logits, labels = batch
+    wide = logits.astype(np.float64)
+    log_probs = wide - np.log(np.exp(wide).sum(-1, keepdims=True))
+    target = (1 - smoothing) * np.eye(10)[labels] + smoothing / 10
+    expected = -(target * log_probs).sum(-1)
+    np.testing.assert_allclose(cross_entropy(logits, labels, smoothing), expected, rtol=1e-5)
+
+
+def test_cross_entropy_of_huge_logits_is_finite():
+    logits = jnp.array([[1e4, -1e4, 0.0]])
+    np.testing.assert_allclose(cross_entropy(logits, jnp.array([1])), [2e4])
+
+
+@pytest.mark.parametrize("k", [1, 5, 10])
+def test_top_k_agrees_with_a_stable_sort(batch, k):
+    logits, labels = batch
+    order = np.argsort(-logits, axis=-1, kind="stable")[:, :k]
+    expected = ~(order == labels[:, None]).any(-1)
+    np.testing.assert_array_equal(is_outside_top(logits, labels, k), expected)
+
+
+def test_equal_logits_count_as_argmax_counts_them():
+    logits, labels = jnp.zeros((3, 4)), jnp.array([0, 1, 3])
+    np.testing.assert_array_equal(is_outside_top(logits, labels, 1), [False, True, True])
+    np.testing.assert_array_equal(is_outside_top(logits, labels, 2), [False, False, True])
+
+
+@pytest.mark.parametrize("where", [0, 1])
+def test_a_nan_is_never_a_right_answer(where):
+    logits = jnp.array([[0.0, 1.0, 2.0]]).at[0, where].set(jnp.nan)
+    assert bool(is_outside_top(logits, jnp.array([0]), 1)[0])
+
+
+def test_sums_ignore_padding_whatever_it_holds(batch):
+    logits, labels = batch
+    padded = np.concatenate([logits, np.full((3, 10), np.nan, np.float32)])
+    sums = metric_sums(padded, np.concatenate([labels, np.zeros(3, np.int32)]), np.arange(43) < 40)
+    full = metric_sums(logits, labels, np.ones(40, bool))
+    assert jax.tree.map(int, sums[1:]) == jax.tree.map(int, full[1:])
+    np.testing.assert_allclose(sums.loss, full.loss, rtol=1e-6)
+    assert int(sums.count) == 40
+    assert int(sums.errors) == int((logits.argmax(-1) != labels).sum())
+    np.testing.assert_allclose(sums.loss, np.asarray(cross_entropy(logits, labels)).sum(), rtol=1e-6)
+    assert [float(x) for x in zero_sums()] == [0, 0, 0, 0]
+
+
+def test_half_squared_norm_follows_the_mask():
+    params = {"kernel": jnp.full((2, 2), 3.0), "bias": jnp.full(2, 5.0)}
+    assert float(half_squared_norm(params, {"kernel": True, "bias": False})) == 18
+    assert float(half_squared_norm(params, {"kernel": True, "bias": True})) == 43
+    grads = jax.grad(lambda p: half_squared_norm(p, {"kernel": True, "bias": False}))(params)
+    np.testing.assert_array_equal(grads["kernel"], params["kernel"])
+    np.testing.assert_array_equal(grads["bias"], 0)

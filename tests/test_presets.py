@@ -1,0 +1,179 @@
+"""Every shipped preset resolves, builds, traces and stands for itself."""
+
+from __future__ import annotations
+
+import re
+
+import jax
+import numpy as np
+import pytest
+
+from gnpcli.config.loader import differences, flatten
+from gnpcli.data import describe
+from gnpcli.data.base import DataSpec, Split
+from gnpcli.engine import build_task
+from gnpcli.errors import ConfigError
+from gnpcli.models import MODELS
+from gnpcli.plan import objective
+from gnpcli.presets import DEFAULT_PRESET, load_preset, preset_dir, preset_names, resolve
+from gnpcli.sharding import make_mesh
+
+NAMES = preset_names()
+
+
+def test_the_default_preset_and_all_files_are_listed():
+    assert DEFAULT_PRESET in NAMES
+    assert len(NAMES) == len(list(preset_dir().glob("*")))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_preset_opens_with_a_comment_and_says_its_purpose(name):
+    text = (preset_dir() / f"{name}.yaml").read_text()
+    assert text.startswith("# ")
+    purpose = load_preset(name).purpose
+    assert 10 < len(purpose) <= 76
+    assert resolve(name).model.name in MODELS
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_preset_traces_through_both_train_steps(name, dtype):
+    config = resolve(name, [f"train.dtype={dtype}", "mesh.devices=1"])
+    info = describe(config.data)
+    assert info is not None, "a preset's data set must be known without its files"
+    count = 2 * config.data.batch_size
+    split = Split(
+        np.zeros((count, info.image_size, info.image_size, info.channels), np.uint8), np.zeros(count, np.int32)
+    )
+    spec = DataSpec(
+        name=config.data.name,
+        class_names=tuple(map(str, range(info.num_classes))),
+        image_size=info.image_size,
+        channels=info.channels,
+        mean=(0.5,) * info.channels,
+        std=(0.5,) * info.channels,
+    )
+    task = build_task(config, split, spec, make_mesh(config))
+    with jax.numpy_dtype_promotion("standard"):  # optax mixes types
+        state = jax.eval_shape(task.init)
+        source = task.feed.source(jax.random.key(0), 0)
+        for step in (task.plain_step, task.gnp_step):
+            new_state, metrics = jax.eval_shape(step, state, source)
+            assert jax.tree.map(lambda x: (x.shape, x.dtype), new_state) == jax.tree.map(
+                lambda x: (x.shape, x.dtype), state
+            )
+            assert all(value.shape == () and value.dtype == np.float32 for value in metrics.values())
+    assert all(leaf.dtype == np.float32 for leaf in jax.tree.leaves(state.params))
+
+
+def test_no_two_presets_are_the_same():
+    resolved = [(name, flatten(resolve(name))) for name in NAMES]
+    for index, (name, values) in enumerate(resolved):
+        for other, other_values in resolved[:index]:
+            assert values != other_values, f"{name} and {other}"
+
+
+def test_the_papers_recipes_are_what_their_code_ran():
+    vit, warm, wide = (resolve(name) for name in ("vit-s-cifar10", "vit-s-cifar10-zero-warmup", "wrn-28-10-cifar10"))
+    assert (vit.train.epochs, vit.data.batch_size, vit.optimizer.name, vit.optimizer.lr) == (300, 256, "adamw", 1e-3)
+    assert (vit.optimizer.weight_decay, vit.train.l2, vit.train.clip_norm) == (0.3, 0.0, 5.0)
+    assert (vit.model.patch_size, vit.model.dropout, vit.model.attention_dropout) == (4, 0.1, 0.1)
+    assert (vit.gr.strategy, vit.gr.r, vit.gr.alpha, vit.schedule.warmup_epochs) == ("constant", 0.1, 0.8, 0)
+    assert differences(vit, warm) == [
+        "gr.alpha: 0.8 -> 1.0",
+        "gr.strategy: constant -> zero-warmup",
+        "schedule.warmup_epochs: 0.0 -> 40.0",
+    ]
+    for size in ("ti", "b"):
+        assert differences(vit, resolve(f"vit-{size}-cifar10")) == [f"model.name: vit-s -> vit-{size}"]
+    assert (wide.train.epochs, wide.data.batch_size, wide.optimizer.lr, wide.train.l2) == (200, 256, 0.1, 1e-3)
+    assert (wide.optimizer.name, wide.optimizer.momentum, wide.optimizer.nesterov) == ("sgd", 0.9, True)
+    assert (wide.gr.strategy, wide.gr.r, wide.gr.alpha, wide.gr.mix) == ("constant", 0.1, 0.8, "raw")
+    for config in (vit, warm, wide):
+        assert config.schedule.name == "cosine"
+        assert config.data.augment == "basic"
+
+
+@pytest.mark.parametrize(
+    ("assignments", "formula"),
+    [
+        (["gr.strategy=none"], "L"),
+        (
+            ["gr.strategy=constant", "gr.r=0.1", "gr.alpha=0.8"],
+            "L + 0.08 ||grad L||  (alpha 0.8, r 0.1, finite-difference)",
+        ),
+        (["gr.strategy=constant", "gr.r=0.1", "gr.alpha=0"], "L"),
+        (
+            ["gr.strategy=sam", "gr.r=0.05", "gr.gradient=exact"],
+            "L + 0.05 ||grad L||  (alpha 1, r 0.05, exact)",
+        ),
+        (
+            ["gr.strategy=r-warmup", "gr.r=0.1", "gr.alpha=0.5", "gr.warmup_epochs=3", "gr.mix=unit"],
+            "L + 0.05 ||grad L||  (alpha 0.5, r 0.1, finite-difference, unit clean gradient), "
+            "r rising from 0 for the first 3 epochs",
+        ),
+        (
+            ["optimizer.weight_decay=0", "train.l2=0.001", "gr.strategy=constant", "gr.r=0.1", "gr.alpha=1"],
+            "L + 0.0005 ||w||^2 + 0.1 ||grad (L + L2)||  (alpha 1, r 0.1, finite-difference)",
+        ),
+    ],
+)
+def test_the_objective_is_a_formula_with_numbers(assignments, formula):
+    assert objective(resolve(None, assignments)) == formula
+
+
+def test_unknown_names_are_refused_with_the_close_match():
+    for name, assignments, parts in (
+        ("vit-s-cifar01", [], ["unknown preset 'vit-s-cifar01'", "'vit-s-cifar10'", "gnp presets list"]),
+        (None, ["model.name=vit-nanno"], ["--set: ", "'vit-nanno'", "'vit-nano'"]),
+        (None, ["data.name=digit"], ["--set: ", "'digit'", "'digits'"]),
+    ):
+        with pytest.raises(ConfigError) as caught:
+            resolve(name, assignments)
+        for part in parts:
+            assert part in str(caught.value)
+
+
+def test_a_file_is_a_preset_and_may_build_on_a_shipped_one(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("base: vit-s-cifar10\npurpose: mine\noptimizer: {lr: 0.5}\n")
+    assert differences(resolve("vit-s-cifar10"), resolve(str(path))) == ["optimizer.lr: 0.001 -> 0.5"]
+
+
+def test_another_model_drops_the_options_it_does_not_have():
+    model = resolve("vit-s-cifar10", ["model.name=wrn-16-4"]).model
+    assert (model.name, model.patch_size, model.attention_dropout) == ("wrn-16-4", None, None)
+
+
+@pytest.mark.parametrize(
+    ("text", "pattern"),
+    [
+        ("base: vit-ti-cifar10\n", r"mine\.yaml:1: base 'vit-ti-cifar10' has a base itself"),
+        ("purpose: x\nbase: vit-zz\n", r"mine\.yaml:2: unknown preset 'vit-zz'"),
+        ("base: [a]\n", r"mine\.yaml:1: base must be the name"),
+        ("purpose: [a]\n", r"mine\.yaml:1: purpose must be one line"),
+        (
+            "base: vit-s-cifar10\nmodel:\n  patch: 4\n",
+            r"mine\.yaml:3: unknown key 'model.patch' - did you mean 'model.patch_size'",
+        ),
+        (
+            "base: vit-s-cifar10\nmodel:\n  name: wrn-16-4\n  patch_size: 4\n",
+            r"mine\.yaml:4: wrn-16-4 has no option 'patch_size'",
+        ),
+    ],
+)
+def test_bad_preset_files_are_refused_with_the_line(tmp_path, text, pattern):
+    path = tmp_path / "mine.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        resolve(str(path))
+    assert re.search(pattern, str(caught.value)), caught.value
+
+
+def test_flags_lose_to_set_and_win_over_the_preset():
+    config = resolve(
+        None,
+        ["train.seed=5"],
+        {"train.seed": ("--seed", 3), "train.epochs": ("--epochs", 7), "data.dir": ("--data-dir", None)},
+    )
+    assert (config.train.seed, config.train.epochs, config.data.dir) == (5, 7, None)

@@ -1,0 +1,101 @@
+"""Boundary values and closed forms of every schedule, in the steps of a small horizon."""
+
+from __future__ import annotations
+
+import typing
+
+import numpy as np
+import pytest
+
+from gnpcli.config import GrConfig, Strategy
+from gnpcli.config.schema import WARMUP_STRATEGIES, ConstantConfig, CosineConfig, ExponentialConfig, SteppedConfig
+from gnpcli.schedules import Horizon, gr_schedule, lr_schedule
+
+HORIZON = Horizon(steps_per_epoch=10, epochs=20)
+PEAK = 0.4
+SCHEDULES = {
+    "constant": lambda warmup: ConstantConfig(name="constant", warmup_epochs=warmup),
+    "cosine": lambda warmup: CosineConfig(name="cosine", warmup_epochs=warmup, final_factor=0.1),
+    "stepped": lambda warmup: SteppedConfig(name="stepped", warmup_epochs=warmup, boundaries=[0.5, 0.8], factor=0.1),
+    "exponential": lambda warmup: ExponentialConfig(name="exponential", warmup_epochs=warmup, final_factor=0.012),
+}
+STRATEGIES = typing.get_args(Strategy)
+
+
+def values(schedule, steps=range(HORIZON.total_steps + 1)):
+    return np.array([float(schedule(step)) for step in steps])
+
+
+def closed_form(name, warmup_steps):
+    steps = np.arange(HORIZON.total_steps + 1)
+    progress = np.clip((steps - warmup_steps) / max(HORIZON.total_steps - warmup_steps, 1), 0, 1)
+    decay = {
+        "constant": np.ones_like(progress),
+        "cosine": 0.1 + 0.9 * 0.5 * (1 + np.cos(np.pi * progress)),
+        "stepped": np.where(steps >= 160, 0.01, np.where(steps >= 100, 0.1, 1.0)),
+        "exponential": 0.012**progress,
+    }[name]
+    return PEAK * np.where(steps < warmup_steps, steps / max(warmup_steps, 1), decay)
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+@pytest.mark.parametrize("warmup_epochs", [0, 0.1, 3, 20])
+def test_learning_rate_follows_its_formula_at_every_step(name, warmup_epochs):
+    schedule = lr_schedule(SCHEDULES[name](warmup_epochs), PEAK, HORIZON)
+    np.testing.assert_allclose(values(schedule), closed_form(name, round(warmup_epochs * 10)), rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_learning_rate_boundaries(name):
+    schedule = lr_schedule(SCHEDULES[name](3), PEAK, HORIZON)
+    assert float(schedule(0)) == 0
+    np.testing.assert_allclose(schedule(29), PEAK * 29 / 30, rtol=1e-6)
+    np.testing.assert_allclose(schedule(30), PEAK, rtol=1e-6)
+    end = {"constant": 1, "cosine": 0.1, "stepped": 0.01, "exponential": 0.012}[name]
+    np.testing.assert_allclose(schedule(200), PEAK * end, rtol=1e-5)
+    np.testing.assert_allclose(schedule(10_000), PEAK * end, rtol=1e-5)
+
+
+def gr(strategy, **changes):
+    return gr_schedule(
+        GrConfig(**{"strategy": strategy, "r": 0.1, "alpha": 0.8, "warmup_epochs": 4.0} | changes), HORIZON
+    )
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_gr_follows_its_strategy_at_every_step(strategy):
+    schedule = gr(strategy, alpha=1.0 if strategy == "sam" else 0.8)
+    steps = range(schedule.plain_steps, HORIZON.total_steps)
+    ramp = np.minimum(np.arange(HORIZON.total_steps) / 40, 1)[schedule.plain_steps :]
+    one = np.ones_like(ramp)
+    plain, r, alpha = {
+        "none": (200, one, one),
+        "constant": (0, 0.1 * one, 0.8 * one),
+        "sam": (0, 0.1 * one, one),
+        "lambda-warmup": (0, 0.1 * one, 0.8 * ramp),
+        "r-warmup": (0, 0.1 * ramp, 0.8 * one),
+        "zero-warmup": (40, 0.1 * one, 0.8 * one),
+    }[strategy]
+    assert schedule.plain_steps == plain
+    np.testing.assert_allclose(values(schedule.r, steps), r, rtol=1e-6)
+    np.testing.assert_allclose(values(schedule.alpha, steps), alpha, rtol=1e-6)
+
+
+@pytest.mark.parametrize("strategy", sorted(WARMUP_STRATEGIES))
+def test_every_warmup_starts_from_plain_training(strategy):
+    schedule = gr(strategy)
+    assert schedule.plain_steps > 0 or float(schedule.r(0)) * float(schedule.alpha(0)) == 0
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("changes", [{"alpha": 0.0}, {"r": 0.0, "alpha": 0.0}])
+def test_without_strength_every_step_is_the_plain_one(strategy, changes):
+    assert gr(strategy, **changes).plain_steps == HORIZON.total_steps
+
+
+def test_a_gr_warmup_longer_than_training_is_plain_to_the_end():
+    assert gr("zero-warmup", warmup_epochs=50.0).plain_steps == HORIZON.total_steps
+
+
+def test_epochs_become_the_nearest_whole_steps():
+    assert [HORIZON.steps(epochs) for epochs in (0, 0.04, 0.06, 0.5, 1, 2.51)] == [0, 0, 1, 5, 10, 25]

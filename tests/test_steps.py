@@ -1,0 +1,314 @@
+"""The train and evaluation steps: what acts on which gradient, what comes from which pass, and bit-identity."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from gnpcli.config import GrConfig, RunConfig, TrainConfig
+from gnpcli.config.schema import ConstantConfig, SgdConfig
+from gnpcli.gnp import global_norm
+from gnpcli.losses import cross_entropy, zero_sums
+from gnpcli.models.base import Model
+from gnpcli.optim import build_optimizer
+from gnpcli.presets import resolve
+from gnpcli.schedules import GrSchedule, Horizon, gr_schedule, lr_schedule
+from gnpcli.sharding import make_mesh, replicated
+from gnpcli.state import TrainState, init_state
+from gnpcli.steps import make_eval_step, make_train_step
+
+CLASSES, SIDE = 4, 3
+HORIZON = Horizon(steps_per_epoch=5, epochs=2)
+
+
+class FixedFeed:
+    """The same random batch at every step."""
+
+    steps_per_epoch = 5
+
+    def batch(self, source: Any, step_in_epoch: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+        return source["images"], source["labels"]
+
+
+class MaskedFeed:
+    def batch(self, source: Any, index: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        return source["images"], source["labels"], source["mask"]
+
+
+def source(count: int = 8) -> dict[str, jax.Array]:
+    images = jax.random.normal(jax.random.key(5), (count, SIDE, SIDE, 1))
+    return {
+        "images": images,
+        "labels": jnp.arange(count, dtype=jnp.int32) % CLASSES,
+        "mask": jnp.arange(count) < count - 3,
+    }
+
+
+def small_model(dropout: float = 0.0, seen: list[Any] | None = None) -> Model:
+    """A small network with a bias, running statistics of its hidden layer, and optional dropout."""
+
+    def init(key: jax.Array, image_shape: tuple[int, int, int]) -> tuple[Any, Any]:
+        size = int(np.prod(image_shape))
+        first, second = jax.random.split(key)
+        params = {
+            "w1": jax.random.normal(first, (size, 6)) / 3,
+            "b1": jnp.full(6, 0.1, jnp.float32),
+            "w2": jax.random.normal(second, (6, CLASSES)) / 3,
+        }
+        return params, {"mean": jnp.zeros(6, jnp.float32)}
+
+    def apply(params: Any, state: Any, images: jax.Array, train: bool, key: jax.Array | None) -> tuple[jax.Array, Any]:
+        hidden = jnp.tanh(images.reshape(images.shape[0], -1) @ params["w1"] + params["b1"][None, :])
+        if not train:
+            return hidden @ params["w2"], state
+        new_state = {"mean": 0.9 * state["mean"] + 0.1 * hidden.mean(0)}
+        if dropout:
+            keep = jax.random.bernoulli(key, 1 - dropout, hidden.shape)
+            if seen is not None:
+                jax.debug.callback(lambda mask: seen.append(np.array(mask)), keep)
+            hidden = jnp.where(keep, hidden / (1 - dropout), 0.0)
+        return hidden @ params["w2"], new_state
+
+    return Model(init=init, apply=apply)
+
+
+def build(
+    model: Model | None = None,
+    *,
+    is_plain: bool = False,
+    gr: dict[str, Any] | None = None,
+    train: dict[str, Any] | None = None,
+    optimizer: dict[str, Any] | None = None,
+) -> tuple[TrainState, Any]:
+    """A state and a jitted step on one device, with SGD at a constant rate of 0.5."""
+    model = model or small_model()
+    train_config = TrainConfig(**{"epochs": 2, **(train or {})})
+    gr_config = GrConfig(**{"strategy": "constant", "r": 0.1, "alpha": 0.8, "warmup_epochs": 0.0, **(gr or {})})
+    lr = lr_schedule(ConstantConfig(name="constant"), 0.5, HORIZON)
+    chain = build_optimizer(SgdConfig(**{"name": "sgd", "momentum": 0.0, **(optimizer or {})}), train_config, lr)
+    config = resolve(None, ["mesh.devices=1"])
+    step = make_train_step(
+        model,
+        FixedFeed(),
+        chain,
+        train_config,
+        gr_config,
+        gr_schedule(gr_config, HORIZON),
+        lr,
+        make_mesh(config),
+        is_plain=is_plain,
+    )
+    return init_state(model, (SIDE, SIDE, 1), chain, seed=0), step
+
+
+def objective(params: Any, train: TrainConfig | None = None) -> jax.Array:
+    logits, _ = small_model().apply(params, {"mean": jnp.zeros(6)}, source()["images"], False, None)
+    return cross_entropy(logits, source()["labels"]).mean()
+
+
+def snapshot(state: TrainState) -> Any:
+    return jax.tree.map(np.array, (state.params, state.model_state))
+
+
+def assert_same(left: Any, right: Any) -> None:
+    for a, b in zip(jax.tree.leaves(left), jax.tree.leaves(right), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def gnp_by_hand(params: Any, r: float, alpha: float, loss: Any = objective) -> Any:
+    clean = jax.grad(loss)(params)
+    norm = optax.tree.norm(clean)
+    perturbed = jax.grad(loss)(jax.tree.map(lambda p, g: p + r / norm * g, params, clean))
+    return jax.tree.map(lambda c, p: (1 - alpha) * c + alpha * p, clean, perturbed)
+
+
+def test_a_step_is_gradient_descent_on_the_mixed_gradient():
+    state, step = build()
+    params = state.params
+    expected = jax.tree.map(lambda p, g: p - 0.5 * g, params, gnp_by_hand(params, 0.1, 0.8))
+    new, metrics = step(state, source())
+    for a, b in zip(jax.tree.leaves(new.params), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7)
+    assert int(new.step) == 1
+    assert (float(metrics["lr"]), float(metrics["r"]), float(metrics["alpha"])) == (
+        0.5,
+        np.float32(0.1),
+        np.float32(0.8),
+    )
+
+
+@pytest.mark.parametrize("gr", [{"alpha": 0.0}, {"r": 0.0, "alpha": 0.0}, {"strategy": "none"}])
+def test_without_strength_parameters_are_bit_identical_to_plain_training(gr):
+    plain_state, plain = build(is_plain=True)
+    state, step = build(
+        gr=gr,
+        is_plain=gr_schedule(GrConfig(**{"strategy": "constant", "r": 0.1, "alpha": 0.8} | gr), HORIZON).plain_steps
+        > 0,
+    )
+    for _ in range(4):
+        plain_state, _ = plain(plain_state, source())
+        state, metrics = step(state, source())
+    assert_same(snapshot(plain_state), snapshot(state))
+    assert (float(metrics["r"]), float(metrics["alpha"])) == (0, 0)
+    assert float(metrics["grad_cosine"]) == 1
+    assert float(metrics["perturbed_loss"]) == float(metrics["loss"])
+
+
+@pytest.mark.parametrize("strategy", ["lambda-warmup", "r-warmup"])
+def test_the_first_step_of_a_warmup_is_the_plain_one(strategy):
+    plain_state, plain = build(is_plain=True)
+    state, step = build(gr={"strategy": strategy, "warmup_epochs": 1.0})
+    plain_state, _ = plain(plain_state, source())
+    state, _ = step(state, source())
+    for a, b in zip(jax.tree.leaves(snapshot(plain_state)), jax.tree.leaves(snapshot(state)), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-8)  # two programs: equal up to reassociation
+
+
+def test_model_state_comes_from_the_clean_pass():
+    plain_state, plain = build(is_plain=True)
+    state, step = build(gr={"r": 5.0})
+    plain_state, _ = plain(plain_state, source())
+    state, metrics = step(state, source())
+    assert float(metrics["perturbed_loss"]) > float(metrics["loss"]) + 0.5
+    np.testing.assert_allclose(state.model_state["mean"], plain_state.model_state["mean"], rtol=1e-6)
+
+
+def test_both_passes_see_the_same_dropout_and_each_step_its_own():
+    seen: list[Any] = []
+    state, step = build(small_model(dropout=0.5, seen=seen))
+    for _ in range(2):
+        state, _ = step(state, source())
+    jax.effects_barrier()
+    masks = {mask.tobytes() for mask in seen}
+    assert len(seen) == 4
+    assert len(masks) == 2
+
+
+def test_clipping_acts_on_the_mixed_gradient_and_the_logged_norms_are_unclipped():
+    clip = 0.05
+    state, step = build(train={"clip_norm": clip})
+    params = jax.tree.map(jnp.copy, state.params)
+    mixed = gnp_by_hand(params, 0.1, 0.8)
+    norm = float(optax.tree.norm(mixed))
+    assert norm > 2 * clip
+    new, metrics = step(state, source())
+    np.testing.assert_allclose(metrics["grad_norm"], norm, rtol=1e-5)
+    np.testing.assert_allclose(metrics["clean_grad_norm"], optax.tree.norm(jax.grad(objective)(params)), rtol=1e-5)
+    np.testing.assert_allclose(metrics["update_norm"], 0.5 * clip, rtol=1e-5)
+    moved = jax.tree.map(jnp.subtract, params, new.params)
+    for a, b in zip(jax.tree.leaves(moved), jax.tree.leaves(mixed), strict=True):
+        np.testing.assert_allclose(a, 0.5 * clip / norm * b, rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("biases", [False, True])
+def test_l2_is_in_the_objective_of_both_passes_once(biases):
+    l2 = 0.3
+
+    def penalised(params):
+        leaves = jax.tree.leaves(params) if biases else [params["w1"], params["w2"]]
+        return objective(params) + 0.5 * l2 * sum(jnp.sum(leaf**2) for leaf in leaves)
+
+    state, step = build(train={"l2": l2, "decay_biases_and_norms": biases})
+    params = jax.tree.map(jnp.copy, state.params)
+    new, metrics = step(state, source())
+    expected = jax.tree.map(lambda p, g: p - 0.5 * g, params, gnp_by_hand(params, 0.1, 0.8, penalised))
+    for a, b in zip(jax.tree.leaves(new.params), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(metrics["loss"], penalised(params), rtol=1e-5)
+    np.testing.assert_allclose(metrics["cross_entropy"], objective(params), rtol=1e-5)
+
+
+def test_decoupled_decay_is_in_no_loss():
+    state, step = build(optimizer={"weight_decay": 0.3}, is_plain=True)
+    params = jax.tree.map(jnp.copy, state.params)
+    new, metrics = step(state, source())
+    grads = jax.grad(objective)(params)
+    np.testing.assert_allclose(
+        new.params["w1"], params["w1"] - 0.5 * (grads["w1"] + 0.3 * params["w1"]), rtol=1e-5, atol=1e-6
+    )
+    np.testing.assert_allclose(new.params["b1"], params["b1"] - 0.5 * grads["b1"], rtol=1e-5)
+    np.testing.assert_allclose(metrics["loss"], objective(params), rtol=1e-6)
+
+
+def test_smoothing_is_in_the_training_loss_and_not_in_the_logged_cross_entropy():
+    state, step = build(train={"label_smoothing": 0.5}, is_plain=True)
+    params = jax.tree.map(jnp.copy, state.params)
+    logits, _ = small_model().apply(params, {"mean": jnp.zeros(6)}, source()["images"], False, None)
+    _, metrics = step(state, source())
+    np.testing.assert_allclose(metrics["loss"], cross_entropy(logits, source()["labels"], 0.5).mean(), rtol=1e-6)
+    np.testing.assert_allclose(metrics["cross_entropy"], objective(params), rtol=1e-6)
+    assert abs(float(metrics["loss"]) - float(metrics["cross_entropy"])) > 0.01
+
+
+def test_logged_norms_and_rates_are_those_of_the_step_itself():
+    state, step = build(gr={"strategy": "r-warmup", "warmup_epochs": 1.0})
+    for number in range(3):
+        before = jax.tree.map(np.array, state.params)
+        state, metrics = step(state, source())
+        moved = jax.tree.map(lambda a, b: jnp.asarray(a) - b, state.params, before)
+        np.testing.assert_allclose(metrics["update_norm"], global_norm(moved), rtol=1e-3)
+        np.testing.assert_allclose(metrics["r"], 0.1 * number / 5, rtol=1e-6)
+
+
+def test_a_step_depends_on_seed_and_step_number_alone():
+    class NoisyFeed(FixedFeed):
+        def batch(self, source: Any, step_in_epoch: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+            return source["images"] + jax.random.normal(key, source["images"].shape), source["labels"]
+
+    model, config = small_model(dropout=0.5), resolve(None, ["mesh.devices=1"])
+    train, gr = TrainConfig(epochs=2), GrConfig(strategy="constant", r=0.1, alpha=0.8)
+    lr = lr_schedule(ConstantConfig(name="constant"), 0.5, HORIZON)
+    chain = build_optimizer(SgdConfig(name="sgd"), train, lr)
+
+    def run(seed: int, steps: int, state: TrainState | None = None) -> TrainState:
+        step = make_train_step(
+            model, NoisyFeed(), chain, train, gr, gr_schedule(gr, HORIZON), lr, make_mesh(config), is_plain=False
+        )
+        state = state if state is not None else init_state(model, (SIDE, SIDE, 1), chain, seed)
+        for _ in range(steps):
+            state, _ = step(state, source())
+        return state
+
+    whole = run(3, 6)
+    assert_same(snapshot(whole), snapshot(run(3, 3, run(3, 3))))
+    assert not np.array_equal(whole.params["w1"], run(4, 6).params["w1"])
+
+
+def test_the_state_is_donated_and_no_step_recompiles():
+    state, step = build(gr={"strategy": "lambda-warmup", "warmup_epochs": 1.0})
+    state = jax.device_put(state, replicated(make_mesh(resolve(None, ["mesh.devices=1"]))))
+    for _ in range(6):
+        old, (state, _) = state, step(state, source())
+        assert old.params["w1"].is_deleted()
+    assert step._cache_size() == 1
+
+
+def test_evaluation_masks_padding_and_sees_neither_smoothing_nor_l2():
+    model, config = small_model(dropout=0.5), resolve(None, ["mesh.devices=1"])
+    params, model_state = model.init(jax.random.key(0), (SIDE, SIDE, 1))
+    step = make_eval_step(model, MaskedFeed(), make_mesh(config))
+    sums = step(zero_sums(), params, model_state, source(), np.int32(0))
+    logits, _ = model.apply(params, model_state, source()["images"], False, None)
+    losses = np.asarray(cross_entropy(logits, source()["labels"]))
+    assert int(sums.count) == 5
+    np.testing.assert_allclose(sums.loss, losses[:5].sum(), rtol=1e-6)
+    assert int(sums.errors) == int((np.asarray(logits).argmax(-1) != np.asarray(source()["labels"]))[:5].sum())
+
+
+def test_the_plain_step_costs_one_pass():
+    flops = []
+    for is_plain in (True, False):
+        state, step = build(is_plain=is_plain)
+        flops.append(step.lower(state, source()).compile().cost_analysis()["flops"])
+    assert flops[0] < 0.7 * flops[1]
+
+
+def test_schedules_reach_the_step_through_the_run_configuration():
+    config: RunConfig = resolve("vit-s-cifar10-zero-warmup", ["train.epochs=50"])
+    schedule: GrSchedule = gr_schedule(config.gr, Horizon(195, config.train.epochs))
+    assert schedule.plain_steps == 40 * 195
