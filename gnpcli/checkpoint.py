@@ -7,7 +7,10 @@ A checkpoint folder holds three items: `model` (parameters and model state: all 
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
+import shutil
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -20,7 +23,8 @@ from gnpcli.config import CheckpointConfig
 from gnpcli.errors import CheckpointError
 from gnpcli.state import TrainState
 
-logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax narrates every save
+# Orbax narrates every save, and prints every error of its threads before it raises it where we can say it in one line.
+logging.getLogger("absl").setLevel(logging.CRITICAL + 1)
 
 
 class DamagedCheckpoint(CheckpointError):
@@ -37,22 +41,25 @@ class Checkpoints:
     """
 
     def __init__(self, directory: Path, config: CheckpointConfig, *, read_only: bool = False):
+        _silence_echoes()
         self.directory = directory.resolve()
         keep = [LatestN(config.keep)]
         if config.keep_best:
-            keep.append(
-                BestN(
-                    get_metric_fn=lambda m: m["error_rate"], reverse=True, n=1, keep_checkpoints_without_metrics=False
-                )
-            )
+            keep.append(BestN(get_metric_fn=_rate, reverse=True, n=1, keep_checkpoints_without_metrics=False))
         options = ocp.CheckpointManagerOptions(
             preservation_policy=AnyPreservationPolicy(keep),
-            cleanup_tmp_directories=not read_only,
-            create=not read_only,
+            best_fn=_rate,  # only so that metrics are written; the policy decides what is kept
+            best_mode="min",
+            create=False,
             read_only=read_only,
             enable_async_checkpointing=not read_only,
         )
         with _explained(f"cannot open the checkpoints in {directory}"):
+            if not read_only:
+                self.directory.mkdir(parents=True, exist_ok=True)
+                # What a killed save leaves behind is never read and would fill the disk.
+                for leftover in self.directory.glob("*.orbax-checkpoint-tmp*"):
+                    shutil.rmtree(leftover, ignore_errors=True)
             self._manager = ocp.CheckpointManager(
                 self.directory, options=options, item_names=("model", "optimizer", "meta")
             )
@@ -62,10 +69,10 @@ class Checkpoints:
         return sorted(self._manager.all_steps())
 
     def best_step(self) -> int | None:
-        """Return the kept step with the lowest `error_rate`, the earliest of equals; None where no save has one."""
+        """Return the kept step with the lowest `error_rate`, the latest of equals; None where no save has one."""
         rates = {step: self._error_rate(step) for step in self.steps()}
         known = {step: rate for step, rate in rates.items() if rate is not None}
-        return min(known, key=lambda step: (known[step], step), default=None)
+        return min(known, key=lambda step: (known[step], -step), default=None)
 
     def _error_rate(self, step: int) -> float | None:
         try:
@@ -86,8 +93,8 @@ class Checkpoints:
             CheckpointError: This save cannot start, or the one before could not be finished (a full disk, say).
         """
         step = int(state.step)
+        self.wait()
         with self._saving(step):
-            self._manager.wait_until_finished()
             if step in self._manager.all_steps():
                 return
             self._manager.save(
@@ -125,7 +132,7 @@ class Checkpoints:
             with contextlib.suppress(Exception):
                 self._manager.reload()
             steps = [s for s in self.steps() if s != step]
-            last = f"the last good checkpoint is step {steps[-1]}" if steps else "no earlier checkpoint exists"
+            last = f"the last good checkpoint is step {steps[-1]}" if steps else "there is no checkpoint yet"
             raise CheckpointError(f"{error}; {last}") from error.__cause__
 
     def read_meta(self, step: int) -> dict[str, Any]:
@@ -195,12 +202,33 @@ class Checkpoints:
         return target
 
 
+def _rate(metrics: Mapping[str, float]) -> float:
+    return metrics["error_rate"]
+
+
 def _model_item(state: TrainState) -> dict[str, Any]:
     return {"params": state.params, "model_state": state.model_state}
 
 
 def _optimizer_item(state: TrainState) -> dict[str, Any]:
     return {"step": state.step, "opt_state": state.opt_state, "key": state.key}
+
+
+@functools.cache
+def _silence_echoes() -> None:
+    """Drop, for the rest of the process, what the threads of a failed save print besides the error that it raises.
+
+    The writes that were still under way find their event loop closed, and their results never asked for: both may show
+    long after the save was given up, so there is no moment to undo this at.
+    """
+    hook = sys.unraisablehook
+
+    def quiet(unraisable: Any) -> None:
+        if not (isinstance(unraisable.exc_value, RuntimeError) and "Event loop is closed" in str(unraisable.exc_value)):
+            hook(unraisable)
+
+    sys.unraisablehook = quiet
+    logging.getLogger("asyncio").addFilter(lambda record: "orbax-checkpoint-tmp" not in record.getMessage())
 
 
 @contextlib.contextmanager

@@ -9,7 +9,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from gnpcli.config import RunConfig
 from gnpcli.config.loader import differences
 from gnpcli.data.base import Dataset, DataSpec, Split
 from gnpcli.data.feed import InMemoryFeed
-from gnpcli.errors import CheckpointError, DivergenceError, Interrupted
+from gnpcli.errors import CheckpointError, DivergenceError, GnpError, Interrupted
 from gnpcli.evaluation import Evaluator, load_with_progress
 from gnpcli.models import build_model
 from gnpcli.models.base import Model
@@ -32,7 +32,7 @@ from gnpcli.runlog import MetricsLog, Screen, write_atomically
 from gnpcli.runs import CHECKPOINTS, SUMMARY, check_free, config_from_meta, create_run, note_session, read_config
 from gnpcli.runtime import describe_environment
 from gnpcli.schedules import GrSchedule, Horizon, gr_schedule, lr_schedule
-from gnpcli.sharding import make_mesh, placer, replicated
+from gnpcli.sharding import abstract, make_mesh, placer, replicated
 from gnpcli.state import TrainState, init_state, run_keys
 from gnpcli.steps import make_train_step
 
@@ -61,10 +61,8 @@ class Task:
 
     def abstract_state(self) -> TrainState:
         """Return shapes, dtypes and shardings of the state, allocating nothing."""
-        sharding = replicated(self.mesh)
-        return jax.tree.map(
-            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), jax.eval_shape(self.init)
-        )
+        state: TrainState = abstract(self.init, self.mesh)
+        return state
 
 
 def build_task(config: RunConfig, train: Split, spec: DataSpec, mesh: Mesh) -> Task:
@@ -149,15 +147,18 @@ def _run(task: Task, dataset: Dataset, run_dir: Path, screen: Screen, max_steps:
             for name, split in (("val", dataset.validation), ("test", dataset.test))
             if split is not None
         }
-        log = MetricsLog(run_dir, start)
         try:
-            with screen.progress(total, start), _stop_signals() as received:
+            with (
+                MetricsLog(run_dir, start) as log,
+                screen.progress(total, start),
+                _stop_signals() as received,
+            ):
                 summary = _Loop(task, state, evaluators, checkpoints, log, screen).run(start, stop, received)
         except DivergenceError as error:
             _write_summary(run_dir, {"status": "diverged", "error": str(error)})
             raise
-        finally:
-            log.close()
+        except OSError as error:
+            raise GnpError(f"cannot write to {run_dir}: {error.strerror}; {_last_good(checkpoints)}") from error
     finally:
         checkpoints.close()
     summary = _write_summary(run_dir, summary)
@@ -255,7 +256,7 @@ class _Loop:
             result = evaluator(self.state.params, self.state.model_state)
             self.log.write({"step": step, "epoch": self._epoch(step), "split": split, **result})
             if not math.isfinite(result["loss"]):
-                raise DivergenceError(f"the {split} loss after step {step} is {result['loss']}; {self._last_good()}")
+                raise DivergenceError(f"the {split} loss after step {step} is {result['loss']}; {self._advice()}")
             self.results[split] = {"step": step, **result}
         if not self.results:
             return None
@@ -277,17 +278,14 @@ class _Loop:
             if fault or step % every == 0 or step in (1, self.task.horizon.total_steps):
                 self.log.write({"step": step, "epoch": self._epoch(step), "split": "train", **metrics, **rate})
             if fault:
-                raise DivergenceError(f"step {step}: {fault}; {self._last_good()}")
+                raise DivergenceError(f"step {step}: {fault}; {self._advice()}")
             self.screen.update(step, f"epoch {self._epoch(step - 1):.0f}", metrics, rate["images_per_s"])
 
     def _epoch(self, step: int) -> float:
         return round(step / self.task.horizon.steps_per_epoch, 4)
 
-    def _last_good(self) -> str:
-        self.checkpoints.wait()
-        steps = self.checkpoints.steps()
-        saved = f"the last good checkpoint is step {steps[-1]}" if steps else "there is no checkpoint yet"
-        return f"{saved}; try a lower optimizer.lr, a lower gr.r, or train.clip_norm"
+    def _advice(self) -> str:
+        return f"{_last_good(self.checkpoints)}; try a lower optimizer.lr, a lower gr.r, or train.clip_norm"
 
     def _summary(self, step: int, *, is_interrupted: bool) -> dict[str, Any]:
         best = self.checkpoints.best_step()
@@ -303,6 +301,13 @@ class _Loop:
             "best_split": next(iter(self.evaluators), None),
             **self.clock.totals(),
         }
+
+
+def _last_good(checkpoints: Checkpoints) -> str:
+    with suppress(CheckpointError):  # of a pending save; what is on disk is what counts here
+        checkpoints.wait()
+    steps = checkpoints.steps()
+    return f"the last good checkpoint is step {steps[-1]}" if steps else "there is no checkpoint yet"
 
 
 class _Clock:

@@ -21,7 +21,7 @@ from gnpcli.models import build_model
 from gnpcli.models.base import Model
 from gnpcli.runlog import Screen
 from gnpcli.runs import Location, config_from_meta, read_config
-from gnpcli.sharding import make_mesh, placer, replicated
+from gnpcli.sharding import abstract, make_mesh, placer, replicated
 from gnpcli.steps import make_eval_step
 
 
@@ -41,7 +41,7 @@ class Evaluator:
         for index in range(self._feed.num_batches):
             sums = self._step(sums, params, model_state, self._source, np.int32(index))
         sums = jax.device_get(sums)
-        count = int(sums.count)
+        count = int(sums.num_examples)
         assert count == self._num_examples
         result: dict[str, float | int] = {
             "error_rate": int(sums.errors) / count,
@@ -147,9 +147,7 @@ def _abstract_model(config: RunConfig, spec: DataSpec, mesh: Mesh) -> tuple[Mode
         dtype=config.train.dtype,
     )
     shape = (spec.image_size, spec.image_size, spec.channels)
-    like = jax.eval_shape(lambda: model.init(jax.random.key(0), shape))
-    sharding = replicated(mesh)
-    return model, jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), like)
+    return model, abstract(lambda: model.init(jax.random.key(0), shape), mesh)
 
 
 def _check_fit(given: DataSpec, trained: DataSpec, config: RunConfig) -> None:

@@ -49,7 +49,7 @@ class MetricSums(NamedTuple):
     """Examples whose largest logit is not their label, int32."""
     top5_errors: jax.Array
     """Examples whose label is not among the five largest logits, int32."""
-    count: jax.Array
+    num_examples: jax.Array
     """Examples, int32."""
 
 
@@ -68,7 +68,7 @@ def metric_sums(logits: jax.Array, labels: jax.Array, mask: jax.Array) -> Metric
         loss=total(cross_entropy(logits, labels), jnp.float32),
         errors=total(is_outside_top(logits, labels, 1), jnp.int32),
         top5_errors=total(is_outside_top(logits, labels, 5), jnp.int32),
-        count=jnp.sum(mask.astype(jnp.int32)),
+        num_examples=jnp.sum(mask.astype(jnp.int32)),
     )
 
 

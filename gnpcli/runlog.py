@@ -8,8 +8,9 @@ import os
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 from rich.console import Console
@@ -44,23 +45,36 @@ def read_metrics(path: Path) -> list[Record]:
 
 
 class MetricsLog:
-    """Appends records to ``metrics.jsonl`` and to TensorBoard events in the run folder.
+    """Appends records to ``metrics.jsonl`` and to TensorBoard events in the run folder; a context manager.
+
+    Both are written by this thread, so that a full disk stops the run where it can be said, not a writer behind it.
 
     Args:
         run_dir: The run folder.
         start_step: Steps done when the run (re)starts; records past it, of a run that was killed after its last
             checkpoint, are dropped: those steps come again.
+
+    Raises:
+        OSError: Here, in `write` or at the end: the files cannot be written.
     """
 
+    FLUSH_EVERY_S = 10.0
+
     def __init__(self, run_dir: Path, start_step: int):
-        from tensorboardX import SummaryWriter  # loads numpy; reading and writing records does not need it
+        from tensorboardX.proto.event_pb2 import Event, SessionLog  # loads numpy; reading records does not need it
+        from tensorboardX.record_writer import RecordWriter
 
         self.path = run_dir / "metrics.jsonl"
         if self.path.exists():
             kept = [record for record in read_metrics(self.path) if record["step"] <= start_step]
             write_atomically(self.path, "".join(json.dumps(record) + "\n" for record in kept))
-        self._file = open(self.path, "a", encoding="utf-8", buffering=1)  # noqa: SIM115 - closed in close()
-        self._events = SummaryWriter(str(run_dir), purge_step=start_step + 1 if start_step else None, flush_secs=30)
+        self._file = open(self.path, "a", encoding="utf-8", buffering=1)  # noqa: SIM115 - closed in __exit__
+        self._events = RecordWriter(str(run_dir / f"events.out.tfevents.{time.time():.6f}.gnp"))
+        self._event = Event
+        self._flushed = time.monotonic()
+        self._add(file_version="brain.Event:2")
+        # Tells TensorBoard to forget what an earlier session wrote past this step.
+        self._add(step=start_step + 1, session_log=SessionLog(status=SessionLog.START))
 
     def write(self, record: Mapping[str, Any]) -> None:
         """Write one record, which has `step` and `split`; a float that is not finite becomes null and is named."""
@@ -69,14 +83,30 @@ class MetricsLog:
         if lost:
             finite["non_finite"] = lost
         self._file.write(json.dumps(finite) + "\n")
-        for key, value in record.items():
-            if isinstance(value, int | float) and key not in ("step", "epoch"):
-                self._events.add_scalar(f"{record['split']}/{key}", value, record["step"])
+        values = [
+            {"tag": f"{record['split']}/{key}", "simple_value": value}
+            for key, value in finite.items()
+            if isinstance(value, int | float) and key not in ("step", "epoch")
+        ]
+        self._add(step=record["step"], summary={"value": values})
+        if time.monotonic() - self._flushed > self.FLUSH_EVERY_S:
+            self._events.flush()
+            self._flushed = time.monotonic()
 
-    def close(self) -> None:
-        """Flush and close both files."""
-        self._file.close()
-        self._events.close()
+    def _add(self, **fields: Any) -> None:
+        self._events.write(self._event(wall_time=time.time(), **fields).SerializeToString())
+
+    def __enter__(self) -> MetricsLog:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        # An error on its way out is the first one, and says more than what it makes of closing these.
+        with suppress(OSError) if error else nullcontext():
+            self._file.close()
+        with suppress(OSError) if error else nullcontext():
+            self._events.close()
 
 
 def _finite(value: Any) -> Any:

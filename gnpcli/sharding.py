@@ -45,6 +45,14 @@ def placer(mesh: Mesh) -> Callable[[Any], jax.Array]:
     return lambda array: jax.device_put(array, replicated(mesh))
 
 
+def abstract(make: Callable[[], Any], mesh: Mesh) -> Any:
+    """Return shapes, dtypes and shardings of what `make` would return, replicated, allocating nothing."""
+    sharding = replicated(mesh)
+    return jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), jax.eval_shape(make)
+    )
+
+
 def split_batch(mesh: Mesh, batch: Any) -> Any:
     """Constrain every leaf ``[B, ...]`` of a batch, inside jit, to be split over the devices along its first axis."""
     return jax.lax.with_sharding_constraint(batch, NamedSharding(mesh, PartitionSpec("data")))

@@ -135,6 +135,6 @@ def make_eval_step(model: Model, feed: EvalFeed, mesh: Mesh) -> Any:
     def step(sums: MetricSums, params: Any, model_state: Any, source: Any, index: jax.Array) -> MetricSums:
         images, labels, mask = split_batch(mesh, feed.batch(source, index))
         logits, _ = model.apply(params, model_state, images, False, None)
-        return jax.tree.map(jnp.add, sums, metric_sums(logits, labels, mask))
+        return MetricSums(*map(jnp.add, sums, metric_sums(logits, labels, mask)))
 
     return jax.jit(step, donate_argnums=0, out_shardings=replicated(mesh))

@@ -58,7 +58,7 @@ def test_sums_ignore_padding_whatever_it_holds(batch):
     full = metric_sums(logits, labels, np.ones(40, bool))
     assert jax.tree.map(int, sums[1:]) == jax.tree.map(int, full[1:])
     np.testing.assert_allclose(sums.loss, full.loss, rtol=1e-6)
-    assert int(sums.count) == 40
+    assert int(sums.num_examples) == 40
     assert int(sums.errors) == int((logits.argmax(-1) != labels).sum())
     np.testing.assert_allclose(sums.loss, np.asarray(cross_entropy(logits, labels)).sum(), rtol=1e-6)
     assert [float(x) for x in zero_sums()] == [0, 0, 0, 0]

@@ -295,7 +295,7 @@ def test_evaluation_masks_padding_and_sees_neither_smoothing_nor_l2():
     sums = step(zero_sums(), params, model_state, source(), np.int32(0))
     logits, _ = model.apply(params, model_state, source()["images"], False, None)
     losses = np.asarray(cross_entropy(logits, source()["labels"]))
-    assert int(sums.count) == 5
+    assert int(sums.num_examples) == 5
     np.testing.assert_allclose(sums.loss, losses[:5].sum(), rtol=1e-6)
     assert int(sums.errors) == int((np.asarray(logits).argmax(-1) != np.asarray(source()["labels"]))[:5].sum())
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -28,7 +28,7 @@ def evaluate(
         raise typer.BadParameter("must be test, val or train", param_hint="--split")
     if best and step is not None:
         raise typer.BadParameter("--best and --step name two checkpoints: give one", param_hint="--best")
-    data = {"name": dataset, "dir": data_dir, "eval_batch_size": batch_size}
+    data: dict[str, Any] = {"name": dataset, "dir": data_dir, "eval_batch_size": batch_size}
     given = {key: value for key, value in data.items() if value is not None}
     if dataset is not None:
         from gnpcli.config import DataConfig

@@ -50,7 +50,7 @@ def _wide_resnet(depth: int, width: int) -> Entry:
 
 
 MODELS: dict[str, Entry] = {
-    "vit-nano": _vit(dim=64, depth=4, heads=4, patch_size=2),  # for images of about 8 x 8 pixels
+    "vit-nano": _vit(dim=64, depth=2, heads=4, patch_size=2),  # for images of about 8 x 8 pixels
     "vit-ti": _vit(dim=192, depth=12, heads=3),
     "vit-s": _vit(dim=384, depth=12, heads=6),
     "vit-b": _vit(dim=768, depth=12, heads=12),
