@@ -162,7 +162,7 @@ def _run(task: Task, dataset: Dataset, run_dir: Path, screen: Screen, max_steps:
     finally:
         checkpoints.close()
     summary = _write_summary(run_dir, summary)
-    if received:
+    if summary["status"] == "interrupted":
         raise Interrupted(
             f"stopped by {received[0].name} after step {summary['step']}, saved; continue with `gnp resume {run_dir}`",
             received[0],
@@ -215,23 +215,25 @@ class _Loop:
             source = task.feed.source(order_key, step // per_epoch)
             self.state, metrics = step_fn(self.state, source)
             step += 1
+            for value in metrics.values():
+                value.copy_to_host_async()  # on its way while the next steps run; _drain picks it up
             self.pending.append((step, metrics))
             if step_fn not in compiled:
                 compiled.add(step_fn)
                 jax.block_until_ready(metrics)
                 self.clock.pause(step)
             self._drain(LOOKAHEAD)
-            self._at_boundary(step, is_last=step == stop or bool(received), is_signal=bool(received))
-        if step == start:  # nothing to train: max_steps of 0, or a signal before the first step
-            self._at_boundary(step, is_last=True, is_signal=bool(received))
+            self._at_boundary(step, is_last=step == stop)
+        if self.saved_step != step:  # a signal between two saves, or nothing to train
+            self._at_boundary(step, is_last=True, evaluates=not received)
         self.checkpoints.wait()
-        return self._summary(step, is_interrupted=bool(received))
+        return self._summary(step, is_interrupted=step < stop)
 
-    def _at_boundary(self, step: int, *, is_last: bool, is_signal: bool) -> None:
+    def _at_boundary(self, step: int, *, is_last: bool, evaluates: bool = True) -> None:
         """Evaluate and save where this step calls for it; before either, all its metrics are known to be finite."""
         config, per_epoch = self.task.config, self.task.horizon.steps_per_epoch
         epoch, is_epoch_end = step // per_epoch, step % per_epoch == 0
-        evaluate = is_last or (is_epoch_end and epoch % config.train.eval_every_epochs == 0)
+        evaluate = evaluates and (is_last or (is_epoch_end and epoch % config.train.eval_every_epochs == 0))
         every_steps, every_epochs = config.checkpoint.every_steps, config.checkpoint.every_epochs
         save = (
             is_last
@@ -241,9 +243,7 @@ class _Loop:
         if not evaluate and not save:
             return
         self._drain(0)
-        error_rate = None
-        if evaluate and not is_signal:
-            error_rate = self._evaluate(step)
+        error_rate = self._evaluate(step) if evaluate else None
         if save:
             self.checkpoints.save(self.state, self.meta, error_rate)
             self.saved_step = step
@@ -279,7 +279,8 @@ class _Loop:
                 self.log.write({"step": step, "epoch": self._epoch(step), "split": "train", **metrics, **rate})
             if fault:
                 raise DivergenceError(f"step {step}: {fault}; {self._advice()}")
-            self.screen.update(step, f"epoch {self._epoch(step - 1):.0f}", metrics, rate["images_per_s"])
+            epoch = (step - 1) // self.task.horizon.steps_per_epoch + 1
+            self.screen.update(step, f"epoch {epoch}/{self.task.config.train.epochs}", metrics, rate["images_per_s"])
 
     def _epoch(self, step: int) -> float:
         return round(step / self.task.horizon.steps_per_epoch, 4)

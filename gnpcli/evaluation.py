@@ -32,12 +32,12 @@ class Evaluator:
         self._feed = EvalFeed(split, spec, config.data, place=placer(mesh))
         self._source = self._feed.source()
         self._step = make_eval_step(model, self._feed, mesh)
-        self._zero = lambda: jax.device_put(zero_sums(), replicated(mesh))
+        self._sharding = replicated(mesh)
         self._num_classes, self._num_examples = spec.num_classes, len(split.labels)
 
     def __call__(self, params: Any, model_state: Any) -> dict[str, float | int]:
         """Return `error_rate`, `loss` (mean cross-entropy), `num_examples`, and `top5_error_rate` beyond 5 classes."""
-        sums = self._zero()
+        sums = jax.device_put(zero_sums(), self._sharding)
         for index in range(self._feed.num_batches):
             sums = self._step(sums, params, model_state, self._source, np.int32(index))
         sums = jax.device_get(sums)

@@ -65,9 +65,11 @@ def test_steps_do_not_depend_on_the_number_of_devices(model, assignments):
         from gnpcli.state import run_keys
         found = []
         for devices in (1, 2, 8):
-            config = resolve(None, ["model.name={model}", "optimizer.name=sgd", "optimizer.lr=0.1",
-                                    "data.batch_size=32", "optimizer.weight_decay=0", "gr.strategy=constant", "schedule.warmup_epochs=0",
-                                    f"mesh.devices={{devices}}", *{assignments!r}])
+            config = resolve(None, [
+                "model.name={model}", "optimizer.name=sgd", "optimizer.lr=0.1", "optimizer.weight_decay=0",
+                "data.batch_size=32", "gr.strategy=constant", "schedule.warmup_epochs=0", f"mesh.devices={{devices}}",
+                *{assignments!r},
+            ])
             data = load_dataset(config.data)
             task = build_task(config, data.train, data.spec, make_mesh(config))
             state = task.init()
@@ -93,6 +95,7 @@ def test_steps_do_not_depend_on_the_number_of_devices(model, assignments):
         assert other == pytest.approx(first, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_a_run_moves_from_eight_devices_to_one(gnp: Gnp, tmp_path: Path):
     done = gnp("train", *QUICK, "--run-dir", "eight", env=EIGHT)
     assert done.returncode == 0, done.stderr

@@ -247,7 +247,7 @@ def test_a_signal_saves_and_says_how_to_go_on(whole, tmp_path, monkeypatch, numb
     ("changes", "pattern"),
     [
         (
-            ["optimizer.lr=1e12", "schedule.warmup_epochs=0", "gr.strategy=none", "train.clip_norm=null"],
+            ["optimizer.lr=1e17", "optimizer.weight_decay=0", "schedule.warmup_epochs=0", "gr.strategy=none"],
             r"step \d+: the .* of the clean pass is (nan|inf); .*no checkpoint yet",
         ),
         (["gr.strategy=constant", "gr.r=1e38"], r"step 1: the (loss|gradient norm) of the perturbed pass is (nan|inf)"),
@@ -345,3 +345,33 @@ def test_default_run_folders_say_what_they_are_and_never_collide(tmp_path, monke
     first.mkdir(parents=True)
     monkeypatch.setattr("time.strftime", lambda _: first.name.split("s0-")[1])
     assert default_run_dir(config()) != first
+
+
+def test_a_signal_while_evaluating_is_no_lost_work(whole, tmp_path, monkeypatch):
+    """It comes after the boundary has decided what to do; the steps since the last save must be saved all the same."""
+    run_dir = tmp_path / "run"
+    called = engine.Evaluator.__call__
+
+    def evaluate_and_signal(self: Any, *args: Any) -> Any:
+        signal.raise_signal(signal.SIGINT)
+        return called(self, *args)
+
+    monkeypatch.setattr(engine.Evaluator, "__call__", evaluate_and_signal)
+    with pytest.raises(Interrupted):
+        train(config("checkpoint.every_epochs=4"), run_dir, quiet=True)
+    assert json.loads((run_dir / "summary.json").read_text())["step"] == 5
+    monkeypatch.undo()
+    resume(run_dir, quiet=True)
+    assert_same_state(saved(run_dir, 20), saved(whole, 20))
+
+
+def test_a_signal_at_the_very_end_is_a_finished_run(tmp_path, monkeypatch):
+    write = MetricsLog.write
+
+    def write_and_signal(self: MetricsLog, record: Any) -> None:
+        write(self, record)
+        if record["split"] == "test":
+            signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(MetricsLog, "write", write_and_signal)
+    assert train(config("train.epochs=1", "gr.strategy=none"), tmp_path / "run", quiet=True)["status"] == "finished"

@@ -35,8 +35,10 @@ def test_a_preset_opens_with_a_comment_and_says_its_purpose(name):
     assert resolve(name).model.name in MODELS
 
 
-@pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [*((name, "float32") for name in NAMES), (DEFAULT_PRESET, "bfloat16"), ("wrn-16-4-cifar10", "bfloat16")],
+)
 def test_a_preset_traces_through_both_train_steps(name, dtype):
     config = resolve(name, [f"train.dtype={dtype}", "mesh.devices=1"])
     info = describe(config.data)

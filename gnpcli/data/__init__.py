@@ -48,7 +48,7 @@ class Source:
 SOURCES: dict[str, Source] = {
     "digits": Source("gnpcli.data.digits", "1,797 handwritten digits, 8x8 grey, bundled with gnp"),
     "cifar10": Source(
-        "gnpcli.data.cifar10", "60,000 photographs, 32x32, 10 classes, as an image folder", takes_dir=True
+        "gnpcli.data.cifar10", "60,000 photographs, 32x32, 10 classes, as an image or TFDS folder", takes_dir=True
     ),
     "folder:DIR": Source("gnpcli.data.folder", "small images in DIR/train/<class>/ and DIR/test/<class>/"),
 }
@@ -72,7 +72,7 @@ def describe(config: DataConfig) -> DataInfo | None:
 
     Raises:
         ConfigError: As `check_data`; also a `validation_fraction` that the data cannot serve.
-        DataError: An image folder that `load_dataset` would refuse, as far as its names and file sizes show it.
+        DataError: A folder that `load_dataset` would refuse, as far as its names and file sizes show it.
     """
     return _module(config).describe(config)
 

@@ -12,15 +12,14 @@ import logging
 import os
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from gnpcli.data.layout import Layout
 from gnpcli.runtime import cache_dir
 
 FORMAT = 1
@@ -28,6 +27,18 @@ FORMAT = 1
 
 _log = logging.getLogger("gnpcli")
 _ABANDONED_S = 3600  # a temporary file this old belongs to a run that was killed
+
+
+class Files(Protocol):
+    """Files that an entry is decoded from."""
+
+    @property
+    def paths(self) -> Sequence[str]:
+        """Their paths, in the order that counts."""
+
+    @property
+    def stamps(self) -> Sequence[tuple[int, int]]:
+        """Of each file (size in bytes, time of last change in ns)."""
 
 
 @dataclass(frozen=True)
@@ -45,21 +56,26 @@ class Key:
         return f"images-{self.place}-{self.fingerprint}.npz"
 
 
-def cache_key(layout: Layout, image_size: int | None) -> Key:
-    """Fingerprint an image folder: any change of a name, a size in bytes or a time of change gives another key.
+def cache_key(root: str, groups: Mapping[str, Files], image_size: int | None) -> Key:
+    """Fingerprint a folder's files: any change of a name, a size in bytes or a time of change gives another key.
 
     The folder's own path is part of it: archives unpack with their files' old times, so that two folders of bitmaps
     can agree in all names, sizes and times and hold different images.
+
+    Args:
+        root: The folder.
+        groups: Its files under names that tell the groups apart (an image folder's splits). All paths begin with
+            `root` as it is given.
+        image_size: Side that images are resized to; None keeps their own.
     """
-    root = os.path.realpath(layout.root)
-    place = hashlib.sha256(os.fsencode(f"{FORMAT}\0{root}\0{image_size}"))
+    place = hashlib.sha256(os.fsencode(f"{FORMAT}\0{os.path.realpath(root)}\0{image_size}"))
     content = place.copy()
-    for name, split in layout.splits.items():
+    for name, files in groups.items():
         lines = (
-            f"{path[len(layout.root) :]}\0{size}\0{mtime_ns}"
-            for path, (size, mtime_ns) in zip(split.paths, split.stamps, strict=True)
+            f"{path[len(root) :]}\0{size}\0{mtime_ns}"
+            for path, (size, mtime_ns) in zip(files.paths, files.stamps, strict=True)
         )
-        content.update(os.fsencode("\0".join([name, str(len(split.paths)), *lines])))
+        content.update(os.fsencode("\0".join([name, str(len(files.paths)), *lines])))
     return Key(place.hexdigest()[:16], content.hexdigest()[:32])
 
 

@@ -113,8 +113,10 @@ def decode_files(
 
 
 def resize(images: Images, side: int) -> Images:
-    """Resize square grey images, uint8 ``[N, S, S, 1]``, to `side` as `decode_files` does."""
-    return np.stack([_pixels(Image.fromarray(image[..., 0]), side, channels=1) for image in images])
+    """Resize square images, uint8 ``[N, S, S, C]`` with C 1 or 3, to `side` as `decode_files` does."""
+    channels = images.shape[-1]
+    squeezed = images[..., 0] if channels == 1 else images
+    return np.stack([_pixels(Image.fromarray(image), side, channels) for image in squeezed])
 
 
 def _is_grey(image: Image.Image) -> bool:

@@ -83,7 +83,7 @@ def load_images(layout: Layout, image_size: int | None, progress: Progress | Non
     Raises:
         DataError: As `gnpcli.data.decode.decode_files`.
     """
-    key = cache_key(layout, image_size)
+    key = cache_key(layout.root, layout.splits, image_size)
     arrays = read_cache(key, {name: len(files.paths) for name, files in layout.splits.items()})
     if arrays is None:
         _, grey = read_header(layout.train.paths[0], image_size)

@@ -1,0 +1,82 @@
+"""What the README prints works: the library script, and the commands, presets, keys and values it names."""
+
+from __future__ import annotations
+
+import itertools
+import re
+import shlex
+import subprocess
+import sys
+
+import pytest
+
+from gnpcli.config.loader import parse_overrides
+from gnpcli.presets import preset_names, resolve
+from tests.conftest import REPOSITORY, Gnp
+
+TEXT = (REPOSITORY / "README.md").read_text()
+COMMANDS = sorted(
+    {
+        match.split("  #")[0].strip()
+        for match in re.findall(r"^    (gnp .*)$|`(gnp [^`]*)`", TEXT, re.M)
+        for match in match
+        if match
+    }
+)
+
+
+def test_the_two_commands_come_first_and_the_three_of_the_mission_follow():
+    places = [
+        TEXT.index(command)
+        for command in (
+            "make demo",
+            "make test",
+            "gnp train --preset vit-s-cifar10 --gr zero-warmup",
+            "gnp reproduce-table adam-vs-gr",
+            "gnp eval ckpt/ --dataset imagenet",
+        )
+    ]
+    assert places == sorted(places)
+
+
+def test_the_library_script_runs_and_learns():
+    (script,) = re.findall(r"```python\n(.*?)```", TEXT, re.S)
+    first = script.replace("range(200)", "range(1)")
+    losses = [
+        float(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
+        for code in (first, script)
+    ]
+    assert losses[1] < 0.9 * losses[0]
+
+
+@pytest.mark.parametrize("command", [command for command in COMMANDS if command.startswith("gnp train")])
+def test_training_commands_resolve(gnp: Gnp, command: str):
+    arguments = [word for word in shlex.split(command)[1:] if word != "--dry-run"]
+    arguments = [word.replace("mine.yaml", "vit-s-cifar10") for word in arguments]
+    if "--data-dir" in arguments:  # a folder of the reader's own
+        place = arguments.index("--data-dir")
+        del arguments[place : place + 2]
+    done = gnp(*arguments, "--dry-run")
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_commands_and_presets_exist(gnp: Gnp, command: str):
+    words = shlex.split(command)
+    if words[1] == "reproduce-table" or "imagenet" in words:
+        line = next(line for line in TEXT.splitlines() if command in line)
+        assert "not in this version" in line
+        return
+    assert gnp(*[word for word in words[1:2] if word.isalpha()], "--help").returncode == 0
+    for option, value in itertools.pairwise(words):
+        if option == "--preset" and not value.endswith(".yaml"):
+            assert value in preset_names()
+
+
+def test_keys_and_values_named_in_the_text_are_real():
+    named = set(re.findall(r"`((?:model|data|optimizer|schedule|gr|train|checkpoint|mesh)\.[a-z_0-9]+=[^`]+)`", TEXT))
+    assert {"gr.gradient=exact", "gr.mix=unit", "model.variant=upstream"} <= named
+    for assignment in named:
+        preset = "wrn-16-4-cifar10" if "variant" in assignment else None
+        assert parse_overrides([assignment])
+        resolve(preset, [assignment])
