@@ -6,7 +6,6 @@ import json
 import math
 import signal
 import threading
-import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -28,7 +27,7 @@ from gnpcli.models import build_model
 from gnpcli.models.base import Model
 from gnpcli.optim import build_optimizer
 from gnpcli.plan import objective
-from gnpcli.runlog import MetricsLog, Screen, write_atomically
+from gnpcli.runlog import Clock, MetricsLog, Screen, write_atomically
 from gnpcli.runs import CHECKPOINTS, SUMMARY, check_free, config_from_meta, create_run, note_session, read_config
 from gnpcli.runtime import describe_environment
 from gnpcli.schedules import GrSchedule, Horizon, gr_schedule, lr_schedule
@@ -199,7 +198,7 @@ class _Loop:
         self.results: dict[str, dict[str, Any]] = {}
         self.saved_step: int | None = None
         self.meta = {"config": task.config.model_dump(mode="json"), "data": task.spec.to_dict()}
-        self.clock = _Clock(task.config.data.batch_size)
+        self.clock = Clock(task.config.data.batch_size)
 
     def run(self, start: int, stop: int, received: list[signal.Signals]) -> dict[str, Any]:
         """Run the steps from `start` to `stop`, or to a signal; return the summary."""
@@ -309,40 +308,6 @@ def _last_good(checkpoints: Checkpoints) -> str:
         checkpoints.wait()
     steps = checkpoints.steps()
     return f"the last good checkpoint is step {steps[-1]}" if steps else "there is no checkpoint yet"
-
-
-class _Clock:
-    """Wall time of training: since the start, and images/s between pauses (compilation, evaluation, saving)."""
-
-    def __init__(self, batch_size: int):
-        self._batch_size = batch_size
-        self._start = self._mark = time.perf_counter()
-        self._marked_step: int | None = None
-        self._trained_s = 0.0
-        self._trained_steps = 0
-
-    def pause(self, step: int) -> None:
-        """Leave out the time since the last rate, and start again behind `step`."""
-        self._mark, self._marked_step = time.perf_counter(), step
-
-    def rate(self, step: int) -> dict[str, Any]:
-        """Return images/s since the mark (None for the first step behind a pause) and the seconds since the start."""
-        now = time.perf_counter()
-        rate = None
-        if self._marked_step is not None and step > self._marked_step:
-            steps, elapsed = step - self._marked_step, now - self._mark
-            rate = steps * self._batch_size / elapsed
-            self._trained_s += elapsed
-            self._trained_steps += steps
-        self._mark, self._marked_step = now, step
-        return {"images_per_s": rate, "elapsed_s": round(now - self._start, 3)}
-
-    def totals(self) -> dict[str, Any]:
-        images = self._trained_steps * self._batch_size
-        return {
-            "elapsed_s": round(time.perf_counter() - self._start, 3),
-            "images_per_s": images / self._trained_s if self._trained_s else None,
-        }
 
 
 def _non_finite(metrics: dict[str, float]) -> str | None:

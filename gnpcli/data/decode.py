@@ -77,13 +77,7 @@ def decode_files(
             not square without `image_size`, and when the array does not fit into memory.
     """
     side, _ = read_header(like, image_size)
-    try:
-        images = np.empty((len(paths), side, side, channels), dtype=np.uint8)
-    except MemoryError:
-        raise DataError(
-            f"{len(paths)} images of {side}x{side} pixels take {len(paths) * side * side * channels / 1e9:.1f} GB of "
-            "memory, more than there is: set a smaller data.image_size"
-        ) from None
+    images = allocate(len(paths), side, channels)
 
     def work(start: int) -> int:
         end = min(start + _CHUNK, len(paths))
@@ -110,6 +104,21 @@ def decode_files(
             pool.shutdown(wait=False, cancel_futures=True)
             raise
     return images
+
+
+def allocate(count: int, side: int, channels: int) -> Images:
+    """Return an uninitialised uint8 array ``[count, side, side, channels]``.
+
+    Raises:
+        DataError: If it does not fit into memory.
+    """
+    try:
+        return np.empty((count, side, side, channels), dtype=np.uint8)
+    except MemoryError:
+        raise DataError(
+            f"{count} images of {side}x{side} pixels take {count * side * side * channels / 1e9:.1f} GB of "
+            "memory, more than there is: set a smaller data.image_size"
+        ) from None
 
 
 def resize(images: Images, side: int) -> Images:

@@ -9,12 +9,14 @@ which is imported only where they are: not for `find` and `examine`, nor for ima
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 import struct
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -22,7 +24,7 @@ import numpy.typing as npt
 
 from gnpcli.data.base import Images, Labels
 from gnpcli.data.cache import cache_key, read_cache, write_cache
-from gnpcli.data.decode import resize
+from gnpcli.data.decode import allocate, resize
 from gnpcli.errors import DataError
 
 TREE = "<version>/dataset_info.json"
@@ -161,9 +163,8 @@ def read_labels(prepared: Prepared, split: str) -> Labels:
         DataError: As `load_arrays`, but for the images.
     """
     builder = _builder(prepared)
-    with _damage(prepared):
-        found = [example["label"] for block in _blocks(builder, prepared, split, images=False) for example in block]
-        labels = np.asarray(found, dtype=np.int32)
+    blocks = _blocks(builder, prepared, split, images=False)
+    labels = np.asarray([example["label"] for block in blocks for example in block], dtype=np.int32)
     _check_labels(prepared, labels, builder.info.features["label"].num_classes)
     return labels
 
@@ -183,8 +184,10 @@ def _decode(
     progress: Callable[[int, int], None] | None,
 ) -> dict[str, npt.NDArray[Any]]:
     builder = _builder(prepared)
-    with _damage(prepared):
+    with _reading(prepared):
         own_names = tuple(builder.info.features["label"].names)
+        own_shape = tuple(builder.info.features["image"].shape)
+    _check_shape(prepared, shape, [own_shape])
     if own_names != tuple(class_names):
         raise DataError(
             f"{prepared.root} does not name its classes {', '.join(class_names)} in this order: prepare it anew"
@@ -193,23 +196,26 @@ def _decode(
     arrays: dict[str, npt.NDArray[Any]] = {}
     total, done = sum(prepared.counts[split] for split in splits), 0
     for split in splits:
-        images: Images = np.empty((prepared.counts[split], side, side, shape[2]), dtype=np.uint8)
+        images = allocate(prepared.counts[split], side, shape[2])
         labels: Labels = np.empty(prepared.counts[split], dtype=np.int32)
         start = 0
-        with _damage(prepared):
-            for block in _blocks(builder, prepared, split, images=True):
-                if any(example["image"].shape != shape for example in block):
-                    raise DataError(f"{prepared.root} holds images that are not {'x'.join(map(str, shape))} pixels")
-                end = start + len(block)
-                pixels: Images = np.stack([example["image"] for example in block])
-                images[start:end] = pixels if side == shape[0] else resize(pixels, side)
-                labels[start:end] = [example["label"] for example in block]
-                start, done = end, done + len(block)
-                if progress is not None:
-                    progress(done, total)
+        for block in _blocks(builder, prepared, split, images=True):
+            _check_shape(prepared, shape, (example["image"].shape for example in block))
+            end = start + len(block)
+            pixels: Images = np.stack([example["image"] for example in block])
+            images[start:end] = pixels if side == shape[0] else resize(pixels, side)
+            labels[start:end] = [example["label"] for example in block]
+            start, done = end, done + len(block)
+            if progress is not None:
+                progress(done, total)
         _check_labels(prepared, labels, len(class_names))
         arrays |= {split: images, f"{split}_labels": labels}
     return arrays
+
+
+def _check_shape(prepared: Prepared, shape: tuple[int, ...], found: Iterable[tuple[int, ...]]) -> None:
+    if any(own != shape for own in found):
+        raise DataError(f"{prepared.root} holds images that are not {'x'.join(map(str, shape))} pixels")
 
 
 def _check_labels(prepared: Prepared, labels: Labels, num_classes: int) -> None:
@@ -224,34 +230,37 @@ def _builder(prepared: Prepared) -> Any:
         raise DataError(
             f'{prepared.root} is a TFDS folder and reading it needs tensorflow_datasets: pip install "gnp[tfds]"'
         ) from error
-    with _damage(prepared):
+    with _reading(prepared):
         return tensorflow_datasets.builder_from_directory(prepared.root)
 
 
 def _blocks(builder: Any, prepared: Prepared, split: str, *, images: bool) -> Iterator[list[Mapping[str, Any]]]:
-    """Yield a split's examples in order, in blocks, and as many as dataset_info.json promises."""
+    """Yield a split's examples in order, in blocks, as many as dataset_info.json promises.
+
+    Raises:
+        DataError: On whatever goes wrong in here; what the caller does with a block is not caught.
+    """
     import tensorflow_datasets
 
     decoders = None if images else {"image": tensorflow_datasets.decode.SkipDecoding()}
     count = prepared.counts[split]
-    if prepared.format == "array_record":
-        source = builder.as_data_source(split, decoders=decoders)
-        if len(source) != count:
-            raise ValueError(f"{split} has {len(source)} records instead of {count}")
-        for start in range(0, count, _BLOCK):
-            yield source.__getitems__(range(start, min(start + _BLOCK, count)))
-        return
-    # tensorflow_datasets reads tfrecord files with TensorFlow only; the framing is simple and the content the same.
-    features = builder.info.features
-    records = (record for path in builder.info.splits[split].filepaths for record in _tfrecords(os.fspath(path)))
-    done = 0
-    while block := [features.deserialize_example_np(r, decoders=decoders) for _, r in zip(range(_BLOCK), records)]:  # noqa: B905
-        done += len(block)
-        if done > count:
-            break
-        yield block
-    if done != count:
-        raise ValueError(f"{split} does not have {count} records")
+    with _reading(prepared):
+        if prepared.format == "array_record":
+            source = builder.as_data_source(split, decoders=decoders)
+            for start in range(0, count, _BLOCK):
+                yield source.__getitems__(range(start, min(start + _BLOCK, count)))
+            return
+        # tensorflow_datasets reads tfrecord files with TensorFlow only; the framing is simple, the content the same.
+        features = builder.info.features
+        records = (record for path in builder.info.splits[split].filepaths for record in _tfrecords(os.fspath(path)))
+        done = 0
+        while block := [features.deserialize_example_np(r, decoders=decoders) for r in islice(records, _BLOCK)]:
+            done += len(block)
+            if done > count:
+                break
+            yield block
+        if done != count:
+            raise ValueError(f"{split} does not have {count} records")
 
 
 def _tfrecords(path: str) -> Iterator[bytes]:
@@ -268,17 +277,23 @@ def _tfrecords(path: str) -> Iterator[bytes]:
 
 
 @contextmanager
-def _damage(prepared: Prepared) -> Iterator[None]:
+def _reading(prepared: Prepared) -> Iterator[None]:
     """Turn what the readers raise, which is nearly anything, into one line that names the folder."""
+    log = logging.getLogger("absl")
+    level = log.level
+    log.setLevel(logging.ERROR)  # tfds recommends OpenCV to everyone who has Pillow
     try:
         yield
     except (DataError, MemoryError):
         raise
     except ImportError as error:
+        package = (error.name or "array_record").partition(".")[0]
         raise DataError(
-            f"{prepared.root} holds {prepared.format} records and reading them needs {error.name or 'a package'}: "
-            'pip install "gnp[tfds]"'
+            f"{prepared.root} holds {prepared.format} records and reading them needs {package}: pip install {package}"
         ) from error
     except Exception as error:
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        # Up to the first detail: what follows are checksums and addresses.
+        reason = " ".join(str(error).split()).partition(" (")[0][:200] or type(error).__name__
         raise DataError(f"{prepared.root} is damaged ({reason}): prepare the data set anew") from error
+    finally:
+        log.setLevel(level)
