@@ -1,11 +1,11 @@
 """Gradient norm penalty as a function transform with the type of `jax.value_and_grad`.
 
-The objective (arXiv 2202.03599, eq. 3, with p = 2) is ``L(w) + lambda ||grad L(w)||``; its gradient is
+The objective (arXiv 2202.03599, with the L2 norm) is ``L(w) + lambda ||grad L(w)||``; its gradient is
 
     grad L(w) + lambda H(w) u,        u = grad L(w) / ||grad L(w)||
 
 With a perturbation radius r and ``alpha = lambda / r``, the Hessian-vector product by a forward difference gives the
-papers' formula (arXiv 2202.03599, section 4):
+papers' formula:
 
     g = (1 - alpha) g_clean + alpha g_perturbed,   g_clean = grad L(w),   g_perturbed = grad L(w + r u)
 

@@ -83,7 +83,7 @@ class GrSchedule:
 
 
 def gr_schedule(config: GrConfig, horizon: Horizon) -> GrSchedule:
-    """Return how r and alpha move over the run (arXiv 2406.09723, section 4).
+    """Return how r and alpha move over the run (arXiv 2406.09723).
 
     With ``w = min(step / W, 1)`` over the W steps of ``gr.warmup_epochs``:
 
