@@ -210,7 +210,7 @@ class _Loop:
             step_fn = task.step_at(step)
             if step_fn not in compiled:
                 self._drain(0)
-                self.screen.status(f"compiling the {'plain' if step_fn is task.plain_step else 'GNP'} step")
+                self.screen.status("compiling")
             source = task.feed.source(order_key, step // per_epoch)
             self.state, metrics = step_fn(self.state, source)
             step += 1

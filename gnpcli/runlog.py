@@ -15,6 +15,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.table import Column
 from rich.text import Text
 
 Record = dict[str, Any]
@@ -178,14 +179,16 @@ class Screen:
         self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=None),
-            TextColumn("{task.completed}/{task.total}"),
-            _Rate(),
+            TextColumn("{task.percentage:.0f}%"),
+            _Rate(table_column=Column(no_wrap=True)),
             TimeRemainingColumn(compact=True),
             TextColumn("{task.fields[values]}"),
             console=self.console,
             expand=True,
         )
-        self._bar = self._progress.add_task("", total=total_steps, completed=start_step, values="", images_per_s=None)
+        self._bar = self._progress.add_task(
+            "starting", total=total_steps, completed=start_step, values="", images_per_s=None
+        )
         try:
             with self._progress:
                 yield
@@ -205,8 +208,8 @@ class Screen:
     def update(self, step: int, epoch: str, record: Mapping[str, float], images_per_s: float | None) -> None:
         """Show the values of a finished step; without a terminal, one line every `PLAIN_EVERY_S` seconds."""
         values = (
-            f"loss {record['loss']:.3f}  error {100 * record['error_rate']:.1f} %"
-            f"  r {record['r']:.3g}  alpha {record['alpha']:.3g}"
+            f"loss {record['loss']:.2f} error {100 * record['error_rate']:.1f}%"
+            f" r {record['r']:.3g} alpha {record['alpha']:.3g}"
         )
         if self._progress:
             self._progress.update(

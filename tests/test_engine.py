@@ -27,7 +27,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # raised 
 
 SMALL = [
     "data.batch_size=256", "train.epochs=4", "schedule.warmup_epochs=1", "train.log_every_steps=1", "mesh.devices=1",
-    "model.dropout=0.1",
+    "model.dropout=0.1", "checkpoint.every_epochs=1",
 ]  # fmt: skip
 """5 steps an epoch, 20 in all, of them 5 plain; dropout and augmentation draw from the run's keys."""
 
