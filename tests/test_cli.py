@@ -19,15 +19,9 @@ from gnpcli.runlog import read_metrics
 from tests.conftest import Gnp, fails
 
 QUICK = [
-    "--set",
-    "data.batch_size=256",
-    "--epochs",
-    "4",
-    "--set",
-    "schedule.warmup_epochs=1",
-    "--set",
-    "mesh.devices=1",
-]
+    "--epochs", "4", "--set", "data.batch_size=256", "--set", "schedule.warmup_epochs=1", "--set", "mesh.devices=1",
+    "--set", "checkpoint.every_epochs=1",
+]  # fmt: skip
 """5 steps an epoch on the digits, 20 in all."""
 
 
