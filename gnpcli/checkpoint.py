@@ -68,6 +68,11 @@ class Checkpoints:
         """Return the steps that have a finished save, rising; whether each can be read shows only on restore."""
         return sorted(self._manager.all_steps())
 
+    def last_good(self, *, besides: int | None = None) -> str:
+        """Say which save a failed run falls back on, for its message; `besides` is the one that just failed."""
+        steps = [step for step in self.steps() if step != besides]
+        return f"the last good checkpoint is step {steps[-1]}" if steps else "there is no checkpoint yet"
+
     def best_step(self) -> int | None:
         """Return the kept step with the lowest `error_rate`, the latest of equals; None where no save has one."""
         rates = {step: self._error_rate(step) for step in self.steps()}
@@ -131,9 +136,7 @@ class Checkpoints:
         except CheckpointError as error:
             with contextlib.suppress(Exception):
                 self._manager.reload()
-            steps = [s for s in self.steps() if s != step]
-            last = f"the last good checkpoint is step {steps[-1]}" if steps else "there is no checkpoint yet"
-            raise CheckpointError(f"{error}; {last}") from error.__cause__
+            raise CheckpointError(f"{error}; {self.last_good(besides=step)}") from error.__cause__
 
     def read_meta(self, step: int) -> dict[str, Any]:
         """Return the description saved with a step.

@@ -306,8 +306,7 @@ class _Loop:
 def _last_good(checkpoints: Checkpoints) -> str:
     with suppress(CheckpointError):  # of a pending save; what is on disk is what counts here
         checkpoints.wait()
-    steps = checkpoints.steps()
-    return f"the last good checkpoint is step {steps[-1]}" if steps else "there is no checkpoint yet"
+    return checkpoints.last_good()
 
 
 def _non_finite(metrics: dict[str, float]) -> str | None:

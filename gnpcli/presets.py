@@ -16,8 +16,6 @@ from gnpcli.models import MODELS, resolve_model
 DEFAULT_PRESET = "vit-nano-digits"
 """What ``gnp train`` trains when nothing is named: a small ViT on the bundled digits."""
 
-_META = ("purpose", "base")
-
 
 @dataclass(frozen=True)
 class Preset:
