@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -22,7 +22,6 @@ from gnpcli.engine import build_task
 from gnpcli.errors import DataError
 from gnpcli.runtime import describe_environment
 from gnpcli.sharding import make_mesh
-from gnpcli.state import run_keys
 
 Report = Callable[[str], None]
 
@@ -53,35 +52,15 @@ def bench(config: RunConfig, *, rounds: int, steps: int, report: Report) -> dict
     if gr.strategy == "none" or not gr.r or not gr.alpha:
         gr = gr.model_copy(update={"r": gr.r or 0.1, "alpha": gr.alpha or 0.8})
     config = config.model_copy(update={"gr": gr.model_copy(update={"strategy": "constant"})})
-    data = describe(config.data)
-    if data is None:
-        raise DataError(f"the image size of {config.data.name} is not known: give --data-dir")
     mesh = make_mesh(config)
-    rng = np.random.default_rng(0)
-    count = max(4 * config.data.batch_size, 1024)
-    shape = (count, data.image_size, data.image_size, data.channels)
-    split = Split(
-        rng.integers(0, 256, shape, dtype=np.uint8), rng.integers(0, data.num_classes, count).astype(np.int32)
-    )
-    spec = DataSpec(
-        name=config.data.name,
-        class_names=tuple(map(str, range(data.num_classes))),
-        image_size=data.image_size,
-        channels=data.channels,
-        mean=(0.5,) * data.channels,
-        std=(0.25,) * data.channels,
-    )
-    task = build_task(config, split, spec, mesh)
-    source = task.feed.source(run_keys(0).order, 0)
-    kinds: dict[str, _Timed] = {}
+    task = build_task(config, *random_images(config), mesh)
+    source = task.feed.source(0)
+    kinds: dict[str, Timed] = {}
     for name, step in (("plain", task.plain_step), ("gnp", task.gnp_step)):
         report(f"compiling {name}")
-        kinds[name] = _Timed(step, task.init(), source)
-    for number in range(rounds + 1):
-        report(f"round {number} of {rounds}")
-        for timed in kinds.values():
-            timed.run(steps, counts=number > 0)
-    ratio = statistics.median(g / p for g, p in zip(kinds["gnp"].times_s, kinds["plain"].times_s, strict=True))
+        kinds[name] = Timed(step, task.init(), source)
+    interleave(list(kinds.values()), rounds=rounds, steps=steps, report=report)
+    ratio = kinds["gnp"].over(kinds["plain"])
     peak = _matmul_flops_per_s(config.train.dtype)
     return {
         "model": config.model.name,
@@ -100,27 +79,69 @@ def bench(config: RunConfig, *, rounds: int, steps: int, report: Report) -> dict
     }
 
 
-class _Timed:
-    """A compiled step with its own state, and the seconds per step of each round."""
+def random_images(config: RunConfig) -> tuple[Split, DataSpec]:
+    """Return random training images in the shape of a configuration's data set, enough for four batches.
 
-    def __init__(self, step: Any, state: Any, source: Any):
+    Raises:
+        DataError: The shape of the data set is not known without its files, and they are missing.
+    """
+    data = describe(config.data)
+    if data is None:
+        raise DataError(f"the image size of {config.data.name} is not known: give --data-dir")
+    rng = np.random.default_rng(0)
+    count = max(4 * config.data.batch_size, 1024)
+    shape = (count, data.image_size, data.image_size, data.channels)
+    spec = DataSpec(
+        name=config.data.name,
+        class_names=tuple(map(str, range(data.num_classes))),
+        image_size=data.image_size,
+        channels=data.channels,
+        mean=(0.5,) * data.channels,
+        std=(0.25,) * data.channels,
+    )
+    labels = rng.integers(0, data.num_classes, count).astype(np.int32)
+    return Split(rng.integers(0, 256, shape, dtype=np.uint8), labels), spec
+
+
+def interleave(kinds: Sequence[Timed], *, rounds: int, steps: int, report: Report) -> None:
+    """Run `steps` steps of each kind in turn, in `rounds` rounds that count after one that does not."""
+    for number in range(rounds + 1):
+        report(f"round {number} of {rounds}")
+        for timed in kinds:
+            timed.run(steps, counts=number > 0)
+
+
+class Timed:
+    """A compiled step ``(state, source) -> (state, result)`` with a state of its own, and what its rounds took."""
+
+    def __init__(self, step: Any, state: Any, source: Any, *, repeat: int = 1):
+        """Compile; a round runs `repeat` times as many steps as asked for, where a step is too short to time."""
         start = time.perf_counter()
         self._step = step.lower(state, source).compile()
         self.compile_s = time.perf_counter() - start
-        self._state, self._source = state, source
+        self._state, self._source, self._repeat = state, source, repeat
         self.times_s: list[float] = []
 
     def run(self, steps: int, *, counts: bool) -> None:
         jax.block_until_ready(self._state)
         start = time.perf_counter()
-        for _ in range(steps):
+        for _ in range(steps * self._repeat):
             self._state, metrics = self._step(self._state, self._source)
         jax.block_until_ready((self._state, metrics))
         if counts:
-            self.times_s.append((time.perf_counter() - start) / steps)
+            self.times_s.append((time.perf_counter() - start) / (steps * self._repeat))
+
+    def over(self, other: Timed) -> float:
+        """Return the median over the rounds of this step's time as a multiple of the other's."""
+        return statistics.median(own / its for own, its in zip(self.times_s, other.times_s, strict=True))
+
+    @property
+    def step_s(self) -> float:
+        """Median seconds per step over the rounds."""
+        return statistics.median(self.times_s)
 
     def figures(self, batch_size: int, peak_flops_per_s: float) -> dict[str, Any]:
-        step_s = statistics.median(self.times_s)
+        step_s = self.step_s
         flops = (self._step.cost_analysis() or {}).get("flops")
         memory = self._step.memory_analysis()
         return {

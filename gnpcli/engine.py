@@ -19,10 +19,10 @@ from jax.sharding import Mesh
 from gnpcli.checkpoint import Checkpoints
 from gnpcli.config import RunConfig
 from gnpcli.config.loader import differences
-from gnpcli.data.base import Dataset, DataSpec, Split
-from gnpcli.data.feed import InMemoryFeed
+from gnpcli.data.base import Dataset, DataSpec, FileSplit, Split
+from gnpcli.data.feed import TrainFeed, make_train_feed
 from gnpcli.errors import CheckpointError, DivergenceError, GnpError, Interrupted
-from gnpcli.evaluation import Evaluator, load_with_progress
+from gnpcli.evaluation import Evaluator, load_with_progress, warn_of_skipped
 from gnpcli.models import build_model
 from gnpcli.models.base import Model
 from gnpcli.optim import build_optimizer
@@ -31,7 +31,7 @@ from gnpcli.runlog import Clock, MetricsLog, Screen, write_atomically
 from gnpcli.runs import CHECKPOINTS, SUMMARY, check_free, config_from_meta, create_run, note_session, read_config
 from gnpcli.runtime import describe_environment
 from gnpcli.schedules import GrSchedule, Horizon, gr_schedule, lr_schedule
-from gnpcli.sharding import abstract, make_mesh, placer, replicated
+from gnpcli.sharding import abstract, make_mesh, replicated
 from gnpcli.state import TrainState, init_state, run_keys
 from gnpcli.steps import make_train_step
 
@@ -47,7 +47,7 @@ class Task:
     mesh: Mesh
     spec: DataSpec
     model: Model
-    feed: InMemoryFeed
+    feed: TrainFeed
     horizon: Horizon
     gr: GrSchedule
     plain_step: Any
@@ -64,7 +64,7 @@ class Task:
         return state
 
 
-def build_task(config: RunConfig, train: Split, spec: DataSpec, mesh: Mesh) -> Task:
+def build_task(config: RunConfig, train: Split | FileSplit, spec: DataSpec, mesh: Mesh) -> Task:
     """Build model, feed, optimizer, schedules and steps; nothing is compiled yet.
 
     Raises:
@@ -78,7 +78,8 @@ def build_task(config: RunConfig, train: Split, spec: DataSpec, mesh: Mesh) -> T
         channels=spec.channels,
         dtype=config.train.dtype,
     )
-    feed = InMemoryFeed(train, spec, config.data, place=placer(mesh))
+    order_key = run_keys(config.train.seed).order
+    feed = make_train_feed(train, spec, config.data, mesh, key=order_key, dtype=config.train.dtype)
     horizon = Horizon(feed.steps_per_epoch, config.train.epochs)
     lr, gr = lr_schedule(config.schedule, config.optimizer.lr, horizon), gr_schedule(config.gr, horizon)
     optimizer = build_optimizer(config.optimizer, config.train, lr)
@@ -159,6 +160,7 @@ def _run(task: Task, dataset: Dataset, run_dir: Path, screen: Screen, max_steps:
         except OSError as error:
             raise GnpError(f"cannot write to {run_dir}: {error.strerror}; {_last_good(checkpoints)}") from error
     finally:
+        task.feed.close()
         checkpoints.close()
     summary = _write_summary(run_dir, summary)
     if summary["status"] == "interrupted":
@@ -196,14 +198,14 @@ class _Loop:
         self.checkpoints, self.log, self.screen = checkpoints, log, screen
         self.pending: deque[tuple[int, dict[str, jax.Array]]] = deque()
         self.results: dict[str, dict[str, Any]] = {}
+        self.skipped: dict[str, int] = {}
         self.saved_step: int | None = None
         self.meta = {"config": task.config.model_dump(mode="json"), "data": task.spec.to_dict()}
         self.clock = Clock(task.config.data.batch_size)
 
     def run(self, start: int, stop: int, received: list[signal.Signals]) -> dict[str, Any]:
         """Run the steps from `start` to `stop`, or to a signal; return the summary."""
-        task, per_epoch = self.task, self.task.horizon.steps_per_epoch
-        order_key = run_keys(task.config.train.seed).order
+        task = self.task
         compiled: set[Any] = set()
         step = start
         while step < stop and not received:
@@ -211,8 +213,7 @@ class _Loop:
             if step_fn not in compiled:
                 self._drain(0)
                 self.screen.status("compiling")
-            source = task.feed.source(order_key, step // per_epoch)
-            self.state, metrics = step_fn(self.state, source)
+            self.state, metrics = step_fn(self.state, task.feed.source(step))
             step += 1
             for value in metrics.values():
                 value.copy_to_host_async()  # on its way while the next steps run; _drain picks it up
@@ -243,6 +244,12 @@ class _Loop:
             return
         self._drain(0)
         error_rate = self._evaluate(step) if evaluate else None
+        skipped = {"train": self.task.feed.skipped}
+        skipped |= {split: evaluator.feed.skipped for split, evaluator in self.evaluators.items()}
+        for split, paths in skipped.items():
+            if len(paths) > self.skipped.get(split, 0):  # an evaluation skips the same files every time
+                self.skipped[split] = len(paths)
+                warn_of_skipped(self.screen, paths, split)
         if save:
             self.checkpoints.save(self.state, self.meta, error_rate)
             self.saved_step = step

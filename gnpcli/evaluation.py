@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import time
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -12,37 +13,45 @@ from jax.sharding import Mesh
 from gnpcli.checkpoint import Checkpoints
 from gnpcli.config import CheckpointConfig, RunConfig
 from gnpcli.config.loader import differences
-from gnpcli.data import load_dataset
-from gnpcli.data.base import Dataset, DataSpec, Split
-from gnpcli.data.feed import EvalFeed
+from gnpcli.data import describe, load_dataset
+from gnpcli.data.base import DataInfo, Dataset, DataSpec, FileSplit, Split
+from gnpcli.data.feed import make_eval_feed
 from gnpcli.errors import CheckpointError, DataError
+from gnpcli.loading import LoadingDisplay
 from gnpcli.losses import zero_sums
 from gnpcli.models import build_model
 from gnpcli.models.base import Model
 from gnpcli.runlog import Screen
 from gnpcli.runs import Location, config_from_meta, read_config
-from gnpcli.sharding import abstract, make_mesh, placer, replicated
+from gnpcli.sharding import abstract, make_mesh, replicated
 from gnpcli.steps import make_eval_step
 
 
 class Evaluator:
     """Evaluation of one split, every example exactly once whatever the batch size and device count."""
 
-    def __init__(self, split: Split, spec: DataSpec, config: RunConfig, model: Model, mesh: Mesh):
-        self._feed = EvalFeed(split, spec, config.data, place=placer(mesh))
-        self._source = self._feed.source()
-        self._step = make_eval_step(model, self._feed, mesh)
+    def __init__(self, split: Split | FileSplit, spec: DataSpec, config: RunConfig, model: Model, mesh: Mesh):
+        self.feed = make_eval_feed(split, spec, config.data, mesh, dtype=config.train.dtype)
+        self._step = make_eval_step(model, self.feed, mesh)
         self._sharding = replicated(mesh)
         self._num_classes, self._num_examples = spec.num_classes, len(split.labels)
 
     def __call__(self, params: Any, model_state: Any) -> dict[str, float | int]:
-        """Return `error_rate`, `loss` (mean cross-entropy), `num_examples`, and `top5_error_rate` beyond 5 classes."""
+        """Return `error_rate`, `loss` (mean cross-entropy), `num_examples`, and `top5_error_rate` beyond 5 classes.
+
+        Raises:
+            DataError: If no image of the split could be read (``data.unreadable: skip``).
+        """
         sums = jax.device_put(zero_sums(), self._sharding)
-        for index in range(self._feed.num_batches):
-            sums = self._step(sums, params, model_state, self._source, np.int32(index))
+        for index, source in enumerate(self.feed.sources()):
+            sums = self._step(sums, params, model_state, source, np.int32(index))
         sums = jax.device_get(sums)
         count = int(sums.num_examples)
-        assert count == self._num_examples
+        assert count == self._num_examples - len(self.feed.skipped)
+        if count == 0:
+            raise DataError(
+                f"none of the {self._num_examples} images could be read, the first is {self.feed.skipped[0]}"
+            )
         result: dict[str, float | int] = {
             "error_rate": int(sums.errors) / count,
             "loss": float(sums.loss) / count,
@@ -53,17 +62,20 @@ class Evaluator:
         return result
 
 
+def warn_of_skipped(screen: Screen, skipped: Sequence[str], split: str) -> None:
+    """Say how many files of a split could not be read and were skipped, and name the first ones."""
+    if skipped:
+        more = f" and {len(skipped) - 3} more" if len(skipped) > 3 else ""
+        screen.line(
+            f"warning: {len(skipped)} unreadable image(s) of the {split} split skipped: {', '.join(skipped[:3])}{more}",
+            style="yellow",
+        )
+
+
 def load_with_progress(config: RunConfig, screen: Screen) -> Dataset:
-    """Load the data set, saying how far decoding is."""
-    told = 0.0
-
-    def progress(done: int, total: int) -> None:
-        nonlocal told
-        if time.monotonic() - told > 2:
-            told = time.monotonic()
-            screen.line(f"reading {config.data.name}: {done}/{total} images")
-
-    return load_dataset(config.data, progress)
+    """Load the data set, saying how far it is fetched, prepared and decoded."""
+    with LoadingDisplay(config.data.name, screen.console, screen.line, quiet=screen._quiet) as display:
+        return load_dataset(config.data, display)
 
 
 def evaluate(
@@ -127,6 +139,13 @@ def evaluate(
     config, spec, model, (params, model_state) = loaded
     config = config.model_copy(update={"data": config.data.model_copy(update=data)})
     mesh = make_mesh(config)
+    # What is known without reading images says whether it is worth reading, or downloading, them.
+    info = describe(config.data)
+    if info is not None and info.is_streamed and config.data.image_size is None:
+        config = config.model_copy(update={"data": config.data.model_copy(update={"image_size": spec.image_size})})
+        info = replace(info, image_size=spec.image_size)
+    if info is not None:
+        _check_fit(info, spec, config)
     dataset = load_with_progress(config, screen)
     _check_fit(dataset.spec, spec, config)
     chosen = {"train": dataset.train, "val": dataset.validation, "test": dataset.test}[split]
@@ -134,7 +153,9 @@ def evaluate(
         raise DataError(f"{config.data.name} has no {split} split")
     if dataset.spec.class_names != spec.class_names:
         screen.line(f"warning: the classes of {config.data.name} have other names than in training", style="yellow")
-    result = Evaluator(chosen, spec, config, model, mesh)(params, model_state)
+    evaluator = Evaluator(chosen, spec, config, model, mesh)
+    result = evaluator(params, model_state)
+    warn_of_skipped(screen, evaluator.feed.skipped, split)
     return {"step": step, "dataset": config.data.name, "split": split, **result}
 
 
@@ -150,11 +171,13 @@ def _abstract_model(config: RunConfig, spec: DataSpec, mesh: Mesh) -> tuple[Mode
     return model, abstract(lambda: model.init(jax.random.key(0), shape), mesh)
 
 
-def _check_fit(given: DataSpec, trained: DataSpec, config: RunConfig) -> None:
-    for what, have, want in (
+def _check_fit(given: DataSpec | DataInfo, trained: DataSpec, config: RunConfig) -> None:
+    sizes = [
         ("classes", given.num_classes, trained.num_classes),
         ("pixels a side", given.image_size, trained.image_size),
-        ("channels", given.channels, trained.channels),
-    ):
+    ]
+    if isinstance(given, DataSpec):  # before all images are read, one coloured image may be among the grey ones
+        sizes.append(("channels", given.channels, trained.channels))
+    for what, have, want in sizes:
         if have != want:
             raise DataError(f"{config.data.name} has {have} {what}, but {config.model.name} was trained with {want}")

@@ -11,21 +11,30 @@ import jax.numpy as jnp
 def cross_entropy(logits: jax.Array, labels: jax.Array, smoothing: float = 0.0) -> jax.Array:
     """Return the cross-entropy of each example, in nats.
 
-    The target is ``(1 - smoothing) * one_hot(label) + smoothing / C`` (label smoothing, arXiv 1512.00567, section 7).
+    The target is ``(1 - smoothing) * p + smoothing / C`` (label smoothing, arXiv 1512.00567, section 7), where p is the
+    one-hot label, or the class probabilities of an image mixed of several.
 
     Args:
         logits: ``[B, C]`` float32.
-        labels: ``[B]`` int32 in ``[0, C)``.
+        labels: ``[B]`` int32 in ``[0, C)``, or ``[B, C]`` float32 that sum to 1.
         smoothing: In ``[0, 1)``; 0 is the plain cross-entropy.
 
     Returns:
         ``[B]`` float32, not averaged.
     """
     log_probs = jax.nn.log_softmax(logits, axis=-1)
-    own = jnp.take_along_axis(log_probs, labels[:, None], axis=-1)[:, 0]
+    if labels.ndim == 1:
+        own = jnp.take_along_axis(log_probs, labels[:, None], axis=-1)[:, 0]
+    else:
+        own = jnp.sum(labels * log_probs, axis=-1)
     if smoothing == 0.0:
         return -own
     return -(1 - smoothing) * own - smoothing * jnp.mean(log_probs, axis=-1)
+
+
+def main_class(labels: jax.Array) -> jax.Array:
+    """Return ``[B]`` int32: the labels themselves, or the most probable class of ``[B, C]`` (the lower one of two)."""
+    return labels if labels.ndim == 1 else jnp.argmax(labels, axis=-1).astype(jnp.int32)
 
 
 def is_outside_top(logits: jax.Array, labels: jax.Array, k: int) -> jax.Array:

@@ -40,9 +40,22 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
-def placer(mesh: Mesh) -> Callable[[Any], jax.Array]:
-    """Return a function that puts a host array on every device of the mesh."""
+Place = Callable[[Any], jax.Array]
+"""Puts a NumPy or JAX array on the devices of a mesh."""
+
+
+def placer(mesh: Mesh) -> Place:
+    """Return a function that puts a whole array on every device of the mesh."""
     return lambda array: jax.device_put(array, replicated(mesh))
+
+
+def batch_placer(mesh: Mesh) -> Place:
+    """Return a function that splits the rows of a host array over the devices of the mesh.
+
+    With several processes each gives its own rows, which become the global array in the order of the processes.
+    """
+    sharding = NamedSharding(mesh, PartitionSpec("data"))
+    return lambda array: jax.make_array_from_process_local_data(sharding, array)
 
 
 def abstract(make: Callable[[], Any], mesh: Mesh) -> Any:

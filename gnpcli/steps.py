@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 
 from gnpcli.config import GrConfig, TrainConfig
 from gnpcli.gnp import global_norm, gnp_value_and_grad, plain_value_and_grad
-from gnpcli.losses import MetricSums, cross_entropy, half_squared_norm, is_outside_top, metric_sums
+from gnpcli.losses import MetricSums, cross_entropy, half_squared_norm, is_outside_top, main_class, metric_sums
 from gnpcli.models.base import Model
 from gnpcli.optim import clip_by_norm, decay_mask
 from gnpcli.schedules import GrSchedule, Schedule
@@ -29,10 +29,13 @@ EvalStep = Callable[[MetricSums, Any, Any, Any, jax.Array], MetricSums]
 class TrainFeed(Protocol):
     """What a train step needs of a feed: the batch of a step, as a pure function traced inside the step."""
 
-    steps_per_epoch: int
+    @property
+    def steps_per_epoch(self) -> int:
+        """Whole batches in an epoch."""
+        ...
 
     def batch(self, source: Any, step_in_epoch: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Return augmented, normalised images ``[B, H, W, C]`` float32 and labels ``[B]`` int32."""
+        """Return augmented, normalised images ``[B, H, W, C]`` and labels: ``[B]`` int32, or ``[B, K]`` float32."""
         ...
 
 
@@ -42,6 +45,16 @@ class EvalFeed(Protocol):
     def batch(self, source: Any, index: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Return images ``[B, H, W, C]``, labels ``[B]`` and a mask ``[B]`` bool that is False on padding."""
         ...
+
+
+def augment_key(steps_key: jax.Array, step: jax.Array | int) -> jax.Array:
+    """Return the key of a step's augmentation; `steps_key` is `TrainState.key`."""
+    return _step_keys(steps_key, step)[0]
+
+
+def _step_keys(steps_key: jax.Array, step: jax.Array | int) -> jax.Array:
+    """Return the keys of augmentation and of the model, of one step."""
+    return jax.random.split(jax.random.fold_in(steps_key, step))
 
 
 def make_train_step(
@@ -75,9 +88,9 @@ def make_train_step(
     Returns:
         A jitted `TrainStep` that donates the state. Its metrics are float32 scalars over the global batch: `loss` and
         `perturbed_loss` (the objective of either pass), `cross_entropy` (clean pass, neither smoothing nor L2),
-        `error_rate` (clean pass), `clean_grad_norm`, `perturbed_grad_norm`, `grad_cosine`, `grad_norm` (mixed, before
-        clipping), `update_norm` (of what is added to the parameters), `lr`, `r` and
-        `alpha` as they acted in this step (0 and 0 in a plain step).
+        `error_rate` (clean pass; of mixed images against the class with the largest share), `clean_grad_norm`,
+        `perturbed_grad_norm`, `grad_cosine`, `grad_norm` (mixed, before clipping), `update_norm` (of what is added to
+        the parameters), `lr`, `r` and `alpha` as they acted in this step (0 and 0 in a plain step).
     """
 
     def objective(
@@ -91,8 +104,8 @@ def make_train_step(
         return loss, (new_model_state, logits)
 
     def step(state: TrainState, source: Any) -> tuple[TrainState, dict[str, jax.Array]]:
-        augment_key, model_key = jax.random.split(jax.random.fold_in(state.key, state.step))
-        images, labels = split_batch(mesh, feed.batch(source, state.step % feed.steps_per_epoch, augment_key))
+        feed_key, model_key = _step_keys(state.key, state.step)
+        images, labels = split_batch(mesh, feed.batch(source, state.step % feed.steps_per_epoch, feed_key))
         r, alpha = (
             (jnp.zeros(()), jnp.zeros(())) if is_plain else (gr_schedule.r(state.step), gr_schedule.alpha(state.step))
         )
@@ -114,7 +127,7 @@ def make_train_step(
             "loss": loss,
             "perturbed_loss": passes.perturbed_loss,
             "cross_entropy": jnp.mean(cross_entropy(logits, labels)),
-            "error_rate": jnp.mean(is_outside_top(logits, labels, 1).astype(jnp.float32)),
+            "error_rate": jnp.mean(is_outside_top(logits, main_class(labels), 1).astype(jnp.float32)),
             "clean_grad_norm": passes.clean_grad_norm,
             "perturbed_grad_norm": passes.perturbed_grad_norm,
             "grad_cosine": passes.cosine,

@@ -254,6 +254,24 @@ def test_warmups_longer_than_training_are_pointed_out():
     assert "3 epochs" in found[0]
 
 
+@pytest.mark.parametrize(
+    ("idle", "chooser", "acts_with"),
+    [
+        ("data.autoaugment_policy=svhn", "augment", ["autoaugment"]),
+        ("data.randaugment_layers=3", "augment", ["randaugment"]),
+        ("data.randaugment_magnitude=5", "augment", ["randaugment"]),
+        ("data.mix_alpha=0.2", "mix", ["mixup", "cutmix", "mixcut"]),
+        ("data.cutout_size=8", "mix", ["cutout", "mixcut"]),
+    ],
+)
+def test_augmentation_keys_that_do_nothing_are_pointed_out(idle, chooser, acts_with):
+    (warning,) = advice(config(idle))
+    assert warning.startswith(f"{idle.partition('=')[0]} has no effect with data.{chooser}=none")
+    for name in acts_with:
+        assert f"data.{chooser}={name}" in warning
+        assert advice(config(idle, f"data.{chooser}={name}")) == []
+
+
 def test_suggestions_are_close_or_absent():
     assert suggest("cifar01", ["cifar10", "digits"]) == " - did you mean 'cifar10'?"
     assert suggest("zebra", ["cifar10", "digits"]) == ""

@@ -18,7 +18,6 @@ from PIL import Image
 
 from gnpcli.config.schema import DataConfig
 from gnpcli.data import SOURCES, check_data, describe, load_dataset
-from gnpcli.data import cifar10 as cifar10_source
 from gnpcli.data import folder as folder_source
 from gnpcli.data.base import (
     Dataset,
@@ -28,6 +27,7 @@ from gnpcli.data.base import (
     channel_statistics,
     validation_counts,
 )
+from gnpcli.data.cifar10 import CLASS_NAMES
 from gnpcli.errors import ConfigError, DataError
 
 CIFAR = Path(__file__).parents[2] / "shared/data/cifar10-jpeg.tar.xz"
@@ -37,7 +37,10 @@ CIFAR = Path(__file__).parents[2] / "shared/data/cifar10-jpeg.tar.xz"
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Give every test a cache of its own and no data from outside."""
     monkeypatch.setenv("GNP_CACHE_DIR", str(tmp_path / "cache"))
-    monkeypatch.delenv("GNP_DATA_DIR", raising=False)
+    for name in ("GNP_DATA_DIR", "TFDS_DATA_DIR", "GNP_CHECKSUMS"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("GNP_MIRROR", "http://127.0.0.1:9")
     monkeypatch.chdir(tmp_path)
     return tmp_path / "cache"
 
@@ -88,8 +91,13 @@ def test_registered_names_are_described_without_data(name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("cifar01", r"unknown data set 'cifar01' - did you mean 'cifar10'\?.*digits, cifar10, folder:DIR"),
-        ("imagenet", r"unknown data set 'imagenet' \(choices: digits"),
+        ("cifar01", r"unknown data set 'cifar01' - did you mean 'cifar10'\?.*digits, cifar10, .*folder:DIR, tfds:NAME"),
+        ("cifar-100", "did you mean 'cifar100'"),
+        ("svhn", "did you mean 'svhn_cropped'"),
+        ("fashion-mnist", "did you mean 'fashion_mnist'"),
+        ("wordnet", r"unknown data set 'wordnet' \(choices: digits"),
+        ("tfds:", "'tfds:' names no data set: write tfds:NAME"),
+        ("tfds", "'tfds' names no data set: write tfds:NAME"),
         ("folders:x", "unknown data set 'folders:x'"),
         ("folder:", "'folder:' names no directory: write folder:DIR"),
         ("folder", "'folder' names no directory: write folder:DIR"),
@@ -103,10 +111,13 @@ def test_unknown_name(name: str, message: str) -> None:
         assert caught.value.key == "data.name"
 
 
-def test_a_bare_directory_is_suggested_as_a_folder(tmp_path: Path) -> None:
+def test_a_bare_directory_is_suggested_as_what_it_may_be(tmp_path: Path) -> None:
     (tmp_path / "birds").mkdir()
     with pytest.raises(ConfigError, match="did you mean 'folder:birds'"):
         check_data(DataConfig(name="birds"))
+    (tmp_path / "d" / "poems").mkdir(parents=True)
+    with pytest.raises(ConfigError, match="did you mean 'tfds:poems'"):
+        check_data(DataConfig(name="poems", dir="d"))
 
 
 @pytest.mark.parametrize("name", ["digits", "folder:x"])
@@ -114,6 +125,27 @@ def test_a_directory_that_would_be_ignored_is_refused(name: str) -> None:
     with pytest.raises(ConfigError, match=r"data\.dir is not used by") as caught:
         check_data(DataConfig(name=name, dir="y"))
     assert caught.value.key == "data.dir"
+
+
+@pytest.mark.parametrize("name", ["digits", "cifar10", "folder:x", "tfds:x", "imagenet"])
+@pytest.mark.parametrize(
+    ("key", "value", "takers"),
+    [
+        ("train_split", "train", {"cifar10", "tfds:x"}),
+        ("test_split", "test", {"cifar10", "tfds:x"}),
+        ("val_labels", "labels.txt", {"folder:x", "imagenet"}),
+        ("stream", True, {"folder:x", "imagenet"}),
+        ("stream", False, {"digits", "cifar10", "folder:x", "tfds:x", "imagenet"}),
+    ],
+)
+def test_a_key_that_would_be_ignored_is_refused(name: str, key: str, value: object, takers: set[str]) -> None:
+    config = DataConfig(name=name, **{key: value})  # type: ignore[arg-type]
+    if name in takers:
+        check_data(config)
+    else:
+        with pytest.raises(ConfigError, match=rf"data\.{key} is for .*, not for '{name}': leave it out") as caught:
+            check_data(config)
+        assert caught.value.key == f"data.{key}"
 
 
 # --- types
@@ -454,8 +486,8 @@ def test_of_several_bad_images_the_first_is_named(root: Path) -> None:
 
 
 def test_images_beyond_memory_are_an_error_not_a_crash(root: Path) -> None:
-    with pytest.raises(DataError, match=r"GB of memory, more than there is: set a smaller data\.image_size"):
-        load_dataset(of(root, image_size=30_000_000))
+    with pytest.raises(DataError, match=r"GB of memory, more than there is: set data\.stream to true, or a smaller"):
+        load_dataset(of(root, image_size=30_000_000, stream=False))
 
 
 def test_absent_folder_is_described_as_unknown(tmp_path: Path) -> None:
@@ -578,23 +610,18 @@ def test_place_of_the_cache(root: Path, tmp_path: Path, monkeypatch: pytest.Monk
 # --- CIFAR-10
 
 
-def test_cifar10_without_images_says_how_to_give_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cifar10_without_images_is_described_from_what_is_published(tmp_path: Path) -> None:
     info = describe(DataConfig(name="cifar10", dir=str(tmp_path), validation_fraction=0.1))
     assert info is not None
     assert not info.present
     assert (info.num_train, info.num_validation, info.num_test) == (45_000, 5_000, 10_000)
     assert (info.image_size, info.channels, info.num_classes) == (32, 3, 10)
-    with pytest.raises(DataError, match=rf"no CIFAR-10 images in {tmp_path} or .*cifar10: .*--data-dir \(data\.dir\)"):
-        load_dataset(DataConfig(name="cifar10", dir=str(tmp_path)))
-    monkeypatch.setenv("GNP_DATA_DIR", "/nowhere")
-    with pytest.raises(DataError, match=r"no CIFAR-10 images in /nowhere/cifar10 or data/cifar10"):
-        load_dataset(DataConfig(name="cifar10"))
 
 
 @pytest.mark.parametrize("place", ["given", "below", "variable", "working directory"])
 def test_cifar10_is_found(place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     base = tmp_path / ("data" if place == "working directory" else "x")
-    for name in cifar10_source.CLASS_NAMES:
+    for name in CLASS_NAMES:
         put(base / "cifar10" / "train" / name / "0.png", size=32)
         put(base / "cifar10" / "test" / name / "0.png", size=32)
     given = {"given": str(base / "cifar10"), "below": str(base)}.get(place)
@@ -604,7 +631,7 @@ def test_cifar10_is_found(place: str, tmp_path: Path, monkeypatch: pytest.Monkey
     check_described(config)
     spec = load_dataset(config).spec
     assert spec.name == "cifar10"
-    assert spec.class_names == cifar10_source.CLASS_NAMES
+    assert spec.class_names == CLASS_NAMES
     assert (spec.mean, spec.std) == ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616))
 
 

@@ -1,8 +1,9 @@
-"""Prepared TFDS folders: a small real one is written with TFDS's own writer and read back through `load_dataset`."""
+"""Prepared TFDS folders: small real ones are written with TFDS's own writer and read back through `load_dataset`."""
 
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shutil
 import struct
@@ -18,65 +19,39 @@ from PIL import Image
 
 from gnpcli.config.schema import DataConfig
 from gnpcli.data import describe, load_dataset
-from gnpcli.data import tfds as tfds_source
-from gnpcli.data.base import Dataset, validation_counts
-from gnpcli.data.cifar10 import CLASS_NAMES, MEAN, STD
-from gnpcli.errors import DataError
+from gnpcli.data import records as records_module
+from gnpcli.data import tfds as tfds_module
+from gnpcli.data.base import Dataset, channel_statistics, validation_counts
+from gnpcli.data.cifar10 import CLASS_NAMES, PUBLISHED
+from gnpcli.errors import ConfigError, DataError
+from tests.archives import Images, as_pairs, random_images, write_own_tfds, write_tfds
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 COUNTS = {"train": 150, "test": 50}
-Arrays = dict[str, tuple[np.ndarray, np.ndarray]]
 
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Give every test a cache of its own and no data from outside."""
+    """Give every test a cache of its own, no data from outside and no network."""
     monkeypatch.setenv("GNP_CACHE_DIR", str(tmp_path / "cache"))
-    monkeypatch.delenv("GNP_DATA_DIR", raising=False)
+    for name in ("GNP_DATA_DIR", "TFDS_DATA_DIR", "GNP_CHECKSUMS"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("GNP_MIRROR", "http://127.0.0.1:9")
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     monkeypatch.chdir(tmp_path)
     return tmp_path / "cache"
 
 
-def write_tfds(data_dir: Path, arrays: Arrays, name: str = "cifar10") -> None:
-    """Prepare `arrays` under the registered builder's features and version: only where examples come from differs."""
-    tfds = pytest.importorskip("tensorflow_datasets", reason="the extra gnp[tfds] is not installed")
-    base = tfds.builder_cls(name)
-
-    def split_generators(self: Any, manager: object) -> dict[str, Any]:
-        del manager
-        if name == "cifar10":
-            self.info.features["label"].names = list(CLASS_NAMES)
-
-        def examples(split: str) -> Any:
-            for index, (image, label) in enumerate(zip(*arrays[split], strict=True)):
-                # An image as array would be encoded with TensorFlow.
-                example = {"image": Image.fromarray(image), "label": int(label)}
-                yield index, example | {k: f"{split}_{index}" for k in self.info.features if k == "id"}
-
-        return {split: examples(split) for split in arrays}
-
-    with tfds.core.registered.skip_registration():
-        members = {"name": name, "__module__": base.__module__, "_split_generators": split_generators}
-        builder = type(base)(base.__name__, (base,), members)(data_dir=data_dir, file_format="array_record")
-    builder.download_and_prepare()
+@pytest.fixture(scope="module")
+def arrays() -> Images:
+    return random_images("cifar10", COUNTS)
 
 
 @pytest.fixture(scope="module")
-def arrays() -> Arrays:
-    random = np.random.default_rng(0)
-    return {
-        split: (
-            random.integers(0, 256, (count, 32, 32, 3), dtype=np.uint8),
-            random.permutation(np.arange(count, dtype=np.int32) % 10),
-        )
-        for split, count in COUNTS.items()
-    }
-
-
-@pytest.fixture(scope="module")
-def written(tmp_path_factory: pytest.TempPathFactory, arrays: Arrays) -> Path:
+def written(tmp_path_factory: pytest.TempPathFactory, arrays: Images) -> Path:
     data_dir = tmp_path_factory.mktemp("tfds")
-    write_tfds(data_dir, arrays)
+    write_tfds(data_dir, arrays, names={"label": CLASS_NAMES})
     return data_dir
 
 
@@ -108,26 +83,23 @@ def change(data_dir: Path, edit: Callable[[dict[str, Any]], object]) -> None:
 
 def to_tfrecord(data_dir: Path) -> None:
     """Rewrite the records as TFDS with TensorFlow does by default; checksums, which are not read, are 0."""
-    reader = pytest.importorskip("array_record.python.array_record_data_source")
+    from array_record.python.array_record_data_source import ArrayRecordDataSource
+
     for split in COUNTS:
         old = records(data_dir, split)
-        with reader.ArrayRecordDataSource([str(old)]) as source:
+        with ArrayRecordDataSource([str(old)]) as source:
             framed = [struct.pack("<QI", len(r), 0) + r + bytes(4) for r in source.__getitems__(range(COUNTS[split]))]
         old.with_name(old.name.replace("array_record", "tfrecord")).write_bytes(b"".join(framed))
         old.unlink()
     change(data_dir, lambda info: info.update(fileFormat="tfrecord"))
 
 
-def as_sets(images: np.ndarray, labels: np.ndarray) -> set[tuple[bytes, int]]:
-    return {(image.tobytes(), int(label)) for image, label in zip(images, labels, strict=True)}
-
-
-def check(data: Dataset, arrays: Arrays) -> None:
+def check(data: Dataset, arrays: Images) -> None:
     """Compare without order: TFDS shuffles as it writes."""
     for split, want in ((data.train, arrays["train"]), (data.test, arrays["test"])):
         assert split is not None
         assert len(split) == len(want[0])
-        assert as_sets(split.images, split.labels) == as_sets(*want)
+        assert as_pairs(split.images, split.labels) == as_pairs(*want)
 
 
 def equal(a: Dataset, b: Dataset) -> bool:
@@ -140,27 +112,27 @@ def equal(a: Dataset, b: Dataset) -> bool:
 
 
 @pytest.mark.parametrize("below", ["", "cifar10", "cifar10/3.0.2"])
-def test_pixels_and_labels_are_those_written(data_dir: Path, arrays: Arrays, below: str) -> None:
+def test_pixels_and_labels_are_those_written(data_dir: Path, arrays: Images, below: str) -> None:
     calls: list[tuple[int, int]] = []
     data = load_dataset(of(data_dir / below), lambda done, total: calls.append((done, total)))
     check(data, arrays)
     assert data.validation is None
     assert calls == [(150, 200), (200, 200)]
     assert (data.spec.name, data.spec.class_names) == ("cifar10", CLASS_NAMES)
-    assert (data.spec.mean, data.spec.std) == (MEAN, STD)
+    assert (data.spec.mean, data.spec.std) == (PUBLISHED.mean, PUBLISHED.std)
     assert (data.spec.image_size, data.spec.channels) == (32, 3)
 
 
 def test_blocks_join_without_a_seam(data_dir: Path, monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
     whole = load_dataset(of(data_dir))
     shutil.rmtree(cache)
-    monkeypatch.setattr(tfds_source, "_BLOCK", 7)
+    monkeypatch.setattr(records_module, "_BLOCK", 7)
     assert equal(load_dataset(of(data_dir)), whole)
     to_tfrecord(data_dir)
     assert equal(load_dataset(of(data_dir)), whole)
 
 
-def test_tfrecord_holds_the_same(data_dir: Path, arrays: Arrays) -> None:
+def test_tfrecord_holds_the_same(data_dir: Path, arrays: Images) -> None:
     want = load_dataset(of(data_dir))
     to_tfrecord(data_dir)
     calls: list[int] = []
@@ -237,7 +209,7 @@ def test_validation_of_a_part_is_described_as_loaded(data_dir: Path, monkeypatch
     to_tfrecord(data_dir)
     for decode in (False, True):  # labels are found without the images, and the count is that of load_dataset
         if not decode:
-            monkeypatch.setattr(tfds_source, "load_arrays", None)
+            monkeypatch.setattr(records_module, "load_arrays", None)
         info = describe(config)
         assert info is not None
         assert (info.num_train, info.num_validation) == (len(data.train), len(data.validation))
@@ -248,7 +220,7 @@ def test_newest_prepared_version_counts(data_dir: Path) -> None:
         (data_dir / "cifar10" / version).mkdir()
     for version in ("3.0.10", "3.0.9"):
         shutil.copytree(newest(data_dir), data_dir / "cifar10" / version, dirs_exist_ok=True)
-    assert tfds_source.find(str(data_dir / "cifar10")) == str(data_dir / "cifar10" / "3.0.10")
+    assert tfds_module.find(str(data_dir / "cifar10")) == str(data_dir / "cifar10" / "3.0.10")
 
 
 def test_image_folder_goes_first_and_needs_no_tfds(data_dir: Path) -> None:
@@ -297,17 +269,12 @@ def empty(data_dir: Path) -> None:
     newest(data_dir).mkdir()
 
 
-def interrupt(data_dir: Path) -> None:
-    newest(data_dir).rename(data_dir / "cifar10" / "incomplete.ABCDEF_3.0.2")
-
-
 FOUND_WITHOUT_RECORDS: list[tuple[Callable[[Path], object], str]] = [
     (
         lambda d: (newest(d) / "dataset_info.json").unlink(),
         r"cifar10/3\.0\.2 looks like a TFDS folder but was not prepared to the end: it has no dataset_info\.json",
     ),
     (empty, r"cifar10/3\.0\.2 looks like a TFDS folder but was not prepared"),
-    (interrupt, r"cifar10/incomplete\.ABCDEF_3\.0\.2 looks like a TFDS folder but was not prepared"),
     (lambda d: only(d, "train"), r"cifar10/3\.0\.2 has no test split \(its splits: train\)"),
     (lambda d: only(d, "test"), r"cifar10/3\.0\.2 has no train split \(its splits: test\)"),
     (lambda d: only(d, "none"), r"cifar10/3\.0\.2 has no train split \(its splits: none\)"),
@@ -321,8 +288,10 @@ FOUND_WITHOUT_RECORDS: list[tuple[Callable[[Path], object], str]] = [
 FOUND_IN_RECORDS: list[tuple[Callable[[Path], object], str]] = [
     (unlabelled, "does not name its classes airplane, automobile"),
     (lambda d: (newest(d) / "label.labels.txt").unlink(), "(does not name its classes|is damaged)"),
-    (lambda d: (newest(d) / "features.json").write_text("{"), r"3\.0\.2 is damaged"),
-    (lambda d: (newest(d) / "features.json").unlink(), r"3\.0\.2 is damaged"),
+    (lambda d: (newest(d) / "features.json").write_text("{"), r"3\.0\.2/features\.json is damaged"),
+    (lambda d: (newest(d) / "features.json").write_text("{}"), r"3\.0\.2 is damaged \(features\.json\)"),
+    (lambda d: (newest(d) / "features.json").unlink(), r"3\.0\.2/features\.json cannot be read: No such file"),
+    (lambda d: change(d, lambda i: [s.update(filepathTemplate="{X}") for s in i["splits"]]), "info.json is damaged"),
     (lambda d: records(d, "test").unlink(), r"3\.0\.2 is damaged"),
     (lambda d: records(d, "train").write_bytes(b""), r"3\.0\.2 is damaged"),
     (lambda d: os.truncate(records(d, "train"), 100_000), r"3\.0\.2 is damaged"),
@@ -375,19 +344,12 @@ def test_version_folder_without_its_description_is_not_prepared(data_dir: Path) 
         load_dataset(of(newest(data_dir)))
 
 
-def test_missing_packages_are_named(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with monkeypatch.context() as patch:
-        patch.setitem(sys.modules, "tensorflow_datasets", None)
-        with pytest.raises(DataError, match=r'needs tensorflow_datasets: pip install "gnp\[tfds\]"'):
-            load_dataset(of(data_dir))
-
-    def absent(*_: object, **__: object) -> None:
-        raise ModuleNotFoundError("No module named 'array_record'", name="array_record.python")
-
-    builder = pytest.importorskip("tensorflow_datasets").builder_from_directory(newest(data_dir))
-    monkeypatch.setattr(builder, "as_data_source", absent)  # as on platforms for which there is no array_record
-    monkeypatch.setattr(tfds_source, "_builder", lambda prepared: builder)
-    with pytest.raises(DataError, match=r"holds array_record records.*needs array_record: pip install array_record"):
+@pytest.mark.parametrize("package", ["tensorflow_datasets", "array_record"])
+def test_missing_packages_are_named(data_dir: Path, monkeypatch: pytest.MonkeyPatch, package: str) -> None:
+    for name in [name for name in sys.modules if name.partition(".")[0] == package]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(DataError, match=f"holds array_record records.*needs {package}: pip install {package}"):
         load_dataset(of(data_dir))
 
 
@@ -399,25 +361,181 @@ def test_an_error_of_the_progress_display_is_not_taken_for_damage(data_dir: Path
         load_dataset(of(data_dir), closed)
 
 
-def test_images_of_another_shape_are_refused(tmp_path: Path, arrays: Arrays) -> None:
-    grey = {split: (images[:, :28, :28, 0], labels) for split, (images, labels) in arrays.items()}
-    write_tfds(tmp_path, grey, name="mnist")
-    (version,) = (tmp_path / "mnist").iterdir()
-    prepared = tfds_source.examine(str(version), name="mnist", splits=("train",))
+def test_images_of_another_shape_are_refused(data_dir: Path, arrays: Images) -> None:
+    features = newest(data_dir) / "features.json"
+    features.write_text(features.read_text().replace('"32"', '"28"'))
     with pytest.raises(DataError, match="holds images that are not 32x32x3 pixels"):
-        tfds_source.load_arrays(
-            prepared,
-            splits=("train",),
-            class_names=tuple("0123456789"),
-            shape=(32, 32, 3),
-            image_size=None,
-            progress=None,
-        )
+        load_dataset(of(data_dir))
 
 
-def test_neither_layout_names_both(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"train/<class>/\*\.png.*, or cifar10/<version>/dataset_info\.json as prep"):
+def test_where_neither_layout_is_the_archives_are_asked_for(tmp_path: Path) -> None:
+    (tmp_path / "cifar10" / "incomplete.ABCDEF_3.0.2").mkdir(parents=True)  # of a TFDS that was interrupted
+    with pytest.raises(DataError, match=r"cifar-10-binary\.tar\.gz cannot be fetched from http://127\.0\.0\.1:9/"):
         load_dataset(of(tmp_path))
     info = describe(of(tmp_path))
     assert info is not None
     assert not info.present
+
+
+def test_records_are_those_that_tfds_itself_reads(data_dir: Path) -> None:
+    import tensorflow_datasets
+
+    logging.getLogger("absl").setLevel(logging.ERROR)
+    data = load_dataset(of(data_dir))
+    source = tensorflow_datasets.builder_from_directory(newest(data_dir)).as_data_source("train")
+    for index in range(0, COUNTS["train"], 10):
+        np.testing.assert_array_equal(data.train.images[index], source[index]["image"])
+        assert data.train.labels[index] == source[index]["label"]
+
+
+@pytest.mark.parametrize("place", ["given", "GNP_DATA_DIR", "working directory", "TFDS_DATA_DIR", "home"])
+def test_default_places(data_dir: Path, tmp_path: Path, place: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    where = {"working directory": tmp_path / "data", "home": tmp_path / "home" / "tensorflow_datasets"}.get(place)
+    if where is not None:
+        where.parent.mkdir(exist_ok=True)
+        data_dir.rename(where)
+    elif place != "given":
+        monkeypatch.setenv(place, str(data_dir))
+    info = describe(DataConfig(name="cifar10", dir=str(data_dir) if place == "given" else None))
+    assert info is not None
+    assert info.present
+    assert (info.num_train, info.num_test) == (150, 50)
+
+
+# --- tfds:NAME
+
+
+def own(data_dir: Path, name: str = "birds", config: str | None = None, **splits: list[tuple[int, ...]]) -> DataConfig:
+    """Prepare splits given as (width, height, label) of each image; return what names the data set."""
+    import tensorflow_datasets as tfds
+
+    random = np.random.default_rng(0)
+    examples: dict[str, list[dict[str, object]]] = {
+        split: [
+            {"image": Image.fromarray(random.integers(0, 256, (height, width, 3), np.uint8)), "label": label}
+            for width, height, label in images
+        ]
+        for split, images in splits.items()
+    }
+    sizes = {image[:2] for images in splits.values() for image in images}
+    shape = (*next(iter(sizes))[::-1], 3) if len(sizes) == 1 else (None, None, 3)
+    features = {"image": tfds.features.Image(shape=shape), "label": tfds.features.ClassLabel(names=["a tit", "crow"])}
+    write_own_tfds(data_dir, name, examples, features, config)
+    return DataConfig(name=f"tfds:{name}" + (f"/{config}" if config else ""), dir=str(data_dir))
+
+
+def check_described(config: DataConfig) -> Dataset:
+    info, data = describe(config), load_dataset(config)
+    assert info is not None
+    sizes = [len(split) if split is not None else 0 for split in (data.train, data.validation, data.test)]
+    assert [info.num_train, info.num_validation, info.num_test] == sizes
+    assert (info.image_size, info.channels) == (data.spec.image_size, data.spec.channels)
+    assert (info.num_classes, info.name, info.present) == (data.spec.num_classes, config.name, True)
+    return data
+
+
+SQUARE = [(6, 6, label) for label in (0, 1, 0, 1, 1)]
+
+
+@pytest.mark.parametrize("config", [None, "big"])
+def test_any_classification_set_needs_no_code(tmp_path: Path, config: str | None) -> None:
+    named = own(tmp_path, config=config, train=SQUARE, test=SQUARE[:2], validation=SQUARE[:3])
+    data = check_described(named)
+    assert data.spec.class_names == ("a tit", "crow")
+    assert (data.spec.mean, data.spec.std) == channel_statistics(data.train.images)
+    assert sorted(data.train.labels.tolist()) == [0, 0, 1, 1, 1]
+    assert data.validation is not None
+    assert data.test is not None
+    assert (len(data.validation), len(data.test)) == (3, 2)
+    data = check_described(named.model_copy(update={"test_split": "validation", "train_split": "test+train"}))
+    assert data.validation is None
+    assert sorted(data.train.labels[:2].tolist()) == [0, 1]
+
+
+def test_held_out_where_there_is_no_test(tmp_path: Path) -> None:
+    data = check_described(own(tmp_path, train=SQUARE, validation=SQUARE[:3]))
+    assert data.validation is None
+    assert data.test is not None
+    assert len(data.test) == 3
+    config = own(tmp_path, "crows", train=SQUARE)
+    for function in (describe, load_dataset):
+        with pytest.raises(DataError, match=r"crows/1\.0\.0 has no held-out split: set data\.test_split, or data\.val"):
+            function(config)
+    assert check_described(config.model_copy(update={"validation_fraction": 0.4})).test is None
+
+
+def test_sizes_that_differ_need_image_size(tmp_path: Path) -> None:
+    config = own(tmp_path, train=[(6, 6, 0), (9, 8, 1)], test=[(8, 9, 1)])
+    with pytest.raises(DataError, match=r"(differ in size: .*set|not square; set) data\.image_size"):
+        load_dataset(config)
+    data = check_described(config.model_copy(update={"image_size": 4}))
+    assert data.train.images.shape == (2, 4, 4, 3)
+
+
+def test_all_of_one_shape_that_is_not_square(tmp_path: Path) -> None:
+    config = own(tmp_path, train=[(9, 6, 0), (9, 6, 1)], test=[(9, 6, 1)])
+    with pytest.raises(DataError, match=r"images of 9x6 pixels, not square; set data\.image_size"):
+        load_dataset(config)
+    import tensorflow_datasets
+
+    source = tensorflow_datasets.builder_from_directory(tmp_path / "birds" / "1.0.0").as_data_source("train")
+    want = [Image.fromarray(source[i]["image"][:, 1:7]).resize((4, 4), Image.Resampling.BILINEAR) for i in range(2)]
+    data = check_described(config.model_copy(update={"image_size": 4}))
+    np.testing.assert_array_equal(data.train.images, np.stack([np.asarray(image) for image in want]))
+
+
+def test_a_registered_set_is_read_by_its_tfds_name(tmp_path: Path) -> None:
+    images = {split: (x[:, :28, :28, :1], y) for split, (x, y) in random_images("cifar10", COUNTS, seed=1).items()}
+    write_tfds(tmp_path, images, name="mnist")
+    data = check_described(DataConfig(name="tfds:mnist", dir=str(tmp_path)))
+    check(data, images)
+    assert data.spec.class_names == tuple("0123456789")
+    assert data.spec.channels == 1
+
+
+def test_other_features_are_named(tmp_path: Path) -> None:
+    import tensorflow_datasets as tfds
+
+    features = {"text": tfds.features.Text(), "label": tfds.features.ClassLabel(num_classes=2)}
+    write_own_tfds(tmp_path, "poems", {"train": [{"text": "x", "label": 0}]}, features)
+    with pytest.raises(DataError, match=r"poems/1\.0\.0 is no image classification set: its features are label, text"):
+        load_dataset(DataConfig(name="tfds:poems", dir=str(tmp_path), validation_fraction=0.5))
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"train_split": "trian"}, r"has no split 'trian' \(its splits: train, test"),
+        ({"train_split": "train+train"}, "should name splits once each"),
+        ({"train_split": "train+"}, "should name splits once each"),
+        ({"test_split": "train"}, "'train' would be trained on and tested on"),
+        ({"train_split": "train+test"}, "has no held-out split"),
+    ],
+)
+@pytest.mark.parametrize("name", ["tfds:cifar10", "cifar10"])
+def test_splits_that_make_no_sense(data_dir: Path, name: str, values: dict[str, str], message: str) -> None:
+    config = DataConfig(name=name, dir=str(data_dir), **values)  # type: ignore[arg-type]
+    if name == "cifar10":
+        message = message.replace("has no held-out split", "'test' would be trained on and tested on")
+    for function in (describe, load_dataset):
+        with pytest.raises((ConfigError, DataError), match=message):
+            function(config)
+
+
+def test_absent_names_say_what_is_there(tmp_path: Path) -> None:
+    own(tmp_path, config="big", train=SQUARE)
+    own(tmp_path, "crows", train=SQUARE)
+    for name, message in (
+        ("crow", r"in .*/crow - did you mean 'crows'\? \(there: birds/big, crows\): give its data_dir with --data-dir"),
+        ("birds", "tfds:birds has to be one of tfds:birds/big"),
+    ):
+        assert describe(DataConfig(name=f"tfds:{name}", dir=str(tmp_path))) is None
+        with pytest.raises(DataError, match=message):
+            load_dataset(DataConfig(name=f"tfds:{name}", dir=str(tmp_path)))
+
+
+def test_unlabelled_splits_are_refused(tmp_path: Path) -> None:
+    config = own(tmp_path, train=SQUARE, test=[(6, 6, -1)], validation=SQUARE)
+    with pytest.raises(DataError, match=r"labels outside 0 to 1: choose labelled splits"):
+        load_dataset(config)
+    check_described(config.model_copy(update={"test_split": "validation"}))

@@ -62,7 +62,6 @@ def test_steps_do_not_depend_on_the_number_of_devices(model, assignments):
         from gnpcli.data import load_dataset
         from gnpcli.engine import build_task
         from gnpcli.sharding import make_mesh
-        from gnpcli.state import run_keys
         found = []
         for devices in (1, 2, 8):
             config = resolve(None, [
@@ -75,7 +74,7 @@ def test_steps_do_not_depend_on_the_number_of_devices(model, assignments):
             state = task.init()
             start = jax.tree.map(np.asarray, (state.params, state.model_state))
             for step in range(2):
-                state, metrics = task.gnp_step(state, task.feed.source(run_keys(0).order, 0))
+                state, metrics = task.gnp_step(state, task.feed.source(step))
             assert len(state.params["head"]["kernel"].sharding.device_set) == devices
             end = jax.tree.map(np.asarray, (state.params, state.model_state))
             found.append((start, end, {{name: float(value) for name, value in metrics.items()}}))

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gnpcli.losses import cross_entropy, half_squared_norm, is_outside_top, metric_sums, zero_sums
+from gnpcli.losses import cross_entropy, half_squared_norm, is_outside_top, main_class, metric_sums, zero_sums
 
 
 @pytest.fixture
@@ -24,6 +24,26 @@ def test_cross_entropy_is_the_entropy_to_the_smoothed_target(batch, smoothing):
     target = (1 - smoothing) * np.eye(10)[labels] + smoothing / 10
     expected = -(target * log_probs).sum(-1)
     np.testing.assert_allclose(cross_entropy(logits, labels, smoothing), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_cross_entropy_is_linear_in_the_class_probabilities(batch, smoothing):
+    logits, labels = batch
+    share = np.random.default_rng(1).random(40, dtype=np.float32)
+    partners = np.roll(labels, 1)
+    mixed = share[:, None] * np.eye(10, dtype=np.float32)[labels]
+    mixed += (1 - share)[:, None] * np.eye(10, dtype=np.float32)[partners]
+    own, others = (cross_entropy(logits, of, smoothing) for of in (labels, partners))
+    np.testing.assert_allclose(
+        cross_entropy(logits, mixed, smoothing), share * own + (1 - share) * others, rtol=1e-5, atol=1e-6
+    )
+
+
+def test_main_class_is_the_largest_share_and_the_lower_class_of_a_tie():
+    probabilities = jnp.array([[0.2, 0.8, 0.0], [0.5, 0.0, 0.5], [0.0, 0.0, 1.0]])
+    assert main_class(probabilities).tolist() == [1, 0, 2]
+    labels = jnp.array([2, 0], jnp.int32)
+    assert main_class(labels) is labels
 
 
 def test_cross_entropy_of_huge_logits_is_finite():

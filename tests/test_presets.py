@@ -10,7 +10,7 @@ import pytest
 
 from gnpcli.config.loader import differences, flatten
 from gnpcli.data import describe
-from gnpcli.data.base import DataSpec, Split
+from gnpcli.data.base import DataSpec, FileSplit, Split
 from gnpcli.engine import build_task
 from gnpcli.errors import ConfigError
 from gnpcli.models import MODELS
@@ -43,9 +43,12 @@ def test_a_preset_traces_through_both_train_steps(name, dtype):
     config = resolve(name, [f"train.dtype={dtype}", "mesh.devices=1"])
     info = describe(config.data)
     assert info is not None, "a preset's data set must be known without its files"
-    count = 2 * config.data.batch_size
-    split = Split(
-        np.zeros((count, info.image_size, info.image_size, info.channels), np.uint8), np.zeros(count, np.int32)
+    count, shape = 2 * config.data.batch_size, (info.image_size, info.image_size, info.channels)
+    labels = np.zeros(count, np.int32)
+    split = (
+        FileSplit([f"{index}.jpg" for index in range(count)], labels)
+        if info.is_streamed
+        else Split(np.zeros((count, *shape), np.uint8), labels)
     )
     spec = DataSpec(
         name=config.data.name,
@@ -58,7 +61,12 @@ def test_a_preset_traces_through_both_train_steps(name, dtype):
     task = build_task(config, split, spec, make_mesh(config))
     with jax.numpy_dtype_promotion("standard"):  # optax mixes types
         state = jax.eval_shape(task.init)
-        source = task.feed.source(jax.random.key(0), 0)
+        if info.is_streamed:
+            size = config.data.batch_size
+            images = jax.ShapeDtypeStruct((size, *shape), np.uint8)
+            source = {"images": images, "labels": jax.ShapeDtypeStruct((size,), np.int32)}
+        else:
+            source = task.feed.source(0)
         for step in (task.plain_step, task.gnp_step):
             new_state, metrics = jax.eval_shape(step, state, source)
             assert jax.tree.map(lambda x: (x.shape, x.dtype), new_state) == jax.tree.map(

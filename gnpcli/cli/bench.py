@@ -1,22 +1,35 @@
-"""``gnp bench``."""
+"""``gnp bench`` and ``gnp bench data``."""
 
 from __future__ import annotations
 
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
 
 from gnpcli.cli.options import JsonOption, PresetOption, SetOption, resolve_options
 
+app = typer.Typer(invoke_without_command=True)
 
+RoundsOption = Annotated[int, typer.Option("--rounds", min=1, help="Rounds; the figures are medians over them.")]
+StepsOption = Annotated[int, typer.Option("--steps", min=1, help="Steps of each kind in a round.")]
+
+
+@app.callback()
 def bench(
+    context: typer.Context,
     preset: PresetOption = None,
     assignments: SetOption = [],  # noqa: B006 - typer copies it
-    rounds: Annotated[int, typer.Option("--rounds", min=1, help="Rounds; the figures are medians over them.")] = 5,
-    steps: Annotated[int, typer.Option("--steps", min=1, help="Steps of each kind in a round.")] = 3,
+    rounds: RoundsOption = 5,
+    steps: StepsOption = 3,
     as_json: JsonOption = False,
 ) -> None:
-    """Measure plain and GNP training steps of a preset, interleaved, on random images of its shape."""
+    """Measure plain and GNP training steps of a preset, interleaved, on random images of its shape.
+
+    `gnp bench data` measures the input pipelines.
+    """
+    if context.invoked_subcommand is not None:
+        return
     from gnpcli.runtime import keep_freed_memory
 
     config = resolve_options(preset, assignments)
@@ -48,3 +61,74 @@ def bench(
         )  # fmt: skip
     Console(highlight=False).print(table)
     typer.echo(f"GNP / plain: {result['measurements'][0]['gnp_over_plain']:.3f} (median of {rounds} rounds)")
+
+
+@app.command("data")
+def data(
+    preset: PresetOption = None,
+    assignments: SetOption = [],  # noqa: B006 - typer copies it
+    variants: Annotated[
+        str, typer.Option("--variants", help="What to compare in memory: augmentations, joined by commas.")
+    ] = "none,basic,autoaugment,mixup",
+    images: Annotated[
+        Path | None, typer.Option("--images", help="Measure streaming instead, on the image files below this folder.")
+    ] = None,
+    count: Annotated[int, typer.Option("--count", min=1, help="With --images: images that the feed decodes.")] = 2000,
+    rounds: RoundsOption = 5,
+    steps: StepsOption = 3,
+    as_json: JsonOption = False,
+) -> None:
+    """Measure what feeding a preset costs: in memory beside its training step, or decoding the files of a folder."""
+    config = resolve_options(preset, assignments)
+    from gnpcli.runtime import keep_freed_memory
+
+    keep_freed_memory()
+    from gnpcli import bench_data
+
+    def report(text: str) -> None:
+        typer.echo(text, err=True)
+
+    if images is None:
+        names = [name.strip() for name in variants.split(",")]
+        result = bench_data.bench_in_memory(config, variants=names, rounds=rounds, steps=steps, report=report)
+    else:
+        result = bench_data.bench_streamed(config, images, count=count, rounds=rounds, report=report)
+    if as_json:
+        import json
+
+        typer.echo(json.dumps(result, indent=2))
+    elif images is None:
+        _print_in_memory(result)
+    else:
+        _print_streamed(result)
+
+
+def _print_in_memory(result: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(
+        title=f"{result['model']}, batch {result['batch_size']}, {result['image_size']} px, {result['dtype']}, "
+        f"{result['devices']} device(s)",
+        box=None, title_justify="left",
+    )  # fmt: skip
+    for column in ("", "empty model img/s", "training img/s", "feed / step", "of the first"):
+        table.add_column(column, justify="right" if column else "left")
+    for row in result["measurements"]:
+        table.add_row(
+            row["name"], f"{row['feed_images_per_s']:,.0f}", f"{row['images_per_s']:,.1f}",
+            f"{100 * row['feed_share']:.1f} %", f"{100 * row['relative_rate']:.1f} %",
+        )  # fmt: skip
+    Console(highlight=False).print(table)
+
+
+def _print_streamed(result: dict[str, Any]) -> None:
+    typer.echo(f"{result['images']} files to {result['image_size']} px, cropped, flipped, normalised, in one thread:")
+    for row in result["measurements"]:
+        typer.echo(f"  {row['name']:<12}{row['images_per_s']:6,.0f} img/s  {row['over_pillow']:.2f} times pillow")
+    feed = result["feed"]
+    workers = "one worker per core" if feed["workers"] is None else f"{feed['workers']} worker(s)"
+    typer.echo(f"feed, {workers}: {feed['images_per_s']:,.0f} img/s")
+    if feed["memory"][0][1] is not None:
+        told = ", ".join(f"{megabytes:,.0f} MB after {images:,}" for images, megabytes in feed["memory"])
+        typer.echo(f"memory: {told}")

@@ -27,8 +27,12 @@ GrOption = Annotated[
     str | None,
     typer.Option("--gr", help="GR strategy: none, constant, sam, lambda-warmup, r-warmup or zero-warmup."),
 ]
-DatasetOption = Annotated[str | None, typer.Option("--dataset", help="Data set: digits, cifar10 or folder:DIR.")]
-DataDirOption = Annotated[str | None, typer.Option("--data-dir", help="Folder where the named data set lives.")]
+DatasetOption = Annotated[
+    str | None, typer.Option("--dataset", help="Data set of gnp data list, folder:DIR or tfds:NAME.")
+]
+DataDirOption = Annotated[
+    str | None, typer.Option("--data-dir", help="Folder where the data set lives, or is prepared.")
+]
 EpochsOption = Annotated[int | None, typer.Option("--epochs", help="Passes over the training data.")]
 SeedOption = Annotated[int | None, typer.Option("--seed", help="Seed of everything random.")]
 SetOption = Annotated[

@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from gnpcli.config.schema import WARMUP_STRATEGIES, RunConfig
+from gnpcli.config.schema import WARMUP_STRATEGIES, DataConfig, RunConfig
 from gnpcli.errors import ConfigError, suggest
 
 Tree = dict[str, Any]
@@ -338,9 +338,27 @@ def advice(config: RunConfig) -> list[str]:
             f"the GR warmup ({gr.warmup_epochs:g} epochs) is not over when training ends ({epochs} epochs): "
             "set gr.warmup_epochs lower to see full gradient regularization"
         )
+    found += [
+        f"data.{key} has no effect with {chosen}: it acts with {needed}"
+        for key, needed, chosen in _idle_keys(config.data)
+    ]
     if warmup >= epochs:
         found.append(f"the learning-rate warmup ({warmup:g} epochs) is not over when training ends ({epochs} epochs)")
     return found
+
+
+def _idle_keys(data: DataConfig) -> Iterator[tuple[str, str, str]]:
+    """Yield (key, choices with which it acts, choice that there is) of augmentation keys set to do nothing."""
+    for key, chooser, needs in (
+        ("autoaugment_policy", "augment", ("autoaugment",)),
+        ("randaugment_layers", "augment", ("randaugment",)),
+        ("randaugment_magnitude", "augment", ("randaugment",)),
+        ("mix_alpha", "mix", ("mixup", "cutmix", "mixcut")),
+        ("cutout_size", "mix", ("cutout", "mixcut")),
+    ):
+        chosen = getattr(data, chooser)
+        if chosen not in needs and getattr(data, key) != DataConfig.model_fields[key].default:
+            yield key, " or ".join(f"data.{chooser}={name}" for name in needs), f"data.{chooser}={chosen}"
 
 
 def dump(config: RunConfig) -> str:

@@ -39,6 +39,14 @@ class ModelConfig(Section):
     """Dropout rate of the residual branches (and of the embeddings in a ViT)."""
     attention_dropout: Annotated[float, Field(ge=0, lt=1)] | None = None
     """Dropout rate of the attention weights."""
+    stem: Literal["cifar", "imagenet"] | None = None
+    """First layers of a convolutional network: ``cifar`` keeps the resolution, ``imagenet`` divides it by 4."""
+    window_size: Annotated[int, Field(ge=1)] | None = None
+    """Side of a Swin attention window, in patches."""
+    drop_path: Annotated[float, Field(ge=0, lt=1)] | None = None
+    """Largest rate with which a residual branch is dropped whole, per image (stochastic depth, arXiv 1603.09382)."""
+    layer_scale: Annotated[float, Field(gt=0)] | None = None
+    """Initial value of CaiT's LayerScale (arXiv 2103.17239)."""
     variant: Literal["paper", "upstream"] | None = None
     """``paper`` is the architecture's own paper; ``upstream`` is what the GNP papers' code builds where it differs."""
 
@@ -47,21 +55,55 @@ class DataConfig(Section):
     """Where the images come from and how they are fed."""
 
     name: str
-    """``digits``, ``cifar10`` or ``folder:DIR``; ``gnp data list`` shows what is present."""
+    """``digits``, ``cifar10``, ``imagenet``, ``folder:DIR``, ``tfds:NAME``, ...; ``gnp data list`` shows them all."""
     dir: str | None = None
     """Folder where a named data set lives; null looks in the default places of the data set."""
+    train_split: str | None = None
+    """Splits of a TFDS data set to train on, joined by ``+`` (``train+extra`` of SVHN); null takes ``train``."""
+    test_split: str | None = None
+    """Split of a TFDS data set to test on; null takes ``test``, or ``validation`` where there is no ``test``."""
+    val_labels: str | None = None
+    """File that gives the classes of a flat ``val`` folder; null looks for the ImageNet and Tiny-ImageNet names."""
     batch_size: Annotated[int, Field(ge=1)] = 128
     """Training examples per step over all devices; the remainder of an epoch is dropped, a different one each epoch."""
     eval_batch_size: Annotated[int, Field(ge=1)] | None = None
     """Evaluation examples per step over all devices; null takes `batch_size`. No example is ever dropped."""
-    augment: Literal["none", "crop", "basic"] = "none"
-    """``crop``: reflect-pad and crop back at random; ``basic``: crop and a random left-right flip."""
+    augment: Literal["none", "crop", "basic", "autoaugment", "randaugment"] = "none"
+    """``crop``: a random crop; ``basic``: crop and a random left-right flip; the others add a policy to ``basic``. In
+    memory the crop reflect-pads and cuts the old size back; streamed it is a random resized crop."""
     crop_padding: Annotated[int, Field(ge=1)] | None = None
     """Pixels of reflected border before the crop; null takes an eighth of the image size (4 at 32 pixels)."""
+    crop_min_area: Annotated[float, Field(gt=0, le=1)] = 0.08
+    """Smallest share of a streamed image's area that its random resized crop keeps."""
+    autoaugment_policy: Literal["cifar", "svhn", "imagenet"] | None = None
+    """Policy of ``autoaugment``; null takes the data set's own (CIFAR's for small images, ImageNet's for streamed)."""
+    randaugment_layers: Annotated[int, Field(ge=1)] = 2
+    """Operations that ``randaugment`` applies to an image in turn (N, arXiv 1909.13719)."""
+    randaugment_magnitude: Annotated[float, Field(ge=0, le=10)] = 9.0
+    """Strength of each of them on the scale 0 to 10 (M)."""
+    random_erasing: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Probability with which a random rectangle of an image is replaced by the mean colour (arXiv 1708.04896)."""
+    mix: Literal["none", "cutout", "mixup", "cutmix", "mixcut"] = "none"
+    """What is done to a batch: cutout (arXiv 1708.04552), mixup (1710.09412), cutmix (1905.04899), or mixup and then
+    cutout."""
+    mix_alpha: Annotated[float, Field(gt=0)] = 1.0
+    """Both parameters of the Beta distribution that the mixing coefficients of mixup and cutmix come from."""
+    cutout_size: Annotated[int, Field(ge=1)] | None = None
+    """Side of cutout's square in pixels; null takes half the image size (16 at 32 pixels)."""
+    augment_variant: Literal["paper", "upstream-compat"] = "paper"
+    """``paper``: policies at their papers' scale, every image with its own draws; ``upstream-compat``: what the GNP
+    papers' code does, policies at ImageNet's scale and one cutout square and mixing coefficient for a whole batch."""
     image_size: Annotated[int, Field(ge=1)] | None = None
-    """Side in pixels to which images are resized when read; null keeps their own size."""
+    """Side in pixels to which images are resized; null keeps their own size, or takes 224 for streamed images."""
     validation_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Share of every training class set aside for validation, the same examples for every seed."""
+    stream: bool | None = None
+    """Whether a folder's images are decoded batch by batch rather than once into memory; null does so where they, or
+    `image_size`, are larger than 96 pixels."""
+    workers: Annotated[int, Field(ge=0)] | None = None
+    """Processes that decode streamed images; 0 decodes in threads of this process; null takes one per core."""
+    unreadable: Literal["error", "skip"] = "error"
+    """What a streamed image that cannot be decoded does: stop the run, or be skipped with a warning and a count."""
 
 
 class OptimizerBase(Section):

@@ -33,6 +33,8 @@ class DataInfo:
     num_classes: int
     present: bool
     """Whether the images are there to be read."""
+    is_streamed: bool = False
+    """Whether they are decoded batch by batch (`FileSplit`)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,15 +103,45 @@ class Split:
         """Return the number of images."""
         return len(self.labels)
 
+    def take(self, chosen: npt.NDArray[np.bool_]) -> Split:
+        """Return the images where `chosen`, bool ``[N]``, is True, in their order."""
+        return Split(self.images[chosen], self.labels[chosen])
+
+
+@dataclass(frozen=True, eq=False)
+class FileSplit:
+    """Image files with their labels, decoded batch by batch (`gnpcli.data.stream`).
+
+    Args:
+        paths: One a file, in an order that depends on names only.
+        labels: int32 ``[N]``, 0 to num_classes - 1.
+    """
+
+    paths: Sequence[str]
+    labels: Labels
+
+    def __post_init__(self) -> None:
+        """Refuse labels of another type or number."""
+        if self.labels.dtype != np.int32 or self.labels.shape != (len(self.paths),):
+            raise ValueError(f"labels must be int32 [{len(self.paths)}], got {self.labels.dtype} {self.labels.shape}")
+
+    def __len__(self) -> int:
+        """Return the number of images."""
+        return len(self.labels)
+
+    def take(self, chosen: npt.NDArray[np.bool_]) -> FileSplit:
+        """Return the files where `chosen`, bool ``[N]``, is True, in their order."""
+        return FileSplit([self.paths[index] for index in np.flatnonzero(chosen).tolist()], self.labels[chosen])
+
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """The splits of a data set. At least one of `validation` and `test` is there to evaluate on."""
+    """The splits of a data set, all in memory or all streamed. One of `validation` and `test` at least is there."""
 
     spec: DataSpec
-    train: Split
-    validation: Split | None
-    test: Split | None
+    train: Split | FileSplit
+    validation: Split | FileSplit | None
+    test: Split | FileSplit | None
 
 
 def validation_counts(class_counts: Sequence[int], fraction: float) -> list[int]:
@@ -159,8 +191,8 @@ def carve_validation(dataset: Dataset, fraction: float) -> Dataset:
         chosen[members[(2 * np.arange(count) + 1) * len(members) // (2 * max(count, 1))]] = True
     return replace(
         dataset,
-        train=Split(dataset.train.images[~chosen], labels[~chosen]),
-        validation=Split(dataset.train.images[chosen], labels[chosen]),
+        train=dataset.train.take(~chosen),
+        validation=dataset.train.take(chosen),
     )
 
 

@@ -1,4 +1,4 @@
-"""Image files to uint8 arrays, with Pillow in threads.
+"""Image files to pixels with Pillow: opened by content, one meaning for every colour model, whole sets into one array.
 
 The result of a file depends on the file, the number of channels and the size asked for, never on the order of work.
 """
@@ -9,6 +9,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from typing import Literal
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -36,12 +37,22 @@ def read_header(path: str, image_size: int | None) -> tuple[int, bool]:
     Raises:
         DataError: If the file is not a readable image, or is not square and `image_size` is None.
     """
-    with _opened(path) as image:
+    with opened(path) as image:
         if image_size is None and image.width != image.height:
             raise DataError(
                 f"{path} is {image.width}x{image.height}, not square; set data.image_size to crop and resize all images"
             )
-        return image_size or image.width, _is_grey(image)
+        return image_size or image.width, is_grey(image)
+
+
+def short_side(path: str) -> int:
+    """Return the smaller of an image file's width and height, without decoding its pixels.
+
+    Raises:
+        DataError: If the file is not a readable image.
+    """
+    with opened(path) as image:
+        return min(image.size)
 
 
 def decode_files(
@@ -77,13 +88,13 @@ def decode_files(
             not square without `image_size`, and when the array does not fit into memory.
     """
     side, _ = read_header(like, image_size)
-    images = allocate(len(paths), side, channels)
+    images = allocate(len(paths), side, channels, remedy="set data.stream to true, or a smaller data.image_size")
 
     def work(start: int) -> int:
         end = min(start + _CHUNK, len(paths))
         for index in range(start, end):
-            with _opened(paths[index]) as image:
-                if only_grey and not _is_grey(image):
+            with opened(paths[index]) as image:
+                if only_grey and not is_grey(image):
                     raise ColourFound
                 if image_size is None and image.size != (side, side):
                     raise DataError(
@@ -106,19 +117,31 @@ def decode_files(
     return images
 
 
-def allocate(count: int, side: int, channels: int) -> Images:
+def allocate(count: int, side: int, channels: int, *, remedy: str = "set a smaller data.image_size") -> Images:
     """Return an uninitialised uint8 array ``[count, side, side, channels]``.
 
     Raises:
-        DataError: If it does not fit into memory.
+        DataError: If it does not fit into memory, with what to do about it.
     """
+    num_bytes = count * side * side * channels
     try:
+        # A system that overcommits would hand it out, and kill the process that fills it.
+        if num_bytes > _physical_memory():
+            raise MemoryError
         return np.empty((count, side, side, channels), dtype=np.uint8)
     except MemoryError:
         raise DataError(
-            f"{count} images of {side}x{side} pixels take {count * side * side * channels / 1e9:.1f} GB of "
-            "memory, more than there is: set a smaller data.image_size"
+            f"{count} images of {side}x{side} pixels take {num_bytes / 1e9:.1f} GB of memory, more than there is: "
+            f"{remedy}"
         ) from None
+
+
+def _physical_memory() -> float:
+    """Return the machine's memory in bytes; infinite where the system does not tell."""
+    try:
+        return float(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    except (AttributeError, ValueError, OSError):
+        return float("inf")
 
 
 def resize(images: Images, side: int) -> Images:
@@ -128,21 +151,29 @@ def resize(images: Images, side: int) -> Images:
     return np.stack([_pixels(Image.fromarray(image), side, channels) for image in squeezed])
 
 
-def _is_grey(image: Image.Image) -> bool:
+def is_grey(image: Image.Image) -> bool:
+    """Return whether an image has brightness only: Pillow's modes 1, L and I;16."""
     return image.mode in ("1", "L") or image.mode.startswith("I;16")
 
 
-def _pixels(image: Image.Image, side: int, channels: int) -> Images:
-    """Return uint8 ``[side, side, channels]``."""
+def convert(image: Image.Image, mode: Literal["L", "RGB"]) -> Image.Image:
+    """Return an image in `mode`: transparency is dropped, of 16 bits the upper 8 are kept.
+
+    Raises:
+        ValueError: On 32-bit pixels, whose range the file does not tell.
+    """
     if image.mode.startswith("I;16"):  # Pillow's own conversion cuts everything above 255 to white
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     elif image.mode in ("I", "F"):
         raise ValueError(f"pixels of mode {image.mode!r} have no known range")
     elif image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")  # straight to RGB, Pillow warns
-    mode = "L" if channels == 1 else "RGB"
-    if image.mode != mode:
-        image = image.convert(mode)
+    return image if image.mode == mode else image.convert(mode)
+
+
+def _pixels(image: Image.Image, side: int, channels: int) -> Images:
+    """Return uint8 ``[side, side, channels]``."""
+    image = convert(image, "L" if channels == 1 else "RGB")
     if image.size != (side, side):
         short = min(image.size)
         left, top = (image.width - short) // 2, (image.height - short) // 2
@@ -153,7 +184,12 @@ def _pixels(image: Image.Image, side: int, channels: int) -> Images:
 
 
 @contextmanager
-def _opened(path: str) -> Iterator[Image.Image]:
+def opened(path: str) -> Iterator[Image.Image]:
+    """Open an image file by its content, whatever its name, among the formats that `gnpcli.data.layout` looks for.
+
+    Raises:
+        DataError: Also on what the body's decoding brings up: a file that is damaged, cannot be read, or is no image.
+    """
     try:
         with Image.open(path, formats=_FORMATS) as image:
             yield image

@@ -1,74 +1,139 @@
-"""Batches from a data set that lives on the devices: a batch is a function of (seed, step), with no iterator state.
+"""Batches: a batch is a function of (configuration, key, step), with no iterator state to save.
 
-The whole split is placed once, as uint8. A training step takes its batch inside the jitted step, by position in the
-epoch's order; so resuming in the middle of an epoch is passing the step number. Keys come from the caller: one for the
-order of the data, one per step for augmentation.
+A data set that fits lives on the devices: the whole split is placed once, as uint8, and a training step takes its batch
+inside the jitted step, by position in the epoch's order. Streamed images are decoded on the host, a batch ahead
+(`gnpcli.data.stream`). Either way resuming in the middle of an epoch is passing the step number.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterator, Sequence
 from functools import partial
-from typing import Any
+from typing import Protocol
 
 import jax
 import jax.numpy as jnp
-import numpy as np
+from jax.sharding import Mesh
+from jax.typing import DTypeLike
 
 from gnpcli.config.schema import DataConfig
-from gnpcli.data.augment import normalize, random_flip, random_reflect_crop
-from gnpcli.data.base import DataSpec, Split
+from gnpcli.data.augment.basic import normalize
+from gnpcli.data.augment.pipeline import make_pipeline
+from gnpcli.data.base import DataSpec, FileSplit, Split
 from gnpcli.errors import ConfigError, DataError
-
-Place = Callable[[Any], jax.Array]
-"""Puts a NumPy or JAX array on every device of the mesh, replicated."""
+from gnpcli.sharding import Place, batch_placer, placer
 
 Source = dict[str, jax.Array]
 """What a step reads its batches from; an argument of the jitted step, so that no image becomes a constant of it."""
 
 
+class TrainFeed(Protocol):
+    """Training batches: `source` on the host, `batch` inside the jitted step."""
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Whole batches in an epoch; the remainder is dropped, another one each epoch."""
+
+    @property
+    def skipped(self) -> Sequence[str]:
+        """Files that could not be read and were skipped so far, as far as `data.unreadable` allows it."""
+
+    def source(self, step: int) -> Source:
+        """Return what `step` of the run, counted from 0, reads."""
+
+    def batch(self, source: Source, step_in_epoch: jax.Array | int, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Return the step's augmented, normalised images and its labels; pure."""
+
+    def close(self) -> None:
+        """End what works in the background; may be called again."""
+
+
+class EvalFeed(Protocol):
+    """Evaluation batches: every example of a split exactly once, the last batch filled up."""
+
+    @property
+    def skipped(self) -> Sequence[str]:
+        """Files that the last `sources` could not read and skipped."""
+
+    def sources(self) -> Iterator[Source]:
+        """Yield what batch 0, 1, ... reads."""
+
+    def batch(self, source: Source, index: jax.Array | int) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Return normalised images, labels and a mask that is False on padding; pure."""
+
+
+def make_train_feed(
+    split: Split | FileSplit, spec: DataSpec, config: DataConfig, mesh: Mesh, *, key: jax.Array, dtype: DTypeLike
+) -> TrainFeed:
+    """Return the feed of a split in memory or streamed; arguments and errors as of `InMemoryFeed`."""
+    if isinstance(split, Split):
+        return InMemoryFeed(split, spec, config, key=key, place=placer(mesh), dtype=dtype)
+    from gnpcli.data.stream import StreamedFeed
+
+    return StreamedFeed(split, spec, config, key=key, place=batch_placer(mesh), dtype=dtype)
+
+
+def make_eval_feed(
+    split: Split | FileSplit, spec: DataSpec, config: DataConfig, mesh: Mesh, *, dtype: DTypeLike
+) -> EvalFeed:
+    """Return the feed of a split in memory or streamed; arguments and errors as of `InMemoryEvalFeed`."""
+    if isinstance(split, Split):
+        return InMemoryEvalFeed(split, spec, config, place=placer(mesh), dtype=dtype)
+    from gnpcli.data.stream import StreamedEvalFeed
+
+    return StreamedEvalFeed(split, spec, config, place=batch_placer(mesh), dtype=dtype)
+
+
 class InMemoryFeed:
-    """Training batches, shuffled anew every epoch. An epoch drops its last, incomplete batch.
+    """Training batches, shuffled anew every epoch.
 
     Args:
         split: The training images; the feed keeps no host copy.
         spec: Their mean and std, for normalisation.
-        config: `batch_size`, `augment` and `crop_padding` are used.
-        place: Puts arrays on the mesh.
+        config: `batch_size` and everything about augmentation.
+        key: Key of the run's data order.
+        place: Puts arrays on every device of the mesh.
+        dtype: Type of the images that `batch` returns.
 
     Raises:
-        ConfigError: If the batch is larger than the split (``data.batch_size``) or the crop's padding is not below
-            the image size (``data.crop_padding``).
+        ConfigError: If the batch is larger than the split (``data.batch_size``) or augmentation does not fit the image
+            size.
         DataError: If the images do not have the size or channels of `spec`.
     """
 
-    def __init__(self, split: Split, spec: DataSpec, config: DataConfig, *, place: Place) -> None:
+    skipped: Sequence[str] = ()
+
+    def __init__(
+        self,
+        split: Split,
+        spec: DataSpec,
+        config: DataConfig,
+        *,
+        key: jax.Array,
+        place: Place,
+        dtype: DTypeLike = jnp.float32,
+    ) -> None:
         _check_shape(split, spec)
         self.steps_per_epoch: int = steps_per_epoch(len(split), config.batch_size)
-        """Whole batches in an epoch."""
-        self._padding = _crop_padding(config, spec.image_size)
-        self._flip = config.augment == "basic"
-        self._spec = spec
+        self._augment = make_pipeline(config, spec, is_streamed=False, dtype=dtype)
         self._batch_size = config.batch_size
         self._size = len(split)
+        self._key = key
         self._place = place
         self._data = {"images": place(split.images), "labels": place(split.labels)}
-        self._epoch: tuple[jax.Array, int, jax.Array] | None = None
+        self._order: tuple[int, jax.Array] | None = None
 
-    def source(self, key: jax.Array, epoch: int) -> Source:
-        """Return what `batch` reads in this epoch; cheap but for the first call of an epoch.
-
-        Args:
-            key: Key of the run's data order, the same in every epoch.
-            epoch: Counted from 0.
+    def source(self, step: int) -> Source:
+        """Return what `batch` reads at `step`; cheap but for the first call of an epoch.
 
         Returns:
             ``images`` uint8 ``[N, H, W, C]``, ``labels`` int32 ``[N]`` and ``order`` int32 ``[N]``: the permutation
-            drawn from `key` and `epoch`, computed on the device.
+            drawn from the key and the epoch, computed on the device.
         """
-        if self._epoch is None or self._epoch[1] != epoch or not _same_key(self._epoch[0], key):
-            self._epoch = (key, epoch, self._place(_permutation(key, epoch, self._size)))
-        return {**self._data, "order": self._epoch[2]}
+        epoch = step // self.steps_per_epoch
+        if self._order is None or self._order[0] != epoch:
+            self._order = (epoch, self._place(_permutation(self._key, epoch, self._size)))
+        return {**self._data, "order": self._order[1]}
 
     def batch(self, source: Source, step_in_epoch: jax.Array | int, key: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Take, augment and normalise a batch. Pure; meant to be traced inside the jitted train step.
@@ -79,60 +144,64 @@ class InMemoryFeed:
             key: For augmentation, another one each step.
 
         Returns:
-            Images float32 ``[B, H, W, C]``, normalised, and labels int32 ``[B]``.
+            Images `dtype` ``[B, H, W, C]``, normalised, and labels int32 ``[B]``, or class probabilities float32
+            ``[B, K]`` where images are mixed.
         """
         start = jnp.asarray(step_in_epoch, dtype=jnp.int32) * self._batch_size
         chosen = jax.lax.dynamic_slice(source["order"], (start,), (self._batch_size,))
-        images, labels = _take(source, chosen)
-        crop_key, flip_key = jax.random.split(key)
-        if self._padding:
-            images = random_reflect_crop(crop_key, images, self._padding)
-        if self._flip:
-            images = random_flip(flip_key, images)
-        return normalize(images, self._spec.mean, self._spec.std), labels
+        return self._augment(key, *_take(source, chosen))
+
+    def close(self) -> None:
+        """Do nothing: there is nothing in the background."""
 
 
-class EvalFeed:
+class InMemoryEvalFeed:
     """Evaluation batches in the order of the split, every example exactly once; the last batch is filled up.
 
     Args:
         split: The images.
         spec: Of the data the model was trained on: its mean and std normalise.
         config: `eval_batch_size` is used, or `batch_size` where it is null.
-        place: Puts arrays on the mesh.
+        place: Puts arrays on every device of the mesh.
+        dtype: Type of the images that `batch` returns.
 
     Raises:
         DataError: If the images do not have the size or channels of `spec`.
     """
 
-    def __init__(self, split: Split, spec: DataSpec, config: DataConfig, *, place: Place) -> None:
+    skipped: Sequence[str] = ()
+
+    def __init__(
+        self, split: Split, spec: DataSpec, config: DataConfig, *, place: Place, dtype: DTypeLike = jnp.float32
+    ) -> None:
         _check_shape(split, spec)
         self._batch_size = config.eval_batch_size or config.batch_size
         self.num_batches: int = -(-len(split) // self._batch_size)
         """Batches that cover the split."""
-        self._spec = spec
+        self._spec, self._dtype = spec, dtype
         self._data = {"images": place(split.images), "labels": place(split.labels)}
 
-    def source(self) -> Source:
-        """Return what `batch` reads: ``images`` uint8 ``[N, H, W, C]`` and ``labels`` int32 ``[N]``."""
-        return self._data
+    def sources(self) -> Iterator[Source]:
+        """Yield ``images`` uint8 ``[N, H, W, C]`` and ``labels`` int32 ``[N]`` once for each batch."""
+        for _ in range(self.num_batches):
+            yield self._data
 
     def batch(self, source: Source, index: jax.Array | int) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Take and normalise a batch. Pure.
 
         Args:
-            source: From `source`.
+            source: From `sources`.
             index: 0 to `num_batches` - 1, an int or an int32 scalar, traced or not.
 
         Returns:
-            Images float32 ``[B, H, W, C]``, labels int32 ``[B]``, and a mask bool ``[B]``: True for an example, False
+            Images `dtype` ``[B, H, W, C]``, labels int32 ``[B]``, and a mask bool ``[B]``: True for an example, False
             for a place beyond the end of the split, which repeats the last example.
         """
         size = source["labels"].shape[0]
         start = jnp.asarray(index, dtype=jnp.int32) * self._batch_size
         chosen = start + jnp.arange(self._batch_size, dtype=jnp.int32)
         images, labels = _take(source, jnp.minimum(chosen, size - 1))
-        return normalize(images, self._spec.mean, self._spec.std), labels, chosen < size
+        return normalize(images, self._spec.mean, self._spec.std, self._dtype), labels, chosen < size
 
 
 def steps_per_epoch(num_train: int, batch_size: int) -> int:
@@ -153,23 +222,6 @@ def _check_shape(split: Split, spec: DataSpec) -> None:
     if split.images.shape[1:] != expected:
         found, wanted = ("x".join(map(str, shape)) for shape in (split.images.shape[1:], expected))
         raise DataError(f"the images are {found} (rows x columns x channels), not {wanted} as the model expects")
-
-
-def _crop_padding(config: DataConfig, image_size: int) -> int:
-    """Return the pixels of reflected border; 0 for no crop."""
-    if config.augment == "none":
-        return 0
-    padding = max(1, image_size // 8) if config.crop_padding is None else config.crop_padding
-    if padding >= image_size:
-        raise ConfigError(
-            f"data.crop_padding {padding} must be below the image size {image_size}: a reflection is no larger",
-            key="data.crop_padding",
-        )
-    return padding
-
-
-def _same_key(a: jax.Array, b: jax.Array) -> bool:
-    return a is b or bool(np.array_equal(jax.random.key_data(a), jax.random.key_data(b)))
 
 
 @partial(jax.jit, static_argnames="size")

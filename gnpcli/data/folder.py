@@ -1,12 +1,14 @@
-"""``folder:DIR``: small images in ``DIR/{train,test,val}/<class>/``, decoded once and cached.
+"""``folder:DIR``: images in ``DIR/{train,test,val}/<class>/``: small ones in memory, large ones streamed.
 
+Small images are decoded once and cached, and normalised by the channel statistics of the training images. Large ones
+are decoded batch by batch (`gnpcli.data.stream`), in colour, and normalised by ImageNet's statistics.
 `gnpcli.data.layout` says which files count, `gnpcli.data.decode` how they become pixels.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -14,43 +16,83 @@ import numpy as np
 import numpy.typing as npt
 
 from gnpcli.config.schema import DataConfig
-from gnpcli.data.base import DataInfo, Dataset, DataSpec, Images, Split, channel_statistics, validation_counts
+from gnpcli.data.base import (
+    DataInfo,
+    Dataset,
+    DataSpec,
+    FileSplit,
+    Images,
+    Labels,
+    Split,
+    channel_statistics,
+    validation_counts,
+)
 from gnpcli.data.cache import cache_key, read_cache, write_cache
-from gnpcli.data.decode import ColourFound, decode_files, read_header
-from gnpcli.data.layout import Layout, scan
+from gnpcli.data.decode import ColourFound, decode_files, read_header, short_side
+from gnpcli.data.layout import Layout, SplitFiles, scan
+from gnpcli.data.progress import Progress
 
-Progress = Callable[[int, int], None]
+STREAMED_SIZE = 224
+"""Side in pixels of streamed images without `data.image_size`."""
+STREAMED_MEAN, STREAMED_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+"""Of ImageNet's training images per channel, of pixel values in [0, 1], as they are usually rounded."""
+LARGEST_IN_MEMORY = 96
+"""Side in pixels up to which images are kept in memory unless `data.stream` says otherwise."""
 
 
 def describe(config: DataConfig) -> DataInfo | None:
     """Answer `gnpcli.data.describe` from the names in the folder and the first image's header; None without one."""
-    return describe_layout(_scan(config), config) if os.path.isdir(_root(config)) else None
+    if not os.path.isdir(_root(config)):
+        return None
+    layout = scan_for(config, _root(config))
+    return describe_layout(layout, config, streamed=is_streamed(layout, config))
 
 
 def load(config: DataConfig, progress: Progress | None = None) -> Dataset:
-    """Return the folder's splits, normalised by the channel statistics of its training images."""
-    layout = _scan(config)
+    """Return the folder's splits, decoded or, where they are streamed, as names of files."""
+    return load_layout(scan_for(config, _root(config)), config, progress)
+
+
+def load_layout(layout: Layout, config: DataConfig, progress: Progress | None) -> Dataset:
+    """Return the splits of a scanned folder; errors as `load_images` and `is_streamed`."""
+    if is_streamed(layout, config):
+        return assemble_streamed(layout, config)
     images = load_images(layout, config.image_size, progress)
     mean, std = images["statistics"].tolist()
     return assemble(layout, images, name=config.name, mean=mean, std=std)
+
+
+def is_streamed(layout: Layout, config: DataConfig) -> bool:
+    """Return whether a folder is streamed, which the size of its first image says where `config` does not.
+
+    Raises:
+        DataError: If that image has to be looked at and cannot be read.
+    """
+    if config.stream is not None:
+        return config.stream
+    return (config.image_size or short_side(layout.train.paths[0])) > LARGEST_IN_MEMORY
+
+
+def scan_for(config: DataConfig, root: str) -> Layout:
+    """Return the names in an image folder as `config` takes them; errors as `gnpcli.data.layout.scan`."""
+    return scan(root, validation_fraction=config.validation_fraction, val_labels=config.val_labels)
 
 
 def _root(config: DataConfig) -> str:
     return os.path.expanduser(config.name.partition(":")[2])
 
 
-def _scan(config: DataConfig) -> Layout:
-    return scan(_root(config), validation_fraction=config.validation_fraction)
-
-
-def describe_layout(layout: Layout, config: DataConfig) -> DataInfo:
+def describe_layout(layout: Layout, config: DataConfig, *, streamed: bool = False) -> DataInfo:
     """Count the images of a folder, after `validation_fraction`, and look at the size of the first.
 
     Raises:
         ConfigError: On a `validation_fraction` that sets nothing aside.
-        DataError: If the first image cannot be read, or is not square and `image_size` is null.
+        DataError: Of images in memory, if the first cannot be read, or is not square and `image_size` is null.
     """
-    image_size, grey = read_header(layout.train.paths[0], config.image_size)
+    if streamed:
+        image_size, grey = config.image_size or STREAMED_SIZE, False
+    else:
+        image_size, grey = read_header(layout.train.paths[0], config.image_size)
     carved = sum(validation_counts(layout.train.class_counts, config.validation_fraction))
     own_validation = len(layout.validation.paths) if layout.validation is not None else 0
     return DataInfo(
@@ -62,7 +104,22 @@ def describe_layout(layout: Layout, config: DataConfig) -> DataInfo:
         channels=1 if grey else 3,
         num_classes=len(layout.class_names),
         present=True,
+        is_streamed=streamed,
     )
+
+
+def assemble_streamed(layout: Layout, config: DataConfig) -> Dataset:
+    """Put the names of a layout together with their labels; no image is opened."""
+    splits = {name: FileSplit(files.paths, _labels(files)) for name, files in layout.splits.items()}
+    spec = DataSpec(
+        name=config.name,
+        class_names=layout.class_names,
+        image_size=config.image_size or STREAMED_SIZE,
+        channels=3,
+        mean=STREAMED_MEAN,
+        std=STREAMED_STD,
+    )
+    return Dataset(spec, splits["train"], splits.get("validation"), splits.get("test"))
 
 
 def load_images(layout: Layout, image_size: int | None, progress: Progress | None) -> dict[str, npt.NDArray[Any]]:
@@ -117,14 +174,15 @@ def _tick(progress: Progress, before: int, total: int, done: int) -> None:
     progress(before + done, total)
 
 
+def _labels(files: SplitFiles) -> Labels:
+    return np.repeat(np.arange(len(files.class_counts), dtype=np.int32), files.class_counts)
+
+
 def assemble(
     layout: Layout, images: Mapping[str, Images], *, name: str, mean: Sequence[float], std: Sequence[float]
 ) -> Dataset:
     """Put the images of a layout (from `load_images`) together with their labels and statistics."""
-    splits = {
-        split: Split(images[split], np.repeat(np.arange(len(files.class_counts), dtype=np.int32), files.class_counts))
-        for split, files in layout.splits.items()
-    }
+    splits = {split: Split(images[split], _labels(files)) for split, files in layout.splits.items()}
     _, image_size, _, channels = images["train"].shape
     spec = DataSpec(
         name=name,

@@ -1,0 +1,141 @@
+"""``gnp data``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from gnpcli.cli.options import DataDirOption, JsonOption, QuietOption
+from gnpcli.cli.preview import preview
+
+if TYPE_CHECKING:
+    from gnpcli.data.listing import Listing
+
+app = typer.Typer(help="The data sets: what there is, and preparing it.", no_args_is_help=True)
+app.command("preview")(preview)
+
+
+@app.command("list")
+def list_data(data_dir: DataDirOption = None, as_json: JsonOption = False) -> None:
+    """List the data sets: images, classes, and what is present, where, in which format and how big."""
+    from gnpcli.data import list_sources
+
+    rows = list_sources(data_dir)
+    if as_json:
+        import json
+        from dataclasses import asdict
+
+        typer.echo(json.dumps([asdict(row) for row in rows], indent=2))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column, is_number in (
+        ("name", False),
+        ("images", True),
+        ("classes", True),
+        ("pixels", True),
+        ("format", False),
+        ("on disk", True),
+        ("where", False),
+    ):
+        table.add_column(
+            column,
+            justify="right" if is_number else "left",
+            no_wrap=column != "where",
+            overflow="fold" if column == "where" else "ellipsis",
+        )
+    for row in rows:
+        table.add_row(*_cells(row))
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = 400  # piped output is for other programs: a row is a line, whatever its length
+    console.print(table)
+
+
+def _cells(row: Listing) -> list[str]:
+    from gnpcli.data.fetch import format_bytes
+
+    pixels = f"{row.image_size}x{row.image_size}x{row.channels}" if row.image_size is not None else ""
+    return [
+        row.name,
+        " + ".join(f"{count:,}" for count in row.splits.values()) if row.splits else "",
+        str(row.num_classes or ""),
+        pixels,
+        row.format or "",
+        format_bytes(row.num_bytes) if row.num_bytes is not None else "",
+        row.where or row.problem or _how_to_get(row),
+    ]
+
+
+def _how_to_get(row: Listing) -> str:
+    from gnpcli.data.fetch import format_bytes
+
+    if row.download_bytes is not None:
+        return f"absent; gnp data prepare {row.name} downloads {format_bytes(row.download_bytes)}"
+    return row.about if row.format or ":" in row.name else f"absent; gnp data prepare {row.name} tells how to get it"
+
+
+@app.command("prepare")
+def prepare(
+    name: Annotated[str, typer.Argument(help="A data set of gnp data list.")],
+    data_dir: DataDirOption = None,
+    split: Annotated[
+        str | None, typer.Option("--split", help="Splits besides train and test, for example train+extra.")
+    ] = None,
+    mirror: Annotated[
+        str | None,
+        typer.Option("--mirror", envvar="GNP_MIRROR", help="Address that serves the archives in place of their own."),
+    ] = None,
+    checksums: Annotated[
+        Path | None,
+        typer.Option(
+            "--checksums",
+            envvar="GNP_CHECKSUMS",
+            help="File of sha256sum: sums that are accepted in place of the published ones.",
+        ),
+    ] = None,
+    quiet: QuietOption = False,
+) -> None:
+    """Download a data set and prepare it, unless it is there."""
+    from rich.console import Console
+
+    from gnpcli.data import prepare_source
+    from gnpcli.data.fetch import Origin, format_bytes
+    from gnpcli.loading import LoadingDisplay
+
+    origin = Origin.of(mirror, str(checksums) if checksums is not None else None)
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
+
+    def line(text: str) -> None:
+        typer.echo(text, err=True)
+
+    with LoadingDisplay(name, console, line, quiet=quiet) as display:
+        found, was_there = prepare_source(name, data_dir, split, origin, display)
+    counts = ", ".join(f"{count:,} {split}" for split, count in (found.counts or {}).items())
+    size = f", {format_bytes(found.num_bytes)}" if found.num_bytes is not None else ""
+    what = f"{counts} images" if counts else "images"
+    typer.echo(
+        f"{name} {'is there already' if was_there else 'is prepared'}: {what} in {found.path} ({found.format}{size})"
+    )
+    typer.echo(f"train on it with `{_next_command(name, data_dir)}`")
+
+
+def _next_command(name: str, data_dir: str | None) -> str:
+    """Return the first preset of the data set as a command, with what it takes to find the data again."""
+    import contextlib
+    import shlex
+
+    from gnpcli.errors import GnpError
+    from gnpcli.presets import preset_names, resolve
+
+    choice = f"--dataset {name}"
+    for preset in preset_names():
+        with contextlib.suppress(GnpError):
+            if resolve(preset).data.name == name:
+                choice = f"--preset {preset}"
+                break
+    return f"gnp train {choice}" + (f" --data-dir {shlex.quote(data_dir)}" if data_dir is not None else "")

@@ -1,0 +1,100 @@
+"""From a uint8 batch to what a train step takes: every augmentation that runs on the device, as one pure function."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeAlias
+
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+
+from gnpcli.config.schema import DataConfig
+from gnpcli.data.augment.basic import normalize, random_flip, random_reflect_crop
+from gnpcli.data.augment.device import apply_policy
+from gnpcli.data.augment.mixing import cutmix, cutout, mixup, random_erasing
+from gnpcli.data.augment.policies import is_flipped, make_policy
+from gnpcli.data.base import DataSpec
+from gnpcli.errors import ConfigError
+
+Pipeline: TypeAlias = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
+"""``(key, images, labels) -> (images, labels)``; see `make_pipeline`."""
+
+
+def make_pipeline(config: DataConfig, spec: DataSpec, *, is_streamed: bool, dtype: DTypeLike) -> Pipeline:
+    """Return the augmentation of a training batch, to be traced inside the train step.
+
+    In memory: crop, flip, policy (in the upstream variant the policy comes first, as there), normalisation, random
+    erasing, mixing. Streamed images come cropped, flipped and with their policy from the processes that decode them;
+    the rest is the same.
+
+    Args:
+        config: All that augments.
+        spec: `name`, size, mean and std of the data.
+        is_streamed: Whether crop, flip and policy have been done.
+        dtype: Type of the resulting images; everything before is uint8, then float32.
+
+    Returns:
+        A pure function of a typed PRNG key, images uint8 ``[B, H, W, C]`` and labels int32 ``[B]``. It returns images
+        `dtype` ``[B, H, W, C]``, normalised, and labels int32 ``[B]``, or with ``mixup``, ``cutmix`` and ``mixcut``
+        class probabilities float32 ``[B, K]``.
+
+    Raises:
+        ConfigError: If the crop's border is not below the image size (``data.crop_padding``) or cutout's square is
+            larger than the image (``data.cutout_size``).
+    """
+    is_upstream = config.augment_variant == "upstream-compat"
+    padding = 0 if is_streamed else _crop_padding(config, spec.image_size)
+    flip = not is_streamed and is_flipped(config, spec.name, is_streamed=False)
+    policy = None if is_streamed else make_policy(config, spec.name, is_streamed=False)
+    square = _cutout_size(config, spec.image_size)
+
+    def move(crop_key: jax.Array, flip_key: jax.Array, images: jax.Array) -> jax.Array:
+        if padding:
+            images = random_reflect_crop(crop_key, images, padding)
+        return random_flip(flip_key, images) if flip else images
+
+    def pipeline(key: jax.Array, images: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
+        crop_key, flip_key, policy_key, erase_key, mix_key, cutout_key = jax.random.split(key, 6)
+        if not is_upstream:
+            images = move(crop_key, flip_key, images)
+        if policy is not None:
+            images = apply_policy(policy_key, images, policy)
+        if is_upstream:
+            images = move(crop_key, flip_key, images)
+        normal = normalize(images, spec.mean, spec.std)
+        if config.random_erasing:
+            normal = random_erasing(erase_key, normal, config.random_erasing)
+        if config.mix in ("mixup", "cutmix", "mixcut"):
+            mix = cutmix if config.mix == "cutmix" else mixup
+            classes = jax.nn.one_hot(labels, spec.num_classes, dtype=jnp.float32)
+            normal, labels = mix(mix_key, normal, classes, config.mix_alpha, shared=is_upstream)
+        if config.mix in ("cutout", "mixcut"):
+            normal = cutout(cutout_key, normal, square, shared=is_upstream)
+        return normal.astype(dtype), labels
+
+    return pipeline
+
+
+def _crop_padding(config: DataConfig, image_size: int) -> int:
+    """Return the pixels of reflected border; 0 for no crop."""
+    if config.augment == "none":
+        return 0
+    padding = max(1, image_size // 8) if config.crop_padding is None else config.crop_padding
+    if padding >= image_size:
+        raise ConfigError(
+            f"data.crop_padding {padding} must be below the image size {image_size}: a reflection is no larger",
+            key="data.crop_padding",
+        )
+    return padding
+
+
+def _cutout_size(config: DataConfig, image_size: int) -> int:
+    """Return the side of cutout's square in pixels."""
+    size = max(1, image_size // 2) if config.cutout_size is None else config.cutout_size
+    if size > image_size and config.mix in ("cutout", "mixcut"):
+        raise ConfigError(
+            f"data.cutout_size {size} is larger than the image size {image_size}: no pixel would be sure to be left",
+            key="data.cutout_size",
+        )
+    return size

@@ -1,0 +1,44 @@
+"""Where named data sets are looked for, and where those that are missing are put. Names only: nothing is opened."""
+
+from __future__ import annotations
+
+import os
+
+
+def data_dirs(directory: str | None) -> list[str]:
+    """Return the folders in which data sets lie under their names, in the order in which they are looked through.
+
+    Args:
+        directory: `data.dir`; None stands for the default places, of which the variables' come only where they are
+            set: ``$GNP_DATA_DIR``, ``./data``, ``$TFDS_DATA_DIR``, and the folder that TFDS uses by default.
+    """
+    if directory is not None:
+        return [os.path.expanduser(directory)]
+    found = [_variable("GNP_DATA_DIR"), "data", _variable("TFDS_DATA_DIR"), _tfds_default()]
+    return list(dict.fromkeys(place for place in found if place))
+
+
+def candidates(name: str, directory: str | None) -> list[str]:
+    """Return the folders that may hold the data set `name`; `data.dir` may itself be one."""
+    below = [os.path.join(place, name) for place in data_dirs(directory)]
+    return below if directory is None else [os.path.expanduser(directory), *below]
+
+
+def target_dir(directory: str | None) -> str:
+    """Return the one of `data_dirs` in which missing data sets are prepared; it need not exist."""
+    if directory is not None:
+        return os.path.expanduser(directory)
+    return _variable("GNP_DATA_DIR") or _variable("TFDS_DATA_DIR") or _tfds_default()
+
+
+def image_folder(name: str, directory: str | None) -> str | None:
+    """Return the first of `candidates` that holds an image folder's ``train``; None without one."""
+    return next((place for place in candidates(name, directory) if os.path.isdir(os.path.join(place, "train"))), None)
+
+
+def _variable(name: str) -> str:
+    return os.path.expanduser(os.environ.get(name, ""))
+
+
+def _tfds_default() -> str:
+    return os.path.join(os.path.expanduser("~"), "tensorflow_datasets")

@@ -1,0 +1,226 @@
+"""Published data sets into TFDS's own folders, in array_record, without TensorFlow.
+
+TFDS's builder of the data set does the work: its features, version, keys, order and files. Only where the examples
+come from is ours, since its own way of unpacking and encoding needs TensorFlow: the archives are verified by
+`gnpcli.data.fetch`, and images are given as Pillow's, which TFDS encodes itself.
+
+    DATA_DIR/downloads/manual/<archive>
+    DATA_DIR/<name>/<version>/
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import io
+import logging
+import os
+import re
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from PIL import Image
+
+from gnpcli.data import tfds
+from gnpcli.data.fetch import Origin, fetch
+from gnpcli.data.progress import Progress
+from gnpcli.errors import DataError
+
+if TYPE_CHECKING:
+    from gnpcli.data.published import Published
+
+_log = logging.getLogger("gnpcli")
+_TEMPORARY = "incomplete.gnp"
+_EVERY = 500  # images between two reports
+
+
+def prepare(
+    published: Published, data_dir: str, splits: Sequence[str], origin: Origin, progress: Progress | None
+) -> tfds.Prepared:
+    """Prepare splits of a data set in ``data_dir/<name>/<version>``, unless they are there.
+
+    The result appears in one step when it is complete. Until then a folder that was there with fewer splits stays as it
+    is; what an earlier attempt left behind is cleared away. Processes that prepare the same data set wait for each
+    other.
+
+    Args:
+        published: The data set.
+        data_dir: Created where it does not exist, and gone again if nothing could be put there.
+        splits: Splits that must be there at the end; others that are there already stay.
+        origin: Where archives come from.
+        progress: Told of downloads and of the images written.
+
+    Raises:
+        DataError: As `gnpcli.data.fetch.fetch`; if an archive cannot be unpacked, or the folder cannot be written.
+    """
+    home = os.path.join(data_dir, published.name)
+    temporary = os.path.join(home, _TEMPORARY)
+    with _locked(home):
+        _clear(home, temporary)
+        root = tfds.find(home)
+        there = tfds.examine(root, name=published.name) if root is not None else None
+        if there is not None and there.holds(splits):
+            return there  # another process was faster
+        wanted = [s for s in published.class_counts if s in splits or (there is not None and there.holds([s]))]
+        archives = {archive.filename: archive for split in wanted for archive in published.archives[split]}
+        folder = os.path.join(data_dir, "downloads", "manual")
+        paths = fetch(published.name, list(archives.values()), folder, origin, progress)
+        try:
+            _write(published, temporary, wanted, paths, progress)
+            root = _replace(home, temporary, published.name)
+        except BrokenPipeError:  # of who listens to the progress
+            raise
+        except (OSError, RuntimeError) as error:  # array_record raises the latter, with the system's word in its text
+            raise _disk_error(error, home) from error
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+    return tfds.examine(root, name=published.name, splits=wanted)
+
+
+def _write(
+    published: Published, folder: str, splits: Sequence[str], paths: Mapping[str, str], progress: Progress | None
+) -> None:
+    """Let TFDS prepare `splits` with `folder` as its data_dir."""
+    try:
+        import tensorflow_datasets
+        from tensorflow_datasets.core import shuffle
+    except ImportError as error:
+        raise DataError(
+            f"preparing {published.name} needs tensorflow_datasets: pip install tensorflow_datasets"
+        ) from error
+
+    def split_generators(self: Any, manager: object) -> dict[str, Iterator[tuple[int, dict[str, Any]]]]:
+        del manager
+        for feature, names in {"label": published.class_names, **published.more_names}.items():
+            if tuple(self.info.features[feature].names) != names:
+                self.info.features[feature].names = list(names)
+        return {split: _examples(published, split, paths, progress) for split in splits}
+
+    base = tensorflow_datasets.builder_cls(published.name)
+    members = {"name": published.name, "__module__": base.__module__, "_split_generators": split_generators}
+    with tensorflow_datasets.core.registered.skip_registration():
+        builder = type(base)(base.__name__, (base,), members)(data_dir=folder, file_format="array_record")
+    tensorflow_datasets.disable_progress_bar()
+    # A split beyond 1 GB, SVHN's extra, would be sorted in files that only TensorFlow can write; it fits into memory.
+    shuffle.MAX_MEM_BUFFER_SIZE = 1 << 62
+    log = logging.getLogger("absl")
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):  # tfds prints what it is about to do
+            builder.download_and_prepare()
+    finally:
+        log.setLevel(level)
+
+
+def _examples(
+    published: Published, split: str, paths: Mapping[str, str], progress: Progress | None
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield (key, example), the key being the number of the image as in TFDS's own builders."""
+    own = {archive.filename: paths[archive.filename] for archive in published.archives[split]}
+    total, count = sum(published.class_counts[split]), 0
+    examples = published.examples(split, own)
+    while (example := _next(examples, own)) is not None:
+        image = example["image"]
+        yield count, example | {"image": Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)}
+        count += 1
+        if progress is not None and count % _EVERY == 0:
+            progress(count, max(total, count), f"preparing {published.name} {split}")
+    if progress is not None:
+        progress(count, count, f"preparing {published.name} {split}")
+
+
+def _next(examples: Iterator[dict[str, Any]], paths: Mapping[str, str]) -> dict[str, Any] | None:
+    try:
+        return next(examples, None)
+    except (DataError, MemoryError):
+        raise
+    except Exception as error:  # tarfile, gzip, zlib and scipy raise all kinds on damaged files
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise DataError(
+            f"{' or '.join(paths.values())} cannot be unpacked ({reason}): delete it, and it is fetched again"
+        ) from error
+
+
+def _clear(home: str, temporary: str) -> None:
+    """Remove what a killed preparation left, after putting back the folder that it was about to replace."""
+    kept = os.path.join(temporary, "replaced")
+    try:
+        for version in os.listdir(kept) if os.path.isdir(kept) else ():
+            if not os.path.exists(os.path.join(home, version)):
+                os.rename(os.path.join(kept, version), os.path.join(home, version))
+        if os.path.isdir(temporary):
+            shutil.rmtree(temporary)
+    except OSError as error:
+        raise _disk_error(error, home) from error
+
+
+def _replace(home: str, temporary: str, name: str) -> str:
+    """Move the finished version to its place; return that."""
+    new = tfds.find(os.path.join(temporary, name))
+    assert new is not None
+    version = os.path.basename(new)
+    place, kept = os.path.join(home, version), os.path.join(temporary, "replaced")
+    if os.path.exists(place):
+        os.makedirs(kept)
+        os.rename(place, os.path.join(kept, version))
+    os.rename(new, place)
+    return place
+
+
+@contextlib.contextmanager
+def _locked(folder: str) -> Iterator[None]:
+    """Keep other processes out of `folder` inside the block. It is made, and removed with its parents if left empty."""
+    made = [str(path) for path in (Path(folder), *Path(folder).parents) if not path.exists()]
+    lock = os.path.join(folder, ".gnp.lock")
+    try:
+        handle = _acquire(lock)
+    except OSError as error:
+        _remove(made)
+        raise _disk_error(error, folder) from error
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            os.unlink(lock)
+        os.close(handle)
+        _remove(made)
+
+
+def _remove(folders: Sequence[str]) -> None:
+    for folder in folders:
+        with contextlib.suppress(OSError):  # not empty, or never made
+            os.rmdir(folder)
+
+
+def _acquire(lock: str) -> int:
+    while True:
+        os.makedirs(os.path.dirname(lock), exist_ok=True)
+        try:
+            handle = os.open(lock, os.O_RDWR | os.O_CREAT, 0o666)
+        except FileNotFoundError:  # another process, which failed, has just removed its empty folders
+            continue
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            _log.warning("waiting for another process to prepare %s", os.path.dirname(lock))
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        except OSError:  # a file system without locks: two at a time are the user's to avoid
+            pass
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(handle), os.stat(lock)):
+                return handle
+        os.close(handle)  # the one who held it has removed it
+
+
+def _disk_error(error: OSError | RuntimeError, folder: str) -> DataError:
+    where, text = os.path.abspath(folder), " ".join(str(error).split())
+    reason = getattr(error, "strerror", None) or text[:200]
+    if any(os.strerror(code) in (reason, *re.split(r"[:;] ", text)) for code in (errno.ENOSPC, errno.EDQUOT)):
+        return DataError(
+            f"no space left in {where}: make some, or choose another folder with --data-dir; the archives are kept"
+        )
+    return DataError(f"{where} cannot be written: {reason}; choose another folder with --data-dir")
