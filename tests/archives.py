@@ -192,8 +192,8 @@ class Server:
         handler.end_headers()
         limit = self.cut.pop(0) if self.cut else None
         body = content[start:] if limit is None else content[start : start + limit]
+        self.sent += len(body)  # before the client can see the end of it
         handler.wfile.write(body)
-        self.sent += len(body)
         if limit is not None:
             handler.close_connection = True
         return None

@@ -28,8 +28,9 @@ def _isolated_caches(tmp_path_factory: pytest.TempPathFactory) -> None:
     cache = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "gnp-cache"
     os.environ["GNP_CACHE_DIR"] = str(cache)
     jax.config.update("jax_compilation_cache_dir", str(cache / "xla"))
-    for name in ("GNP_DEBUG", "XLA_FLAGS", "TFDS_DATA_DIR"):
+    for name in ("GNP_DEBUG", "XLA_FLAGS", "TFDS_DATA_DIR", "GNP_DATA_DIR", "GNP_CHECKSUMS"):
         os.environ.pop(name, None)
+    os.environ["GNP_MIRROR"] = "http://127.0.0.1:9"  # what is absent is not fetched: nobody listens there
 
 
 @pytest.fixture

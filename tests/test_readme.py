@@ -77,7 +77,13 @@ def test_commands_and_presets_exist(gnp: Gnp, command: str):
 def test_keys_and_values_named_in_the_text_are_real():
     named = set(re.findall(r"`((?:model|data|optimizer|schedule|gr|train|checkpoint|mesh)\.[a-z_0-9]+=[^`]+)`", TEXT))
     assert {"gr.gradient=exact", "gr.mix=unit", "model.variant=upstream"} <= named
+    # A preset that has the key; every other key has a meaning in the demo.
+    presets = {
+        "model.variant": "wrn-16-4-cifar10",
+        "data.stream": "vit-s-imagenet",
+        "data.train_split": "wrn-28-10-svhn",
+    }
     for assignment in named:
-        preset = "wrn-16-4-cifar10" if "variant" in assignment else None
+        preset = presets.get(assignment.partition("=")[0])
         assert parse_overrides([assignment])
         resolve(preset, [assignment])

@@ -34,8 +34,9 @@ def evaluate(
         from gnpcli.config import DataConfig
         from gnpcli.data import check_data
 
-        # Another data set lives elsewhere, keeps its own image size and has nothing carved out of it.
-        given = {"dir": None, "validation_fraction": 0.0, "image_size": None} | given
+        # Another data set lives elsewhere, keeps its own image size and splits, and has nothing carved out of it.
+        own = ("dir", "image_size", "train_split", "test_split", "val_labels", "stream")
+        given = {"validation_fraction": 0.0, **dict.fromkeys(own)} | given
         check_data(DataConfig(name=dataset, dir=data_dir))
     keep_freed_memory()
     keep_compiled_programs()
