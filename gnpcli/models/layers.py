@@ -117,13 +117,14 @@ class BatchNorm(nn.Module):
 
     momentum: float = 0.9
     eps: float = 1e-5
+    scale_init: Initializer = nn.initializers.ones
     dtype: np.dtype = DTYPES["float32"]
 
     @compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         """Normalise ``[..., C]`` per channel."""
         shape = (x.shape[-1],)
-        scale: jax.Array = self.param("scale", nn.initializers.ones, shape, jnp.float32)
+        scale: jax.Array = self.param("scale", self.scale_init, shape, jnp.float32)
         bias: jax.Array = self.param("bias", nn.initializers.zeros, shape, jnp.float32)
         running_mean = self.variable("batch_stats", "mean", jnp.zeros, shape, jnp.float32)
         running_var = self.variable("batch_stats", "var", jnp.ones, shape, jnp.float32)

@@ -1,0 +1,194 @@
+"""Residual networks, arXiv 1512.03385: table 1 and figure 5.
+
+Legend: ``[B, H, W, C]`` batch, height, width, channels.
+
+Two stems. ``imagenet``: a 7x7 convolution and a 3x3 maximum, both of stride 2. ``cifar``: a 3x3 convolution that
+keeps the resolution of small images.
+
+Two variants. ``paper``: as torchvision and timm build it. The stride of a bottleneck is in its 3x3 convolution, not in
+the 1x1 before it as in the authors' own code, and the scale of the last BatchNorm of each block starts at 0, so that
+the blocks start as identities (arXiv 1706.02677 section 5.1; timm's default, torchvision's option). ``upstream``:
+what the GNP papers' code builds, with no ReLU in the stem, 16 channels in the ``cifar`` stem, biased convolutions in
+the blocks of depths 18 and 34, XLA's ``SAME`` padding, and scales that start at 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+
+from gnpcli.config.schema import ModelConfig
+from gnpcli.models.base import Model, Params, State, from_linen
+from gnpcli.models.convolution import Conv, max_pool
+from gnpcli.models.layers import DTYPES, BatchNorm, Dense, compact
+from gnpcli.models.state_dict import StateDict
+from gnpcli.models.torch_weights import batch_norm, conv
+
+BOTTLENECK_EXPANSION = 4
+
+STAGES: dict[int, tuple[int, ...]] = {
+    18: (2, 2, 2, 2),
+    34: (3, 4, 6, 3),
+    50: (3, 4, 6, 3),
+    101: (3, 4, 23, 3),
+    152: (3, 8, 36, 3),
+    200: (3, 24, 36, 3),  # arXiv 1603.05027
+}
+"""Blocks of each stage by depth."""
+
+BOTTLENECK_DEPTH = 50
+"""Blocks have two 3x3 convolutions below this depth, and 1x1, 3x3, 1x1 from it on."""
+
+# Limit sqrt(3 * scale / fan): 1 / sqrt(features), and 1 / sqrt(classes) upstream.
+HEAD_INIT = {
+    "paper": nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform"),
+    "upstream": nn.initializers.variance_scaling(1 / 3, "fan_out", "uniform"),
+}
+
+
+class Block(nn.Module):
+    """Residual block of figure 5 of the paper: the left one, or with `bottleneck` the right one.
+
+    Attributes:
+        channels: Channels of the convolutions; the last 1x1 convolution of a bottleneck has 4 times as many.
+        stride: Of the first 3x3 convolution and the shortcut.
+        bottleneck: Which of the two.
+        variant: ``paper`` or ``upstream``, see the module.
+        dtype: Compute type.
+    """
+
+    channels: int
+    stride: int
+    bottleneck: bool
+    variant: str
+    dtype: np.dtype
+
+    @compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        """Map ``[B, H, W, C]`` to ``[B, ceil(H / stride), ceil(W / stride), channels or 4 * channels]``."""
+        upstream = self.variant == "upstream"
+
+        def conv_norm(
+            x: jax.Array, channels: int, size: int, stride: int, conv: str, norm: str, is_last: bool = False
+        ) -> jax.Array:
+            bias = upstream and not self.bottleneck
+            x = Conv(channels, size, stride, same=upstream, bias=bias, dtype=self.dtype, name=conv)(x)
+            scale = nn.initializers.zeros if is_last and not upstream else nn.initializers.ones
+            answer: jax.Array = BatchNorm(scale_init=scale, dtype=self.dtype, name=norm)(x, train)
+            return answer
+
+        channels = self.channels
+        if self.bottleneck:
+            layers = [(channels, 1, 1), (channels, 3, self.stride), (BOTTLENECK_EXPANSION * channels, 1, 1)]
+        else:
+            layers = [(channels, 3, self.stride), (channels, 3, 1)]
+        y = x
+        for index, (channels, size, stride) in enumerate(layers, start=1):
+            y = y if index == 1 else jax.nn.relu(y)
+            y = conv_norm(y, channels, size, stride, f"conv_{index}", f"norm_{index}", index == len(layers))
+        if self.stride != 1 or x.shape[-1] != channels:
+            x = conv_norm(x, channels, 1, self.stride, "shortcut", "shortcut_norm")
+        return jax.nn.relu(x + y)
+
+
+class ResNet(nn.Module):
+    """The whole network, ``[B, H, W, C] -> [B, classes]`` in float32, for images of any size.
+
+    Attributes:
+        stages: Number of blocks of each stage; every stage but the first halves the resolution.
+        bottleneck: Form of the blocks.
+        width: Channels of the first stage; each further one has twice as many.
+        num_classes: Number of logits.
+        stem: ``cifar`` or ``imagenet``, see the module.
+        variant: ``paper`` or ``upstream``, see the module.
+        dtype: Compute type; the statistics of BatchNorm, the mean over the pixels and the head are float32 always.
+    """
+
+    stages: tuple[int, ...]
+    bottleneck: bool
+    width: int
+    num_classes: int
+    stem: str
+    variant: str
+    dtype: np.dtype
+
+    @compact
+    def __call__(self, images: jax.Array, train: bool) -> jax.Array:
+        """Return the logits."""
+        upstream, small = self.variant == "upstream", self.stem == "cifar"
+        size, stride = (3, 1) if small else (7, 2)
+        channels = self.width // 4 if small and upstream else self.width
+        x = Conv(channels, size, stride, same=upstream, dtype=self.dtype, name="stem")(images)
+        x = BatchNorm(dtype=self.dtype, name="stem_norm")(x, train)
+        if not upstream:
+            x = jax.nn.relu(x)
+        if not small:
+            x = max_pool(x, 3, same=upstream)
+        for stage, blocks in enumerate(self.stages):
+            for index in range(blocks):
+                x = Block(
+                    channels=2**stage * self.width,
+                    stride=2 if stage > 0 and index == 0 else 1,
+                    bottleneck=self.bottleneck,
+                    variant=self.variant,
+                    dtype=self.dtype,
+                    name=f"stage_{stage}_block_{index}",
+                )(x, train)
+        x = x.astype(jnp.float32).mean(axis=(1, 2))
+        logits: jax.Array = Dense(self.num_classes, HEAD_INIT[self.variant], name="head")(x)
+        return logits
+
+
+def build(
+    architecture: Mapping[str, int],
+    config: ModelConfig,
+    *,
+    num_classes: int,
+    image_size: int,
+    channels: int,
+    dtype: str,
+) -> Model:
+    """Build a residual network of ``depth`` and ``width``; see `gnpcli.models.build_model` for the arguments."""
+    del image_size, channels  # convolutions and the mean over the pixels take any
+    depth = architecture["depth"]
+    assert config.stem is not None  # resolved
+    assert config.variant is not None
+    module = ResNet(
+        stages=STAGES[depth],
+        bottleneck=depth >= BOTTLENECK_DEPTH,
+        width=architecture["width"],
+        num_classes=num_classes,
+        stem=config.stem,
+        variant=config.variant,
+        dtype=DTYPES[dtype],
+    )
+    return from_linen(module)
+
+
+def from_torch(tensors: Mapping[str, np.ndarray]) -> tuple[Params, State]:
+    """Map the state dict of torchvision's or timm's ``resnet18`` to ``resnet200`` to parameters and state.
+
+    Raises:
+        CheckpointError: The tensors are not those of such a network.
+    """
+    weights = StateDict(tensors)
+    params: Params = {"stem": conv(weights, "conv1"), "head": weights.dense("fc")}
+    stats: State = {}
+    params["stem_norm"], stats["stem_norm"] = batch_norm(weights, "bn1")
+    for stage in range(4):
+        for index in range(weights.count(f"layer{stage + 1}")):
+            prefix, name = f"layer{stage + 1}.{index}", f"stage_{stage}_block_{index}"
+            block = params[name] = {}
+            averages = stats[name] = {}
+            layers = [(f"conv{k}", f"bn{k}", f"conv_{k}", f"norm_{k}") for k in (1, 2, 3)]
+            layers.append(("downsample.0", "downsample.1", "shortcut", "shortcut_norm"))
+            for theirs, their_norm, ours, our_norm in layers:
+                if f"{prefix}.{theirs}.weight" in weights:
+                    block[ours] = conv(weights, f"{prefix}.{theirs}")
+                    block[our_norm], averages[our_norm] = batch_norm(weights, f"{prefix}.{their_norm}")
+    weights.finish(constants=("num_batches_tracked",))
+    return params, {"batch_stats": stats}

@@ -1,0 +1,73 @@
+"""Tensors of a PyTorch state dict, taken one by one and turned to this package's layouts."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+
+from gnpcli.errors import CheckpointError
+
+
+class StateDict:
+    """A state dict of which every tensor has to find its place.
+
+    Args:
+        tensors: Arrays of any float type by their PyTorch names; read, never written.
+    """
+
+    def __init__(self, tensors: Mapping[str, np.ndarray]):
+        self._tensors = tensors
+        self._left = set(tensors)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._tensors
+
+    def take(self, name: str) -> np.ndarray:
+        """Return one tensor in float32.
+
+        Raises:
+            CheckpointError: There is none of that name.
+        """
+        if name not in self._tensors:
+            raise CheckpointError(f"the weights have no tensor {name!r}: they are those of another architecture")
+        self._left.discard(name)
+        return np.asarray(self._tensors[name], np.float32)
+
+    def dense(self, prefix: str) -> dict[str, np.ndarray]:
+        """Return a ``Linear`` layer, whose weight is ``[O, I]``, as kernel ``[I, O]`` and bias ``[O]``."""
+        return {"kernel": self.take(f"{prefix}.weight").T, "bias": self.take(f"{prefix}.bias")}
+
+    def fused(self, *prefixes: str) -> dict[str, np.ndarray]:
+        """Return ``Linear`` layers of the same input, side by side, as ``qkv_kernel`` and ``qkv_bias``."""
+        layers = [self.dense(prefix) for prefix in prefixes]
+        return {f"qkv_{name}": np.concatenate([layer[name] for layer in layers], axis=-1) for name in layers[0]}
+
+    def norm(self, prefix: str) -> dict[str, np.ndarray]:
+        """Return a normalisation layer."""
+        return {"scale": self.take(f"{prefix}.weight"), "bias": self.take(f"{prefix}.bias")}
+
+    def patches(self, prefix: str) -> dict[str, np.ndarray]:
+        """Return a patch convolution, whose weight is ``[D, C, P, P]``, as a dense layer on ``[P * P * C]`` pixels."""
+        weight = self.take(f"{prefix}.weight")
+        return {"kernel": weight.transpose(2, 3, 1, 0).reshape(-1, len(weight)), "bias": self.take(f"{prefix}.bias")}
+
+    def count(self, prefix: str) -> int:
+        """Return how many n there are among the names ``<prefix>.<n>.*``."""
+        pattern = re.compile(re.escape(prefix) + r"\.(\d+)\.")
+        return len({match[1] for name in self._tensors if (match := pattern.match(name))})
+
+    def finish(self, constants: Iterable[str] = ()) -> None:
+        """Check that nothing is left.
+
+        Args:
+            constants: Last parts of the names that are no weights.
+
+        Raises:
+            CheckpointError: A tensor was not taken.
+        """
+        skipped = set(constants)
+        if left := sorted(name for name in self._left if name.rsplit(".", 1)[-1] not in skipped):
+            more = f" and {len(left) - 3} more" if len(left) > 3 else ""
+            raise CheckpointError(f"the architecture has no place for the tensors {', '.join(left[:3])}{more}")

@@ -1,0 +1,158 @@
+"""VGG networks, arXiv 1409.1556: columns D and E of table 1, with or without BatchNorm after the convolutions.
+
+Legend: ``[B, H, W, C]`` batch, height, width, channels.
+
+The first hidden layer takes the last map whole, 7 x 7 x 512 at the paper's 224 pixels and 1 x 1 x 512 at 32, so the
+parameters belong to one image size.
+
+Two variants, which differ in the first weights of the dense layers alone. ``paper``: a normal distribution of
+deviation 0.01, as torchvision and timm have it (section 3.1 names the distribution). ``upstream``: what the GNP
+papers' code draws, a uniform distribution that ends at ``1 / sqrt(outputs)``.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+
+from gnpcli.config.schema import ModelConfig
+from gnpcli.errors import ConfigError
+from gnpcli.models.base import Model, Params, State, from_linen
+from gnpcli.models.convolution import Conv, max_pool
+from gnpcli.models.layers import DTYPES, BatchNorm, Dense, Dropout, compact
+from gnpcli.models.state_dict import StateDict
+from gnpcli.models.torch_weights import batch_norm, conv
+
+STAGES: dict[int, tuple[int, ...]] = {16: (2, 2, 3, 3, 3), 19: (2, 2, 4, 4, 4)}
+"""Convolutions of each stage by depth; a stage ends in a pooling that halves the resolution."""
+
+WIDTHS = (1, 2, 4, 8, 8)
+"""Channels of each stage, in multiples of the first one's."""
+
+DENSE_INIT = {
+    "paper": nn.initializers.normal(0.01),
+    "upstream": nn.initializers.variance_scaling(1 / 3, "fan_out", "uniform"),
+}
+
+
+class Vgg(nn.Module):
+    """The whole network, ``[B, H, W, C] -> [B, classes]`` in float32; H and W are at least 32.
+
+    Attributes:
+        stages: Number of 3x3 convolutions of each stage.
+        width: Channels of the first stage.
+        hidden: Features of the two hidden dense layers.
+        batch_norm: Whether BatchNorm follows each convolution.
+        num_classes: Number of logits.
+        dropout: Rate after each hidden dense layer (section 3.1), in ``[0, 1)``.
+        variant: ``paper`` or ``upstream``, see the module.
+        dtype: Compute type; the statistics of BatchNorm and the head are float32 always.
+    """
+
+    stages: tuple[int, ...]
+    width: int
+    hidden: int
+    batch_norm: bool
+    num_classes: int
+    dropout: float
+    variant: str
+    dtype: np.dtype
+
+    @compact
+    def __call__(self, images: jax.Array, train: bool) -> jax.Array:
+        """Return the logits."""
+        x = images
+        number = 0
+        for convolutions, multiple in zip(self.stages, WIDTHS, strict=True):
+            for _ in range(convolutions):
+                number += 1
+                x = Conv(multiple * self.width, 3, bias=True, dtype=self.dtype, name=f"conv_{number}")(x)
+                if self.batch_norm:
+                    x = BatchNorm(dtype=self.dtype, name=f"norm_{number}")(x, train)
+                x = jax.nn.relu(x)
+            x = max_pool(x, 2)
+        x = x.reshape(x.shape[0], -1)
+        dense_init = DENSE_INIT[self.variant]
+        for index in (1, 2):
+            x = jax.nn.relu(Dense(self.hidden, dense_init, dtype=self.dtype, name=f"hidden_{index}")(x))
+            x = Dropout(self.dropout)(x, train)
+        logits: jax.Array = Dense(self.num_classes, dense_init, name="head")(x.astype(jnp.float32))
+        return logits
+
+
+def build(
+    architecture: Mapping[str, int],
+    config: ModelConfig,
+    *,
+    num_classes: int,
+    image_size: int,
+    channels: int,
+    dtype: str,
+) -> Model:
+    """Build a VGG of ``depth``, ``width`` and ``hidden``, with ``batch_norm`` 0 or 1; see `gnpcli.models.build_model`.
+
+    Raises:
+        ConfigError: The poolings leave nothing of the images.
+    """
+    del channels  # the first convolution takes as many as it meets
+    stages = STAGES[architecture["depth"]]
+    smallest = 2 ** len(stages)
+    if image_size < smallest:
+        raise ConfigError(
+            f"{config.name} halves its images {len(stages)} times, which images of {image_size} x {image_size} pixels "
+            f"do not allow; sizes that do: {smallest} and larger",
+            key="data.image_size",
+        )
+    assert config.variant is not None  # resolved
+    module = Vgg(
+        stages=stages,
+        width=architecture["width"],
+        hidden=architecture["hidden"],
+        batch_norm=bool(architecture["batch_norm"]),
+        num_classes=num_classes,
+        dropout=config.dropout or 0.0,
+        variant=config.variant,
+        dtype=DTYPES[dtype],
+    )
+    return from_linen(module)
+
+
+def from_torch(tensors: Mapping[str, np.ndarray]) -> tuple[Params, State]:
+    """Map the state dict of torchvision's or timm's ``vgg16`` to ``vgg19_bn`` to parameters and state.
+
+    The first hidden layer takes the map in the order ``[H, W, C]`` here and ``[C, H, W]`` there.
+
+    Raises:
+        CheckpointError: The tensors are not those of such a network.
+    """
+    weights = StateDict(tensors)
+    params: Params = {}
+    stats: State = {}
+    # Their numbers count the activations and poolings too: BatchNorm has the number after its convolution's.
+    numbers = sorted(
+        int(match[1])
+        for name, array in tensors.items()
+        if (match := re.fullmatch(r"features\.(\d+)\.weight", name)) and array.ndim == 4
+    )
+    for count, number in enumerate(numbers, start=1):
+        params[f"conv_{count}"] = conv(weights, f"features.{number}", bias=True)
+        if f"features.{number + 1}.running_mean" in weights:
+            norm = f"norm_{count}"
+            params[norm], stats[norm] = batch_norm(weights, f"features.{number + 1}")
+    last_channels = len(weights.take(f"features.{max(numbers, default=0)}.weight"))
+    if "pre_logits.fc1.weight" in weights:  # timm's, where the hidden layers are convolutions
+        names = ("pre_logits.fc1", "pre_logits.fc2", "head.fc")
+    else:
+        names = ("classifier.0", "classifier.3", "classifier.6")
+    for theirs, ours in zip(names, ("hidden_1", "hidden_2", "head"), strict=True):
+        kernel = weights.take(f"{theirs}.weight")
+        if ours == "hidden_1":
+            kernel = kernel.reshape(len(kernel), last_channels, -1).swapaxes(1, 2)
+        params[ours] = {"kernel": kernel.reshape(len(kernel), -1).T, "bias": weights.take(f"{theirs}.bias")}
+    weights.finish(constants=("num_batches_tracked",))
+    return params, {"batch_stats": stats} if stats else {}

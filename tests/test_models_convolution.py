@@ -1,0 +1,89 @@
+"""Convolution and pooling against XLA's own operations, in values and gradients."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from gnpcli.models.convolution import Conv, convolve, max_pool
+from gnpcli.models.layers import DTYPES
+
+
+def integers(*shape, dtype=np.float32):
+    """Small whole numbers, whose sums and products are exact in both types and in any order."""
+    return jnp.asarray(np.random.default_rng(sum(shape)).integers(-3, 4, size=shape), dtype)
+
+
+def assert_same(actual, wanted, *arguments):
+    """Compare two functions, and the gradients of a function of them, at the same arguments."""
+
+    @jax.jit
+    def values_and_gradients(*arguments):
+        results = []
+        for function in (actual, wanted):
+            y, pull = jax.vjp(function, *arguments)
+            results.append((y, *pull(integers(*y.shape, dtype=y.dtype))))
+        return results
+
+    for a, b in zip(*values_and_gradients(*arguments), strict=True):
+        assert a.dtype == b.dtype
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("backend", ["cpu", "gpu"])
+@pytest.mark.parametrize("same", [False, True])
+@pytest.mark.parametrize(("stride", "side"), [(1, 5), (2, 5), (2, 6)])
+def test_pointwise_convolution_on_every_backend(monkeypatch, backend, same, stride, side):
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    x, kernel = integers(2, side, side, 3), integers(1, 1, 3, 4)
+    numbers = ("NHWC", "HWIO", "NHWC")
+    assert_same(
+        lambda x, kernel: convolve(x, kernel, stride, same),
+        lambda x, kernel: jax.lax.conv_general_dilated(x, kernel, (stride, stride), "VALID", dimension_numbers=numbers),
+        x,
+        kernel,
+    )
+
+
+@pytest.mark.parametrize("size", [1, 3, 7])
+@pytest.mark.parametrize("side", [1, 8, 9])
+def test_convolution_halves_upwards(size, side):
+    for same in (False, True):
+        for stride in (1, 2):
+            y = jax.eval_shape(
+                lambda x, k, s=stride, p=same: convolve(x, k, s, p),
+                integers(1, side, side, 2),
+                integers(size, size, 2, 3),
+            )
+            assert y.shape == (1, -(-side // stride), -(-side // stride), 3)
+
+
+def test_bias_is_added_per_channel():
+    x = integers(1, 4, 4, 2)
+    layer = Conv(3, 3, bias=True)
+    params = layer.init(jax.random.key(0), x)["params"]
+    bias = integers(3)
+    difference = layer.apply({"params": {**params, "bias": bias}}, x) - layer.apply({"params": params}, x)
+    np.testing.assert_allclose(difference, np.broadcast_to(bias, (1, 4, 4, 3)), atol=1e-6)
+    assert "bias" not in Conv(3, 3).init(jax.random.key(0), x)["params"]
+
+
+@pytest.mark.parametrize("dtype", DTYPES.values())
+@pytest.mark.parametrize("side", [(8, 8), (7, 10), (3, 2)])
+@pytest.mark.parametrize(("size", "same"), [(2, False), (3, False), (3, True)])
+def test_max_pool(dtype, side, size, same):
+    border = (size - 1) // 2
+    padding = "SAME" if same else ((0, 0), (border, border), (border, border), (0, 0))
+    # Distinct values: which of equal ones gets the gradient is where the two differ.
+    x = jnp.asarray(np.random.default_rng(1).permutation(3 * side[0] * side[1]).reshape(1, *side, 3), dtype)
+    assert np.unique(x).size == x.size
+    assert_same(
+        lambda x: max_pool(x, size, same),
+        lambda x: jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, (1, size, size, 1), (1, 2, 2, 1), padding),
+        x,
+    )
+
+
+def test_pixels_that_share_the_maximum_share_its_gradient():
+    gradient = jax.grad(lambda x: max_pool(x, 2).sum())(jnp.ones((1, 2, 2, 1)))
+    np.testing.assert_array_equal(gradient, np.full((1, 2, 2, 1), 0.25))
