@@ -81,9 +81,8 @@ class PieceReader:
         self._iterators: Sequence[Iterator[Piece]] = iterators
         self._first: deque[Piece] | None = None
         self._turn = 0
-        self.close = weakref.finalize(self, _in_parallel, [iterator.close for iterator in iterators])
-        """Ends the processes; may be called again, and is called where the reader is forgotten."""
-        self.close.atexit = False  # then Grain ends them itself, and threads cannot be started any more
+        self._end = weakref.finalize(self, _in_parallel, [iterator.close for iterator in iterators])
+        self._end.atexit = False  # then Grain ends them itself, and threads cannot be started any more
 
     def read(self, images: Images) -> tuple[Positions, Positions]:
         """Read the next piece into the first rows of `images`, uint8 ``[>= n, S, S, 3]``.
@@ -105,12 +104,16 @@ class PieceReader:
             return np.array(piece["files"]), np.array(piece["skipped"])
         except BaseException as error:
             self.close()
-            self._first = None
             if (explained := _explained(error)) is None:
                 raise
         # Out here, where the exception has gone, which did so from within a cycle.
         gc.collect()
         raise explained
+
+    def close(self) -> None:
+        """End the processes or threads; may be called again, and happens by itself where the reader is forgotten."""
+        self._end()
+        self._iterators, self._first = (), None  # Grain's iterators complain if they outlive its modules
 
 
 def _number_of_processes(pieces: Pieces, wanted: int | None, most: int | None) -> int:

@@ -67,6 +67,8 @@ def _of_pairs(
     for number, line in lines.items():
         image, own = _pair(line, class_names)
         if not own:
+            if image in class_names:  # alone, but not every line is: some other line is at fault
+                continue
             raise DataError(f"{path} line {number}: {image!r} is neither a class of train nor an image and its class")
         name = images.get(os.path.basename(image))
         if name is None and own not in class_names and number == min(lines):

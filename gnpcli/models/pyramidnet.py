@@ -1,0 +1,154 @@
+"""Additive pyramidal residual networks with bottlenecks, arXiv 1610.02915, plain or with ShakeDrop, arXiv 1802.02375.
+
+Legend: ``[B, H, W, C]`` batch, height, width, channels.
+
+Block k of N has bottleneck width ``16 + widening * k / N``, rounded half up as in the authors' code; the floor in the
+paper's equation 2, applied block by block as it is written there, would never let a slow pyramid grow.
+
+Two variants. ``paper``: as in the authors' code. ``upstream``: what the GNP papers' code builds, where only the
+networks with ShakeDrop have a BatchNorm after the stem, and where the convolutions of stride 2 pad below and to the
+right only. (On images other than 32 x 32 that code also pools 8 x 8 windows and flattens; here the mean over all
+pixels takes any size.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+
+from gnpcli.config.schema import ModelConfig
+from gnpcli.models.base import Model, from_linen
+from gnpcli.models.convolution import Conv
+from gnpcli.models.layers import DTYPES, BatchNorm, Dense, compact
+from gnpcli.models.shake import Factors, linear_rates, scale, shake_drop
+from gnpcli.models.wide_resnet import STEM_CHANNELS, NormRelu, head_uniform, pool_and_pad
+
+EXPANSION = 4
+"""Channels that leave a block, over those of its bottleneck."""
+
+
+def bottleneck_widths(depth: int, widening: int) -> list[int]:
+    """Return the width of the bottleneck of every block, first to last.
+
+    Args:
+        depth: Number of convolutions and the head, ``9 n + 2`` for n blocks in each of the three groups.
+        widening: What the last bottleneck has over the channels of the stem; alpha in the paper.
+
+    Raises:
+        ValueError: No network has this depth.
+    """
+    blocks, rest = divmod(depth - 2, 3)
+    if rest or blocks % 3 or not blocks:
+        raise ValueError(f"the depth of a pyramidal bottleneck network is 9 n + 2, not {depth}")
+    # floor(x + 1/2) in integers: a sum of floats misses some of the exact values.
+    return [STEM_CHANNELS + (2 * widening * k + blocks) // (2 * blocks) for k in range(1, blocks + 1)]
+
+
+class Block(nn.Module):
+    """Pyramidal bottleneck: BN, 1x1, BN, ReLU, 3x3, BN, ReLU, 1x1, BN (figure 6(d) of the paper).
+
+    Attributes:
+        width: Channels of the bottleneck; the answer has four times as many.
+        stride: Of the 3x3 convolution and the shortcut.
+        variant: See the module.
+        dtype: Compute type.
+    """
+
+    width: int
+    stride: int
+    variant: str
+    dtype: np.dtype
+
+    @compact
+    def __call__(self, x: jax.Array, factors: Factors | None, train: bool) -> jax.Array:
+        """Map ``[B, H, W, C]`` to ``[B, ceil(H / stride), ceil(W / stride), 4 width]``, the branch times `factors`."""
+        same = self.variant == "upstream"
+        channels = EXPANSION * self.width
+        y = BatchNorm(dtype=self.dtype, name="norm_1")(x, train)
+        y = Conv(self.width, 1, dtype=self.dtype, name="conv_1")(y)
+        y = NormRelu(self.dtype, name="act_2")(y, train)
+        y = Conv(self.width, 3, self.stride, same, dtype=self.dtype, name="conv_2")(y)
+        y = NormRelu(self.dtype, name="act_3")(y, train)
+        y = Conv(channels, 1, dtype=self.dtype, name="conv_3")(y)
+        y = BatchNorm(dtype=self.dtype, name="norm_4")(y, train)
+        if factors is not None:
+            y = scale(y, factors)
+        answer: jax.Array = pool_and_pad(x, channels, self.stride) + y
+        return answer
+
+
+class PyramidNet(nn.Module):
+    """The whole network, ``[B, H, W, C] -> [B, classes]`` in float32, for images of any size.
+
+    Attributes:
+        depth: See `bottleneck_widths`.
+        widening: See `bottleneck_widths`.
+        num_classes: Number of logits.
+        shake_drop: Probability with which the branch of the last block shakes; None builds the plain network.
+        variant: ``paper`` or ``upstream``, see the module.
+        dtype: Compute type; the statistics of BatchNorm, the mean over the pixels and the head are float32 always.
+        true_gradient: Whether ShakeDrop's backward factors are its forward ones, see `gnpcli.models.shake`.
+    """
+
+    depth: int
+    widening: int
+    num_classes: int
+    shake_drop: float | None
+    variant: str
+    dtype: np.dtype
+    true_gradient: bool = False
+
+    @compact
+    def __call__(self, images: jax.Array, train: bool) -> jax.Array:
+        """Return the logits."""
+        widths = bottleneck_widths(self.depth, self.widening)
+        factors = None
+        if self.shake_drop:
+            key = self.make_rng("dropout") if train else None
+            rates = linear_rates(self.shake_drop, len(widths))
+            factors = shake_drop(key, rates, len(images), true_gradient=self.true_gradient)
+        x = Conv(STEM_CHANNELS, 3, dtype=self.dtype, name="stem")(images)
+        if self.variant == "paper" or self.shake_drop is not None:
+            x = BatchNorm(dtype=self.dtype, name="norm")(x, train)
+        for index, width in enumerate(widths):
+            group, index_in_group = divmod(index, len(widths) // 3)
+            x = Block(
+                width=width,
+                stride=2 if group > 0 and index_in_group == 0 else 1,
+                variant=self.variant,
+                dtype=self.dtype,
+                name=f"group_{group}_block_{index_in_group}",
+            )(x, None if factors is None else factors.of_block(index), train)
+        x = NormRelu(self.dtype, name="act")(x, train)
+        x = x.astype(jnp.float32).mean(axis=(1, 2))
+        logits: jax.Array = Dense(self.num_classes, head_uniform, name="head")(x)
+        return logits
+
+
+def build(
+    architecture: Mapping[str, int],
+    config: ModelConfig,
+    *,
+    num_classes: int,
+    image_size: int,
+    channels: int,
+    dtype: str,
+) -> Model:
+    """Build a pyramidal network; see `gnpcli.models.build_model` for the arguments.
+
+    It has ShakeDrop where the model has the option `drop_path`, the probability with which the last branch shakes.
+    """
+    del image_size, channels  # convolutions and the mean over the pixels take any
+    bottleneck_widths(**architecture)
+    module = PyramidNet(
+        **architecture,
+        num_classes=num_classes,
+        shake_drop=config.drop_path,
+        variant=config.variant or "paper",
+        dtype=DTYPES[dtype],
+    )
+    return from_linen(module)

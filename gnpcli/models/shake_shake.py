@@ -1,0 +1,163 @@
+"""Three-branch residual networks with Shake-Shake regularization, arXiv 1705.07485, section 2.
+
+Legend: ``[B, H, W, C]`` batch, height, width, channels.
+
+Two variants, which differ where the number of channels changes. ``paper``: the shortcut starts from the activated
+input, as in the author's code, and its second half sees the image shifted by a pixel to the right and down.
+``upstream``: what the GNP papers' code builds, where the shortcut starts from the input itself and the shift is to the
+left and up; its convolutions of stride 2 pad below and to the right only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+
+from gnpcli.config.schema import ModelConfig
+from gnpcli.models.base import Model, from_linen
+from gnpcli.models.convolution import Conv
+from gnpcli.models.layers import DTYPES, BatchNorm, Dense, compact
+from gnpcli.models.shake import Factors, scale, shake_shake
+from gnpcli.models.wide_resnet import STEM_CHANNELS, NormRelu, head_uniform
+
+
+class Branch(nn.Module):
+    """Residual branch after the first ReLU: 3x3, BN, ReLU, 3x3, BN (section 2.1).
+
+    Attributes:
+        channels: Channels of the answer.
+        stride: Of the first convolution.
+        variant: See the module.
+        dtype: Compute type.
+    """
+
+    channels: int
+    stride: int
+    variant: str
+    dtype: np.dtype
+
+    @compact
+    def __call__(self, activated: jax.Array, train: bool) -> jax.Array:
+        """Map ``[B, H, W, C]`` to ``[B, ceil(H / stride), ceil(W / stride), channels]``."""
+        same = self.variant == "upstream"
+        y = Conv(self.channels, 3, self.stride, same, dtype=self.dtype, name="conv_1")(activated)
+        y = NormRelu(self.dtype, name="act")(y, train)
+        y = Conv(self.channels, 3, dtype=self.dtype, name="conv_2")(y)
+        answer: jax.Array = BatchNorm(dtype=self.dtype, name="norm")(y, train)
+        return answer
+
+
+class Shortcut(nn.Module):
+    """Shortcut where the number of channels changes: two 1x1 convolutions, of the image and of the image shifted.
+
+    Attributes:
+        channels: Channels of the answer, even; each convolution gives one half of them.
+        stride: Pixels from one that is kept to the next, beginning with the first.
+        variant: Direction of the shift, see the module.
+        dtype: Compute type.
+    """
+
+    channels: int
+    stride: int
+    variant: str
+    dtype: np.dtype
+
+    @compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        """Map ``[B, H, W, C]`` to ``[B, ceil(H / stride), ceil(W / stride), channels]``."""
+        before = 1 if self.variant == "paper" else -1
+        shift = (before, -before, 0)
+        shifted = jax.lax.pad(x, jnp.zeros((), x.dtype), ((0, 0, 0), shift, shift, (0, 0, 0)))
+        halves = [
+            Conv(self.channels // 2, 1, self.stride, dtype=self.dtype, name=name)(source)
+            for source, name in ((x, "conv"), (shifted, "conv_shifted"))
+        ]
+        answer: jax.Array = BatchNorm(dtype=self.dtype, name="norm")(jnp.concatenate(halves, axis=-1), train)
+        return answer
+
+
+class Block(nn.Module):
+    """Shortcut and two branches, the branches combined by `gnpcli.models.shake`; attributes as in `Branch`."""
+
+    channels: int
+    stride: int
+    variant: str
+    dtype: np.dtype
+
+    @compact
+    def __call__(self, x: jax.Array, factors: Factors, train: bool) -> jax.Array:
+        """Map ``[B, H, W, C]`` to ``[B, ceil(H / stride), ceil(W / stride), channels]``."""
+        sizes = (self.channels, self.stride, self.variant, self.dtype)
+        activated = jax.nn.relu(x)
+        if x.shape[-1] != self.channels or self.stride != 1:
+            x = Shortcut(*sizes, name="shortcut")(activated if self.variant == "paper" else x, train)
+        x = x + scale(Branch(*sizes, name="branch_1")(activated, train), factors)
+        x = x + scale(Branch(*sizes, name="branch_2")(activated, train), factors.complement())
+        return x
+
+
+class ShakeShake(nn.Module):
+    """The whole network, ``[B, H, W, C] -> [B, classes]`` in float32, for images of any size.
+
+    Attributes:
+        depth: Layers with weights on the longest path, ``6 n + 2`` for n blocks in each of the three groups.
+        width: Channels of the first group; the second has twice, the third four times as many.
+        num_classes: Number of logits.
+        variant: ``paper`` or ``upstream``, see the module.
+        dtype: Compute type; the statistics of BatchNorm, the mean over the pixels and the head are float32 always.
+        true_gradient: Whether the backward factors are the forward ones, see `gnpcli.models.shake`.
+    """
+
+    depth: int
+    width: int
+    num_classes: int
+    variant: str
+    dtype: np.dtype
+    true_gradient: bool = False
+
+    @compact
+    def __call__(self, images: jax.Array, train: bool) -> jax.Array:
+        """Return the logits."""
+        blocks = (self.depth - 2) // 2
+        key = self.make_rng("dropout") if train else None
+        factors = shake_shake(key, blocks, len(images), true_gradient=self.true_gradient)
+        x = Conv(STEM_CHANNELS, 3, dtype=self.dtype, name="stem")(images)
+        x = BatchNorm(dtype=self.dtype, name="norm")(x, train)
+        for index in range(blocks):
+            group, index_in_group = divmod(index, blocks // 3)
+            x = Block(
+                channels=2**group * self.width,
+                stride=2 if group > 0 and index_in_group == 0 else 1,
+                variant=self.variant,
+                dtype=self.dtype,
+                name=f"group_{group}_block_{index_in_group}",
+            )(x, factors.of_block(index), train)
+        x = jax.nn.relu(x).astype(jnp.float32).mean(axis=(1, 2))
+        logits: jax.Array = Dense(self.num_classes, head_uniform, name="head")(x)
+        return logits
+
+
+def build(
+    architecture: Mapping[str, int],
+    config: ModelConfig,
+    *,
+    num_classes: int,
+    image_size: int,
+    channels: int,
+    dtype: str,
+) -> Model:
+    """Build a Shake-Shake network; see `gnpcli.models.build_model` for the arguments."""
+    del image_size, channels  # convolutions and the mean over the pixels take any
+    if (architecture["depth"] - 2) % 6:
+        raise ValueError(f"the depth of a Shake-Shake network is 6 n + 2, not {architecture['depth']}")
+    module = ShakeShake(
+        **architecture,
+        num_classes=num_classes,
+        variant=config.variant or "paper",
+        dtype=DTYPES[dtype],
+    )
+    return from_linen(module)
