@@ -23,7 +23,7 @@ from gnpcli.data.base import Dataset, DataSpec, FileSplit, Split
 from gnpcli.data.feed import TrainFeed, make_train_feed
 from gnpcli.errors import CheckpointError, DivergenceError, GnpError, Interrupted
 from gnpcli.evaluation import Evaluator, load_with_progress, warn_of_skipped
-from gnpcli.models import build_model
+from gnpcli.models import build_for
 from gnpcli.models.base import Model
 from gnpcli.optim import build_optimizer
 from gnpcli.plan import objective
@@ -71,13 +71,7 @@ def build_task(config: RunConfig, train: Split | FileSplit, spec: DataSpec, mesh
         ConfigError: Model, image size and batch size do not fit together.
     """
     image_shape = (spec.image_size, spec.image_size, spec.channels)
-    model = build_model(
-        config.model,
-        num_classes=spec.num_classes,
-        image_size=spec.image_size,
-        channels=spec.channels,
-        dtype=config.train.dtype,
-    )
+    model = build_for(config, spec)
     order_key = run_keys(config.train.seed).order
     feed = make_train_feed(train, spec, config.data, mesh, key=order_key, dtype=config.train.dtype)
     horizon = Horizon(feed.steps_per_epoch, config.train.epochs)

@@ -10,21 +10,19 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from gnpcli.checkpoint import Checkpoints
-from gnpcli.config import CheckpointConfig, RunConfig
-from gnpcli.config.loader import differences
+from gnpcli.config import RunConfig
 from gnpcli.data import describe, load_dataset
 from gnpcli.data.base import DataInfo, Dataset, DataSpec, FileSplit, Split
 from gnpcli.data.feed import make_eval_feed
-from gnpcli.errors import CheckpointError, DataError
+from gnpcli.errors import DataError
 from gnpcli.loading import LoadingDisplay
 from gnpcli.losses import zero_sums
-from gnpcli.models import build_model
 from gnpcli.models.base import Model
 from gnpcli.runlog import Screen
-from gnpcli.runs import Location, config_from_meta, read_config
-from gnpcli.sharding import abstract, make_mesh, replicated
+from gnpcli.runs import Location
+from gnpcli.sharding import make_mesh, replicated
 from gnpcli.steps import make_eval_step
+from gnpcli.trained import open_trained
 
 
 class Evaluator:
@@ -74,7 +72,7 @@ def warn_of_skipped(screen: Screen, skipped: Sequence[str], split: str) -> None:
 
 def load_with_progress(config: RunConfig, screen: Screen) -> Dataset:
     """Load the data set, saying how far it is fetched, prepared and decoded."""
-    with LoadingDisplay(config.data.name, screen.console, screen.line, quiet=screen._quiet) as display:
+    with LoadingDisplay(config.data.name, screen.console, screen.line, quiet=screen.is_quiet) as display:
         return load_dataset(config.data, display)
 
 
@@ -99,44 +97,8 @@ def evaluate(
         DataError: The data does not fit the model, or has no such split.
     """
     screen = Screen(quiet=quiet)
-    run_config = read_config(location.run_dir) if location.run_dir else None
-    checkpoints = Checkpoints(location.checkpoints, CheckpointConfig(), read_only=True)
-    try:
-        step = step if step is not None else location.step
-        if best:
-            step = checkpoints.best_step()
-            if step is None:
-                raise CheckpointError(f"no checkpoint in {location.checkpoints} has an error rate to be the best by")
-        if step is not None and step not in checkpoints.steps():
-            known = ", ".join(map(str, checkpoints.steps())) or "none"
-            raise CheckpointError(f"no checkpoint of step {step} in {location.checkpoints} (there: {known})")
-
-        def load(at: int) -> tuple[RunConfig, DataSpec, Any, Any]:
-            meta = checkpoints.read_meta(at)
-            config, spec = config_from_meta(meta), DataSpec.from_dict(meta["data"])
-            if run_config is not None and config.model != run_config.model:
-                raise CheckpointError(
-                    f"the checkpoint of step {at} in {location.checkpoints} is of {config.model.name}, "
-                    f"but the run's {location.run_dir}/config.yaml says {run_config.model.name}: "
-                    + "; ".join(differences(config, run_config))
-                )
-            mesh = make_mesh(config)
-            model, like = _abstract_model(config, spec, mesh)
-            return config, spec, model, checkpoints.restore_model(at, *like)
-
-        def on_damaged(at: int, error: CheckpointError) -> None:
-            screen.line(f"warning: {error}; falling back to the one before", style="yellow")
-
-        if step is None:
-            found = checkpoints.restore_latest(load, on_damaged=on_damaged)
-            if found is None:
-                raise CheckpointError(f"no usable checkpoint in {location.checkpoints}")
-            step, loaded = found
-        else:
-            loaded = load(step)
-    finally:
-        checkpoints.close()
-    config, spec, model, (params, model_state) = loaded
+    trained = open_trained(location, step=step, best=best, screen=screen)
+    config, spec, model = trained.config, trained.spec, trained.model
     config = config.model_copy(update={"data": config.data.model_copy(update=data)})
     mesh = make_mesh(config)
     # What is known without reading images says whether it is worth reading, or downloading, them.
@@ -154,21 +116,9 @@ def evaluate(
     if dataset.spec.class_names != spec.class_names:
         screen.line(f"warning: the classes of {config.data.name} have other names than in training", style="yellow")
     evaluator = Evaluator(chosen, spec, config, model, mesh)
-    result = evaluator(params, model_state)
+    result = evaluator(trained.params, trained.model_state)
     warn_of_skipped(screen, evaluator.feed.skipped, split)
-    return {"step": step, "dataset": config.data.name, "split": split, **result}
-
-
-def _abstract_model(config: RunConfig, spec: DataSpec, mesh: Mesh) -> tuple[Model, tuple[Any, Any]]:
-    model = build_model(
-        config.model,
-        num_classes=spec.num_classes,
-        image_size=spec.image_size,
-        channels=spec.channels,
-        dtype=config.train.dtype,
-    )
-    shape = (spec.image_size, spec.image_size, spec.channels)
-    return model, abstract(lambda: model.init(jax.random.key(0), shape), mesh)
+    return {"step": trained.step, "dataset": config.data.name, "split": split, **result}
 
 
 def _check_fit(given: DataSpec | DataInfo, trained: DataSpec, config: RunConfig) -> None:

@@ -44,17 +44,11 @@ def describe(config: RunConfig, run_dir: str) -> list[str]:
         lines += [f"parameters   {unknown}", f"steps        {unknown}"]
     else:
         from gnpcli.data.feed import steps_per_epoch
-        from gnpcli.models import build_model
+        from gnpcli.models import build_for
         from gnpcli.models.base import count_parameters
         from gnpcli.schedules import Horizon, gr_schedule
 
-        model = build_model(
-            config.model,
-            num_classes=data.num_classes,
-            image_size=data.image_size,
-            channels=data.channels,
-            dtype=train.dtype,
-        )
+        model = build_for(config, data)
         count = count_parameters(model, (data.image_size, data.image_size, data.channels))
         horizon = Horizon(steps_per_epoch(data.num_train, config.data.batch_size), train.epochs)
         plain = gr_schedule(config.gr, horizon).plain_steps

@@ -164,7 +164,7 @@ class Screen:
 
     def __init__(self, *, quiet: bool = False, console: Console | None = None):
         self.console = console or Console(stderr=True, highlight=False, soft_wrap=not sys.stderr.isatty())
-        self._quiet = quiet
+        self.is_quiet = quiet
         self._total = 0
         self._last_line = time.monotonic()
         self._progress: Progress | None = None
@@ -173,7 +173,7 @@ class Screen:
     def progress(self, total_steps: int, start_step: int) -> Iterator[None]:
         """Show a bar up to `total_steps` inside the block, if this is a terminal."""
         self._total = total_steps
-        if not self.console.is_terminal or self._quiet:
+        if not self.console.is_terminal or self.is_quiet:
             yield
             return
         self._progress = Progress(
@@ -202,7 +202,7 @@ class Screen:
 
     def line(self, text: str, style: str | None = None) -> None:
         """Print a line that stays."""
-        if not self._quiet or style:
+        if not self.is_quiet or style:
             self.console.print(text, markup=False, style=style)
 
     def update(self, step: int, epoch: str, record: Mapping[str, float], images_per_s: float | None) -> None:
@@ -215,7 +215,7 @@ class Screen:
             self._progress.update(
                 self._bar, completed=step, description=epoch, values=values, images_per_s=images_per_s
             )
-        elif not self._quiet and time.monotonic() - self._last_line >= self.PLAIN_EVERY_S:
+        elif not self.is_quiet and time.monotonic() - self._last_line >= self.PLAIN_EVERY_S:
             self._last_line = time.monotonic()
             rate = f"  {images_per_s:,.0f} img/s" if images_per_s else ""
             self.console.print(f"{epoch}  step {step}/{self._total}  {values}{rate}", markup=False)

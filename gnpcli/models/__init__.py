@@ -9,9 +9,9 @@ from __future__ import annotations
 import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
-from gnpcli.config.schema import ModelConfig
+from gnpcli.config.schema import ModelConfig, RunConfig
 from gnpcli.errors import ConfigError, suggest
 
 if TYPE_CHECKING:
@@ -117,3 +117,33 @@ def build_model(
         entry.architecture, config, num_classes=num_classes, image_size=image_size, channels=channels, dtype=dtype
     )
     return model
+
+
+class ImageData(Protocol):
+    """What a model has to know of its data: `gnpcli.data.base.DataSpec` and `DataInfo` say it."""
+
+    @property
+    def num_classes(self) -> int:
+        """Number of labels."""
+        ...
+
+    @property
+    def image_size(self) -> int:
+        """Side of the square images in pixels."""
+        ...
+
+    @property
+    def channels(self) -> int:
+        """1 (grey) or 3 (RGB)."""
+        ...
+
+
+def build_for(config: RunConfig, data: ImageData) -> Model:
+    """Build the model of a run for its data, in its compute type; errors as in `build_model`."""
+    return build_model(
+        config.model,
+        num_classes=data.num_classes,
+        image_size=data.image_size,
+        channels=data.channels,
+        dtype=config.train.dtype,
+    )

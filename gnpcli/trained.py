@@ -1,0 +1,87 @@
+"""A trained model from a checkpoint: what evaluating, inspecting and checking it all start from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import jax
+from jax.sharding import Mesh
+
+from gnpcli.checkpoint import Checkpoints, DamagedCheckpoint
+from gnpcli.config import CheckpointConfig, RunConfig
+from gnpcli.config.loader import differences
+from gnpcli.data.base import DataSpec
+from gnpcli.errors import CheckpointError
+from gnpcli.models import build_for
+from gnpcli.models.base import Model, Params, State
+from gnpcli.runlog import Screen
+from gnpcli.runs import Location, config_from_meta, read_config
+from gnpcli.sharding import abstract, make_mesh
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A model with its weights, and what it was trained on."""
+
+    step: int
+    config: RunConfig
+    spec: DataSpec
+    mesh: Mesh
+    model: Model
+    params: Params
+    """Replicated over `mesh`, float32."""
+    model_state: State
+    """Replicated over `mesh`."""
+
+
+def open_trained(location: Location, *, step: int | None, best: bool, screen: Screen) -> Trained:
+    """Restore the model of a checkpoint; the optimizer's state stays on disk.
+
+    Args:
+        location: From `gnpcli.runs.locate`.
+        step: Which checkpoint; None takes the one of `location`, else the last good one.
+        best: Take the one with the lowest error instead.
+        screen: Told which damaged ones were stepped over.
+
+    Raises:
+        CheckpointError: Nothing usable, or a checkpoint of another model than the run's.
+    """
+    run_config = read_config(location.run_dir) if location.run_dir else None
+    checkpoints = Checkpoints(location.checkpoints, CheckpointConfig(), read_only=True)
+    try:
+        step = step if step is not None else location.step
+        if best:
+            step = checkpoints.best_step()
+            if step is None:
+                raise CheckpointError(f"no checkpoint in {location.checkpoints} has an error rate to be the best by")
+        if step is not None and step not in checkpoints.steps():
+            known = ", ".join(map(str, checkpoints.steps())) or "none"
+            raise CheckpointError(f"no checkpoint of step {step} in {location.checkpoints} (there: {known})")
+
+        def load(at: int) -> Trained:
+            meta = checkpoints.read_meta(at)
+            config, spec = config_from_meta(meta), DataSpec.from_dict(meta["data"])
+            if run_config is not None and config.model != run_config.model:
+                raise CheckpointError(
+                    f"the checkpoint of step {at} in {location.checkpoints} is of {config.model.name}, "
+                    f"but the run's {location.run_dir}/config.yaml says {run_config.model.name}: "
+                    + "; ".join(differences(config, run_config))
+                )
+            mesh, model = make_mesh(config), build_for(config, spec)
+            shape = (spec.image_size, spec.image_size, spec.channels)
+            like = abstract(lambda: model.init(jax.random.key(0), shape), mesh)
+            params, model_state = checkpoints.restore_model(at, *like)
+            return Trained(at, config, spec, mesh, model, params, model_state)
+
+        def on_damaged(at: int, error: DamagedCheckpoint) -> None:
+            screen.line(f"warning: {error}; falling back to the one before", style="yellow")
+
+        if step is not None:
+            return load(step)
+        found = checkpoints.restore_latest(load, on_damaged=on_damaged)
+        if found is None:
+            raise CheckpointError(f"no usable checkpoint in {location.checkpoints}")
+        trained: Trained = found[1]
+        return trained
+    finally:
+        checkpoints.close()
