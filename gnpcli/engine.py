@@ -143,7 +143,7 @@ def _run(task: Task, dataset: Dataset, run_dir: Path, screen: Screen, max_steps:
         }
         try:
             with (
-                MetricsLog(run_dir, start) as log,
+                MetricsLog(run_dir, start, on_damage=lambda what: screen.line(f"warning: {what}", "yellow")) as log,
                 screen.progress(total, start),
                 _stop_signals() as received,
             ):

@@ -7,7 +7,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from types import TracebackType
@@ -34,14 +34,30 @@ def write_atomically(path: Path, text: str) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def read_metrics(path: Path) -> list[Record]:
-    """Return the records of a ``metrics.jsonl``; a last line cut short by a kill is left out."""
-    records = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
-        try:
-            records.append(json.loads(line))
-        except json.JSONDecodeError:
+def read_metrics(path: Path, on_damage: Callable[[str], None] | None = None) -> list[Record]:
+    """Return the records of a ``metrics.jsonl``, up to the first line that is not one; none where there is no file.
+
+    Args:
+        path: The file.
+        on_damage: Told in a sentence which line is damaged and how much was read, where one is: a crash cuts the last
+            line short, a full disk or a power cut can leave worse.
+    """
+    records: list[Record] = []
+    lines = path.read_bytes().split(b"\n") if path.exists() else []
+    for number, line in enumerate(lines, start=1):
+        if not line and number == len(lines):
             break
+        try:
+            record = json.loads(line)
+            if not isinstance(record, dict) or not {"step", "split"} <= record.keys():
+                raise ValueError
+        except ValueError:  # also what is not UTF-8
+            if on_damage is not None:
+                what = "is cut short" if number == len(lines) else "is damaged"
+                left = "" if number >= len(lines) - 1 else f", and {len(lines) - number - 1} line(s) after it are not"
+                on_damage(f"line {number} of {path} {what}: the {len(records)} record(s) before it are read{left}")
+            break
+        records.append(record)
     return records
 
 
@@ -54,6 +70,7 @@ class MetricsLog:
         run_dir: The run folder.
         start_step: Steps done when the run (re)starts; records past it, of a run that was killed after its last
             checkpoint, are dropped: those steps come again.
+        on_damage: As in `read_metrics`, of the file that is there already.
 
     Raises:
         OSError: Here, in `write` or at the end: the files cannot be written.
@@ -61,13 +78,13 @@ class MetricsLog:
 
     FLUSH_EVERY_S = 10.0
 
-    def __init__(self, run_dir: Path, start_step: int):
+    def __init__(self, run_dir: Path, start_step: int, on_damage: Callable[[str], None] | None = None):
         from tensorboardX.proto.event_pb2 import Event, SessionLog  # loads numpy; reading records does not need it
         from tensorboardX.record_writer import RecordWriter
 
         self.path = run_dir / "metrics.jsonl"
         if self.path.exists():
-            kept = [record for record in read_metrics(self.path) if record["step"] <= start_step]
+            kept = [record for record in read_metrics(self.path, on_damage) if record["step"] <= start_step]
             write_atomically(self.path, "".join(json.dumps(record) + "\n" for record in kept))
         self._file = open(self.path, "a", encoding="utf-8", buffering=1)  # noqa: SIM115 - closed in __exit__
         self._events = RecordWriter(str(run_dir / f"events.out.tfevents.{time.time():.6f}.gnp"))
