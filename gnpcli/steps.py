@@ -49,12 +49,34 @@ class EvalFeed(Protocol):
 
 def augment_key(steps_key: jax.Array, step: jax.Array | int) -> jax.Array:
     """Return the key of a step's augmentation; `steps_key` is `TrainState.key`."""
-    return _step_keys(steps_key, step)[0]
+    return step_keys(steps_key, step)[0]
 
 
-def _step_keys(steps_key: jax.Array, step: jax.Array | int) -> jax.Array:
+def step_keys(steps_key: jax.Array, step: jax.Array | int) -> jax.Array:
     """Return the keys of augmentation and of the model, of one step."""
     return jax.random.split(jax.random.fold_in(steps_key, step))
+
+
+def make_objective(model: Model, train: TrainConfig) -> Callable[..., tuple[jax.Array, Any]]:
+    """Return the loss that a train step differentiates, of one batch.
+
+    Returns:
+        ``objective(params, model_state, images, labels, key) -> (loss, (new_model_state, logits))``: the mean
+        cross-entropy over the batch (with label smoothing) plus ``l2 / 2 ||params||^2`` over the parameters that decay;
+        the model in training mode, its dropout drawn from `key`.
+    """
+
+    def objective(
+        params: Any, model_state: Any, images: jax.Array, labels: jax.Array, key: jax.Array
+    ) -> tuple[jax.Array, Any]:
+        logits, new_model_state = model.apply(params, model_state, images, True, key)
+        loss = jnp.mean(cross_entropy(logits, labels, train.label_smoothing))
+        if train.l2:
+            mask = decay_mask(params, biases_and_norms=train.decay_biases_and_norms)
+            loss = loss + train.l2 * half_squared_norm(params, mask)
+        return loss, (new_model_state, logits)
+
+    return objective
 
 
 def make_train_step(
@@ -71,8 +93,8 @@ def make_train_step(
 ) -> Any:
     """Build the jitted step from state t to state t + 1.
 
-    The objective is ``mean cross-entropy (with label smoothing) + l2 / 2 ||params||^2``, the mean being over the global
-    batch; both passes see the same batch and the same dropout, and the model's state comes from the clean pass.
+    The objective is that of `make_objective` over the global batch. Both passes see the same batch and the same
+    dropout; the model's state comes from the clean pass.
 
     Args:
         model: Traced with ``train=True``.
@@ -93,18 +115,10 @@ def make_train_step(
         the parameters), `lr`, `r` and `alpha` as they acted in this step (0 and 0 in a plain step).
     """
 
-    def objective(
-        params: Any, model_state: Any, images: jax.Array, labels: jax.Array, key: jax.Array
-    ) -> tuple[jax.Array, Any]:
-        logits, new_model_state = model.apply(params, model_state, images, True, key)
-        loss = jnp.mean(cross_entropy(logits, labels, train.label_smoothing))
-        if train.l2:
-            mask = decay_mask(params, biases_and_norms=train.decay_biases_and_norms)
-            loss = loss + train.l2 * half_squared_norm(params, mask)
-        return loss, (new_model_state, logits)
+    objective = make_objective(model, train)
 
     def step(state: TrainState, source: Any) -> tuple[TrainState, dict[str, jax.Array]]:
-        feed_key, model_key = _step_keys(state.key, state.step)
+        feed_key, model_key = step_keys(state.key, state.step)
         images, labels = split_batch(mesh, feed.batch(source, state.step % feed.steps_per_epoch, feed_key))
         r, alpha = (
             (jnp.zeros(()), jnp.zeros(())) if is_plain else (gr_schedule.r(state.step), gr_schedule.alpha(state.step))
