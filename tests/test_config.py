@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from gnpcli.config import RunConfig
+from gnpcli.config import WARMUP_STRATEGIES, RunConfig
 from gnpcli.config.loader import (
     Layer,
     advice,
@@ -247,11 +247,23 @@ def test_gr_at_full_strength_in_the_warmup_of_an_adaptive_optimizer_is_advised_a
         assert advice(config(*harmful, remedy)) == [], remedy
 
 
-def test_warmups_longer_than_training_are_pointed_out():
-    found = advice(config("gr.strategy=zero-warmup", "gr.r=0.1", "gr.alpha=0.8", "schedule.warmup_epochs=9"))
-    assert len(found) == 2
-    assert "GR warmup (9 epochs)" in found[0]
-    assert "3 epochs" in found[0]
+def test_a_learning_rate_warmup_longer_than_training_is_pointed_out():
+    (warning,) = advice(config("schedule.warmup_epochs=9"))
+    assert "learning-rate warmup (9 epochs)" in warning
+    assert "3 epochs" in warning
+
+
+@pytest.mark.parametrize("strategy", sorted(WARMUP_STRATEGIES))
+@pytest.mark.parametrize("key", ["gr.warmup_epochs", "schedule.warmup_epochs"])
+@pytest.mark.parametrize("warmup", [3, 4.5])
+def test_a_gr_warmup_that_training_does_not_outlast_is_refused(strategy, key, warmup):
+    regularized = [f"gr.strategy={strategy}", "gr.r=0.1", "gr.alpha=0.8"]
+    message = str(error(*regularized, f"{key}={warmup}"))
+    for part in (f"{warmup:g} epochs", key, "3 epochs", "train.epochs", "set gr.warmup_epochs below 3"):
+        assert part in message
+    assert config(*regularized, f"{key}={warmup}", "train.epochs=5").gr.warmup_epochs == warmup
+    assert config(*regularized, f"{key}={warmup}", "gr.alpha=0").gr.alpha == 0  # plain training warms nothing up
+    assert config(*regularized, f"{key}={warmup}", "gr.strategy=constant").gr.warmup_epochs == warmup
 
 
 @pytest.mark.parametrize(

@@ -319,6 +319,14 @@ def _check_together(config: RunConfig) -> RunConfig:
             + "; set gr.warmup_epochs or take gr.strategy=constant",
             "gr.strategy",
         )
+    if gr.strategy in WARMUP_STRATEGIES and gr.r and alpha and warmup_epochs >= train.epochs:
+        key = "gr.warmup_epochs" if gr.warmup_epochs is not None else "schedule.warmup_epochs"
+        raise ConfigError(
+            f"the GR warmup of {warmup_epochs:g} epochs ({key}) leaves none of the {train.epochs} epochs of training "
+            f"(train.epochs) at full strength: set gr.warmup_epochs below {train.epochs}, train longer, or take "
+            "gr.strategy=none",
+            key if key == "gr.warmup_epochs" else "gr.strategy",
+        )
     return config.model_copy(update={"gr": gr.model_copy(update={"warmup_epochs": warmup_epochs, "alpha": alpha})})
 
 
@@ -332,11 +340,6 @@ def advice(config: RunConfig) -> list[str]:
             f"gr.strategy={gr.strategy} is at full strength during the learning-rate warmup ({warmup:g} epochs) of an "
             f"adaptive optimizer ({config.optimizer.name}), which arXiv 2406.09723 shows to be harmful: "
             "try --gr zero-warmup"
-        )
-    if gr.strategy in WARMUP_STRATEGIES and (gr.warmup_epochs or 0) >= epochs:
-        found.append(
-            f"the GR warmup ({gr.warmup_epochs:g} epochs) is not over when training ends ({epochs} epochs): "
-            "set gr.warmup_epochs lower to see full gradient regularization"
         )
     found += [
         f"data.{key} has no effect with {chosen}: it acts with {needed}"
