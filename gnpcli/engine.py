@@ -5,10 +5,9 @@ from __future__ import annotations
 import json
 import math
 import signal
-import threading
 from collections import deque
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,7 +28,7 @@ from gnpcli.optim import build_optimizer
 from gnpcli.plan import objective
 from gnpcli.runlog import Clock, MetricsLog, Screen, write_atomically
 from gnpcli.runs import CHECKPOINTS, SUMMARY, check_free, config_from_meta, create_run, note_session, read_config
-from gnpcli.runtime import describe_environment
+from gnpcli.runtime import describe_environment, stop_signals
 from gnpcli.schedules import GrSchedule, Horizon, gr_schedule, lr_schedule
 from gnpcli.sharding import abstract, make_mesh, replicated
 from gnpcli.state import TrainState, init_state, run_keys
@@ -145,7 +144,7 @@ def _run(task: Task, dataset: Dataset, run_dir: Path, screen: Screen, max_steps:
             with (
                 MetricsLog(run_dir, start, on_damage=lambda what: screen.line(f"warning: {what}", "yellow")) as log,
                 screen.progress(total, start),
-                _stop_signals() as received,
+                stop_signals() as received,
             ):
                 summary = _Loop(task, state, evaluators, checkpoints, log, screen).run(start, stop, received)
         except DivergenceError as error:
@@ -323,30 +322,6 @@ def _non_finite(metrics: dict[str, float]) -> str | None:
         if not math.isfinite(metrics[name]):
             return f"{what} is {metrics[name]}"
     return None
-
-
-@contextmanager
-def _stop_signals() -> Iterator[list[signal.Signals]]:
-    """Collect SIGINT and SIGTERM for the loop to act on between steps; a second one acts at once, as usual."""
-    received: list[signal.Signals] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield received
-        return
-
-    def note(number: int, frame: Any) -> None:
-        received.append(signal.Signals(number))
-        restore()
-
-    old = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-
-    def restore() -> None:
-        for number, handler in old.items():
-            signal.signal(number, handler)
-
-    try:
-        yield received
-    finally:
-        restore()
 
 
 def _restore(task: Task, checkpoints: Checkpoints, screen: Screen) -> TrainState | None:

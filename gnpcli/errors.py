@@ -45,6 +45,17 @@ class Interrupted(GnpError):
         self.exit_status = 128 + signal_number
 
 
+def explain(error: BaseException) -> tuple[str | None, int]:
+    """Return message and exit status of an error that is the user's to mend; a message of None is a bug of ours."""
+    if isinstance(error, GnpError):
+        return " ".join(str(error).split()), error.exit_status
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.strerror}: {error.filename}" if error.filename else error.strerror, 1
+    if "RESOURCE_EXHAUSTED" in str(error):
+        return "out of device memory: lower data.batch_size, or spread the batch over more devices", 1
+    return None, 1
+
+
 def suggest(word: str, choices: Iterable[str]) -> str:
     """Return `` - did you mean 'x'?`` for the closest of `choices`, or the empty string where nothing is close.
 

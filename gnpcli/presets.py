@@ -92,8 +92,13 @@ def resolve(
     Raises:
         ConfigError: Naming key, place, and what is allowed.
     """
+    return resolve_layers([*load_preset(name or DEFAULT_PRESET).layers, *parse_overrides(assignments, flags)])
+
+
+def resolve_layers(layers: Sequence[Layer]) -> RunConfig:
+    """Merge layers, the lowest first, into a complete configuration; result and errors as in `resolve`."""
     model_keys = {model: {"name", *entry.options} for model, entry in MODELS.items()}
-    layer = merge([*load_preset(name or DEFAULT_PRESET).layers, *parse_overrides(assignments, flags)], model_keys)
+    layer = merge(layers, model_keys)
     config = validate(layer)
     try:
         check_data(config.data)

@@ -10,7 +10,7 @@ import typer
 
 from gnpcli import __version__
 from gnpcli.cli import bench, data, evaluate, presets, train
-from gnpcli.errors import GnpError
+from gnpcli.errors import explain
 
 app = typer.Typer(
     name="gnp",
@@ -50,19 +50,8 @@ def main() -> None:
     try:
         app()
     except Exception as error:
-        message, status = _one_line(error)
+        message, status = explain(error)
         if message is None or os.environ.get("GNP_DEBUG"):
             raise
         typer.secho(f"error: {message}", fg=typer.colors.RED, err=True)
         sys.exit(status)
-
-
-def _one_line(error: Exception) -> tuple[str | None, int]:
-    """Return message and exit status of an error that is the user's to mend; a message of None is a bug of ours."""
-    if isinstance(error, GnpError):
-        return " ".join(str(error).split()), error.exit_status
-    if isinstance(error, OSError) and error.strerror:
-        return f"{error.strerror}: {error.filename}" if error.filename else error.strerror, 1
-    if "RESOURCE_EXHAUSTED" in str(error):
-        return "out of device memory: lower data.batch_size, or spread the batch over more devices", 1
-    return None, 1

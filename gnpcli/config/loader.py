@@ -172,9 +172,7 @@ def validate(layer: Layer) -> RunConfig:
     try:
         config = RunConfig.model_validate(values)
     except ValidationError as error:
-        problems = [_describe(problem, layer) for problem in error.errors()]
-        more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-        raise ConfigError(f"{problems[0]}{more}") from None
+        raise explain(error, layer, list(known_keys(layer.values))) from None
     try:
         return _check_together(config)
     except ConfigError as error:
@@ -195,7 +193,20 @@ def _source(key: str, layer: Layer) -> str:
     return ""
 
 
-def _describe(problem: Any, layer: Layer) -> str:
+def explain(error: ValidationError, layer: Layer, keys: Sequence[str]) -> ConfigError:
+    """Return what pydantic found in the values of `layer` as one line: the first problem, with its place, and a count.
+
+    Args:
+        error: From validating `layer.values`.
+        layer: The values, and where they were written.
+        keys: Every dotted key that may stand there.
+    """
+    problems = [_describe(problem, layer, keys) for problem in error.errors()]
+    more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+    return ConfigError(f"{problems[0]}{more}")
+
+
+def _describe(problem: Any, layer: Layer, keys: Sequence[str]) -> str:
     # A discriminated union puts the chosen kind into the location: optimizer, adamw, lr.
     loc = [str(part) for part in problem["loc"]]
     if len(loc) > 1 and loc[0] in _kinds() and loc[1] in _kinds()[loc[0]]:
@@ -204,14 +215,12 @@ def _describe(problem: Any, layer: Layer) -> str:
     source = _source(key, layer)
     match problem["type"]:
         case "extra_forbidden":
-            keys = list(known_keys(layer.values))
             # A key of another kind may be the closest in letters and still be no slip of the pen.
             belongs = any(loc[-1] in kind for kind in _kinds().get(loc[0], {}).values())
             near = "" if belongs else suggest(key, keys) or _suggest_last(loc[-1], keys)
-            section = [k for k in keys if k.startswith(f"{key.rpartition('.')[0]}.")]
-            listing = (
-                f"; {loc[0]} has {', '.join(k.partition('.')[2] for k in section)}" if section and not near else ""
-            )
+            parent = key.rpartition(".")[0]
+            section = [k.removeprefix(f"{parent}.") for k in keys if parent and k.startswith(f"{parent}.")]
+            listing = f"; {parent} has {', '.join(section)}" if section and not near else ""
             return f"{source}unknown key '{key}'{near}{listing}"
         case "missing":
             return f"{source}missing key '{key}'"
