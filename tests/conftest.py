@@ -7,8 +7,10 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
+import numpy as np
 import pytest
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
@@ -48,6 +50,21 @@ def gnp(tmp_path: Path) -> Gnp:
         )
 
     return run
+
+
+@pytest.fixture
+def record_error(record_property: Callable[[str, object], None]) -> Callable[..., None]:
+    """Assert that logits agree with those of a reference to 1e-4, and write the largest relative error to the report.
+
+    The error is the largest difference over the largest logit; ``pytest --junitxml FILE`` has it for every test.
+    """
+
+    def record(family: str, reference: str, logits: Any, wanted: Any) -> None:
+        error = float(np.abs(np.asarray(logits) - wanted).max() / np.abs(wanted).max())
+        record_property(f"{family} / {reference}", error)
+        assert error < 1e-4
+
+    return record
 
 
 def fails(done: subprocess.CompletedProcess[str], *parts: str, status: int = 1) -> str:

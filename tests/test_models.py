@@ -171,7 +171,7 @@ def test_entries_are_consistent(name):
 
 def test_resolve_keeps_what_was_chosen():
     resolved = resolve_model(ModelConfig(name="vit-ti", dropout=0.1))
-    assert resolved == ModelConfig(name="vit-ti", patch_size=4, dropout=0.1, attention_dropout=0.0)
+    assert resolved == ModelConfig(name="vit-ti", patch_size=4, dropout=0.1, attention_dropout=0.0, gelu="tanh")
 
 
 def test_unknown_model_names_the_closest():

@@ -33,7 +33,7 @@ def arrays_of(model):
     return {name: tensor.numpy() for name, tensor in model.state_dict().items()}
 
 
-def test_cait_equals_timm():
+def test_cait_equals_timm(record_error):
     image_size, patch_size = 32, 8
     model = reference(image_size, patch_size)
     images = np.random.default_rng(1).normal(size=(2, image_size, image_size, 3)).astype(np.float32)
@@ -46,7 +46,7 @@ def test_cait_equals_timm():
     assert jax.tree.map(np.shape, params) == jax.tree.map(np.shape, shapes)
     logits = jax.jit(ours.apply, static_argnames="train")(params, state, images, train=False, key=None)[0]
     assert wanted.std() > 0.1
-    assert np.abs(logits - wanted).max() / np.abs(wanted).max() < 1e-4
+    record_error("CaiT", "timm", logits, wanted)
 
 
 def test_other_weights_are_refused():
@@ -56,3 +56,11 @@ def test_other_weights_are_refused():
     del arrays["blocks.1.gamma_2"]
     with pytest.raises(CheckpointError, match=r"no tensor 'blocks\.1\.gamma_2'"):
         cait.from_torch(arrays)
+
+
+def test_facts_and_positions():
+    params, _ = cait.from_torch(arrays_of(reference(16, 4)))
+    assert cait.facts(params) == (16, 3, {"patch_size": 4})
+    resample = pytest.importorskip("timm.layers").resample_abs_pos_embed
+    wanted = resample(torch.from_numpy(params["positions"]), [7, 7], num_prefix_tokens=0).numpy()
+    assert np.abs(cait.resize(("positions",), params["positions"], wanted.shape) - wanted).max() < 1e-5

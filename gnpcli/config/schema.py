@@ -47,6 +47,8 @@ class ModelConfig(Section):
     """Largest rate with which a residual branch is dropped whole, per image (stochastic depth, arXiv 1603.09382)."""
     layer_scale: Annotated[float, Field(gt=0)] | None = None
     """Initial value of CaiT's LayerScale (arXiv 2103.17239)."""
+    gelu: Literal["tanh", "exact"] | None = None
+    """Form of a ViT's GELU: ``tanh`` as in its authors' code, ``exact`` as in timm and torchvision."""
     variant: Literal["paper", "upstream"] | None = None
     """``paper`` is the architecture's own paper; ``upstream`` is what the GNP papers' code builds where it differs."""
 

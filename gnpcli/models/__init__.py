@@ -30,23 +30,27 @@ class Entry:
         architecture: The sizes that make this member of the family; not configurable.
         options: The `ModelConfig` fields that this model takes, with their defaults.
         paper: arXiv number of the architecture's paper.
+        imports: Whose state dicts ``from_torch`` of the module reads; see `gnpcli.models.pretrained`.
     """
 
     module: str
     architecture: Mapping[str, int]
     options: Mapping[str, object]
     paper: str
+    imports: tuple[str, ...] = ()
 
 
 def _vit(dim: int, depth: int, heads: int, patch_size: int = 4) -> Entry:
     architecture = {"dim": dim, "depth": depth, "heads": heads, "mlp": 4 * dim}
-    options = {"patch_size": patch_size, "dropout": 0.0, "attention_dropout": 0.0}
-    return Entry("gnpcli.models.vit", architecture, options, "2010.11929")
+    options = {"patch_size": patch_size, "dropout": 0.0, "attention_dropout": 0.0, "gelu": "tanh"}
+    return Entry("gnpcli.models.vit", architecture, options, "2010.11929", imports=("timm", "torchvision"))
 
 
 def _wide_resnet(depth: int, width: int) -> Entry:
     options = {"dropout": 0.0, "variant": "paper"}
-    return Entry("gnpcli.models.wide_resnet", {"depth": depth, "width": width}, options, "1605.07146")
+    return Entry(
+        "gnpcli.models.wide_resnet", {"depth": depth, "width": width}, options, "1605.07146", imports=("PyTorch",)
+    )
 
 
 MODELS: dict[str, Entry] = {

@@ -14,6 +14,8 @@ Params = dict[str, Any]
 """Trained arrays, nested dicts, float32 whatever the compute type."""
 State = dict[str, Any]
 """Arrays that move without a gradient: ``{"batch_stats": {...}}`` in float32, or ``{}`` without BatchNorm."""
+HEAD = "head"
+"""Name, at the root of the parameters, of the classifier: a dense layer, the only one that knows the classes."""
 ImageShape = tuple[int, int, int]
 """Shape of one image, ``(H, W, C)``; a tuple, so that it can be a static argument of `jax.jit`."""
 

@@ -10,6 +10,7 @@ Two variants. ``paper``: the authors' initialisation and exact GELU, and LayerSc
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import jax
@@ -22,6 +23,7 @@ from gnpcli.errors import ConfigError
 from gnpcli.models.base import Model, Params, State, from_linen
 from gnpcli.models.drop_path import DropPath
 from gnpcli.models.layers import DTYPES, Dense, Dropout, LayerNorm, compact, linear
+from gnpcli.models.pretrained import Facts, Path, patches, resize_positions
 from gnpcli.models.state_dict import StateDict
 from gnpcli.models.transformer import FORMS, Form, Mlp, PatchEmbedding
 from gnpcli.models.vit import attend, split_heads
@@ -287,7 +289,7 @@ def from_torch(tensors: Mapping[str, np.ndarray]) -> tuple[Params, State]:
         "positions": weights.take("pos_embed"),
         "cls": weights.take("cls_token"),
         "ln": weights.norm("norm"),
-        "head": weights.dense("head"),
+        **weights.head("head"),
     }
 
     def block(prefix: str, attention: Params) -> Params:
@@ -314,3 +316,15 @@ def from_torch(tensors: Mapping[str, np.ndarray]) -> tuple[Params, State]:
         params[f"class_block_{index}"] = block(prefix, fused)
     weights.finish()
     return params, {}
+
+
+def facts(params: Params) -> Facts:
+    """Return what parameters say of patches and images."""
+    patch_size, channels = patches(len(params["patch_embedding"]["projection"]["kernel"]))
+    side = math.isqrt(params["positions"].shape[1])
+    return Facts(patch_size * side, channels, {"patch_size": patch_size})
+
+
+def resize(path: Path, array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray | None:
+    """Return the position embedding for another number of patches."""
+    return resize_positions(array, shape[1], prefix=0) if path == ("positions",) else None

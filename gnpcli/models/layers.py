@@ -30,9 +30,23 @@ def compact(method: Method) -> Method:
     return cast(Method, nn.compact(method))
 
 
-def gelu(x: jax.Array) -> jax.Array:
+def tanh_gelu(x: jax.Array) -> jax.Array:
     """Gaussian error linear unit in its tanh form, arXiv 1606.08415 section 2: what ViT's own code uses."""
     return jax.nn.gelu(x, approximate=True)
+
+
+def exact_gelu(x: jax.Array) -> jax.Array:
+    """Gaussian error linear unit ``x Phi(x)``, arXiv 1606.08415 equation 1, computed in float32.
+
+    By `erf`, where `jax.nn.gelu` takes `erfc`: 1.5 times faster on a CPU with its derivative. What that loses is the
+    relative precision of answers near 0, at x below -3.
+    """
+    wide = x.astype(jnp.float32)
+    return (0.5 * wide * (1 + jax.lax.erf(wide * np.float32(0.5**0.5)))).astype(x.dtype)
+
+
+GELUS: dict[str, Callable[[jax.Array], jax.Array]] = {"tanh": tanh_gelu, "exact": exact_gelu}
+"""Forms of the GELU by the name they have in a configuration."""
 
 
 def linear(x: jax.Array, kernel: jax.Array, bias: jax.Array, dtype: np.dtype) -> jax.Array:

@@ -25,6 +25,7 @@ from gnpcli.config.schema import ModelConfig
 from gnpcli.models.base import Model, Params, State, from_linen
 from gnpcli.models.convolution import Conv, max_pool
 from gnpcli.models.layers import DTYPES, BatchNorm, Dense, compact
+from gnpcli.models.pretrained import Facts
 from gnpcli.models.state_dict import StateDict
 from gnpcli.models.torch_weights import batch_norm, conv
 
@@ -176,7 +177,7 @@ def from_torch(tensors: Mapping[str, np.ndarray]) -> tuple[Params, State]:
         CheckpointError: The tensors are not those of such a network.
     """
     weights = StateDict(tensors)
-    params: Params = {"stem": conv(weights, "conv1"), "head": weights.dense("fc")}
+    params: Params = {"stem": conv(weights, "conv1"), **weights.head("fc")}
     stats: State = {}
     params["stem_norm"], stats["stem_norm"] = batch_norm(weights, "bn1")
     for stage in range(4):
@@ -192,3 +193,9 @@ def from_torch(tensors: Mapping[str, np.ndarray]) -> tuple[Params, State]:
                     block[our_norm], averages[our_norm] = batch_norm(weights, f"{prefix}.{their_norm}")
     weights.finish(constants=("num_batches_tracked",))
     return params, {"batch_stats": stats}
+
+
+def facts(params: Params) -> Facts:
+    """Return what parameters say of the stem; any image size will do."""
+    size, _, channels, _ = params["stem"]["kernel"].shape
+    return Facts(224, channels, {"stem": "imagenet"}) if size == 7 else Facts(32, channels, {"stem": "cifar"})

@@ -44,6 +44,11 @@ class StateDict:
         layers = [self.dense(prefix) for prefix in prefixes]
         return {f"qkv_{name}": np.concatenate([layer[name] for layer in layers], axis=-1) for name in layers[0]}
 
+    def head(self, *prefixes: str) -> dict[str, dict[str, np.ndarray]]:
+        """Return the classifier as ``{"head": layer}`` under the first of its possible names, ``{}`` without one."""
+        found = [prefix for prefix in prefixes if f"{prefix}.weight" in self]
+        return {"head": self.dense(found[0])} if found else {}
+
     def norm(self, prefix: str) -> dict[str, np.ndarray]:
         """Return a normalisation layer."""
         return {"scale": self.take(f"{prefix}.weight"), "bias": self.take(f"{prefix}.bias")}

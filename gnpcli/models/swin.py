@@ -25,6 +25,7 @@ from gnpcli.errors import ConfigError
 from gnpcli.models.base import Model, Params, State, from_linen
 from gnpcli.models.drop_path import DropPath, linear_rates
 from gnpcli.models.layers import DTYPES, Dense, Dropout, LayerNorm, compact, linear
+from gnpcli.models.pretrained import Facts, Path, patches, resize_grid
 from gnpcli.models.state_dict import StateDict
 from gnpcli.models.transformer import FORMS, Form, Mlp, PatchEmbedding
 from gnpcli.models.vit import extract_patches
@@ -302,7 +303,7 @@ def from_torch(tensors: Mapping[str, np.ndarray]) -> tuple[Params, State]:
         "patch_embedding": {"projection": weights.patches("patch_embed.proj")},
         "ln_patches": weights.norm("patch_embed.norm"),
         "ln": weights.norm("norm"),
-        "head": weights.dense("head" if "head.weight" in weights else "head.fc"),
+        **weights.head("head", "head.fc"),
     }
 
     def by_rows(x: np.ndarray) -> np.ndarray:
@@ -330,3 +331,20 @@ def from_torch(tensors: Mapping[str, np.ndarray]) -> tuple[Params, State]:
             }
     weights.finish(constants=("relative_position_index", "attn_mask"))
     return params, {}
+
+
+def facts(params: Params) -> Facts:
+    """Return what parameters say of patches and windows, and the image size whose smallest map is one window."""
+    patch_size, channels = patches(len(params["patch_embedding"]["projection"]["kernel"]))
+    window_size = (params["stage_0_block_0"]["attention"]["relative_positions"].shape[0] + 1) // 2
+    image_size = 2 ** (STAGES - 1) * patch_size * window_size
+    return Facts(image_size, channels, {"patch_size": patch_size, "window_size": window_size})
+
+
+def resize(path: Path, array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray | None:
+    """Return a table of relative positions for windows of another side.
+
+    Stretched as an image is, as in the authors' code: the farthest distances in a window keep about their bias. timm
+    keeps that of each distance in patches instead.
+    """
+    return resize_grid(array, shape[0]) if path[-1] == "relative_positions" else None

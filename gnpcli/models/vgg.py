@@ -12,6 +12,7 @@ papers' code draws, a uniform distribution that ends at ``1 / sqrt(outputs)``.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 
@@ -25,6 +26,7 @@ from gnpcli.errors import ConfigError
 from gnpcli.models.base import Model, Params, State, from_linen
 from gnpcli.models.convolution import Conv, max_pool
 from gnpcli.models.layers import DTYPES, BatchNorm, Dense, Dropout, compact
+from gnpcli.models.pretrained import Facts
 from gnpcli.models.state_dict import StateDict
 from gnpcli.models.torch_weights import batch_norm, conv
 
@@ -150,9 +152,18 @@ def from_torch(tensors: Mapping[str, np.ndarray]) -> tuple[Params, State]:
     else:
         names = ("classifier.0", "classifier.3", "classifier.6")
     for theirs, ours in zip(names, ("hidden_1", "hidden_2", "head"), strict=True):
+        if ours == "head" and f"{theirs}.weight" not in weights:
+            continue
         kernel = weights.take(f"{theirs}.weight")
         if ours == "hidden_1":
             kernel = kernel.reshape(len(kernel), last_channels, -1).swapaxes(1, 2)
         params[ours] = {"kernel": kernel.reshape(len(kernel), -1).T, "bias": weights.take(f"{theirs}.bias")}
     weights.finish(constants=("num_batches_tracked",))
     return params, {"batch_stats": stats} if stats else {}
+
+
+def facts(params: Params) -> Facts:
+    """Return what the first dense layer says of the images: it takes the last map whole."""
+    last = max((name for name in params if name.startswith("conv_")), key=lambda name: int(name[5:]))
+    side = math.isqrt(len(params["hidden_1"]["kernel"]) // params[last]["kernel"].shape[-1])
+    return Facts(2 ** len(WIDTHS) * side, params["conv_1"]["kernel"].shape[2], {})

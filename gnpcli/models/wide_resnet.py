@@ -18,8 +18,12 @@ import numpy as np
 from flax import linen as nn
 
 from gnpcli.config.schema import ModelConfig
-from gnpcli.models.base import Model, from_linen
+from gnpcli.models.base import Model, Params, State, from_linen
 from gnpcli.models.layers import DTYPES, BatchNorm, Dense, Dropout, compact
+from gnpcli.models.pretrained import Facts
+from gnpcli.models.state_dict import StateDict
+from gnpcli.models.torch_weights import batch_norm
+from gnpcli.models.torch_weights import conv as torch_conv
 
 STEM_CHANNELS = 16
 
@@ -174,3 +178,37 @@ def build(
         dtype=DTYPES[dtype],
     )
     return from_linen(module)
+
+
+def from_torch(tensors: Mapping[str, np.ndarray]) -> tuple[Params, State]:
+    """Map a PyTorch state dict to parameters and state.
+
+    timm and torchvision have no such network. The names are those of the implementations that most published weights
+    come from: ``conv1``, ``block1`` to ``block3`` with ``layer.<n>`` of ``bn1``, ``conv1``, ``bn2``, ``conv2`` and
+    ``convShortcut``, then ``bn1`` and ``fc``.
+
+    Raises:
+        CheckpointError: The tensors are not those of such a network.
+    """
+    weights = StateDict(tensors)
+    params: Params = {"stem": torch_conv(weights, "conv1"), "act": {}, **weights.head("fc")}
+    stats: State = {"act": {}}
+    params["act"]["norm"], stats["act"]["norm"] = batch_norm(weights, "bn1")
+    for group in range(3):
+        for index in range(weights.count(f"block{group + 1}.layer")):
+            prefix, name = f"block{group + 1}.layer.{index}", f"group_{group}_block_{index}"
+            block = params[name] = {}
+            averages = stats[name] = {}
+            for number in (1, 2):
+                norm, running = batch_norm(weights, f"{prefix}.bn{number}")
+                block[f"act_{number}"], averages[f"act_{number}"] = {"norm": norm}, {"norm": running}
+                block[f"conv_{number}"] = torch_conv(weights, f"{prefix}.conv{number}")
+            if f"{prefix}.convShortcut.weight" in weights:
+                block["shortcut"] = torch_conv(weights, f"{prefix}.convShortcut")
+    weights.finish(constants=("num_batches_tracked",))
+    return params, {"batch_stats": stats}
+
+
+def facts(params: Params) -> Facts:
+    """Return the channels of the images, of which any size will do."""
+    return Facts(32, params["stem"]["kernel"].shape[2], {})

@@ -1,0 +1,66 @@
+"""What a family says of weights that were trained elsewhere.
+
+The module of a family that can take them has ``from_torch(tensors) -> (params, state)``, which maps a PyTorch state
+dict to the parameters of this package, and ``facts(params) -> Facts`` of what that returned. One with parameters that
+depend on the number of patches also has ``resize(path, array, shape) -> array | None``: the parameter at `path` in
+another shape, None where that makes no sense.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+Path = tuple[str, ...]
+"""Names from the root of the parameters to an array."""
+
+
+class Facts(NamedTuple):
+    """The part of a configuration that weights leave no choice in."""
+
+    image_size: int
+    """Side in pixels of the images that the weights are for; where any size will do, of those usual for them."""
+    channels: int
+    """Of the images."""
+    options: dict[str, Any]
+    """Fields of `ModelConfig`: those that the shapes of the parameters tell, and those that all such weights mean."""
+
+
+def patches(rows: int) -> tuple[int, int]:
+    """Return side and channels of the patches whose pixels are `rows` inputs: RGB where ``rows / 3`` is a square.
+
+    >>> patches(4 * 4 * 3), patches(8 * 8)
+    ((4, 3), (8, 1))
+    """
+    channels = 3 if rows % 3 == 0 and math.isqrt(rows // 3) ** 2 == rows // 3 else 1
+    return math.isqrt(rows // channels), channels
+
+
+def resize_grid(grid: np.ndarray, side: int) -> np.ndarray:
+    """Resize ``[H, W, D]`` to ``[side, side, D]`` in float32: bicubic (Keys, a = -0.5), antialiased when it shrinks.
+
+    What Pillow does to an image, and timm to a position embedding.
+    """
+    shape = (side, side, grid.shape[-1])
+    return np.asarray(jax.image.resize(np.asarray(grid, np.float32), shape, "cubic", antialias=True))
+
+
+def resize_positions(positions: np.ndarray, tokens: int, prefix: int) -> np.ndarray | None:
+    """Resize position embeddings ``[1, prefix + H * W, D]`` of square images to `tokens` tokens.
+
+    Args:
+        positions: The first `prefix` are of tokens that are no patches, and stay.
+        tokens: ``prefix + side * side``.
+        prefix: How many.
+
+    Returns:
+        ``[1, tokens, D]``, or None where either number of patches is no square.
+    """
+    old, new = math.isqrt(positions.shape[1] - prefix), math.isqrt(tokens - prefix)
+    if old**2 + prefix != positions.shape[1] or new**2 + prefix != tokens:
+        return None
+    grid = resize_grid(positions[0, prefix:].reshape(old, old, -1), new)
+    return np.concatenate([positions[:, :prefix], grid.reshape(1, new**2, -1)], axis=1)
