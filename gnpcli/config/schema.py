@@ -34,7 +34,7 @@ class ModelConfig(Section):
     name: str
     """Registered name, for example ``vit-s`` or ``wrn-28-10``; ``gnp models list`` shows them."""
     patch_size: Annotated[int, Field(ge=1)] | None = None
-    """Side of a square ViT patch in pixels; the image size must be a multiple of it."""
+    """Side of a square patch of a ViT, Swin or CaiT in pixels; the image size must be a multiple of it."""
     dropout: Annotated[float, Field(ge=0, lt=1)] | None = None
     """Dropout rate of the residual branches (and of the embeddings in a ViT)."""
     attention_dropout: Annotated[float, Field(ge=0, lt=1)] | None = None
@@ -46,7 +46,7 @@ class ModelConfig(Section):
     drop_path: Annotated[float, Field(ge=0, lt=1)] | None = None
     """Largest rate with which a residual branch is dropped whole, per image (stochastic depth, arXiv 1603.09382)."""
     layer_scale: Annotated[float, Field(gt=0)] | None = None
-    """Initial value of CaiT's LayerScale (arXiv 2103.17239)."""
+    """Initial value of CaiT's LayerScale (arXiv 2103.17239); null takes that of the depth (upstream: of the width)."""
     gelu: Literal["tanh", "exact"] | None = None
     """Form of a ViT's GELU: ``tanh`` as in its authors' code, ``exact`` as in timm and torchvision."""
     variant: Literal["paper", "upstream"] | None = None

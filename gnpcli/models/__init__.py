@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
 
 from gnpcli.config.schema import ModelConfig, RunConfig
@@ -40,28 +40,102 @@ class Entry:
     imports: tuple[str, ...] = ()
 
 
+def _vgg(depth: int, batch_norm: bool = False) -> Entry:
+    architecture = {"depth": depth, "width": 64, "hidden": 4096, "batch_norm": int(batch_norm)}
+    options = {"dropout": 0.5, "variant": "paper"}
+    return Entry("gnpcli.models.vgg", architecture, options, "1409.1556", imports=("timm", "torchvision"))
+
+
+def _resnet(depth: int) -> Entry:
+    architecture = {"depth": depth, "width": 64}
+    options = {"stem": "cifar", "variant": "paper"}
+    return Entry("gnpcli.models.resnet", architecture, options, "1512.03385", imports=("timm", "torchvision"))
+
+
+def _wide_resnet(depth: int, width: int) -> Entry:
+    architecture = {"depth": depth, "width": width}
+    options = {"dropout": 0.0, "variant": "paper"}
+    return Entry("gnpcli.models.wide_resnet", architecture, options, "1605.07146", imports=("PyTorch",))
+
+
+def _shake_shake(depth: int, width: int) -> Entry:
+    architecture = {"depth": depth, "width": width}
+    return Entry("gnpcli.models.shake_shake", architecture, {"variant": "paper"}, "1705.07485")
+
+
+def _pyramidnet(depth: int, widening: int) -> Entry:
+    architecture = {"depth": depth, "widening": widening}
+    return Entry("gnpcli.models.pyramidnet", architecture, {"variant": "paper"}, "1610.02915")
+
+
+def _shake_drop(depth: int, widening: int) -> Entry:
+    plain = _pyramidnet(depth, widening)
+    return replace(plain, options={"drop_path": 0.5, **plain.options}, paper="1802.02375")
+
+
 def _vit(dim: int, depth: int, heads: int, patch_size: int = 4) -> Entry:
     architecture = {"dim": dim, "depth": depth, "heads": heads, "mlp": 4 * dim}
     options = {"patch_size": patch_size, "dropout": 0.0, "attention_dropout": 0.0, "gelu": "tanh"}
     return Entry("gnpcli.models.vit", architecture, options, "2010.11929", imports=("timm", "torchvision"))
 
 
-def _wide_resnet(depth: int, width: int) -> Entry:
-    options = {"dropout": 0.0, "variant": "paper"}
-    return Entry(
-        "gnpcli.models.wide_resnet", {"depth": depth, "width": width}, options, "1605.07146", imports=("PyTorch",)
-    )
+def _swin(dim: int, depth: int, heads: int) -> Entry:
+    architecture = {"dim": dim, "depth": depth, "heads": heads}
+    rates = {"dropout": 0.0, "attention_dropout": 0.0, "drop_path": 0.0}
+    options = {"patch_size": 2, "window_size": 4, **rates, "variant": "paper"}
+    return Entry("gnpcli.models.swin", architecture, options, "2103.14030", imports=("timm", "PyTorch"))
 
 
+def _cait(dim: int, depth: int, heads: int) -> Entry:
+    architecture = {"dim": dim, "depth": depth, "heads": heads}
+    rates = {"dropout": 0.0, "attention_dropout": 0.0, "drop_path": 0.0}
+    # layer_scale: null takes the initial value of the variant for this size
+    options = {"patch_size": 4, **rates, "layer_scale": None, "variant": "paper"}
+    return Entry("gnpcli.models.cait", architecture, options, "2103.17239", imports=("timm",))
+
+
+# Defaults suit images of 32 x 32 pixels. Rates of dropout and drop path are 0 where they belong to a recipe, and the
+# paper's where they belong to the architecture (VGG's hidden layers, ShakeDrop).
 MODELS: dict[str, Entry] = {
+    "vgg16": _vgg(16),
+    "vgg19": _vgg(19),
+    "vgg16-bn": _vgg(16, batch_norm=True),
+    "vgg19-bn": _vgg(19, batch_norm=True),
+    "resnet18": _resnet(18),
+    "resnet34": _resnet(34),
+    "resnet50": _resnet(50),
+    "resnet101": _resnet(101),
+    "resnet152": _resnet(152),
+    "resnet200": _resnet(200),
+    "wrn-16-4": _wide_resnet(depth=16, width=4),
+    "wrn-28-10": _wide_resnet(depth=28, width=10),
+    "wrn-40-10": _wide_resnet(depth=40, width=10),
+    "shake-shake-26-2x96d": _shake_shake(depth=26, width=96),
+    "pyramidnet-164-48": _pyramidnet(depth=164, widening=48),
+    "pyramidnet-164-270": _pyramidnet(depth=164, widening=270),
+    "pyramidnet-200-240": _pyramidnet(depth=200, widening=240),
+    "pyramidnet-272-200": _pyramidnet(depth=272, widening=200),
+    "pyramidnet-164-48-shakedrop": _shake_drop(depth=164, widening=48),
+    "pyramidnet-272-200-shakedrop": _shake_drop(depth=272, widening=200),
     "vit-nano": _vit(dim=64, depth=2, heads=4, patch_size=2),  # for images of about 8 x 8 pixels
     "vit-ti": _vit(dim=192, depth=12, heads=3),
     "vit-s": _vit(dim=384, depth=12, heads=6),
     "vit-b": _vit(dim=768, depth=12, heads=12),
     "vit-l": _vit(dim=1024, depth=24, heads=16),
-    "wrn-16-4": _wide_resnet(depth=16, width=4),
-    "wrn-28-10": _wide_resnet(depth=28, width=10),
-    "wrn-40-10": _wide_resnet(depth=40, width=10),
+    "swin-t": _swin(dim=96, depth=6, heads=3),
+    "swin-s": _swin(dim=96, depth=18, heads=3),
+    "swin-b": _swin(dim=128, depth=18, heads=4),
+    "cait-xxs12": _cait(dim=192, depth=12, heads=4),
+    "cait-xxs24": _cait(dim=192, depth=24, heads=4),
+    "cait-xxs36": _cait(dim=192, depth=36, heads=4),
+    "cait-xs12": _cait(dim=288, depth=12, heads=6),
+    "cait-xs24": _cait(dim=288, depth=24, heads=6),
+    "cait-s12": _cait(dim=384, depth=12, heads=8),
+    "cait-s24": _cait(dim=384, depth=24, heads=8),
+    "cait-s36": _cait(dim=384, depth=36, heads=8),
+    "cait-m24": _cait(dim=768, depth=24, heads=16),
+    "cait-m36": _cait(dim=768, depth=36, heads=16),
+    "cait-m48": _cait(dim=768, depth=48, heads=16),
 }
 
 

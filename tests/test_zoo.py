@@ -1,0 +1,268 @@
+"""The registry: every architecture's parameters counted against the reference table, traced, and named right."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import functools
+import math
+import subprocess
+import sys
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from gnpcli.config.schema import ModelConfig
+from gnpcli.errors import ConfigError
+from gnpcli.models import MODELS, OPTION_NAMES, Entry, build_model, register_model, resolve_model
+from gnpcli.models.base import count_parameters
+from tests.conftest import SHARED_DATA
+
+# Row of the reference table, our model, and trained parameters: of our default form with 10 classes; of the papers'
+# code with 10 and 100 classes at 32 pixels and with 1000 at 224; the statistics of BatchNorm in it with 10 classes; of
+# an independent implementation (torchvision, timm, the authors' code; closed form), at 224 pixels and with 1000
+# classes where the architecture has such a form, else as the first.
+TABLE = """
+VGG16                         vgg16                          33638218  33638218  34006948 138357544      - 138357544
+VGG19                         vgg19                          38947914  38947914  39316644 143667240      - 143667240
+VGG16BN                       vgg16-bn                       33646666  33646666  34015396 138365992   8448 138365992
+VGG19BN                       vgg19-bn                       38958922  38958922  39327652 143678248  11008 143678248
+ResNet18                      resnet18                       11173962  11150874  11197044  11694248   9632  11689512
+ResNet34                      resnet34                       21282122  21262746  21308916  21806120  17056  21797672
+ResNet50                      resnet50                       23520842  23504090  23688500  25557032  53024  25557032
+ResNet101                     resnet101                      42512970  42496218  42680628  44549160 105248  44549160
+ResNet152                     resnet152                      58156618  58139866  58324276  60192808 151328  60192808
+ResNet200                     resnet200                      62637642  62620890  62805300  64673832 175904  64673832
+WideResNet_16_4               wrn-16-4                        2748890   2706906   2730036   2961336   3616   2748890
+WideResNet_28_10              wrn-28-10                      36479194  36220634  36278324  36855224  17952  36479194
+WideResNet_40_10              wrn-40-10                      55841754  55583194  55640884  56217784  26912  55841754
+WideResNet_2_96_ShakeShake    shake-shake-26-2x96d           26192922  26192922  26227572  26574072  22880  26192922
+PyramidNet_164_48             pyramidnet-164-48               1715442   1715410   1738540         -  43712   1715442
+PyramidNet_164_270            pyramidnet-164-270             27216021  27215989  27319039         - 165812  27216021
+PyramidNet_200_240            pyramidnet-200-240             26752702  26752670  26844920         - 181952  26752702
+PyramidNet_272_200            pyramidnet-272-200             26210842  26210810  26288660         - 210832  26210842
+PyramidNet_164_48_ShakeDrop   pyramidnet-164-48-shakedrop     1715442   1715442   1738572         -  43744   1715442
+PyramidNet_272_200_ShakeDrop  pyramidnet-272-200-shakedrop   26210842  26210842  26288692         - 210864  26210842
+ViT_TI16                      vit-ti                          5362762   5362762   5380132   5717416      -   5717416
+ViT_S16                       vit-s                          21342346  21342346  21376996  22050664      -  22050664
+ViT_B16                       vit-b                          85152010  85152010  85221220  86567656      -  86567656
+ViT_L16                       vit-l                         302439434 302439434 302531684 304326632      - 304326632
+Swin_Tiny                     swin-t                         27505108  27505108  27574318         -      -  28288354
+Swin_Tiny_Patch4              swin-t                                -  27505300  27574510         -      -  28288354
+Swin_Tiny_224                 swin-t                                -         -         -  28288354      -  28288354
+Swin_Small                    swin-s                         48805732  48805732  48874942         -      -  49606258
+Swin_Small_Patch4             swin-s                                -  48800164  48869374         -      -  49606258
+Swin_Base                     swin-b                         86701186  86701186  86793436         -      -  87768224
+Swin_Base_Patch4              swin-b                                -  86693762  86786012         -      -  87768224
+CaiT_XXS12                    cait-xxs12                      6258154   6258154   6275524   7039048      -   6612808
+CaiT_XXS24                    cait-xxs24                     11601610  11601610  11618980  12382504      -  11956264
+CaiT_XXS36                    cait-xxs36                     16945066  16945066  16962436  17725960      -  17299720
+CaiT_XS12                     cait-xs12                      14032378  14032378  14058388  15203224      -  14563864
+CaiT_XS24                     cait-xs24                      26029162  26029162  26055172  27200008      -  26560648
+CaiT_S12                      cait-s12                       24903370  24903370  24938020  26464168      -  25611688
+CaiT_S24                      cait-s24                       46207882  46207882  46242532  47768680      -  46916200
+CaiT_S36                      cait-s36                       67512394  67512394  67547044  69073192      -  68220712
+CaiT_M24                      cait-m24                      184434442 184434442 184503652 187555048      - 185850088
+CaiT_M36                      cait-m36                      269513866 269513866 269583076 272634472      - 270929512
+CaiT_M48                      cait-m48                      354593290 354593290 354662500 357713896      - 356008936
+"""
+
+
+class Row(NamedTuple):
+    name: str
+    model: str
+    default: int | None
+    upstream_10: int | None
+    upstream_100: int | None
+    upstream_1000: int | None
+    upstream_state: int | None
+    reference: int | None
+
+
+ROWS = [
+    Row(*line.split()[:2], *(None if cell == "-" else int(cell) for cell in line.split()[2:]))
+    for line in TABLE.strip().splitlines()
+]
+
+# Options of the forms that are counted, by family: at 224 pixels, of the papers' code and of the reference.
+FORMS_224 = {
+    "vgg": ({}, {}),
+    "resnet": ({"stem": "imagenet"}, {"stem": "imagenet"}),
+    "wide_resnet": ({}, None),
+    "shake_shake": ({}, None),
+    "pyramidnet": (None, None),
+    "vit": ({"patch_size": 16}, {"patch_size": 16}),
+    "swin": ({"patch_size": 4, "window_size": 7}, {"patch_size": 4, "window_size": 7}),
+    "cait": ({}, {"patch_size": 16}),
+}
+
+# One of each family, small enough to be traced in all its forms by the quick tests.
+QUICK = {"vgg16-bn", "resnet18", "wrn-16-4", "vit-nano", "vit-ti", "swin-t", "cait-xxs12"}
+# What takes more than about two seconds to trace once.
+HEAVY = {
+    "pyramidnet-164-270", "pyramidnet-200-240", "pyramidnet-272-200", "pyramidnet-164-48-shakedrop",
+    "pyramidnet-272-200-shakedrop", "resnet152", "resnet200", "cait-m36", "cait-m48",
+}  # fmt: skip
+
+
+def slow_unless(is_quick, value, name):
+    return pytest.param(value, id=name, marks=() if is_quick else pytest.mark.slow)
+
+
+def family(model):
+    return MODELS[model].module.rpartition(".")[2]
+
+
+@functools.cache
+def shapes(model, size=32, **options):
+    config = ModelConfig(name=model, **options)
+    built = build_model(config, num_classes=10, image_size=size, channels=3)
+    return built, *jax.eval_shape(lambda: built.init(jax.random.key(0), (size, size, 3)))
+
+
+def scalars(tree):
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
+
+
+def counts(model, size, options, classes):
+    """Count for each number of classes from one trace: in the head, every class has its own weights and bias."""
+    _, params, _ = shapes(model, size, **options)
+    head = scalars(params["head"])
+    return [scalars(params) - head + head * number // 10 for number in classes]
+
+
+# ------------------------------------------------------------------------------------------------------------ counts
+
+
+def test_the_table_is_that_of_the_registry_and_of_the_reference():
+    assert {row.model for row in ROWS} == set(MODELS) - {"vit-nano"}
+    assert len(ROWS) == 42
+    path = SHARED_DATA.parent / "reference" / "models.csv"
+    if not path.exists():
+        pytest.skip("the reference table is not here")
+    with path.open() as file:
+        reference = list(csv.DictReader(file))
+    columns = (
+        "name", "upstream_params_cifar10", "upstream_params_cifar100", "upstream_params_224_1000",
+        "upstream_bn_state_cifar10", "reference_params",
+    )  # fmt: skip
+    ours = [[row.name, *row[3:]] for row in ROWS]
+    assert ours == [[line["name"], *(int(line[c]) if line[c] else None for c in columns[1:])] for line in reference]
+
+
+@pytest.mark.parametrize("row", [slow_unless(r.model not in HEAVY, r, r.model) for r in ROWS if r.default])
+def test_parameter_counts_of_the_default_form(row):
+    _, params, _ = shapes(row.model)
+    assert scalars(params) == row.default
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):  # the decay mask of the optimizer rests on it
+        assert (leaf.ndim == 1) == (path[-1].key in ("bias", "qkv_bias", "scale")), path
+
+
+@pytest.mark.parametrize("row", [slow_unless(r.model in QUICK, r, r.name) for r in ROWS])
+def test_parameter_counts_of_all_forms(row):
+    at_224, reference = FORMS_224[family(row.model)]
+    upstream = {"variant": "upstream"} if "variant" in MODELS[row.model].options else {}
+    patch = {"patch_size": 4} if row.name.endswith("_Patch4") else {}
+    if row.upstream_10:
+        assert counts(row.model, 32, upstream | patch, [10, 100]) == [row.upstream_10, row.upstream_100]
+        assert scalars(shapes(row.model, **upstream, **patch)[2]) == (row.upstream_state or 0)
+    if row.upstream_1000:
+        # Only the first dense layer of VGG and the positions of a ViT or CaiT depend on the size of the images.
+        size = 32 if family(row.model) in ("wide_resnet", "shake_shake", "resnet") else 224
+        assert counts(row.model, size, upstream | at_224, [1000]) == [row.upstream_1000]
+    if reference is None:
+        assert row.reference == row.default
+    else:
+        size = 32 if family(row.model) == "resnet" else 224
+        assert counts(row.model, size, reference, [1000]) == [row.reference]
+
+
+@pytest.mark.parametrize("model", ["vgg16-bn", "resnet18", "wrn-16-4", "vit-nano"])
+def test_counts_of_other_images_and_classes(model):
+    """The head alone grows with the classes, the stem alone with the channels; no number of either is special."""
+    _, params, _ = shapes(model)
+    head = scalars(params["head"]) // 10
+    for classes, channels in ((7, 3), (200, 1)):
+        built = build_model(ModelConfig(name=model), num_classes=classes, image_size=32, channels=channels)
+        stem = params.get("stem", params.get("conv_1", params.get("patch_embedding")))
+        bias = 0 if "stem" in params else scalars(jax.tree.leaves(stem)[0])
+        fewer = (scalars(stem) - bias) * (3 - channels) // 3
+        assert count_parameters(built, (32, 32, channels)) == scalars(params) - fewer + head * (classes - 10)
+
+
+# ---------------------------------------------------------------------------------------------------------- contract
+
+
+@pytest.mark.parametrize("name", [slow_unless(name in QUICK, name, name) for name in MODELS])
+def test_every_model_traces_and_keeps_the_contract(name):
+    model, params, state = shapes(name)
+    assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves((params, state)))
+    assert type(params) is dict
+    assert type(state) is dict
+    assert set(state) <= {"batch_stats"}
+    images = jax.ShapeDtypeStruct((2, 32, 32, 3), jnp.float32)
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    for train in (True, False):
+        run = jax.eval_shape(lambda p, s, x, k, train=train: model.apply(p, s, x, train, k), params, state, images, key)
+        assert run == (jax.ShapeDtypeStruct((2, 10), jnp.float32), state)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_entries_are_consistent(name):
+    entry = MODELS[name]
+    assert set(entry.options) <= set(OPTION_NAMES)
+    assert entry.paper
+    resolved = resolve_model(ModelConfig(name=name))
+    assert ModelConfig.model_validate(resolved.model_dump()) == resolved
+    assert {o: getattr(resolved, o) for o in OPTION_NAMES} == {o: entry.options.get(o) for o in OPTION_NAMES}
+    assert resolve_model(resolved) == resolved
+
+
+# ---------------------------------------------------------------------------------------------------- names, options
+
+
+def test_resolve_keeps_what_was_chosen():
+    resolved = resolve_model(ModelConfig(name="vit-ti", dropout=0.1))
+    assert resolved == ModelConfig(name="vit-ti", patch_size=4, dropout=0.1, attention_dropout=0.0, gelu="tanh")
+
+
+def test_unknown_model_names_the_closest():
+    with pytest.raises(ConfigError, match=r"unknown model 'vit-tiny' - did you mean 'vit-ti'\?.*wrn-28-10") as caught:
+        resolve_model(ModelConfig(name="vit-tiny"))
+    assert caught.value.key == "model.name"
+
+
+@pytest.mark.parametrize(
+    ("name", "option", "value", "has"),
+    [
+        ("wrn-16-4", "patch_size", 4, "dropout, variant"),
+        ("vit-s", "variant", "paper", "patch_size, dropout, attention"),
+    ],
+)
+def test_option_that_the_model_does_not_have(name, option, value, has):
+    with pytest.raises(ConfigError, match=f"{name} has no option '{option}'; its options are {has}") as caught:
+        resolve_model(ModelConfig(name=name, **{option: value}))
+    assert caught.value.key == f"model.{option}"
+
+
+def test_register_model(monkeypatch):
+    monkeypatch.setattr("gnpcli.models.MODELS", dict(MODELS))
+    entry = Entry("gnpcli.models.wide_resnet", {"depth": 10, "width": 1}, {"variant": "upstream"}, "1605.07146")
+    register_model("wrn-10-1", entry)
+    assert resolve_model(ModelConfig(name="wrn-10-1")).variant == "upstream"
+    with pytest.raises(ValueError, match="'wrn-10-1' is already registered"):
+        register_model("wrn-10-1", entry)
+    with pytest.raises(ValueError, match="depth_drop"):
+        register_model("other", dataclasses.replace(entry, options={"depth_drop": 0.1}))
+
+
+def test_registry_imports_no_jax():
+    code = (
+        "import sys, gnpcli.models as m; from gnpcli.config.schema import ModelConfig;"
+        "m.resolve_model(ModelConfig(name='vit-s'));"
+        "print([x for x in ('jax', 'flax', 'numpy') if x in sys.modules])"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "[]"
