@@ -11,7 +11,7 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parents[1] / "gnpcli"
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if "_presets" not in path.parts)
-HEAVY = {"jax", "flax", "optax", "orbax", "numpy", "PIL", "tensorboardX"}
+HEAVY = {"jax", "flax", "optax", "orbax", "numpy", "PIL", "tensorboardX", "scipy", "matplotlib"}
 LIGHT = [
     "gnpcli",
     "gnpcli.cli",
@@ -71,7 +71,7 @@ def test_no_import_cycles():
         walk(name, ())
 
 
-@pytest.mark.parametrize("folder", ["models", "data", "config", "cli"])
+@pytest.mark.parametrize("folder", ["models", "data", "config", "cli", "report"])
 def test_files_of_a_folder_do_not_import_its_init(folder):
     for name, path in MODULES.items():
         if name.startswith(f"gnpcli.{folder}."):

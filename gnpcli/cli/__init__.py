@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from gnpcli import __version__
-from gnpcli.cli import bench, data, evaluate, presets, train
+from gnpcli.cli import bench, data, evaluate, presets, report, train
 from gnpcli.errors import explain
 
 app = typer.Typer(
@@ -22,6 +22,8 @@ app = typer.Typer(
 app.command("train")(train.train)
 app.command("resume")(train.resume)
 app.command("eval")(evaluate.evaluate)
+app.command("plot")(report.plot)
+app.command("report")(report.report)
 app.add_typer(bench.app, name="bench")
 app.add_typer(presets.app, name="presets")
 app.add_typer(data.app, name="data")

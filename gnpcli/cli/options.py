@@ -50,6 +50,12 @@ MaxStepsOption = Annotated[
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Print only warnings and the result.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="A folder made by gnp train.")]
+RunsArgument = Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folders made by gnp train.")]
+
+
+def warn(text: str) -> None:
+    """Print a warning on stderr."""
+    typer.secho(f"warning: {text}", fg=typer.colors.YELLOW, err=True)
 
 
 def resolve_options(
@@ -75,5 +81,5 @@ def resolve_options(
     }
     config = resolve(preset, assignments, flags)
     for warning in advice(config):
-        typer.secho(f"warning: {warning}", fg=typer.colors.YELLOW, err=True)
+        warn(warning)
     return config

@@ -1,0 +1,108 @@
+"""A run folder as its log tells it: configuration and records, each metric as a series over steps, epochs or time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Literal, TypeGuard
+
+import numpy as np
+import numpy.typing as npt
+
+from gnpcli.config import RunConfig
+from gnpcli.errors import DataError
+from gnpcli.runlog import Record, read_metrics
+from gnpcli.runs import METRICS, read_config
+
+Axis = Literal["step", "epoch", "time"]
+"""What a curve is drawn over: steps, epochs, or seconds of wall time."""
+
+Values = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class History:
+    """What a run has logged."""
+
+    folder: Path
+    config: RunConfig
+    records: Sequence[Record]
+    """In the order of the file."""
+    damage: str | None
+    """Which line of the log is damaged, where one is; the records are those before it."""
+
+    def keys(self, split: str) -> dict[str, None]:
+        """Return the keys that have a number in some record of `split`, in the order in which they come up."""
+        return {
+            key: None
+            for record in self.records
+            if record["split"] == split
+            for key, value in record.items()
+            if _is_number(value)
+        }
+
+    def series(self, split: str, key: str, axis: Axis) -> tuple[npt.NDArray[np.int64], Values, Values]:
+        """Return a metric as ``(steps [N], x [N], y [N])``; a null, which a value that is not finite became, is NaN.
+
+        Args:
+            split: ``train``, ``val`` or ``test``.
+            key: As in ``metrics.jsonl``.
+            axis: What x is. Time goes on where a resumed run's own clock starts again at 0; an evaluation, which has no
+                time of its own, lies on the line between the training records around it.
+        """
+        records = [record for record in self.records if record["split"] == split and key in record]
+        steps = np.array([record["step"] for record in records], np.int64)
+        y = np.array([record[key] if _is_number(record[key]) else np.nan for record in records], np.float64)
+        if axis == "step":
+            x = steps.astype(np.float64)
+        elif axis == "epoch":
+            x = np.array([record.get("epoch", np.nan) for record in records], np.float64)
+        else:
+            known, seconds = self._clock
+            x = np.interp(steps, known, seconds) if len(known) else np.full(len(steps), np.nan)
+        return steps, x, y
+
+    @cached_property
+    def _clock(self) -> tuple[Values, Values]:
+        """Steps and seconds of training since the first start, without the time between two sessions."""
+        steps, seconds, before, last = [], [], 0.0, 0.0
+        for record in self.records:
+            if _is_number(elapsed := record.get("elapsed_s")):
+                if elapsed < last:  # a session's clock starts at 0
+                    before += last
+                last = elapsed
+                steps.append(float(record["step"]))
+                seconds.append(before + elapsed)
+        return np.array(steps), np.array(seconds)
+
+
+def read_history(folder: Path) -> History:
+    """Read the log of a run.
+
+    Raises:
+        ConfigError: Not a run folder.
+        DataError: Nothing has been logged yet, or nothing of it can be read.
+    """
+    config = read_config(folder)
+    damage: list[str] = []
+    records = read_metrics(folder / METRICS, damage.append)
+    if not records:
+        why = f": {damage[0]}" if damage else ""
+        raise DataError(f"{folder} has no metrics yet ({METRICS} is empty or missing){why}")
+    return History(folder, config, records, damage[0] if damage else None)
+
+
+def read_histories(folders: Iterable[Path]) -> list[History]:
+    """Read the logs of several runs; errors as of `read_history`, and a DataError for a run that is given twice."""
+    histories: dict[Path, History] = {}
+    for folder in folders:
+        if (place := folder.resolve()) in histories:
+            raise DataError(f"{folder} is given twice")
+        histories[place] = read_history(folder)
+    return list(histories.values())
+
+
+def _is_number(value: object) -> TypeGuard[float]:
+    return isinstance(value, int | float) and not isinstance(value, bool)

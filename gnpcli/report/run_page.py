@@ -1,0 +1,265 @@
+"""``gnp report``: the page of one run."""
+
+from __future__ import annotations
+
+import html
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from gnpcli import __version__
+from gnpcli.config import RunConfig
+from gnpcli.config.loader import advice
+from gnpcli.errors import DataError
+from gnpcli.plan import objective
+from gnpcli.report import page
+from gnpcli.report.bands import Group, panels_of
+from gnpcli.report.charts import check_place, inline_charts
+from gnpcli.report.history import History, read_history
+from gnpcli.report.metrics import EVALUATED
+from gnpcli.runs import CHECKPOINTS, ENVIRONMENT, SUMMARY
+
+_STRATEGIES = {
+    "constant": "at full strength from the first step",
+    "sam": "at full strength from the first step (SAM)",
+    "lambda-warmup": "α rising linearly from 0 during the first {epochs} epochs",
+    "r-warmup": "r rising linearly from 0 during the first {epochs} epochs",
+    "zero-warmup": "plain training for the first {epochs} epochs",
+}
+
+
+def write_report(folder: Path, out: Path | None) -> Path:
+    """Write the page of a run.
+
+    Args:
+        folder: The run; finished or not.
+        out: The file, replaced where it is there; None takes ``report.html`` in the run folder.
+
+    Returns:
+        The file written.
+
+    Raises:
+        ConfigError: Not a run folder.
+        DataError: Nothing logged yet, or the file has no folder to be in.
+        OSError: It cannot be written.
+    """
+    history = read_history(folder)
+    out = out if out is not None else folder / "report.html"
+    check_place(out)
+    if out.suffix.lower() not in (".html", ".htm"):
+        raise DataError(f"{out}: the name of a page ends in .html")
+    page.write(out, f"{folder.resolve().name}: {_headline(history.config)}", run_page(history))
+    return out
+
+
+def run_page(history: History) -> str:
+    """Return the body of a run's page."""
+    summary = _read_json(history.folder / SUMMARY)
+    config = history.config
+    group = Group(history.folder.resolve().name, (history,))
+    status = str(summary.get("status", "unfinished"))
+    bad = "" if status == "finished" else " bad"
+    sections = [
+        f'<header><h1>{html.escape(_headline(config))} <span class="badge{bad}">{html.escape(status)}</span></h1>\n'
+        f'<p class="sub">{html.escape(group.label)}</p></header>\n',
+        page.warnings(_warnings(history, summary)),
+        page.tiles(_tiles(history, summary)),
+        "<h2>Objective</h2>\n",
+        formula(config),
+        "<h2>Curves</h2>\n",
+        inline_charts([group], panels_of([group]), "epoch", "range"),
+        "<h2>Evaluation</h2>\n",
+        _evaluations(history),
+        "<h2>Checkpoints</h2>\n",
+        _checkpoints(history, summary),
+        "<h2>Configuration</h2>\n",
+        _configuration(config),
+        "<h2>Where it ran</h2>\n",
+        _sessions(history.folder),
+        f"<footer>Written by gnp {__version__} from the run folder; means over the global batch of a logged step, "
+        "evaluations over the whole split.</footer>\n",
+    ]
+    return "".join(sections)
+
+
+def _headline(config: RunConfig) -> str:
+    how = "plain training" if config.gr.strategy == "none" else config.gr.strategy
+    return f"{config.model.name} on {config.data.name}, {how}"
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    """Return what a JSON file holds; nothing where it is missing or damaged, which a report survives."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _evaluated(history: History, split: str) -> list[dict[str, Any]]:
+    return [record for record in history.records if record["split"] == split and record.get("error_rate") is not None]
+
+
+def _percent(fraction: float) -> str:
+    return f"{100 * fraction:.2f} %"
+
+
+def _warnings(history: History, summary: Mapping[str, Any]) -> list[str]:
+    found = []
+    if history.damage:
+        found.append(f"The log is damaged: {history.damage}.")
+    if summary.get("status") == "diverged":
+        found.append(f"The run diverged: {summary.get('error')}")
+    elif not summary:
+        found.append("The run has not come to an end: it is still going on or was killed.")
+    elif summary.get("status") != "finished":
+        found.append(f"The run is {summary.get('status')} at step {summary.get('step')}.")
+    lost = [record for record in history.records if record.get("non_finite")]
+    if lost:
+        found.append(f"Step {lost[0]['step']} logged values that are not finite: {', '.join(lost[0]['non_finite'])}.")
+    return found + [f"Advice: {text}." for text in advice(history.config)]
+
+
+def _tiles(history: History, summary: Mapping[str, Any]) -> dict[str, str]:
+    tiles = {}
+    for split in reversed(EVALUATED):
+        if records := _evaluated(history, split):
+            last, best = records[-1], min(records, key=lambda record: float(record["error_rate"]))
+            tiles[f"{split} error at epoch {last['epoch']:g}"] = _percent(last["error_rate"])
+            if best["error_rate"] < last["error_rate"]:
+                tiles[f"lowest {split} error, epoch {best['epoch']:g}"] = _percent(best["error_rate"])
+            tiles[f"{split} loss"] = f"{last['loss']:.4f}"
+    last = history.records[-1]
+    total = summary.get("total_steps")
+    tiles["steps" if total in (None, last["step"]) else f"of {total:,} steps"] = f"{last['step']:,}"
+    if summary.get("num_parameters"):
+        tiles["parameters"] = f"{summary['num_parameters']:,}"
+    _, seconds, _ = history.series("train", "elapsed_s", "time")
+    if len(seconds):
+        tiles["training time"] = _duration(float(seconds[-1]))
+    if summary.get("images_per_s"):
+        tiles["images/s in training"] = f"{summary['images_per_s']:,.0f}"
+    return tiles
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    minutes, hours = round(seconds / 60), seconds / 3600
+    return f"{minutes} min" if minutes < 120 else f"{hours:.1f} h"
+
+
+def formula(config: RunConfig) -> str:
+    """Return the objective as a formula, what its letters are in this run, and the line that `gnp train` printed."""
+    gr, train = config.gr, config.train
+    loss = "<i>L</i>(<i>w</i>)"
+    inner = f"{loss} + ½·{train.l2:g}·‖<i>w</i>‖²" if train.l2 else loss
+    told = ["L is the mean cross-entropy"
+            + (f" with label smoothing {train.label_smoothing:g}" if train.label_smoothing else "")]  # fmt: skip
+    r, alpha = gr.r or 0.0, gr.alpha or 0.0
+    if gr.strategy == "none" or not r * alpha:
+        formula = inner
+    else:
+        gradient = "∇<i>L</i>(<i>w</i>)" if not train.l2 else f"∇[{inner}]"
+        formula = f"{inner} + <i>λ</i>·‖{gradient}‖₂"
+        how = _STRATEGIES[gr.strategy].format(epochs=f"{gr.warmup_epochs or 0:g}")
+        kind = (
+            "a second gradient at w + r·g/‖g‖"
+            if gr.gradient == "finite-difference"
+            else "an exact Hessian-vector product"
+        )
+        told += [f"λ = α·r = {alpha * r:g} with r = {r:g} and α = {alpha:g}, {how}", f"its gradient is taken by {kind}"]
+        if gr.mix == "unit":
+            told.append("the clean gradient enters the mix as a unit vector")
+    if config.optimizer.weight_decay:
+        told.append(f"decoupled weight decay {config.optimizer.weight_decay:g} acts besides")
+    if train.clip_norm:
+        told.append(f"the gradient is clipped to a norm of {train.clip_norm:g}")
+    return (
+        f'<div class="formula"><div class="math">{formula}</div>\n<p>{html.escape("; ".join(told))}.</p>'
+        f'<p class="sub"><code>{html.escape(objective(config))}</code></p></div>\n'
+    )
+
+
+def _evaluations(history: History) -> str:
+    rows = []
+    records = [record for record in history.records if record["split"] in EVALUATED]
+    lowest = {
+        split: min(record["error_rate"] for record in found)
+        for split in EVALUATED
+        if (found := _evaluated(history, split))
+    }
+    for record in records:
+        rate = record.get("error_rate")
+        top5, loss = record.get("top5_error_rate"), record.get("loss")
+        rows.append(
+            [
+                f"{record.get('epoch', 0):g}", f"{record['step']:,}", record["split"],
+                "not finite" if rate is None else _percent(rate) + " ◂ lowest" * (rate == lowest[record["split"]]),
+                "" if top5 is None else _percent(top5),
+                "not finite" if loss is None else f"{loss:.4f}", f"{record.get('num_examples', 0):,}",
+            ]
+        )  # fmt: skip
+    if not rows:
+        return "<p>None yet.</p>\n"
+    listed = page.table(
+        ("epoch", "step", "split", "error", "top-5 error", "loss", "images"), rows, numbers=(0, 1, 5, 6)
+    )
+    return (
+        f"<details{' open' if len(rows) <= 20 else ''}><summary>{len(rows)} evaluations</summary>\n{listed}</details>\n"
+    )
+
+
+def _checkpoints(history: History, summary: Mapping[str, Any]) -> str:
+    folder = history.folder / CHECKPOINTS
+    steps = sorted(int(path.name) for path in folder.iterdir() if path.name.isdecimal()) if folder.is_dir() else []
+    if not steps:
+        return "<p>None.</p>\n"
+    rates = {record["step"]: record["error_rate"] for split in ("test", "val") for record in _evaluated(history, split)}
+    rows = []
+    for step in steps:
+        size = sum(path.stat().st_size for path in (folder / str(step)).rglob("*") if path.is_file())
+        what = ["best"] if step == summary.get("best_step") else []
+        what += ["last"] if step == steps[-1] else []
+        rows.append(
+            [f"{step:,}", ", ".join(what), _percent(rates[step]) if step in rates else "", f"{size / 1e6:,.1f} MB"]
+        )
+    return page.table(("step", "", "error", "on disk"), rows, numbers=(0, 2, 3))
+
+
+def _configuration(config: RunConfig) -> str:
+    sections = []
+    for section, keys in config.model_dump(mode="json").items():
+        rows = [[key, _value(value)] for key, value in keys.items() if value is not None]
+        unset = [key for key, value in keys.items() if value is None]
+        table = page.table(("", ""), rows)
+        rest = f'<p class="sub">null: {html.escape(", ".join(unset))}</p>' if unset else ""
+        sections.append(f"<section><h3>{html.escape(section)}</h3>{table}{rest}</section>\n")
+    return f'<div class="columns">{"".join(sections)}</div>\n'
+
+
+def _value(value: object) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _sessions(folder: Path) -> str:
+    sessions: Sequence[dict[str, Any]] = _read_json(folder / ENVIRONMENT).get("sessions", [])
+    if not sessions:
+        return "<p>Not recorded.</p>\n"
+    keys = ("start_step", "devices", "backend", "platform", "python", "git_commit")
+    rows = [[_told(session.get(key)) for key in keys] for session in sessions]
+    versions = sessions[-1].get("versions") or {}
+    told = ", ".join(f"{name} {version}" for name, version in versions.items() if version)
+    heads = ("from step", "devices", "backend", "platform", "python", "commit")
+    return page.table(heads, rows, numbers=(0,)) + f'<p class="sub">{html.escape(told)}</p>\n'
+
+
+def _told(value: object) -> str:
+    """Return a value as text; equal devices are counted."""
+    if value is None:
+        return "-"
+    if isinstance(value, list):
+        counts = {item: value.count(item) for item in value}
+        return ", ".join(f"{count} x {item}" if count > 1 else str(item) for item, count in counts.items())
+    return str(value)
