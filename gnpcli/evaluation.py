@@ -107,9 +107,9 @@ def evaluate(
         config = config.model_copy(update={"data": config.data.model_copy(update={"image_size": spec.image_size})})
         info = replace(info, image_size=spec.image_size)
     if info is not None:
-        _check_fit(info, spec, config)
+        check_fit(info, spec, config)
     dataset = load_with_progress(config, screen)
-    _check_fit(dataset.spec, spec, config)
+    check_fit(dataset.spec, spec, config)
     chosen = {"train": dataset.train, "val": dataset.validation, "test": dataset.test}[split]
     if chosen is None:
         raise DataError(f"{config.data.name} has no {split} split")
@@ -121,7 +121,17 @@ def evaluate(
     return {"step": trained.step, "dataset": config.data.name, "split": split, **result}
 
 
-def _check_fit(given: DataSpec | DataInfo, trained: DataSpec, config: RunConfig) -> None:
+def check_fit(given: DataSpec | DataInfo, trained: DataSpec, config: RunConfig) -> None:
+    """Refuse data that a model was not trained on the like of.
+
+    Args:
+        given: The data.
+        trained: What the model was trained on.
+        config: Names both in the message.
+
+    Raises:
+        DataError: Classes, image size or channels differ.
+    """
     sizes = [
         ("classes", given.num_classes, trained.num_classes),
         ("pixels a side", given.image_size, trained.image_size),

@@ -95,6 +95,13 @@ def resolve(
     return resolve_layers([*load_preset(name or DEFAULT_PRESET).layers, *parse_overrides(assignments, flags)])
 
 
+def override(
+    config: RunConfig, assignments: Sequence[str] = (), flags: Mapping[str, tuple[str, Any]] | None = None
+) -> RunConfig:
+    """Return a complete configuration, such as that of a run, under flags and assignments; all as in `resolve`."""
+    return resolve_layers([Layer(config.model_dump(mode="json")), *parse_overrides(assignments, flags)])
+
+
 def resolve_layers(layers: Sequence[Layer]) -> RunConfig:
     """Merge layers, the lowest first, into a complete configuration; result and errors as in `resolve`."""
     model_keys = {model: {"name", *entry.options} for model, entry in MODELS.items()}

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from gnpcli import __version__
-from gnpcli.cli import bench, data, evaluate, presets, report, train
+from gnpcli.cli import bench, check, data, evaluate, presets, report, train
 from gnpcli.errors import explain
 
 app = typer.Typer(
@@ -24,6 +24,7 @@ app.command("resume")(train.resume)
 app.command("eval")(evaluate.evaluate)
 app.command("plot")(report.plot)
 app.command("report")(report.report)
+app.command("check")(check.check)
 app.add_typer(bench.app, name="bench")
 app.add_typer(presets.app, name="presets")
 app.add_typer(data.app, name="data")

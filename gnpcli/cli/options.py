@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -67,19 +68,23 @@ def resolve_options(
     data_dir: str | None = None,
     epochs: int | None = None,
     seed: int | None = None,
+    flags: Mapping[str, tuple[str, Any]] | None = None,
 ) -> RunConfig:
-    """Resolve a preset under the short flags and the ``--set`` assignments, and print what is doubtful about it."""
+    """Resolve a preset under the short flags and the ``--set`` assignments, and print what is doubtful about it.
+
+    `flags` are those of one command alone, as in `gnpcli.presets.resolve`.
+    """
     from gnpcli.config.loader import advice
     from gnpcli.presets import resolve
 
-    flags: dict[str, tuple[str, Any]] = {
+    shared: dict[str, tuple[str, Any]] = {
         "gr.strategy": ("--gr", gr),
         "data.name": ("--dataset", dataset),
         "data.dir": ("--data-dir", data_dir),
         "train.epochs": ("--epochs", epochs),
         "train.seed": ("--seed", seed),
     }
-    config = resolve(preset, assignments, flags)
+    config = resolve(preset, assignments, {**shared, **(flags or {})})
     for warning in advice(config):
         warn(warning)
     return config
