@@ -12,7 +12,11 @@ import numpy as np
 import pytest
 
 import gnpcli.check
-from gnpcli.check import Deviation, deviation, exact_products, judge
+from gnpcli.check import Deviation, check, deviation, exact_products, judge
+from gnpcli.errors import GnpError
+from gnpcli.models.base import Model
+from gnpcli.presets import resolve
+from gnpcli.runlog import Screen
 from tests.conftest import Gnp, fails
 
 RADII = [1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0]
@@ -158,10 +162,52 @@ def test_the_verdict_names_range_cause_and_remedy(batches, r, trustworthy, parts
     assert all(row["penalty"] is None or math.isfinite(row["penalty"]) for row in found["radii"])
 
 
+def tiny_model(config, spec):
+    """A network of one layer with a heavy dropout, so that a pass with draws of its own would be seen at once."""
+
+    def init(key, image_shape):
+        return {"w": jax.random.normal(key, (math.prod(image_shape), spec.num_classes)) / 8}, {}
+
+    def apply(params, state, images, train, key):
+        flat = images.reshape(images.shape[0], -1)
+        kept = jax.random.bernoulli(key, 0.5, flat.shape)
+        logits = jnp.where(kept, flat, jnp.zeros_like(flat)) @ params["w"].astype(config.train.dtype)
+        return jnp.tanh(logits).astype(jnp.float32), state
+
+    return Model(init, apply)
+
+
+def test_all_passes_and_types_see_the_same_batch_and_the_same_dropout(monkeypatch):
+    monkeypatch.setattr(gnpcli.check, "build_for", tiny_model)
+    config = resolve(None, ["data.batch_size=32", "gr.r=0.02", "gr.alpha=0.5"])
+    result = check(
+        config, None, radii=[1e-3, 1e-2, 1e-1], dtypes=["bfloat16", "float32"], batches=3, threshold=0.2,
+        screen=Screen(quiet=True),
+    )  # fmt: skip
+    assert (result["r"], result["alpha"], len(result["batches"])) == (0.02, 0.5, 3)
+    low, full = result["types"]
+    assert (low["dtype"], full["dtype"], full["exact"]) == ("bfloat16", "float32", None)
+    assert low["exact"]["worst_penalty"] < 0.1
+    one, two, *_ = full["radii"]
+    assert two["r"] == 0.01
+    assert one["worst_penalty"] < 0.01  # other draws, or another batch, would be an error of 1 / r
+    assert 0.9 < math.log10(two["penalty"] / one["penalty"]) < 1.1
+    assert all(row["penalty"] <= row["worst_penalty"] for row in full["radii"])
+    json.dumps(result, allow_nan=False)
+
+
+def test_a_batch_without_a_gradient_is_an_error_that_says_so(monkeypatch):
+    flat = Model(lambda key, shape: ({"w": jnp.ones(2)}, {}), lambda p, s, x, t, k: (jnp.zeros((x.shape[0], 10)), s))
+    monkeypatch.setattr(gnpcli.check, "build_for", lambda config, spec: flat)
+    with pytest.raises(GnpError, match="the gradient is zero on training batch 0"):
+        check(resolve(None), None, radii=[0.1], dtypes=["float32"], batches=1, threshold=0.1, screen=Screen(quiet=True))
+
+
 def test_doctests():
     assert doctest.testmod(gnpcli.check).failed == 0
 
 
+@pytest.mark.slow
 def test_a_preset_is_checked_on_its_own_batches(gnp: Gnp, tmp_path):
     sweep = ("--r-min", "1e-3", "--r-max", "1", "--per-decade", "1", "--dtypes", "float32", "--batches", "2")
     done = gnp("check", *sweep, "--batch-size", "16", "--set", "gr.r=0.02", "--json", "--out", "errors.svg")

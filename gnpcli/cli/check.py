@@ -139,8 +139,8 @@ def _print(result: dict[str, Any]) -> None:
     Console(highlight=False).print(table)
     typer.echo(
         "Error of the penalty's gradient against the exact one in float32: mean over the batches, and the worst of\n"
-        "them. Bold: trustworthy. *: configured. exact: what gr.gradient=exact computes in this type. Where the cosine\n"
-        "is near 1 a larger r makes the penalty stronger rather than wrong; docs/choosing.md says what follows."
+        "them. Bold: trustworthy. *: configured. exact: what gr.gradient=exact computes in this type.\n"
+        "Where the cosine is near 1, a larger r makes the penalty stronger rather than wrong: see docs/choosing.md."
     )
     for kind in result["types"]:
         typer.echo(kind["verdict"])
