@@ -48,25 +48,15 @@ def bench(config: RunConfig, *, rounds: int, steps: int, report: Report) -> dict
     Raises:
         DataError: The shape of the data set is not known without its files, and they are missing.
     """
-    gr = config.gr
-    if gr.strategy == "none" or not gr.r or not gr.alpha:
-        gr = gr.model_copy(update={"r": gr.r or 0.1, "alpha": gr.alpha or 0.8})
-    config = config.model_copy(update={"gr": gr.model_copy(update={"strategy": "constant"})})
+    kinds = time_steps(config, rounds=rounds, steps=steps, report=report)
     mesh = make_mesh(config)
-    task = build_task(config, *random_images(config), mesh)
-    source = task.feed.source(0)
-    kinds: dict[str, Timed] = {}
-    for name, step in (("plain", task.plain_step), ("gnp", task.gnp_step)):
-        report(f"compiling {name}")
-        kinds[name] = Timed(step, task.init(), source)
-    interleave(list(kinds.values()), rounds=rounds, steps=steps, report=report)
     ratio = kinds["gnp"].over(kinds["plain"])
     peak = _matmul_flops_per_s(config.train.dtype)
     return {
         "model": config.model.name,
         "batch_size": config.data.batch_size,
         "dtype": config.train.dtype,
-        "gradient": gr.gradient,
+        "gradient": config.gr.gradient,
         "devices": mesh.size,
         "rounds": rounds,
         "steps_per_round": steps,
@@ -77,6 +67,26 @@ def bench(config: RunConfig, *, rounds: int, steps: int, report: Report) -> dict
         ],
         "environment": describe_environment(),
     }
+
+
+def time_steps(config: RunConfig, *, rounds: int, steps: int, report: Report) -> dict[str, Timed]:
+    """Return the plain and the GNP step of `config`, ``plain`` and ``gnp``, timed as `bench` says; arguments as there.
+
+    Raises:
+        DataError: The shape of the data set is not known without its files, and they are missing.
+    """
+    gr = config.gr
+    if gr.strategy == "none" or not gr.r or not gr.alpha:
+        gr = gr.model_copy(update={"r": gr.r or 0.1, "alpha": gr.alpha or 0.8})
+    config = config.model_copy(update={"gr": gr.model_copy(update={"strategy": "constant"})})
+    task = build_task(config, *random_images(config), make_mesh(config))
+    source = task.feed.source(0)
+    kinds: dict[str, Timed] = {}
+    for name, step in (("plain", task.plain_step), ("gnp", task.gnp_step)):
+        report(f"compiling {name}")
+        kinds[name] = Timed(step, task.init(), source)
+    interleave(list(kinds.values()), rounds=rounds, steps=steps, report=report)
+    return kinds
 
 
 def random_images(config: RunConfig) -> tuple[Split, DataSpec]:

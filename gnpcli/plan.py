@@ -26,6 +26,22 @@ def objective(config: RunConfig) -> str:
     return f"{text}, {what} for the first {gr.warmup_epochs:g} epochs"
 
 
+def count_steps(config: RunConfig, steps_per_epoch: int, until: int | None = None) -> tuple[int, int]:
+    """Return how many steps of a run are plain and how many take the gradients of GNP.
+
+    Args:
+        config: The run.
+        steps_per_epoch: As `gnpcli.data.feed.steps_per_epoch` says.
+        until: Count the steps before this one; None counts all.
+    """
+    from gnpcli.schedules import Horizon, gr_schedule
+
+    horizon = Horizon(steps_per_epoch, config.train.epochs)
+    steps = horizon.total_steps if until is None else until
+    plain = min(gr_schedule(config.gr, horizon).plain_steps, steps)
+    return plain, steps - plain
+
+
 def describe(config: RunConfig, run_dir: str) -> list[str]:
     """Return what training `config` would do, a line each: objective, parameters, steps, where checkpoints go.
 
@@ -46,19 +62,17 @@ def describe(config: RunConfig, run_dir: str) -> list[str]:
         from gnpcli.data.feed import steps_per_epoch
         from gnpcli.models import build_for
         from gnpcli.models.base import count_parameters
-        from gnpcli.schedules import Horizon, gr_schedule
 
         model = build_for(config, data)
         count = count_parameters(model, (data.image_size, data.image_size, data.channels))
-        horizon = Horizon(steps_per_epoch(data.num_train, config.data.batch_size), train.epochs)
-        plain = gr_schedule(config.gr, horizon).plain_steps
-        passes = 2 * horizon.total_steps - plain
+        plain, full = count_steps(config, steps_per_epoch(data.num_train, config.data.batch_size))
+        steps = plain + full
         lines += [
             f"parameters   {count:,} ({config.model.name}, {train.dtype})",
             f"data         {data.num_train:,} train, {data.num_validation:,} val, {data.num_test:,} test; "
             f"{data.num_classes} classes, {data.image_size} px, {data.channels} channel(s)",
-            f"steps        {horizon.total_steps:,} ({horizon.steps_per_epoch} an epoch, {train.epochs} epochs), of "
-            f"them {plain:,} plain: {passes / horizon.total_steps:.2f} times the gradients of plain training",
+            f"steps        {steps:,} ({steps // train.epochs} an epoch, {train.epochs} epochs), of "
+            f"them {plain:,} plain: {(plain + 2 * full) / steps:.2f} times the gradients of plain training",
         ]
     when = [
         f"every {number} {unit}"

@@ -7,7 +7,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from types import TracebackType
@@ -59,6 +59,19 @@ def read_metrics(path: Path, on_damage: Callable[[str], None] | None = None) -> 
             break
         records.append(record)
     return records
+
+
+def training_time_s(records: Sequence[Record]) -> float:
+    """Return the wall time in seconds of all sessions of a run, without what was lost and trained again."""
+    total = last = 0.0
+    for record in records:
+        elapsed = record.get("elapsed_s")
+        if elapsed is None:
+            continue
+        if elapsed < last:  # a session's clock starts at 0
+            total += last
+        last = elapsed
+    return total + last
 
 
 class MetricsLog:

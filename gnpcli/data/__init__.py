@@ -154,6 +154,21 @@ def list_sources(directory: str | None) -> list[Listing]:
     return rows + [row for row in listing.list_prepared(directory) if row.name.removeprefix("tfds:") not in names]
 
 
+def list_published(name: str, directory: str | None) -> Listing | None:
+    """Return what is known of one published data set and where it lies; None for every other source.
+
+    Args:
+        name: As in `data.name`.
+        directory: `data.dir`; None looks in the default places.
+    """
+    from gnpcli.data import listing
+
+    source = SOURCES.get(name)
+    if source is None or source.by_hand is not None:
+        return None
+    return listing.list_published(_published(source), source.about, directory)
+
+
 def prepare_source(
     name: str, directory: str | None, splits: str | None, origin: Origin, progress: Progress | None
 ) -> tuple[Located, bool]:

@@ -1,0 +1,107 @@
+"""The cells of a table: one ordinary run folder for each row, column and seed, and how far it is."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from gnpcli.config import RunConfig
+from gnpcli.config.loader import differences, flatten
+from gnpcli.errors import ConfigError
+from gnpcli.runs import CONFIG, SUMMARY, read_config
+from gnpcli.tables.spec import Changes, Table
+
+CELLS = "cells"
+"""Folder of all run folders in the folder of a table's results."""
+
+State = Literal["absent", "begun", "finished"]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of a table."""
+
+    row: str
+    column: str
+    seed: int
+    config: RunConfig
+    run_dir: Path
+
+    @property
+    def name(self) -> str:
+        """Row, column and seed in a line."""
+        return f"{self.row} {self.column} seed {self.seed}"
+
+    @property
+    def log(self) -> Path:
+        """What its process prints, beside the run folder: a new run wants an empty one."""
+        return self.run_dir.with_name(f"{self.run_dir.name}.log")
+
+
+def run_dir(out: Path, row: str, column: str, seed: int) -> Path:
+    """Return the run folder of a cell."""
+    return out / CELLS / row / column / f"seed{seed}"
+
+
+def make_cells(
+    table: Table, rows: Sequence[str], columns: Sequence[str], seeds: Sequence[int], changes: Changes, out: Path
+) -> list[Cell]:
+    """Resolve the cells of a table, seed by seed, so that a table that is stopped early is whole for its first seeds.
+
+    Raises:
+        ConfigError: A cell that cannot be resolved, or two rows or columns that `changes` made the same.
+    """
+    cells = [
+        Cell(row, column, seed, table.resolve(row, column, seed, changes), run_dir(out, row, column, seed))
+        for seed in seeds
+        for row in rows
+        for column in columns
+    ]
+    seen: dict[str, Cell] = {}
+    for cell in cells:
+        key = json.dumps(flatten(cell.config), sort_keys=True)
+        if (other := seen.setdefault(key, cell)) is not cell:
+            raise ConfigError(
+                f"table {table.name}: {other.row} {other.column} and {cell.row} {cell.column} would be the same run: "
+                "what tells them apart was overridden"
+            )
+    return cells
+
+
+def check_folders(cells: Iterable[Cell]) -> dict[str, State]:
+    """Return how far each cell's run is, by `Cell.name`.
+
+    Raises:
+        ConfigError: A folder holds a run of another configuration, with the keys that differ.
+    """
+    states: dict[str, State] = {}
+    others = []
+    for cell in cells:
+        state, different = _state(cell)
+        states[cell.name] = state
+        if different:
+            others.append(f"{cell.run_dir} holds a run with another configuration ({'; '.join(different)})")
+    if others:
+        more = f" (and {len(others) - 1} more cells)" if len(others) > 1 else ""
+        raise ConfigError(f"{others[0]}{more}: take another --out")
+    return states
+
+
+def _state(cell: Cell) -> tuple[State, list[str]]:
+    if not (cell.run_dir / CONFIG).is_file():
+        return "absent", []
+    different = differences(read_config(cell.run_dir), cell.config)
+    is_finished = read_summary(cell.run_dir).get("status") == "finished"
+    return ("finished" if is_finished else "begun"), different
+
+
+def read_summary(folder: Path) -> dict[str, Any]:
+    """Return what ``summary.json`` holds; nothing where a run has not come to an end, or to none that can be read."""
+    try:
+        summary = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return summary if isinstance(summary, dict) else {}

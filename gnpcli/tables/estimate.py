@@ -1,0 +1,114 @@
+"""How long a table takes, from a few measured steps: the dry run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import jax
+
+from gnpcli.bench import time_steps
+from gnpcli.config import RunConfig
+from gnpcli.data import describe
+from gnpcli.data.feed import steps_per_epoch
+from gnpcli.errors import DataError
+from gnpcli.plan import count_steps
+from gnpcli.runlog import read_metrics
+from gnpcli.runs import METRICS
+from gnpcli.tables.cells import Cell, State
+
+CPU_BATCH = 32
+"""Images a step is measured with on a CPU, which is busy with that many: more take proportionally longer."""
+
+EVALUATION = 1 / 3
+"""What evaluating an image costs of what a plain step spends on it: a forward pass of a forward and a backward one."""
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Seconds an image, and to compile both steps."""
+
+    plain_s: float
+    gnp_s: float
+    compile_s: float
+
+
+@dataclass(frozen=True)
+class CellEstimate:
+    """What a cell comes to."""
+
+    cell: Cell
+    state: State
+    plain_steps: int
+    gnp_steps: int
+    whole_s: float
+    """All of it, from the first step to the last evaluation."""
+    left_s: float
+    """What is not done yet."""
+
+
+def estimate(
+    cells: Sequence[Cell], states: dict[str, State], report: Callable[[str], None]
+) -> tuple[list[CellEstimate], float]:
+    """Estimate every cell, measuring plain and GNP steps once for each distinct model and batch, on random images.
+
+    Returns:
+        The cells, and the seconds that all of them take from now on, compilation included. It is the same for any
+        number of jobs: more of them at a time have less of the machine each.
+
+    Raises:
+        DataError: The size of a data set is not known without its files, and they are missing.
+    """
+    speeds: dict[str, Speed] = {}
+    found, compile_s = [], 0.0
+    for cell in cells:
+        key = _kind(cell.config)
+        if key not in speeds:
+            speeds[key] = _measure(cell.config, report)
+            compile_s += speeds[key].compile_s
+        found.append(_estimate(cell, states[cell.name], speeds[key]))
+    left_s = sum(each.left_s for each in found)
+    return found, left_s + (compile_s if left_s else 0.0)
+
+
+def _kind(config: RunConfig) -> str:
+    """Return what the time of a step depends on."""
+    data, gr = config.data, config.gr.model_dump(exclude={"strategy", "r", "alpha", "warmup_epochs"})
+    parts = [
+        config.model.model_dump(), data.name, data.image_size, data.batch_size, data.augment, data.mix, gr,
+        config.optimizer.name, config.train.dtype,
+    ]  # fmt: skip
+    return json.dumps(parts, sort_keys=True)
+
+
+def _measure(config: RunConfig, report: Callable[[str], None]) -> Speed:
+    size = config.data.batch_size
+    if jax.default_backend() == "cpu":
+        size = min(size, CPU_BATCH * jax.local_device_count())
+        config = config.model_copy(update={"data": config.data.model_copy(update={"batch_size": size})})
+    report(f"measuring {config.model.name} at batch {size}")
+    kinds = time_steps(config, rounds=2, steps=1, report=lambda text: None)
+    return Speed(
+        kinds["plain"].step_s / size, kinds["gnp"].step_s / size, sum(timed.compile_s for timed in kinds.values())
+    )
+
+
+def _estimate(cell: Cell, state: State, speed: Speed) -> CellEstimate:
+    config = cell.config
+    data = describe(config.data)
+    if data is None:
+        raise DataError(f"the size of {config.data.name} is not known: give --data-dir")
+    plain, gnp = count_steps(config, steps_per_epoch(data.num_train, config.data.batch_size))
+    evaluations = -(-config.train.epochs // config.train.eval_every_epochs)
+    evaluated = evaluations * (data.num_validation + data.num_test)
+    images_s = config.data.batch_size * (plain * speed.plain_s + gnp * speed.gnp_s)
+    whole_s = images_s + EVALUATION * evaluated * speed.plain_s
+    return CellEstimate(cell, state, plain, gnp, whole_s, whole_s * (1 - _share_done(cell, state)))
+
+
+def _share_done(cell: Cell, state: State) -> float:
+    if state != "begun":
+        return float(state == "finished")
+    records = read_metrics(cell.run_dir / METRICS)
+    return min(records[-1].get("epoch", 0.0) / cell.config.train.epochs, 1.0) if records else 0.0

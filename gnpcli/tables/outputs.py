@@ -1,0 +1,29 @@
+"""The files of a result, beside its cells."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from gnpcli.runlog import write_atomically
+from gnpcli.tables.report import make_report, to_csv, to_latex, to_markdown, to_runs_csv
+from gnpcli.tables.results import TableResult, to_dict
+
+
+def write_outputs(result: TableResult, out: Path) -> list[Path]:
+    """Write ``table.md``, ``.csv``, ``.tex``, ``.json`` and ``.html``, and ``runs.csv``; return their paths.
+
+    Raises:
+        OSError: A file cannot be written.
+    """
+    report = make_report(result)
+    texts = {
+        "table.md": to_markdown(report),
+        "table.csv": to_csv(result),
+        "runs.csv": to_runs_csv(result),
+        "table.tex": to_latex(report),
+        "table.json": json.dumps(to_dict(result), indent=2) + "\n",
+    }
+    for name, text in texts.items():
+        write_atomically(out / name, text)
+    return [out / name for name in texts]

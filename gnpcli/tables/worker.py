@@ -1,0 +1,86 @@
+"""The process of one cell: ``python -m gnpcli.tables.worker``, with its task as a line of JSON on standard input.
+
+Standard error is the cell's log. Standard input stays open for as long as the process that started this one lives: when
+it ends, however it ends, this one saves its state and stops as after Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+from gnpcli.config.loader import Layer, validate
+from gnpcli.errors import explain
+from gnpcli.runs import CONFIG
+
+
+def main() -> None:
+    """Train the cell, or continue it; an error ends the log with its one line."""
+    task = json.loads(_read_line())
+    threading.Thread(target=_stop_when_alone, daemon=True).start()
+    _have_to_oneself()
+    if task["cpus"]:
+        os.sched_setaffinity(0, task["cpus"])  # before jax counts them
+    try:
+        _run(task)
+    except KeyboardInterrupt:
+        sys.exit(128 + signal.SIGINT)  # while starting: there is nothing to save yet
+    except Exception as error:
+        message, status = explain(error)
+        if message is None:
+            raise
+        print(f"error: {message}", file=sys.stderr, flush=True)
+        sys.exit(status)
+
+
+def _run(task: dict[str, Any]) -> None:
+    from gnpcli.runtime import keep_compiled_programs, keep_freed_memory
+
+    keep_freed_memory()
+    keep_compiled_programs()
+    from gnpcli.engine import resume, train
+
+    run_dir = Path(task["run_dir"])
+    if (run_dir / CONFIG).is_file():
+        resume(run_dir)
+    else:
+        train(validate(Layer(task["config"])), run_dir)
+
+
+def _read_line() -> bytes:
+    line = b""
+    while not line.endswith(b"\n") and (byte := os.read(0, 1)):
+        line += byte
+    return line
+
+
+def _stop_when_alone() -> None:
+    """Wait for the end of standard input, past Python's buffers: a thread that holds their lock hangs the exit."""
+    with contextlib.suppress(OSError):
+        while os.read(0, 4096):
+            pass
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _have_to_oneself() -> None:
+    """Wait until no other process works on this cell: one that outlived its starter may still be saving."""
+    try:
+        import fcntl
+    except ImportError:  # not on Windows
+        return
+    with contextlib.suppress(OSError):  # standard error is no file, or its file system has no locks
+        try:
+            fcntl.flock(2, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print("waiting for another process that works on this run", file=sys.stderr, flush=True)
+            fcntl.flock(2, fcntl.LOCK_EX)
+
+
+if __name__ == "__main__":
+    main()
