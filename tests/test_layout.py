@@ -21,6 +21,8 @@ LIGHT = [
     "gnpcli.errors",
     "gnpcli.models",
     "gnpcli.data",
+    "gnpcli.tables.spec",
+    "gnpcli.tables.cells",
 ]
 
 
@@ -71,7 +73,7 @@ def test_no_import_cycles():
         walk(name, ())
 
 
-@pytest.mark.parametrize("folder", ["models", "data", "config", "cli", "report"])
+@pytest.mark.parametrize("folder", ["models", "data", "config", "cli", "report", "tables"])
 def test_files_of_a_folder_do_not_import_its_init(folder):
     for name, path in MODULES.items():
         if name.startswith(f"gnpcli.{folder}."):
@@ -122,6 +124,8 @@ def test_light_modules_import_nothing_heavy(module):
         (["presets", "list"], 0),
         (["presets", "list", "--json"], 0),
         (["presets", "show", "vit-s-cifar10"], 0),
+        (["tables", "list"], 0),
+        (["reproduce-table", "nothing"], 1),
         (["train", "--preset", "nothing"], 1),
         (["train", "--set", "optimizer.lrr=1"], 1),
         (["train", "--set", "model.name=vit-huge"], 1),

@@ -196,12 +196,15 @@ def _source(key: str, layer: Layer) -> str:
 def explain(error: ValidationError, layer: Layer, keys: Sequence[str]) -> ConfigError:
     """Return what pydantic found in the values of `layer` as one line: the first problem, with its place, and a count.
 
+    A key that is unknown goes before one that is missing: written wrongly, it is often the same.
+
     Args:
         error: From validating `layer.values`.
         layer: The values, and where they were written.
         keys: Every dotted key that may stand there.
     """
-    problems = [_describe(problem, layer, keys) for problem in error.errors()]
+    found = sorted(error.errors(), key=lambda problem: problem["type"] != "extra_forbidden")
+    problems = [_describe(problem, layer, keys) for problem in found]
     more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
     return ConfigError(f"{problems[0]}{more}")
 

@@ -130,14 +130,20 @@ def data_copies(configs: Iterable[RunConfig]) -> list[str]:
 
 
 def _suffixes(folder: str) -> Sequence[str]:
-    train = os.path.join(folder, "train")
-    first = next((entry.path for entry in os.scandir(train) if entry.is_dir()), None)
+    with os.scandir(os.path.join(folder, "train")) as entries:
+        first = next((entry.path for entry in entries if entry.is_dir()), None)
     names = os.listdir(first)[:100] if first else []
     return sorted({name.rpartition(".")[2].lower() for name in names if "." in name})
 
 
 def _recipe(config: RunConfig) -> dict[str, Any]:
-    return {key: value for key, value in flatten(config).items() if not key.startswith(_NO_MATTER)}
+    """Return the keys that matter; without gradient regularization those that say how it is done do not."""
+    idle = "gr." if config.gr.strategy == "none" else None
+    return {
+        key: value
+        for key, value in flatten(config).items()
+        if not key.startswith(_NO_MATTER) and (key == "gr.strategy" or not (idle and key.startswith(idle)))
+    }
 
 
 def _text(value: Any) -> str:

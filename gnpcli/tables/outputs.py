@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 from gnpcli.runlog import write_atomically
+from gnpcli.tables.page import to_html
 from gnpcli.tables.report import make_report, to_csv, to_latex, to_markdown, to_runs_csv
 from gnpcli.tables.results import TableResult, to_dict
 
@@ -23,6 +24,7 @@ def write_outputs(result: TableResult, out: Path) -> list[Path]:
         "runs.csv": to_runs_csv(result),
         "table.tex": to_latex(report),
         "table.json": json.dumps(to_dict(result), indent=2) + "\n",
+        "table.html": to_html(report, result),
     }
     for name, text in texts.items():
         write_atomically(out / name, text)

@@ -223,7 +223,7 @@ def to_runs_csv(result: TableResult) -> str:
     header = ["row", "column", "seed", "status", "value", "epoch", "steps", "training_time_s", "images_per_s"]
     rows = [
         [
-            run.row, run.column, run.seed, run.status, run.value, run.summary.get("epoch"), run.summary.get("step"),
+            run.row, run.column, run.seed, run.status, run.value, run.epoch, run.summary.get("step"),
             run.training_time_s, run.summary.get("images_per_s"),
         ]
         for cell in result.cells.values()

@@ -36,6 +36,8 @@ class Run:
     """As in ``summary.json``; ``unfinished`` where there is none."""
     value: float | None
     """The metric, error rates in percent; None unless finished."""
+    epoch: float
+    """How far its log goes; 0 before the first record."""
     training_time_s: float
     """Wall time of all its sessions."""
     summary: dict[str, Any] = field(repr=False)
@@ -160,8 +162,9 @@ def _run(table: Table, row: str, column: str, seed: int, folder: Path, on_damage
     summary = read_summary(folder)
     status = summary.get("status", "unfinished")
     value = final_value(folder, table.spec.metric) if status == "finished" else None
-    time_s = training_time_s(read_metrics(folder / METRICS, on_damage))
-    return Run(row, column, seed, folder, status, value, time_s, summary)
+    records = read_metrics(folder / METRICS, on_damage)
+    epoch = records[-1]["epoch"] if records else 0.0
+    return Run(row, column, seed, folder, status, value, epoch, training_time_s(records), summary)
 
 
 def _cell(table: Table, row: str, column: str, runs: Sequence[Run]) -> CellResult:
@@ -294,7 +297,7 @@ def to_dict(result: TableResult) -> dict[str, Any]:
                         "seed": run.seed,
                         "status": run.status,
                         "value": run.value,
-                        "epoch": run.summary.get("epoch"),
+                        "epoch": run.epoch,
                         "steps": run.summary.get("step"),
                         "training_time_s": run.training_time_s,
                         "images_per_s": run.summary.get("images_per_s"),

@@ -222,7 +222,8 @@ def load_table(name: str) -> Table:
     try:
         spec = TableSpec.model_validate(layer.values)
     except ValidationError as error:
-        raise explain(error, layer, list(_known_keys(layer.values))) from None
+        message = str(explain(error, layer, list(_known_keys(layer.values))))
+        raise ConfigError(message if message.startswith(f"{path}:") else f"{path}: {message}") from None
     table = Table(path.stem, spec, layer.where)
     _check(table, path)
     return table

@@ -1,0 +1,49 @@
+"""A configuration traced through both of its train steps, on images that are not there."""
+
+from __future__ import annotations
+
+import jax
+import numpy as np
+
+from gnpcli.config import RunConfig
+from gnpcli.data import describe
+from gnpcli.data.base import DataSpec, FileSplit, Split
+from gnpcli.engine import build_task
+from gnpcli.sharding import make_mesh
+
+
+def trace(config: RunConfig) -> None:
+    """Assert that plain and GNP step keep the shapes and types of the state and return float32 scalars."""
+    info = describe(config.data)
+    assert info is not None, "the data set must be known without its files"
+    count, shape = 2 * config.data.batch_size, (info.image_size, info.image_size, info.channels)
+    labels = np.zeros(count, np.int32)
+    split = (
+        FileSplit([f"{index}.jpg" for index in range(count)], labels)
+        if info.is_streamed
+        else Split(np.zeros((count, *shape), np.uint8), labels)
+    )
+    spec = DataSpec(
+        name=config.data.name,
+        class_names=tuple(map(str, range(info.num_classes))),
+        image_size=info.image_size,
+        channels=info.channels,
+        mean=(0.5,) * info.channels,
+        std=(0.5,) * info.channels,
+    )
+    task = build_task(config, split, spec, make_mesh(config))
+    with jax.numpy_dtype_promotion("standard"):  # optax mixes types
+        state = jax.eval_shape(task.init)
+        if info.is_streamed:
+            size = config.data.batch_size
+            images = jax.ShapeDtypeStruct((size, *shape), np.uint8)
+            source = {"images": images, "labels": jax.ShapeDtypeStruct((size,), np.int32)}
+        else:
+            source = task.feed.source(0)
+        for step in (task.plain_step, task.gnp_step):
+            new_state, metrics = jax.eval_shape(step, state, source)
+            assert jax.tree.map(lambda x: (x.shape, x.dtype), new_state) == jax.tree.map(
+                lambda x: (x.shape, x.dtype), state
+            )
+            assert all(value.shape == () and value.dtype == np.float32 for value in metrics.values())
+    assert all(leaf.dtype == np.float32 for leaf in jax.tree.leaves(state.params))
