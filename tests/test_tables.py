@@ -19,11 +19,13 @@ from gnpcli.plan import count_steps
 from gnpcli.presets import preset_dir
 from gnpcli.runs import create_run
 from gnpcli.tables.cells import check_folders, make_cells, run_dir
+from gnpcli.tables.outputs import write_outputs
 from gnpcli.tables.report import make_report, to_csv, to_latex, to_markdown
 from gnpcli.tables.results import collect, judge, to_dict
 from gnpcli.tables.shares import shares
 from gnpcli.tables.spec import Changes, Table, choose, load_table, table_names
 from gnpcli.tables.statistics import Interval, describe, interval, paired
+from tests.browser import Browser, needs_browser
 from tests.tracing import trace
 
 TABLES = table_names()
@@ -72,9 +74,9 @@ def pretend(table: Table, out: Path, values: dict[tuple[str, int], float], chang
         summary = {"status": "finished", "step": 704, "epoch": 16.0, "images_per_s": 10.0, "test": result}
         (folder / "summary.json").write_text(json.dumps(summary))
         lines = [
-            {"step": 352, "epoch": 8.0, "split": "train", "elapsed_s": 5.0},
+            {"step": 352, "epoch": 8.0, "split": "train", "loss": 0.5, "error_rate": 0.1, "elapsed_s": 5.0},
             {"step": 352, "epoch": 8.0, "split": "test", "error_rate": value / 200},
-            {"step": 704, "epoch": 16.0, "split": "train", "elapsed_s": 3.0},
+            {"step": 704, "epoch": 16.0, "split": "train", "loss": 0.2, "error_rate": 0.1, "elapsed_s": 3.0},
             {"step": 704, "epoch": 16.0, "split": "test", "error_rate": value / 100},
         ]
         (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -439,3 +441,23 @@ def test_deviations_are_told_even_where_there_are_none(tmp_path):
     headings = dict(make_report(told(table, tmp_path, None)).lists)
     assert headings["Deviations from the table's own recipe"] == ("none in any key that matters",)
     assert headings["Verdicts"] == ("nothing to compare yet",)
+
+
+@needs_browser
+@pytest.mark.parametrize("dark", [False, True])
+def test_the_page_opens_offline_and_shows_values_verdicts_deviations_and_curves(tmp_path, dark):
+    table = write(tmp_path)
+    values = {(column, seed): 3.0 + seed + len(column) for column in ("adam", "zero") for seed in (0, 1, 2)}
+    pretend(table, tmp_path / "out", values)
+    write_outputs(told(table, tmp_path / "out"), tmp_path / "out")
+    with Browser(tmp_path / "profile") as browser:
+        browser.open(tmp_path / "out" / "table.html", dark=dark)
+        text = browser.evaluate("document.body.innerText")
+        assert "8.00 ± 1.00 (3) [4.00]" in text
+        assert "zero and Adam are equal on ViT-nano" in text
+        assert "gr.mix: unit in the recipe, raw here (zero)" in text
+        assert browser.evaluate("document.querySelectorAll('.chart svg').length") >= 1
+        assert browser.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+        red = int(re.findall(r"\d+", browser.evaluate("getComputedStyle(document.body).backgroundColor"))[0])
+        assert (red < 60) == dark
+        assert (len(browser.requests), browser.complaints) == (1, [])
