@@ -12,6 +12,7 @@ from typing import Any
 from gnpcli.config import RunConfig
 from gnpcli.config.loader import Layer, differences, dump, read_yaml, validate
 from gnpcli.errors import CheckpointError, ConfigError
+from gnpcli.models import resolve_model
 from gnpcli.runlog import write_atomically
 
 CONFIG, METRICS, SUMMARY, ENVIRONMENT, CHECKPOINTS = (
@@ -70,12 +71,17 @@ def read_config(run_dir: Path) -> RunConfig:
     """
     if not (run_dir / CONFIG).is_file():
         raise ConfigError(f"{run_dir} is not a run folder (it has no {CONFIG})")
-    return validate(read_yaml(run_dir / CONFIG))
+    return _complete(validate(read_yaml(run_dir / CONFIG)))
 
 
 def config_from_meta(meta: dict[str, Any]) -> RunConfig:
     """Return the configuration that a checkpoint was saved with."""
-    return validate(Layer(meta["config"], {}))
+    return _complete(validate(Layer(meta["config"], {})))
+
+
+def _complete(config: RunConfig) -> RunConfig:
+    """Fill model options that an earlier version did not write down, which is what they were."""
+    return config.model_copy(update={"model": resolve_model(config.model)})
 
 
 def note_session(run_dir: Path, environment: dict[str, Any], start_step: int) -> None:

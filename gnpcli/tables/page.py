@@ -16,15 +16,16 @@ def to_html(report: Report, result: TableResult) -> str:
     Raises:
         DataError: As of `learning_curves`.
     """
-    verdicts, *rest = report.lists
+    verdicts, deviations, *rest = report.lists
     parts = [
         f"<header><h1>{html.escape(report.title)}</h1><p class=sub>{html.escape(report.about)}</p></header>\n",
         warnings(result.damage),
         _grid(report.values),
         _section(verdicts[0], _verdicts(result) or f"<p>{html.escape(verdicts[1][0])}</p>\n"),
         _section("Differences", _grid(report.differences)) if report.differences.rows else "",
-        *(_section(heading, _list(lines)) for heading, lines in rest),
+        _section(deviations[0], _list(deviations[1])),
         *_curves(result),
+        *(_section(heading, _list(lines)) for heading, lines in rest),
     ]
     return document(report.title, "".join(parts))
 

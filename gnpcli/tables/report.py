@@ -39,7 +39,7 @@ class Report:
     values: Grid
     differences: Grid
     lists: tuple[tuple[str, tuple[str, ...]], ...]
-    """Heading and sentences, in order; none is empty."""
+    """Heading and sentences, in order; none is empty. Verdicts and deviations, which are always there, come first."""
 
 
 def make_report(result: TableResult) -> Report:
