@@ -64,8 +64,17 @@ def describe_environment() -> dict[str, Any]:
         "versions": versions,
         "backend": jax.default_backend(),
         "devices": [device.device_kind for device in devices],
+        "processor": f"{_processor()}, {os.cpu_count()} cores",
         "git_commit": _git_commit(),
     }
+
+
+def _processor() -> str:
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
 
 
 def _git_commit() -> str | None:
