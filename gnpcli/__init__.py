@@ -5,15 +5,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["GnpMetrics", "__version__", "gnp_value_and_grad"]
+__all__ = ["GnpMetrics", "__version__", "gnp_value_and_grad", "penalize", "perturbation_scales"]
 
 if TYPE_CHECKING:
-    from gnpcli.gnp import GnpMetrics, gnp_value_and_grad
+    from gnpcli.gnp import GnpMetrics, gnp_value_and_grad, penalize, perturbation_scales
 
 
 def __getattr__(name: str) -> Any:
     # The library's names come from a module that imports jax; the command line imports this package and must not.
-    if name in ("gnp_value_and_grad", "GnpMetrics"):
+    if name in __all__:
         from gnpcli import gnp
 
         return getattr(gnp, name)

@@ -15,6 +15,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
+from gnpcli.ascent import perturbed_mask
 from gnpcli.checkpoint import Checkpoints
 from gnpcli.config import RunConfig
 from gnpcli.config.loader import differences
@@ -23,7 +24,7 @@ from gnpcli.data.feed import TrainFeed, make_train_feed
 from gnpcli.errors import CheckpointError, DivergenceError, GnpError, Interrupted
 from gnpcli.evaluation import Evaluator, load_with_progress, warn_of_skipped
 from gnpcli.models import build_for
-from gnpcli.models.base import Model
+from gnpcli.models.base import Model, parameter_shapes
 from gnpcli.optim import build_optimizer
 from gnpcli.plan import objective
 from gnpcli.runlog import Clock, MetricsLog, Screen, write_atomically
@@ -67,10 +68,12 @@ def build_task(config: RunConfig, train: Split | FileSplit, spec: DataSpec, mesh
     """Build model, feed, optimizer, schedules and steps; nothing is compiled yet.
 
     Raises:
-        ConfigError: Model, image size and batch size do not fit together.
+        ConfigError: Model, image size and batch size do not fit together, or no parameter is perturbed.
     """
     image_shape = (spec.image_size, spec.image_size, spec.channels)
     model = build_for(config, spec)
+    if config.gr.perturb != "all":
+        perturbed_mask(parameter_shapes(model, image_shape), config.gr.perturb)  # a pattern may match nothing
     order_key = run_keys(config.train.seed).order
     feed = make_train_feed(train, spec, config.data, mesh, key=order_key, dtype=config.train.dtype)
     horizon = Horizon(feed.steps_per_epoch, config.train.epochs)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from gnpcli.config import WARMUP_STRATEGIES, RunConfig
+from collections.abc import Iterator
+
+from gnpcli.config import WARMUP_STRATEGIES, GrConfig, RunConfig
 
 
 def objective(config: RunConfig) -> str:
@@ -17,9 +19,10 @@ def objective(config: RunConfig) -> str:
     strength = (gr.alpha or 0.0) * (gr.r or 0.0)
     if gr.strategy == "none" or strength == 0:
         return loss
-    inner = "L" if not train.l2 else "(L + L2)"
-    mix = "" if gr.mix == "raw" else ", unit clean gradient"
-    text = f"{loss} + {strength:g} ||grad {inner}||  (alpha {gr.alpha:g}, r {gr.r:g}, {gr.gradient}{mix})"
+    stretch = "T " if gr.ascent == "adaptive" else ""
+    inner = "(L + L2)" if train.l2 and gr.penalize_l2 else "L"
+    notes = [f"alpha {gr.alpha:g}", f"r {gr.r:g}", gr.gradient, *_variant(gr)]
+    text = f"{loss} + {strength:g} ||{stretch}grad {inner}||  ({', '.join(notes)})"
     if gr.strategy not in WARMUP_STRATEGIES:
         return text
     what = {"lambda-warmup": "alpha rising from 0", "r-warmup": "r rising from 0", "zero-warmup": "plain"}[gr.strategy]
@@ -42,6 +45,19 @@ def count_steps(config: RunConfig, steps_per_epoch: int, until: int | None = Non
     return plain, steps - plain
 
 
+def _variant(gr: GrConfig) -> Iterator[str]:
+    """Yield what departs from the papers' gradient."""
+    if gr.mix == "unit":
+        yield "unit clean gradient"
+    if gr.ascent == "adaptive":
+        ones = "" if gr.adapt_biases_and_norms else " and 1 for biases and norms"
+        yield f"T = |w| + {gr.adaptive_eta:g}{ones}"
+    if gr.perturb != "all":
+        yield f"perturbing {gr.perturb}"
+    if gr.surrogate_gap:
+        yield f"surrogate gap {gr.surrogate_gap:g}"
+
+
 def describe(config: RunConfig, run_dir: str) -> list[str]:
     """Return what training `config` would do, a line each: objective, parameters, steps, where checkpoints go.
 
@@ -59,16 +75,23 @@ def describe(config: RunConfig, run_dir: str) -> list[str]:
         unknown = f"unknown until {config.data.name} is present"
         lines += [f"parameters   {unknown}", f"steps        {unknown}"]
     else:
+        from gnpcli.ascent import count_perturbed
         from gnpcli.data.feed import steps_per_epoch
         from gnpcli.models import build_for
-        from gnpcli.models.base import count_parameters
+        from gnpcli.models.base import count_parameters, parameter_shapes
 
         model = build_for(config, data)
-        count = count_parameters(model, (data.image_size, data.image_size, data.channels))
+        image_shape = (data.image_size, data.image_size, data.channels)
+        count = count_parameters(model, image_shape)
+        perturbed = (
+            ""
+            if config.gr.perturb == "all"
+            else f", {count_perturbed(parameter_shapes(model, image_shape), config.gr):,} of them perturbed"
+        )
         plain, full = count_steps(config, steps_per_epoch(data.num_train, config.data.batch_size))
         steps = plain + full
         lines += [
-            f"parameters   {count:,} ({config.model.name}, {train.dtype})",
+            f"parameters   {count:,} ({config.model.name}, {train.dtype}){perturbed}",
             f"data         {data.num_train:,} train, {data.num_validation:,} val, {data.num_test:,} test; "
             f"{data.num_classes} classes, {data.image_size} px, {data.channels} channel(s)",
             f"steps        {steps:,} ({steps // train.epochs} an epoch, {train.epochs} epochs), of "

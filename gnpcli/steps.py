@@ -11,10 +11,11 @@ import optax
 from jax.sharding import Mesh
 
 from gnpcli.config import GrConfig, TrainConfig
-from gnpcli.gnp import global_norm, gnp_value_and_grad, plain_value_and_grad
-from gnpcli.losses import MetricSums, cross_entropy, half_squared_norm, is_outside_top, main_class, metric_sums
+from gnpcli.gnp import global_norm
+from gnpcli.losses import MetricSums, metric_sums
 from gnpcli.models.base import Model
-from gnpcli.optim import clip_by_norm, decay_mask
+from gnpcli.objective import make_value_and_grad
+from gnpcli.optim import clip_by_norm
 from gnpcli.schedules import GrSchedule, Schedule
 from gnpcli.sharding import replicated, split_batch
 from gnpcli.state import TrainState
@@ -57,28 +58,6 @@ def step_keys(steps_key: jax.Array, step: jax.Array | int) -> jax.Array:
     return jax.random.split(jax.random.fold_in(steps_key, step))
 
 
-def make_objective(model: Model, train: TrainConfig) -> Callable[..., tuple[jax.Array, Any]]:
-    """Return the loss that a train step differentiates, of one batch.
-
-    Returns:
-        ``objective(params, model_state, images, labels, key) -> (loss, (new_model_state, logits))``: the mean
-        cross-entropy over the batch (with label smoothing) plus ``l2 / 2 ||params||^2`` over the parameters that decay;
-        the model in training mode, its dropout drawn from `key`.
-    """
-
-    def objective(
-        params: Any, model_state: Any, images: jax.Array, labels: jax.Array, key: jax.Array
-    ) -> tuple[jax.Array, Any]:
-        logits, new_model_state = model.apply(params, model_state, images, True, key)
-        loss = jnp.mean(cross_entropy(logits, labels, train.label_smoothing))
-        if train.l2:
-            mask = decay_mask(params, biases_and_norms=train.decay_biases_and_norms)
-            loss = loss + train.l2 * half_squared_norm(params, mask)
-        return loss, (new_model_state, logits)
-
-    return objective
-
-
 def make_train_step(
     model: Model,
     feed: TrainFeed,
@@ -93,7 +72,7 @@ def make_train_step(
 ) -> Any:
     """Build the jitted step from state t to state t + 1.
 
-    The objective is that of `make_objective` over the global batch. Both passes see the same batch and the same
+    The gradient is that of `make_value_and_grad` over the global batch. Both passes see the same batch and the same
     dropout; the model's state comes from the clean pass.
 
     Args:
@@ -101,7 +80,7 @@ def make_train_step(
         feed: Batch t is drawn from ``fold_in(state.key, t)``, so a resumed run sees the same batches.
         optimizer: Applied to the mixed gradient, clipped.
         train: For `clip_norm`, `label_smoothing`, `l2` and `decay_biases_and_norms`.
-        gr: For `gradient` and `mix`.
+        gr: For everything but the strategy.
         gr_schedule: r and alpha at step t; not evaluated when `is_plain`.
         lr: Logged only; the optimizer holds its own copy.
         mesh: Where the batch is split; the state is replicated.
@@ -115,22 +94,14 @@ def make_train_step(
         the parameters), `lr`, `r` and `alpha` as they acted in this step (0 and 0 in a plain step).
     """
 
-    objective = make_objective(model, train)
-
     def step(state: TrainState, source: Any) -> tuple[TrainState, dict[str, jax.Array]]:
         feed_key, model_key = step_keys(state.key, state.step)
         images, labels = split_batch(mesh, feed.batch(source, state.step % feed.steps_per_epoch, feed_key))
         r, alpha = (
             (jnp.zeros(()), jnp.zeros(())) if is_plain else (gr_schedule.r(state.step), gr_schedule.alpha(state.step))
         )
-        value_and_grad = (
-            plain_value_and_grad(objective, has_aux=True)
-            if is_plain
-            else gnp_value_and_grad(
-                objective, r=r, alpha=alpha, gradient=gr.gradient, mix=gr.mix, has_aux=True, with_metrics=True
-            )
-        )
-        (loss, (model_state, logits)), grads, passes = value_and_grad(
+        value_and_grad = make_value_and_grad(model, train, gr, r=r, alpha=alpha, is_plain=is_plain)
+        (loss, (model_state, measures)), grads, passes = value_and_grad(
             state.params, state.model_state, images, labels, model_key
         )
         grad_norm = global_norm(grads)
@@ -140,8 +111,7 @@ def make_train_step(
         metrics = {
             "loss": loss,
             "perturbed_loss": passes.perturbed_loss,
-            "cross_entropy": jnp.mean(cross_entropy(logits, labels)),
-            "error_rate": jnp.mean(is_outside_top(logits, main_class(labels), 1).astype(jnp.float32)),
+            **measures,
             "clean_grad_norm": passes.clean_grad_norm,
             "perturbed_grad_norm": passes.perturbed_grad_norm,
             "grad_cosine": passes.cosine,

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from gnpcli.config import WARMUP_STRATEGIES, RunConfig
+from gnpcli.config.checks import advice
 from gnpcli.config.loader import (
     Layer,
-    advice,
     differences,
     dump,
     flatten,
@@ -274,14 +274,17 @@ def test_a_gr_warmup_that_training_does_not_outlast_is_refused(strategy, key, wa
         ("data.randaugment_magnitude=5", "augment", ["randaugment"]),
         ("data.mix_alpha=0.2", "mix", ["mixup", "cutmix", "mixcut"]),
         ("data.cutout_size=8", "mix", ["cutout", "mixcut"]),
+        ("gr.adaptive_eta=0.1", "ascent", ["adaptive"]),
+        ("gr.adapt_biases_and_norms=true", "ascent", ["adaptive"]),
     ],
 )
-def test_augmentation_keys_that_do_nothing_are_pointed_out(idle, chooser, acts_with):
+def test_keys_that_do_nothing_are_pointed_out(idle, chooser, acts_with):
     (warning,) = advice(config(idle))
-    assert warning.startswith(f"{idle.partition('=')[0]} has no effect with data.{chooser}=none")
+    section = idle.partition(".")[0]
+    assert warning.startswith(f"{idle.partition('=')[0]} has no effect with {section}.{chooser}=")
     for name in acts_with:
-        assert f"data.{chooser}={name}" in warning
-        assert advice(config(idle, f"data.{chooser}={name}")) == []
+        assert f"{section}.{chooser}={name}" in warning
+        assert advice(config(idle, f"{section}.{chooser}={name}")) == []
 
 
 def test_suggestions_are_close_or_absent():

@@ -11,9 +11,8 @@ import optax
 import pytest
 from optax import contrib
 
-import gnpcli.gnp
-from gnpcli import gnp_value_and_grad
-from gnpcli.gnp import global_norm, plain_value_and_grad
+from gnpcli import gnp_value_and_grad, penalize, perturbation_scales
+from gnpcli.gnp import ascent, global_norm, penalty, plain
 
 R, ALPHA = 0.1, 0.8
 GRADIENTS = ("finite-difference", "exact")
@@ -246,11 +245,13 @@ def test_metrics_of_the_exact_gradient_are_first_order_values():
 
 def test_plain_has_the_same_result_type(problem):
     params, images, labels = problem
-    plain = plain_value_and_grad(network, has_aux=True)(params, images, labels)
+    one_pass = plain(jax.value_and_grad(network, has_aux=True), has_aux=True)(params, images, labels)
     full = gnp_value_and_grad(network, r=R, alpha=ALPHA, has_aux=True, with_metrics=True)(params, images, labels)
-    assert jax.tree.structure(plain) == jax.tree.structure(full)
-    assert [(x.shape, x.dtype) for x in jax.tree.leaves(plain)] == [(x.shape, x.dtype) for x in jax.tree.leaves(full)]
-    np.testing.assert_allclose(plain[2].clean_grad_norm, full[2].clean_grad_norm, rtol=1e-6)
+    assert jax.tree.structure(one_pass) == jax.tree.structure(full)
+    assert [(x.shape, x.dtype) for x in jax.tree.leaves(one_pass)] == [
+        (x.shape, x.dtype) for x in jax.tree.leaves(full)
+    ]
+    np.testing.assert_allclose(one_pass[2].clean_grad_norm, full[2].clean_grad_norm, rtol=1e-6)
 
 
 @pytest.mark.parametrize("gradient", GRADIENTS)
@@ -300,6 +301,136 @@ def test_the_global_norm_is_the_same_however_leaves_are_grouped():
     assert global_norm({}) == 0
 
 
-def test_docstring_examples():
-    assert doctest.testmod(gnpcli.gnp).failed == 0
-    assert doctest.testmod(gnpcli.gnp).attempted > 0
+def adaptive_t(point, eta=0.01):
+    """T of ASAM as a vector: leaf `a` is adaptive and `b` is not."""
+    return np.concatenate([np.abs(point[:2]) + eta, np.ones(4)])
+
+
+def stretched(params):
+    return perturbation_scales(params, adapts={"a": True, "b": False}, eta=0.01)
+
+
+def only_b(params):
+    return perturbation_scales(params, perturbs={"a": False, "b": True})
+
+
+@pytest.mark.parametrize("gradient", GRADIENTS)
+@pytest.mark.parametrize(
+    ("scales", "t_of"),
+    [(stretched, adaptive_t), (only_b, lambda point: np.array([0, 0, 1, 1, 1, 1]))],
+    ids=["adaptive", "subset"],
+)
+def test_a_shaped_ball_on_a_quadratic_equals_the_closed_form(gradient, scales, t_of):
+    """ASAM, arXiv 2102.11600 equation 8, and SAM-ON: e = T^2 g / ||T g||, in float64."""
+    with jax.enable_x64(True):
+        loss, hessian, point = quadratic()
+        g, t = hessian @ point, t_of(point)
+        direction = t**2 * g / np.linalg.norm(t * g)
+        value, grads, metrics = gnp_value_and_grad(
+            loss, r=R, alpha=ALPHA, gradient=gradient, scales=scales, with_metrics=True
+        )(as_tree(point, jnp.float64))
+        np.testing.assert_allclose(as_vector(grads), g + ALPHA * R * hessian @ direction, rtol=1e-13)
+        if gradient == "exact":
+            np.testing.assert_allclose(metrics.perturbed_loss, value + R * np.linalg.norm(t * g), rtol=1e-13)
+
+        def penalised(params):  # lambda ||T g|| with T held where it is
+            slopes = as_tree(t, jnp.float64)
+            return loss(params) + ALPHA * R * optax.tree.norm(
+                jax.tree.map(jnp.multiply, slopes, jax.grad(loss)(params))
+            )
+
+        np.testing.assert_allclose(
+            as_vector(grads), as_vector(jax.grad(penalised)(as_tree(point, jnp.float64))), rtol=1e-12
+        )
+
+
+def test_no_step_in_the_ball_climbs_faster_than_the_direction():
+    """The maximiser of <g, e> over ||T^-1 e|| <= 1, checked against random steps on the border of the ball."""
+    rng = np.random.default_rng(0)
+    _, hessian, point = quadratic()
+    t, g = adaptive_t(point), hessian @ point
+    ray, slope = ascent.steepest(as_tree(point), as_tree(g), stretched)
+    direction = as_vector(ray) / float(slope)
+    np.testing.assert_allclose(np.linalg.norm(direction / t), 1, rtol=1e-6)
+    others = rng.normal(size=(1000, 6))
+    climbs = (t * others / np.linalg.norm(others, axis=1, keepdims=True)) @ g
+    assert climbs.max() < g @ direction
+    np.testing.assert_allclose(g @ direction, float(slope), rtol=1e-5)
+
+
+def test_parameters_out_of_the_ball_are_seen_at_their_own_values():
+    seen = []
+
+    def loss(params):
+        jax.debug.callback(lambda leaf: seen.append(np.asarray(leaf)), params["a"])
+        return jnp.sum(params["a"] ** 2) + jnp.sum(params["b"] ** 3)
+
+    params = {"a": jnp.array([0.1, 0.3]), "b": jnp.array([1.0, 2.0])}
+    _, grads = gnp_value_and_grad(loss, r=R, alpha=1.0, scales=only_b)(params)
+    jax.effects_barrier()
+    assert len(seen) == 2
+    np.testing.assert_array_equal(seen[0], seen[1])
+    np.testing.assert_array_equal(grads["a"], 2 * params["a"])
+    assert np.all(np.asarray(grads["b"]) > 3 * np.square([1.0, 2.0]))
+
+
+def test_a_zero_gradient_on_the_parameters_that_move_is_no_direction():
+    def loss(params):
+        return jnp.sum(params["a"] ** 2) + 0 * jnp.sum(params["b"])
+
+    params = {"a": jnp.array([0.1, 0.3]), "b": jnp.ones(2)}
+    with jax.debug_nans(True):
+        _, grads = gnp_value_and_grad(loss, r=R, alpha=1.0, mix="unit", scales=only_b)(params)
+    np.testing.assert_array_equal(grads["a"], 2 * params["a"])
+
+
+@pytest.mark.parametrize("alpha", [1.0, 0.6])
+def test_the_surrogate_gap_takes_out_the_orthogonal_part_of_the_clean_gradient(alpha):
+    """GSAM, arXiv 2203.08065 algorithm 1 (alpha = 1), by NumPy in float64."""
+    gap = 0.4
+    with jax.enable_x64(True):
+        loss, hessian, point = quadratic()
+        g = hessian @ point
+        perturbed = hessian @ (point + R * g / np.linalg.norm(g))
+        unit = perturbed / np.linalg.norm(perturbed)
+        orthogonal = g - (g @ unit) * unit
+        expected = (1 - alpha) * g + alpha * perturbed - gap * orthogonal
+        _, grads = gnp_value_and_grad(loss, r=R, alpha=alpha, surrogate_gap=gap)(as_tree(point, jnp.float64))
+        np.testing.assert_allclose(as_vector(grads), expected, rtol=1e-13)
+        _, without = gnp_value_and_grad(loss, r=R, alpha=alpha)(as_tree(point, jnp.float64))
+        assert abs((as_vector(grads) - as_vector(without)) @ unit) < 1e-13
+
+
+def test_recomputing_the_clean_pass_changes_the_memory_and_not_the_exact_gradient(problem):
+    params, images, labels = problem
+    results = [
+        penalize(
+            jax.value_and_grad(network, has_aux=True),
+            r=R,
+            alpha=ALPHA,
+            gradient="exact",
+            recompute=recompute,
+            has_aux=True,
+            with_metrics=True,
+        )(params, images, labels)
+        for recompute in (False, True)
+    ]
+    for left, right in zip(*map(jax.tree.leaves, results), strict=True):
+        np.testing.assert_allclose(left, right, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("options", [{"scales": stretched}, {"surrogate_gap": 0.4}, {"scales": only_b}])
+def test_variants_without_strength_are_plain_bit_for_bit(options):
+    loss, _, point = quadratic()
+    plain_grads = jax.grad(loss)(as_tree(point))
+    for r, alpha in ((R, 0.0), (0.0, ALPHA)):
+        for wrap in (float, jnp.float32):
+            _, grads = gnp_value_and_grad(loss, r=wrap(r), alpha=wrap(alpha), **options)(as_tree(point))
+            np.testing.assert_array_equal(as_vector(grads), as_vector(plain_grads))
+
+
+@pytest.mark.parametrize("module", [penalty, ascent])
+def test_docstring_examples(module):
+    found = doctest.testmod(module)
+    assert found.failed == 0
+    assert found.attempted > 0

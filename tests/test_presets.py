@@ -89,6 +89,14 @@ def test_the_papers_recipes_are_what_their_code_ran():
             ["optimizer.weight_decay=0", "train.l2=0.001", "gr.strategy=constant", "gr.r=0.1", "gr.alpha=1"],
             "L + 0.0005 ||w||^2 + 0.1 ||grad (L + L2)||  (alpha 1, r 0.1, finite-difference)",
         ),
+        (
+            [
+                *("optimizer.weight_decay=0", "train.l2=0.001", "gr.penalize_l2=false", "gr.strategy=sam", "gr.r=0.5"),
+                *("gr.ascent=adaptive", "gr.perturb=weights", "gr.surrogate_gap=0.4"),
+            ],
+            "L + 0.0005 ||w||^2 + 0.5 ||T grad L||  (alpha 1, r 0.5, finite-difference, "
+            "T = |w| + 0.01 and 1 for biases and norms, perturbing weights, surrogate gap 0.4)",
+        ),
     ],
 )
 def test_the_objective_is_a_formula_with_numbers(assignments, formula):

@@ -223,6 +223,55 @@ def test_l2_is_in_the_objective_of_both_passes_once(biases):
     np.testing.assert_allclose(metrics["cross_entropy"], objective(params), rtol=1e-5)
 
 
+def test_l2_outside_the_penalty_enters_the_mixed_gradient_once():
+    l2 = 0.3
+
+    def decay(params):
+        return 0.5 * l2 * (jnp.sum(params["w1"] ** 2) + jnp.sum(params["w2"] ** 2))
+
+    state, step = build(train={"l2": l2}, gr={"penalize_l2": False})
+    params = jax.tree.map(jnp.copy, state.params)
+    new, metrics = step(state, source())
+    expected = jax.tree.map(
+        lambda p, g, d: p - 0.5 * (g + d), params, gnp_by_hand(params, 0.1, 0.8), jax.grad(decay)(params)
+    )
+    for a, b in zip(jax.tree.leaves(new.params), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+    clean = jax.grad(objective)(params)
+    np.testing.assert_allclose(metrics["loss"], objective(params) + decay(params), rtol=1e-5)
+    np.testing.assert_allclose(metrics["clean_grad_norm"], optax.tree.norm(clean), rtol=1e-5)
+    norm = optax.tree.norm(clean)
+    at = jax.tree.map(lambda p, g: p + 0.1 / norm * g, params, clean)
+    np.testing.assert_allclose(metrics["perturbed_loss"], objective(at) + decay(params), rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("gr", "t_of"),
+    [
+        (
+            {"ascent": "adaptive", "adaptive_eta": 0.2},
+            lambda p: {"w1": abs(p["w1"]) + 0.2, "b1": 1.0, "w2": abs(p["w2"]) + 0.2},
+        ),
+        (
+            {"ascent": "adaptive", "adapt_biases_and_norms": True, "perturb": "?1"},
+            lambda p: {"w1": abs(p["w1"]) + 0.01, "b1": abs(p["b1"]) + 0.01, "w2": 0.0},
+        ),
+        ({"perturb": "w*"}, lambda p: {"w1": 1.0, "b1": 0.0, "w2": 1.0}),
+    ],
+)
+def test_the_configured_ball_reaches_the_step(gr, t_of):
+    state, step = build(gr=gr)
+    params = jax.tree.map(jnp.copy, state.params)
+    t, clean = t_of(params), jax.grad(objective)(params)
+    slope = optax.tree.norm({name: t[name] * clean[name] for name in clean})
+    at = {name: params[name] + 0.1 * t[name] ** 2 * clean[name] / slope for name in params}
+    mixed = jax.tree.map(lambda c, p: 0.2 * c + 0.8 * p, clean, jax.grad(objective)(at))
+    new, metrics = step(state, source())
+    for name in params:
+        np.testing.assert_allclose(new.params[name], params[name] - 0.5 * mixed[name], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(metrics["perturbed_loss"], objective(at), rtol=1e-5)
+
+
 def test_decoupled_decay_is_in_no_loss():
     state, step = build(optimizer={"weight_decay": 0.3}, is_plain=True)
     params = jax.tree.map(jnp.copy, state.params)

@@ -74,7 +74,7 @@ def resolve_options(
 
     `flags` are those of one command alone, as in `gnpcli.presets.resolve`.
     """
-    from gnpcli.config.loader import advice
+    from gnpcli.config.checks import advice
     from gnpcli.presets import resolve
 
     shared: dict[str, tuple[str, Any]] = {

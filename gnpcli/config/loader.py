@@ -13,7 +13,8 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from gnpcli.config.schema import WARMUP_STRATEGIES, DataConfig, RunConfig
+from gnpcli.config.checks import check_together
+from gnpcli.config.schema import RunConfig
 from gnpcli.errors import ConfigError, suggest
 
 Tree = dict[str, Any]
@@ -174,7 +175,7 @@ def validate(layer: Layer) -> RunConfig:
     except ValidationError as error:
         raise explain(error, layer, list(known_keys(layer.values))) from None
     try:
-        return _check_together(config)
+        return check_together(config)
     except ConfigError as error:
         raise located(error, layer) from None
 
@@ -294,86 +295,6 @@ def known_keys(values: Tree) -> Iterator[str]:
             if kinds is None or kinds.get(str(name)) in (None, frozenset(model.model_fields)):
                 for key in model.model_fields:
                     yield f"{section}.{key}"
-
-
-def _check_together(config: RunConfig) -> RunConfig:
-    """Refuse contradictions between keys; fill `gr.warmup_epochs` and sam's alpha, so that nothing is left to guess."""
-    gr, train = config.gr, config.train
-    if train.l2 > 0 and config.optimizer.weight_decay > 0:
-        raise ConfigError(
-            f"train.l2 = {train.l2:g} and optimizer.weight_decay = {config.optimizer.weight_decay:g} would decay "
-            "twice: set one of them to 0",
-            "train.l2",
-        )
-    if config.schedule.name == "stepped" and sorted(set(config.schedule.boundaries)) != config.schedule.boundaries:
-        raise ConfigError("schedule.boundaries must rise", "schedule.boundaries")
-    if config.checkpoint.every_steps is None and config.checkpoint.every_epochs is None:
-        raise ConfigError("checkpoint.every_steps and checkpoint.every_epochs are both null: set one", "checkpoint")
-    warmup_epochs = gr.warmup_epochs if gr.warmup_epochs is not None else config.schedule.warmup_epochs
-    alpha = 1.0 if gr.strategy == "sam" else gr.alpha
-    if (gr.alpha or 0) > 0 and not gr.r:
-        raise ConfigError(
-            f"gr.alpha = {gr.alpha:g} needs a radius: set gr.r > 0 (the papers use gr.r=0.1 with gr.alpha=0.8)",
-            "gr.alpha",
-        )
-    if gr.r and alpha is None:
-        raise ConfigError(f"gr.r = {gr.r:g} needs a mixing weight: set gr.alpha (the papers use 0.8)", "gr.r")
-    if gr.strategy != "none" and (gr.r is None or alpha is None):
-        raise ConfigError(
-            f"gr.strategy: {gr.strategy} needs gr.r and gr.alpha (the papers use gr.r=0.1, gr.alpha=0.8)", "gr.strategy"
-        )
-    if gr.strategy == "sam" and not gr.r:
-        raise ConfigError("gr.strategy: sam needs gr.r > 0 (SAM's paper uses 0.05)", "gr.strategy")
-    if gr.strategy in WARMUP_STRATEGIES and warmup_epochs == 0:
-        raise ConfigError(
-            f"gr.strategy: {gr.strategy} has nothing to warm up over: gr.warmup_epochs is 0"
-            + ("" if gr.warmup_epochs is not None else " (taken from schedule.warmup_epochs)")
-            + "; set gr.warmup_epochs or take gr.strategy=constant",
-            "gr.strategy",
-        )
-    if gr.strategy in WARMUP_STRATEGIES and gr.r and alpha and warmup_epochs >= train.epochs:
-        key = "gr.warmup_epochs" if gr.warmup_epochs is not None else "schedule.warmup_epochs"
-        raise ConfigError(
-            f"the GR warmup of {warmup_epochs:g} epochs ({key}) leaves none of the {train.epochs} epochs of training "
-            f"(train.epochs) at full strength: set gr.warmup_epochs below {train.epochs}, train longer, or take "
-            "gr.strategy=none",
-            key if key == "gr.warmup_epochs" else "gr.strategy",
-        )
-    return config.model_copy(update={"gr": gr.model_copy(update={"warmup_epochs": warmup_epochs, "alpha": alpha})})
-
-
-def advice(config: RunConfig) -> list[str]:
-    """Return warnings about settings that train, but not to what their user hopes for."""
-    gr, warmup, epochs = config.gr, config.schedule.warmup_epochs, config.train.epochs
-    found = []
-    adaptive = config.optimizer.name in ("adamw", "rmsprop")
-    if adaptive and warmup > 0 and gr.strategy in ("constant", "sam") and gr.r and gr.alpha:
-        found.append(
-            f"gr.strategy={gr.strategy} is at full strength during the learning-rate warmup ({warmup:g} epochs) of an "
-            f"adaptive optimizer ({config.optimizer.name}), which arXiv 2406.09723 shows to be harmful: "
-            "try --gr zero-warmup"
-        )
-    found += [
-        f"data.{key} has no effect with {chosen}: it acts with {needed}"
-        for key, needed, chosen in _idle_keys(config.data)
-    ]
-    if warmup >= epochs:
-        found.append(f"the learning-rate warmup ({warmup:g} epochs) is not over when training ends ({epochs} epochs)")
-    return found
-
-
-def _idle_keys(data: DataConfig) -> Iterator[tuple[str, str, str]]:
-    """Yield (key, choices with which it acts, choice that there is) of augmentation keys set to do nothing."""
-    for key, chooser, needs in (
-        ("autoaugment_policy", "augment", ("autoaugment",)),
-        ("randaugment_layers", "augment", ("randaugment",)),
-        ("randaugment_magnitude", "augment", ("randaugment",)),
-        ("mix_alpha", "mix", ("mixup", "cutmix", "mixcut")),
-        ("cutout_size", "mix", ("cutout", "mixcut")),
-    ):
-        chosen = getattr(data, chooser)
-        if chosen not in needs and getattr(data, key) != DataConfig.model_fields[key].default:
-            yield key, " or ".join(f"data.{chooser}={name}" for name in needs), f"data.{chooser}={chosen}"
 
 
 def dump(config: RunConfig) -> str:

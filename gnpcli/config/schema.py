@@ -216,6 +216,21 @@ class GrConfig(Section):
     mix: Literal["raw", "unit"] = "raw"
     """``raw``: the papers' formula; ``unit``: their code's other default, where the clean gradient enters as a unit
     vector (upstream-compat)."""
+    ascent: Literal["l2", "adaptive"] = "l2"
+    """Ball that the perturbation stays in: of the L2 norm, or stretched by the size of each weight (ASAM, arXiv
+    2102.11600)."""
+    adaptive_eta: Annotated[float, Field(ge=0)] = 0.01
+    """Added to the sizes of the weights that ``adaptive`` scales by, so that weights of 0 are perturbed too."""
+    adapt_biases_and_norms: bool = False
+    """Whether ``adaptive`` also scales by the sizes of parameters of one dimension (biases, norm scales)."""
+    perturb: Annotated[str, Field(min_length=1)] = "all"
+    """Parameters that are perturbed, and whose gradient the norm is of: ``all``, ``norms`` (SAM-ON, arXiv 2306.04226),
+    ``weights`` (all but the norms), or a pattern such as ``block_*/kernel`` over their paths."""
+    surrogate_gap: Annotated[float, Field(ge=0)] = 0.0
+    """Weight with which the component of the clean gradient orthogonal to the perturbed one is subtracted (alpha of
+    GSAM, arXiv 2203.08065)."""
+    penalize_l2: bool = True
+    """Whether the penalty is on the gradient of the loss with `train.l2` in it; false adds the gradient of L2 after."""
 
 
 class TrainConfig(Section):
@@ -230,7 +245,8 @@ class TrainConfig(Section):
     clip_norm: Annotated[float, Field(gt=0)] | None = None
     """Global L2 norm to which the mixed gradient is clipped; null clips nothing."""
     l2: Annotated[float, Field(ge=0)] = 0.0
-    """Adds ``l2 / 2 * ||parameters||^2`` to the training loss of both passes; refused with `optimizer.weight_decay`."""
+    """Adds ``l2 / 2 * ||parameters||^2`` to the training loss of both passes (or of the clean one alone, see
+    `gr.penalize_l2`); refused with `optimizer.weight_decay`."""
     decay_biases_and_norms: bool = False
     """Whether `l2` and `optimizer.weight_decay` also act on parameters of one dimension (biases, norm scales)."""
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0

@@ -79,10 +79,12 @@ def from_linen(module: nn.Module) -> Model:
     return Model(init, apply)
 
 
+def parameter_shapes(model: Model, image_shape: ImageShape) -> Params:
+    """Return the shapes and dtypes of the parameters for images of shape ``(H, W, C)``; nothing is computed."""
+    shapes: Params = jax.eval_shape(lambda: model.init(jax.random.key(0), image_shape)[0])
+    return shapes
+
+
 def count_parameters(model: Model, image_shape: ImageShape) -> int:
     """Return the number of trained scalars for images of shape ``(H, W, C)``; only shapes are computed."""
-
-    def params() -> Params:
-        return model.init(jax.random.key(0), image_shape)[0]
-
-    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(jax.eval_shape(params)))
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(parameter_shapes(model, image_shape)))

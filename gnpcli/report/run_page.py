@@ -10,7 +10,7 @@ from typing import Any
 
 from gnpcli import __version__
 from gnpcli.config import RunConfig
-from gnpcli.config.loader import advice
+from gnpcli.config.checks import advice
 from gnpcli.errors import DataError
 from gnpcli.plan import objective
 from gnpcli.report import page

@@ -1,0 +1,95 @@
+"""What a train step differentiates: the loss, its penalised gradient, and how a batch is cut for either."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from gnpcli.ascent import build_scales
+from gnpcli.config import GrConfig, TrainConfig
+from gnpcli.gnp import Scalar, penalize, plain
+from gnpcli.losses import cross_entropy, half_squared_norm, is_outside_top, main_class
+from gnpcli.models.base import Model
+from gnpcli.optim import decay_mask
+
+
+def make_objective(model: Model, train: TrainConfig, gr: GrConfig) -> Callable[..., tuple[jax.Array, Any]]:
+    """Return the loss whose gradient norm is penalised, of one batch.
+
+    Returns:
+        ``objective(params, model_state, images, labels, key) -> (loss, (new_model_state, measures))``: the mean
+        cross-entropy over the batch (with label smoothing) plus, under `gr.penalize_l2`, ``l2 / 2 ||params||^2`` over
+        the parameters that decay; the model in training mode, its dropout drawn from `key`. The measures are means over
+        the batch: `cross_entropy` (neither smoothing nor L2) and `error_rate` (of mixed images against the class with
+        the largest share), float32 scalars.
+    """
+
+    def objective(
+        params: Any, model_state: Any, images: jax.Array, labels: jax.Array, key: jax.Array
+    ) -> tuple[jax.Array, Any]:
+        logits, new_model_state = model.apply(params, model_state, images, True, key)
+        loss = jnp.mean(cross_entropy(logits, labels, train.label_smoothing))
+        if train.l2 and gr.penalize_l2:
+            loss = loss + _l2(params, train)
+        measures = {
+            "cross_entropy": jnp.mean(cross_entropy(logits, labels)),
+            "error_rate": jnp.mean(is_outside_top(logits, main_class(labels), 1).astype(jnp.float32)),
+        }
+        return loss, (new_model_state, measures)
+
+    return objective
+
+
+def make_value_and_grad(
+    model: Model, train: TrainConfig, gr: GrConfig, *, r: Scalar, alpha: Scalar, is_plain: bool
+) -> Callable[..., Any]:
+    """Return the gradient of a train step, of one batch.
+
+    Args:
+        model: Traced with ``train=True``.
+        train: For `label_smoothing`, `l2` and `decay_biases_and_norms`.
+        gr: For everything but the strategy.
+        r, alpha: As they act in this step; not used when `is_plain`.
+        is_plain: Take one pass instead of two.
+
+    Returns:
+        ``value_and_grad(params, model_state, images, labels, key) -> ((loss, (new_model_state, measures)), grads,
+        metrics)``: loss, state and measures of the clean pass, the mixed gradient, and `GnpMetrics`. Without
+        `gr.penalize_l2` the passes, and the norms and the cosine in the metrics, are those of the cross-entropy alone;
+        L2 and its gradient, taken at the clean point, are added to both losses and to the mixed gradient.
+    """
+    value_and_grad = jax.value_and_grad(make_objective(model, train, gr), has_aux=True)
+    if is_plain:
+        value_and_grad = plain(value_and_grad, has_aux=True)
+    else:
+        value_and_grad = penalize(
+            value_and_grad,
+            r=r,
+            alpha=alpha,
+            gradient=gr.gradient,
+            mix=gr.mix,
+            scales=build_scales(gr),
+            surrogate_gap=gr.surrogate_gap,
+            has_aux=True,
+            with_metrics=True,
+        )
+    return value_and_grad if gr.penalize_l2 or not train.l2 else _with_l2(value_and_grad, train)
+
+
+def _with_l2(value_and_grad: Callable[..., Any], train: TrainConfig) -> Callable[..., Any]:
+    """Add L2 and its gradient to the result of a penalised value and gradient."""
+
+    def with_l2(params: Any, *args: Any) -> Any:
+        (loss, aux), grads, metrics = value_and_grad(params, *args)
+        decay, decay_grads = jax.value_and_grad(_l2)(params, train)
+        metrics = metrics._replace(perturbed_loss=metrics.perturbed_loss + decay)
+        return (loss + decay, aux), jax.tree.map(jnp.add, grads, decay_grads), metrics
+
+    return with_l2
+
+
+def _l2(params: Any, train: TrainConfig) -> jax.Array:
+    return train.l2 * half_squared_norm(params, decay_mask(params, biases_and_norms=train.decay_biases_and_norms))
