@@ -41,7 +41,7 @@ def perturbed_mask(params: Any, perturb: str) -> Any:
     Args:
         params: Nested dicts of arrays or of their shapes.
         perturb: ``all``; ``norms``: scale and bias of the normalisation layers; ``weights``: all but those; anything
-            else is a pattern over the paths (``block_0/norm_1/scale``), in which ``*`` stands for any characters.
+            else is a pattern over the paths (``block_0/ln_1/scale``), in which ``*`` stands for any characters.
 
     Raises:
         ConfigError: It selects no parameter, or all of them without being ``all`` (``gr.perturb``).

@@ -32,7 +32,7 @@ def test_norms_and_weights_split_the_parameters(model):
     norms, weights = paths(params, "norms"), paths(params, "weights")
     assert all(norms[path] != weights[path] for path in norms)
     assert {path for path, moves in norms.items() if moves} == {
-        path for path in norms if "norm" in path and path.endswith(("/scale", "/bias"))
+        path for path in norms if path.split("/")[-2].startswith(("norm", "ln"))
     }
     total = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
     counts = [count_perturbed(params, GrConfig(perturb=perturb)) for perturb in ("norms", "weights", "all")]
