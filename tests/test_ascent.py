@@ -32,7 +32,7 @@ def test_norms_and_weights_split_the_parameters(model):
     norms, weights = paths(params, "norms"), paths(params, "weights")
     assert all(norms[path] != weights[path] for path in norms)
     assert {path for path, moves in norms.items() if moves} == {
-        path for path in norms if path.split("/")[-2].startswith(("norm", "ln"))
+        path for path in norms if path.rpartition("/")[0].split("/")[-1].startswith(("norm", "ln"))
     }
     total = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
     counts = [count_perturbed(params, GrConfig(perturb=perturb)) for perturb in ("norms", "weights", "all")]
@@ -60,8 +60,7 @@ def test_a_pattern_for_nothing_or_everything_is_refused_with_some_paths(perturb,
     with pytest.raises(ConfigError) as caught:
         perturbed_mask(shapes("vit-nano"), perturb)
     assert part in str(caught.value)
-    assert "such as " in str(caught.value)
-    assert "/kernel" in str(caught.value)
+    assert "such as block_0/" in str(caught.value)
     assert caught.value.key == "gr.perturb"
 
 
