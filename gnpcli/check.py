@@ -26,11 +26,12 @@ from gnpcli.errors import GnpError
 from gnpcli.evaluation import check_fit, load_with_progress, warn_of_skipped
 from gnpcli.gnp import global_norm, gnp_value_and_grad
 from gnpcli.models import build_for
+from gnpcli.objective import make_objective
 from gnpcli.runlog import Screen
 from gnpcli.runtime import describe_environment
 from gnpcli.sharding import make_mesh, replicated, split_batch
 from gnpcli.state import run_keys
-from gnpcli.steps import make_objective, step_keys
+from gnpcli.steps import step_keys
 from gnpcli.trained import Trained
 
 DEFAULT_ALPHA = 0.8
@@ -183,7 +184,7 @@ def check(
         first, params, model_state = trained.step, trained.params, trained.model_state
 
     def loss_in(dtype: str) -> Loss:
-        objective = make_objective(models[dtype], config.train)
+        objective = make_objective(models[dtype], config.train, config.gr)
 
         def loss(params: Any, model_state: Any, images: jax.Array, labels: jax.Array, key: jax.Array) -> Any:
             return objective(params, model_state, images.astype(dtype), labels, key)
