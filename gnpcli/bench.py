@@ -75,18 +75,22 @@ def time_steps(config: RunConfig, *, rounds: int, steps: int, report: Report) ->
     Raises:
         DataError: The shape of the data set is not known without its files, and they are missing.
     """
-    gr = config.gr
-    if gr.strategy == "none" or not gr.r or not gr.alpha:
-        gr = gr.model_copy(update={"r": gr.r or 0.1, "alpha": gr.alpha or 0.8})
-    config = config.model_copy(update={"gr": gr.model_copy(update={"strategy": "constant"})})
+    config = regularized(config)
     task = build_task(config, *random_images(config), make_mesh(config))
     source = task.feed.source(0)
     kinds: dict[str, Timed] = {}
     for name, step in (("plain", task.plain_step), ("gnp", task.gnp_step)):
         report(f"compiling {name}")
-        kinds[name] = Timed(step, task.init(), source)
+        kinds[name] = Timed([step], task.init(), source)
     interleave(list(kinds.values()), rounds=rounds, steps=steps, report=report)
     return kinds
+
+
+def regularized(config: RunConfig) -> RunConfig:
+    """Return `config` with GR at full strength from the first step, of its own r and alpha or else 0.1 and 0.8."""
+    gr = config.gr
+    update = {"strategy": "constant", "r": gr.r or 0.1, "alpha": gr.alpha or 0.8}
+    return config.model_copy(update={"gr": gr.model_copy(update=update)})
 
 
 def random_images(config: RunConfig) -> tuple[Split, DataSpec]:
@@ -122,28 +126,43 @@ def interleave(kinds: Sequence[Timed], *, rounds: int, steps: int, report: Repor
 
 
 class Timed:
-    """A compiled step ``(state, source) -> (state, result)`` with a state of its own, and what its rounds took."""
+    """Compiled steps ``(state, source) -> (state, result)`` with a state of their own, and what their rounds took."""
 
-    def __init__(self, step: Any, state: Any, source: Any, *, repeat: int = 1):
-        """Compile; a round runs `repeat` times as many steps as asked for, where a step is too short to time."""
+    def __init__(self, cycle: Sequence[Any], state: Any, source: Any, *, repeat: int = 1):
+        """Compile.
+
+        Args:
+            cycle: Jitted steps that take turns; one for a step that is always the same.
+            state: Donated.
+            source: What every step reads.
+            repeat: A round runs so many times as many steps as asked for, where a step is too short to time.
+        """
         start = time.perf_counter()
-        self._step = step.lower(state, source).compile()
+        programs = {step: step.lower(state, source).compile() for step in dict.fromkeys(cycle)}
         self.compile_s = time.perf_counter() - start
+        self._cycle = [programs[step] for step in cycle]
         self._state, self._source, self._repeat = state, source, repeat
         self.times_s: list[float] = []
 
     def run(self, steps: int, *, counts: bool) -> None:
+        """Time `steps` steps, rounded up to whole cycles; the time of a round is that of its mean step."""
+        cycles = -(-steps * self._repeat // len(self._cycle))
         jax.block_until_ready(self._state)
         start = time.perf_counter()
-        for _ in range(steps * self._repeat):
-            self._state, metrics = self._step(self._state, self._source)
+        for _ in range(cycles):
+            for step in self._cycle:
+                self._state, metrics = step(self._state, self._source)
         jax.block_until_ready((self._state, metrics))
         if counts:
-            self.times_s.append((time.perf_counter() - start) / (steps * self._repeat))
+            self.times_s.append((time.perf_counter() - start) / (cycles * len(self._cycle)))
+
+    def ratios(self, other: Timed) -> list[float]:
+        """Return this step's time as a multiple of the other's, for each round."""
+        return [own / its for own, its in zip(self.times_s, other.times_s, strict=True)]
 
     def over(self, other: Timed) -> float:
-        """Return the median over the rounds of this step's time as a multiple of the other's."""
-        return statistics.median(own / its for own, its in zip(self.times_s, other.times_s, strict=True))
+        """Return the median of `ratios`."""
+        return statistics.median(self.ratios(other))
 
     @property
     def step_s(self) -> float:
@@ -151,24 +170,40 @@ class Timed:
         return statistics.median(self.times_s)
 
     def figures(self, batch_size: int, peak_flops_per_s: float) -> dict[str, Any]:
-        step_s = self.step_s
-        flops = (self._step.cost_analysis() or {}).get("flops")
-        memory = self._step.memory_analysis()
+        step_s, flops = self.step_s, self.flops
         return {
             "images_per_s": batch_size / step_s,
             "step_ms": 1e3 * step_s,
             "step_ms_min": 1e3 * min(self.times_s),
             "step_ms_max": 1e3 * max(self.times_s),
             "compile_s": self.compile_s,
-            "peak_bytes": None
-            if memory is None
-            else memory.argument_size_in_bytes
-            + memory.output_size_in_bytes
-            + memory.temp_size_in_bytes
-            - memory.alias_size_in_bytes,
+            "peak_bytes": self.peak_bytes,
             "flops_per_step": flops,
             "share_of_matmul_peak": None if flops is None else flops / step_s / peak_flops_per_s,
         }
+
+    @property
+    def flops(self) -> float | None:
+        """Floating point operations of the mean step as the compiler counts them; None where it does not."""
+        counts: list[float] = []
+        for step in self._cycle:
+            counted = (step.cost_analysis() or {}).get("flops")
+            if counted is None:
+                return None
+            counts.append(float(counted))
+        return statistics.fmean(counts)
+
+    @property
+    def peak_bytes(self) -> int | None:
+        """Arguments, results and temporaries of the largest step, what it reads included; None where unknown."""
+        peaks: list[int] = []
+        for step in self._cycle:
+            memory = step.memory_analysis()
+            if memory is None:
+                return None
+            held = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
+            peaks.append(int(held + memory.temp_size_in_bytes))
+        return max(peaks)
 
 
 def _matmul_flops_per_s(dtype: str) -> float:

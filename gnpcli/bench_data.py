@@ -73,8 +73,8 @@ def bench_in_memory(
         data = config.data.model_copy(update=VARIANTS[name])
         task = build_task(config.model_copy(update={"data": data}), images, spec, mesh)
         source = task.feed.source(0)
-        feeds[name] = Timed(_empty_model(task.feed), jnp.zeros((), jnp.int32), source, repeat=10)
-        whole[name] = Timed(task.plain_step, task.init(), source)
+        feeds[name] = Timed([_empty_model(task.feed)], jnp.zeros((), jnp.int32), source, repeat=10)
+        whole[name] = Timed([task.plain_step], task.init(), source)
     interleave([*feeds.values(), *whole.values()], rounds=rounds, steps=steps, report=report)
     batch_size = config.data.batch_size
     return {

@@ -342,7 +342,7 @@ def _percent(error: float) -> str:
 
 
 def plot(result: dict[str, Any], path: Path) -> None:
-    """Draw the errors of the penalty's gradient over r, both axes logarithmic, into a PNG or SVG file.
+    """Draw the errors of the penalty's gradient over r, both axes logarithmic, as PNG, SVG or PDF.
 
     A line is the mean over the batches and the band above it reaches to the worst; dotted is the configured r, dashed
     the threshold, grey a slope of one: what an error of first order in r looks like.
@@ -352,28 +352,29 @@ def plot(result: dict[str, Any], path: Path) -> None:
     """
     from matplotlib.figure import Figure  # half a second to import
 
-    figure = Figure(figsize=(6.4, 4.2), layout="constrained")
-    axes = figure.add_subplot()
-    for number, kind in enumerate(result["types"]):
-        rows = [row for row in kind["radii"] if row["penalty"]]
-        xs = [row["r"] for row in rows]
-        colour = f"C{number}"
-        axes.plot(xs, [row["penalty"] for row in rows], color=colour, marker="o", markersize=3, label=kind["dtype"])
-        axes.fill_between(
-            xs, [row["penalty"] for row in rows], [row["worst_penalty"] for row in rows], color=colour, alpha=0.2
-        )
-    rows = [row for row in result["types"][0]["radii"] if row["penalty"]]
-    best = min(range(len(rows)), key=lambda index: rows[index]["penalty"])
-    if best + 1 < len(rows):
-        start, ends = rows[best], (rows[best]["r"], rows[-1]["r"])
-        axes.plot(ends, [3 * start["penalty"] * end / start["r"] for end in ends], color="0.6", lw=1, label="slope 1")
-    axes.axhline(result["threshold"], color="0.3", lw=1, ls="--", label=f"{100 * result['threshold']:g} %")
-    if result["r"]:
-        axes.axvline(result["r"], color="0.3", lw=1, ls=":", label=f"configured r = {result['r']:g}")
-    axes.set(
-        xscale="log", yscale="log", xlabel="r", ylabel="||p - r H u|| / ||r H u||",
-        title=f"Finite difference against exact penalty gradient\n{result['model']}, {result['dataset']}, "
-        f"batch {result['batch_size']}, step {result['step']}, {len(result['batches'])} batches",
-    )  # fmt: skip
-    axes.legend(fontsize="small")
-    figure.savefig(path, dpi=150)
+    from gnpcli.report.charts import save, style
+    from gnpcli.report.palette import COLOURS, MUTED
+
+    with style():
+        figure = Figure(figsize=(6.0, 4.0), layout="constrained")
+        axes = figure.add_subplot()
+        for (colour, _), kind in zip(COLOURS, result["types"], strict=False):
+            rows = [row for row in kind["radii"] if row["penalty"]]
+            xs, means = [row["r"] for row in rows], [row["penalty"] for row in rows]
+            axes.plot(xs, means, color=colour, marker="o", markersize=3, label=kind["dtype"])
+            axes.fill_between(xs, means, [row["worst_penalty"] for row in rows], color=colour, alpha=0.2, linewidth=0)
+        rows = [row for row in result["types"][0]["radii"] if row["penalty"]]
+        if rows:
+            lowest = min(rows, key=lambda row: row["penalty"])
+            ends = (lowest["r"], rows[-1]["r"])
+            axes.plot(ends, [3 * lowest["penalty"] * r / lowest["r"] for r in ends], color=MUTED, lw=0.8, label="~ r")
+        axes.axhline(result["threshold"], color=MUTED, lw=0.8, ls="--", label=f"{100 * result['threshold']:g} %")
+        if result["r"]:
+            axes.axvline(result["r"], color=MUTED, lw=0.8, ls=":", label=f"configured r = {result['r']:g}")
+        axes.set(
+            xscale="log", yscale="log", xlabel="r", ylabel="||p - r H u|| / ||r H u||",
+            title=f"{result['model']}, {result['dataset']}, {len(result['batches'])} batches of "
+            f"{result['batch_size']} from step {result['step']}",
+        )  # fmt: skip
+        axes.legend()
+        save(figure, path)

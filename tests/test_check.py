@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import gnpcli.check
-from gnpcli.check import Deviation, check, deviation, exact_products, judge
+from gnpcli.check import Deviation, check, deviation, exact_products, judge, plot
 from gnpcli.errors import GnpError
 from gnpcli.models.base import Model
 from gnpcli.presets import resolve
@@ -177,7 +177,7 @@ def tiny_model(config, spec):
     return Model(init, apply)
 
 
-def test_all_passes_and_types_see_the_same_batch_and_the_same_dropout(monkeypatch):
+def test_all_passes_and_types_see_the_same_batch_and_the_same_dropout(monkeypatch, tmp_path):
     monkeypatch.setattr(gnpcli.check, "build_for", tiny_model)
     config = resolve(None, ["data.batch_size=32", "gr.r=0.02", "gr.alpha=0.5"])
     result = check(
@@ -194,6 +194,9 @@ def test_all_passes_and_types_see_the_same_batch_and_the_same_dropout(monkeypatc
     assert 0.9 < math.log10(two["penalty"] / one["penalty"]) < 1.1
     assert all(row["penalty"] <= row["worst_penalty"] for row in full["radii"])
     json.dumps(result, allow_nan=False)
+    plot(result, tmp_path / "errors.svg")
+    drawn = (tmp_path / "errors.svg").read_text()
+    assert all(text in drawn for text in ("float32", "bfloat16", "configured r = 0.02", "20 %"))
 
 
 def test_a_batch_without_a_gradient_is_an_error_that_says_so(monkeypatch):
@@ -243,8 +246,8 @@ def test_a_run_is_checked_from_its_checkpoint_on(gnp: Gnp, tmp_path):
         (["--dtypes", "float16"], 2, "float16"),
         (["--r-min", "1", "--r-max", "0.1"], 2, "--r-min"),
         (["--threshold", "0"], 2, "--threshold"),
-        (["--out", "errors.gif"], 2, "errors.gif"),
-        (["--out", "nowhere/errors.png"], 2, "nowhere"),
+        (["--out", "errors.gif"], 1, "errors.gif"),
+        (["--out", "nowhere/errors.png"], 1, "nowhere"),
         (["vit-nano-digit"], 1, "'vit-nano-digits'"),
         (["--set", "gr.r=-1"], 1, "gr.r"),
     ],

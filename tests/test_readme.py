@@ -64,7 +64,7 @@ def test_training_commands_resolve(gnp: Gnp, command: str):
 @pytest.mark.parametrize("command", COMMANDS)
 def test_commands_and_presets_exist(gnp: Gnp, command: str):
     words = shlex.split(command)
-    subcommands = 2 if words[1] == "data" or words[1:3] == ["bench", "data"] else 1
+    subcommands = 2 if words[1] == "data" or words[1:3] in (["bench", "data"], ["bench", "gr"]) else 1
     assert gnp(*words[1 : 1 + subcommands], "--help").returncode == 0
     if words[1] == "reproduce-table":
         load_table(words[2])

@@ -1,4 +1,4 @@
-"""``gnp bench`` and ``gnp bench data``."""
+"""``gnp bench``, ``gnp bench data`` and ``gnp bench gr``."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def bench(
 ) -> None:
     """Measure plain and GNP training steps of a preset, interleaved, on random images of its shape.
 
-    `gnp bench data` measures the input pipelines.
+    `gnp bench data` measures the input pipelines, `gnp bench gr` every form of GR.
     """
     if context.invoked_subcommand is not None:
         return
@@ -132,3 +132,55 @@ def _print_streamed(result: dict[str, Any]) -> None:
     if feed["memory"][0][1] is not None:
         told = ", ".join(f"{megabytes:,.0f} MB after {images:,}" for images, megabytes in feed["memory"])
         typer.echo(f"memory: {told}")
+
+
+@app.command("gr")
+def gr(
+    preset: PresetOption = None,
+    assignments: SetOption = [],  # noqa: B006 - typer copies it
+    variants: Annotated[
+        str | None, typer.Option("--variants", help="Forms of GR, joined by commas. [default: every one]")
+    ] = None,
+    rounds: RoundsOption = 5,
+    steps: StepsOption = 3,
+    as_json: JsonOption = False,
+) -> None:
+    """Measure every form of GR as time and memory over plain training, interleaved, on random images."""
+    config = resolve_options(preset, assignments)
+    from gnpcli.runtime import keep_freed_memory
+
+    keep_freed_memory()
+    from gnpcli.bench_gr import VARIANTS, bench_gr
+
+    names = list(VARIANTS) if variants is None else [name.strip() for name in variants.split(",")]
+    result = bench_gr(
+        config, variants=names, rounds=rounds, steps=steps, report=lambda text: typer.echo(text, err=True)
+    )
+    if as_json:
+        import json
+
+        typer.echo(json.dumps(result, indent=2))
+    else:
+        _print_gr(result)
+
+
+def _print_gr(result: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(
+        title=f"{result['model']}, batch {result['batch_size']}, {result['dtype']}, {result['devices']} device(s), "
+        f"r {result['r']:g}, alpha {result['alpha']:g}; {result['rounds']} rounds",
+        box=None, title_justify="left",
+    )  # fmt: skip
+    for column in ("", "time / plain", "min-max", "memory / plain", "FLOP / plain", "ms/step", "MB", "compile s"):
+        table.add_column(column, justify="right" if column else "left")
+    for row in result["measurements"]:
+        flops, memory = row["flops_over_plain"], row["memory_over_plain"]
+        table.add_row(
+            row["name"], f"{row['over_plain']:.3f}", f"{row['over_plain_min']:.2f}-{row['over_plain_max']:.2f}",
+            "-" if memory is None else f"{memory:.2f}", "-" if flops is None else f"{flops:.2f}",
+            f"{row['step_ms']:.1f}", "-" if row["peak_bytes"] is None else f"{row['peak_bytes'] / 1e6:,.0f}",
+            f"{row['compile_s']:.1f}",
+        )  # fmt: skip
+    Console(highlight=False).print(table)

@@ -39,7 +39,7 @@ def check(
     threshold: Annotated[
         float, typer.Option("--threshold", help="Error of the penalty's gradient up to which r is trustworthy.")
     ] = 0.1,
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="Also draw it: a .png or .svg file.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Also draw it: a .png, .svg or .pdf file.")] = None,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
@@ -56,14 +56,14 @@ def check(
         )
     if not 0 < threshold < 1:
         raise typer.BadParameter("must lie between 0 and 1", param_hint="--threshold")
-    if out is not None and out.suffix not in (".png", ".svg"):
-        raise typer.BadParameter(f"'{out}' must end in .png or .svg", param_hint="--out")
-    if out is not None and not out.absolute().parent.is_dir():
-        raise typer.BadParameter(f"no folder {out.absolute().parent}", param_hint="--out")
     flags: dict[str, tuple[str, Any]] = {
         "data.dir": ("--data-dir", data_dir),
         "data.batch_size": ("--batch-size", batch_size),
     }
+    if out is not None:
+        from gnpcli.report.charts import check_out
+
+        check_out(out)
     config, trained = None, None
     if target is None or not Path(target).expanduser().is_dir():
         config = resolve_options(target, assignments, flags=flags)

@@ -1,0 +1,98 @@
+"""What each form of gradient regularization costs beside plain training, in time and memory, in one interleaved run."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from typing import Any
+
+from gnpcli.bench import Report, Timed, interleave, random_images, regularized
+from gnpcli.config import RunConfig
+from gnpcli.engine import build_task
+from gnpcli.errors import ConfigError, suggest
+from gnpcli.presets import override
+from gnpcli.runtime import describe_environment
+from gnpcli.sharding import make_mesh
+
+PLAIN = "plain"
+
+VARIANTS: dict[str, tuple[str, ...]] = {
+    "gnp": (),
+    "sam": ("gr.strategy=sam",),
+    "exact": ("gr.gradient=exact",),
+    "zero-warmup": ("gr.strategy=zero-warmup", "gr.warmup_epochs=1"),
+}
+"""What `bench_gr` can compare with plain training: settings on top of GR at full strength from the first step.
+
+Of ``zero-warmup`` it is the plain steps of the warmup that are measured.
+"""
+
+
+def bench_gr(config: RunConfig, *, variants: Sequence[str], rounds: int, steps: int, report: Report) -> dict[str, Any]:
+    """Measure training steps of a configuration with every form of GR beside plain ones.
+
+    A round times `steps` steps of each kind in turn (whole periods of a kind whose steps differ). Ratios are medians
+    over the rounds of ratios within a round, so that they survive a noisy machine.
+
+    Args:
+        config: Its own GR settings are kept where a variant does not set them; r and alpha are 0.1 and 0.8 if it has
+            none. Its images are random ones in the shape of its data set.
+        variants: Names out of `VARIANTS`.
+        rounds: Rounds counted, after one that is not.
+        steps: Steps of each kind in a round.
+        report: Told what is being done.
+
+    Returns:
+        JSON-able: the sizes, `environment`, and `measurements`, plain training first, each with `name`, `settings`,
+        `step_ms`, `images_per_s`, `compile_s`, `over_plain` with its `over_plain_min` and `over_plain_max` over the
+        rounds, `flops_over_plain` (as the compiler counts them), `peak_bytes` (arguments, results and temporaries of
+        the compiled step, data set included) and `memory_over_plain`; null where the compiler does not say.
+
+    Raises:
+        ConfigError: An unknown variant, or one that the configuration cannot have.
+        DataError: As `gnpcli.bench.random_images`.
+    """
+    for name in variants:
+        if name not in VARIANTS:
+            raise ConfigError(f"unknown variant {name!r}{suggest(name, VARIANTS)} (choices: {', '.join(VARIANTS)})")
+    base = regularized(config)
+    mesh = make_mesh(config)
+    images, spec = random_images(config)
+    kinds: dict[str, Timed] = {}
+    settings = {PLAIN: ("gr.strategy=none",), **{name: VARIANTS[name] for name in variants}}
+    for name, assignments in settings.items():
+        report(f"compiling {name}")
+        task = build_task(override(base, assignments), images, spec, mesh)
+        kinds[name] = Timed([task.step_at(0)], task.init(), task.feed.source(0))
+    interleave(list(kinds.values()), rounds=rounds, steps=steps, report=report)
+    plain = kinds[PLAIN]
+
+    def measured(name: str) -> dict[str, Any]:
+        timed = kinds[name]
+        ratios = timed.ratios(plain)
+        return {
+            "name": name,
+            "settings": list(settings[name]),
+            "step_ms": 1e3 * timed.step_s,
+            "images_per_s": config.data.batch_size / timed.step_s,
+            "compile_s": timed.compile_s,
+            "over_plain": statistics.median(ratios),
+            "over_plain_min": min(ratios),
+            "over_plain_max": max(ratios),
+            "flops_over_plain": timed.flops / plain.flops if timed.flops and plain.flops else None,
+            "peak_bytes": timed.peak_bytes,
+            "memory_over_plain": timed.peak_bytes / plain.peak_bytes if timed.peak_bytes and plain.peak_bytes else None,
+        }
+
+    return {
+        "model": config.model.name,
+        "batch_size": config.data.batch_size,
+        "dtype": config.train.dtype,
+        "r": base.gr.r,
+        "alpha": base.gr.alpha,
+        "devices": mesh.size,
+        "rounds": rounds,
+        "steps_per_round": steps,
+        "measurements": [measured(name) for name in kinds],
+        "environment": describe_environment(),
+    }
