@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gnpcli.models.convolution import Conv, convolve, max_pool
+from gnpcli.models.convolution import Conv, avg_pool, convolve, max_pool
 from gnpcli.models.layers import DTYPES
 
 
@@ -87,3 +87,22 @@ def test_max_pool(dtype, side, size, same):
 def test_pixels_that_share_the_maximum_share_its_gradient():
     gradient = jax.grad(lambda x: max_pool(x, 2).sum())(jnp.ones((1, 2, 2, 1)))
     np.testing.assert_array_equal(gradient, np.full((1, 2, 2, 1), 0.25))
+
+
+@pytest.mark.parametrize("dtype", DTYPES.values())
+@pytest.mark.parametrize(("side", "size"), [((8, 8), 2), ((7, 10), 2), ((1, 3), 2), ((6, 7), 3)])
+def test_avg_pool_is_the_mean_of_the_pixels_that_a_window_has(dtype, side, size):
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(2, *side, 3)), dtype)
+    pooled, pull = jax.vjp(lambda x: avg_pool(x, size), x)
+    (gradient,) = pull(pooled)
+    assert pooled.dtype == gradient.dtype == dtype
+    tolerance = 4 * float(jnp.finfo(dtype).eps)
+    wide = np.asarray(x, np.float64)
+    assert pooled.shape[1:3] == (-(-side[0] // size), -(-side[1] // size))
+    for i, j in np.ndindex(*pooled.shape[1:3]):
+        window = (slice(None), slice(i * size, (i + 1) * size), slice(j * size, (j + 1) * size))
+        np.testing.assert_allclose(pooled[:, i, j], wide[window].mean((1, 2)), rtol=tolerance, atol=tolerance)
+        share = np.asarray(pooled[:, i : i + 1, j : j + 1], np.float64) / np.prod(wide[window].shape[1:3])
+        np.testing.assert_allclose(
+            gradient[window], np.broadcast_to(share, wide[window].shape), rtol=tolerance, atol=tolerance
+        )

@@ -30,9 +30,21 @@ def test_a_preset_opens_with_a_comment_and_says_its_purpose(name):
     assert resolve(name).model.name in MODELS
 
 
+def quick_to_trace() -> set[str]:
+    """One preset of each family whose two train steps trace in a few seconds; the quick tests do without the others."""
+    first: dict[str, str] = {}
+    for name in NAMES:
+        first.setdefault(MODELS[resolve(name).model.name].module.rpartition(".")[2], name)
+    return {first[family] for family in ("vit", "wide_resnet", "vgg")}
+
+
 @pytest.mark.parametrize(
     ("name", "dtype"),
-    [*((name, "float32") for name in NAMES), (DEFAULT_PRESET, "bfloat16"), ("wrn-16-4-cifar10", "bfloat16")],
+    [
+        *(pytest.param(name, "float32", marks=() if name in quick_to_trace() else pytest.mark.slow) for name in NAMES),
+        (DEFAULT_PRESET, "bfloat16"),
+        ("wrn-16-4-cifar10", "bfloat16"),
+    ],
 )
 def test_a_preset_traces_through_both_train_steps(name, dtype):
     config = resolve(name, [f"train.dtype={dtype}", "mesh.devices=1"])
@@ -62,6 +74,29 @@ def test_the_papers_recipes_are_what_their_code_ran():
     assert (wide.train.epochs, wide.data.batch_size, wide.optimizer.lr, wide.train.l2) == (200, 256, 0.1, 1e-3)
     assert (wide.optimizer.name, wide.optimizer.momentum, wide.optimizer.nesterov) == ("sgd", 0.9, True)
     assert (wide.gr.strategy, wide.gr.r, wide.gr.alpha, wide.gr.mix) == ("constant", 0.1, 0.8, "raw")
+    for name, changes in {
+        "resnet50-cifar10": {"model.name": "resnet50", "model.stem": "cifar", "model.dropout": None},
+        "shake-shake-cifar10": {
+            "model.name": "shake-shake-26-2x96d", "model.dropout": None, "train.epochs": 1800,
+        },
+        "pyramidnet-shakedrop-cifar10": {
+            "model.name": "pyramidnet-272-200-shakedrop", "model.dropout": None, "model.drop_path": 0.5,
+            "data.batch_size": 128, "data.augment": "autoaugment", "data.mix": "mixcut", "optimizer.lr": 0.05,
+            "train.epochs": 1800, "train.l2": 5e-4,
+        },
+        "resnet50-imagenet": {
+            "model.name": "resnet50", "model.stem": "imagenet", "model.dropout": None, "data.name": "imagenet",
+            "data.image_size": 224, "data.batch_size": 512, "optimizer.lr": 0.2, "gr.r": 0.05, "train.epochs": 100,
+            "train.l2": 1e-4,
+        },
+        "vgg16-bn-imagenet": {
+            "model.name": "vgg16-bn", "model.dropout": 0.5, "data.name": "imagenet", "data.image_size": 224,
+            "gr.r": 0.05, "train.epochs": 100, "train.l2": 1e-4,
+        },
+    }.items():  # fmt: skip
+        found = {key: value for key, value in flatten(resolve(name)).items() if value != flatten(wide)[key]}
+        found.pop("checkpoint.every_epochs", None)
+        assert found == changes, name
     for config in (vit, warm, wide):
         assert config.schedule.name == "cosine"
         assert config.data.augment == "basic"

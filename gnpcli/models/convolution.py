@@ -64,6 +64,24 @@ def max_pool(x: jax.Array, size: int, same: bool = False) -> jax.Array:
     return x
 
 
+def avg_pool(x: jax.Array, size: int) -> jax.Array:
+    """Average over `size` x `size` windows, `size` pixels apart: ``[B, H, W, C]`` to ``[B, ceil(H / size), ..., C]``.
+
+    At sides that `size` does not divide, the last window holds fewer pixels and is the mean of those. Sums of strided
+    slices, as in `max_pool`; Linen's pooling divides by float32 counts, which strict promotion refuses in bfloat16.
+    """
+    for axis in (1, 2):
+        side = x.shape[axis]
+        starts = range(0, side, size)
+        padding = [(0, 0, 0)] * x.ndim
+        padding[axis] = (0, len(starts) * size - side, 0)
+        x = jax.lax.pad(x, np.zeros((), x.dtype), padding)
+        x = reduce(jnp.add, [jax.lax.slice_in_dim(x, k, None, size, axis) for k in range(size)])
+        shares = np.asarray([1 / min(size, side - start) for start in starts], x.dtype)
+        x = x * jnp.expand_dims(shares, tuple(other for other in range(x.ndim) if other != axis))
+    return x
+
+
 class Conv(nn.Module):
     """``[B, H, W, I] -> [B, ceil(H / stride), ceil(W / stride), channels]``, see `convolve`."""
 

@@ -19,47 +19,23 @@ from flax import linen as nn
 
 from gnpcli.config.schema import ModelConfig
 from gnpcli.models.base import Model, Params, State, from_linen
+from gnpcli.models.convolution import Conv, avg_pool
 from gnpcli.models.layers import DTYPES, BatchNorm, Dense, Dropout, compact
 from gnpcli.models.pretrained import Facts
 from gnpcli.models.state_dict import StateDict
-from gnpcli.models.torch_weights import batch_norm
-from gnpcli.models.torch_weights import conv as torch_conv
+from gnpcli.models.torch_weights import batch_norm, conv
 
 STEM_CHANNELS = 16
-
-he_normal_fan_out = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 
 # Limit sqrt(3 * scale / fan_out): U(-1, 1) / sqrt(classes).
 head_uniform = nn.initializers.variance_scaling(1 / 3, "fan_out", "uniform")
 
 
-def conv(channels: int, size: int, stride: int, same: bool, dtype: np.dtype, name: str) -> nn.Conv:
-    """Return a `size` x `size` convolution without bias; the answer has ``ceil(H / stride)`` rows.
-
-    With a stride of 2 and even sides, XLA's ``SAME`` (`same`) pads only below and to the right, which shifts the
-    answer by a pixel against a 1x1 shortcut of stride 2; the symmetric padding of the paper's code does not.
-    """
-    padding = "SAME" if same else ((size // 2, size // 2),) * 2
-    return nn.Conv(
-        channels,
-        (size, size),
-        strides=(stride, stride),
-        padding=padding,
-        use_bias=False,
-        kernel_init=he_normal_fan_out,
-        dtype=dtype,
-        name=name,
-    )
-
-
 def pool_and_pad(x: jax.Array, channels: int, stride: int) -> jax.Array:
-    """Average over `stride` x `stride` windows and append zero channels up to `channels`.
-
-    At odd sides the last window holds fewer pixels and is the mean of those.
-    """
+    """Average over `stride` x `stride` windows, see `avg_pool`, and append zero channels up to `channels`."""
     if stride > 1:
-        x = nn.avg_pool(x, (stride, stride), (stride, stride), padding="SAME", count_include_pad=False)
-    return jnp.pad(x, ((0, 0), (0, 0), (0, 0), (0, channels - x.shape[-1])))
+        x = avg_pool(x, stride)
+    return jax.lax.pad(x, np.zeros((), x.dtype), [(0, 0, 0)] * 3 + [(0, channels - x.shape[-1], 0)])
 
 
 class NormRelu(nn.Module):
@@ -100,15 +76,15 @@ class Block(nn.Module):
         y = NormRelu(self.dtype, name="act_1")(x, train)
         if self.activate_first:
             x = y
-        y = conv(self.channels, 3, self.stride, same, self.dtype, "conv_1")(y)
+        y = Conv(self.channels, 3, self.stride, same, dtype=self.dtype, name="conv_1")(y)
         y = NormRelu(self.dtype, name="act_2")(y, train)
         y = Dropout(self.dropout)(y, train)
-        y = conv(self.channels, 3, 1, same, self.dtype, "conv_2")(y)
+        y = Conv(self.channels, 3, dtype=self.dtype, name="conv_2")(y)
         if x.shape[-1] != self.channels or self.stride != 1:
             if self.variant == "upstream":
                 x = pool_and_pad(x, self.channels, self.stride)
             else:
-                x = conv(self.channels, 1, self.stride, same, self.dtype, "shortcut")(x)
+                x = Conv(self.channels, 1, self.stride, dtype=self.dtype, name="shortcut")(x)
         answer: jax.Array = x + y
         return answer
 
@@ -135,7 +111,7 @@ class WideResNet(nn.Module):
     @compact
     def __call__(self, images: jax.Array, train: bool) -> jax.Array:
         """Return the logits."""
-        x = conv(STEM_CHANNELS, 3, 1, self.variant == "upstream", self.dtype, "stem")(images)
+        x = Conv(STEM_CHANNELS, 3, dtype=self.dtype, name="stem")(images)
         for group in range(3):
             channels = 2**group * STEM_CHANNELS * self.width
             for index in range((self.depth - 4) // 6):
@@ -191,7 +167,7 @@ def from_torch(tensors: Mapping[str, np.ndarray]) -> tuple[Params, State]:
         CheckpointError: The tensors are not those of such a network.
     """
     weights = StateDict(tensors)
-    params: Params = {"stem": torch_conv(weights, "conv1"), "act": {}, **weights.head("fc")}
+    params: Params = {"stem": conv(weights, "conv1"), "act": {}, **weights.head("fc")}
     stats: State = {"act": {}}
     params["act"]["norm"], stats["act"]["norm"] = batch_norm(weights, "bn1")
     for group in range(3):
@@ -202,9 +178,9 @@ def from_torch(tensors: Mapping[str, np.ndarray]) -> tuple[Params, State]:
             for number in (1, 2):
                 norm, running = batch_norm(weights, f"{prefix}.bn{number}")
                 block[f"act_{number}"], averages[f"act_{number}"] = {"norm": norm}, {"norm": running}
-                block[f"conv_{number}"] = torch_conv(weights, f"{prefix}.conv{number}")
+                block[f"conv_{number}"] = conv(weights, f"{prefix}.conv{number}")
             if f"{prefix}.convShortcut.weight" in weights:
-                block["shortcut"] = torch_conv(weights, f"{prefix}.convShortcut")
+                block["shortcut"] = conv(weights, f"{prefix}.convShortcut")
     weights.finish(constants=("num_batches_tracked",))
     return params, {"batch_stats": stats}
 
