@@ -10,15 +10,13 @@ from typing import Any
 
 from gnpcli.config import RunConfig
 from gnpcli.config.loader import flatten
+from gnpcli.config.recipe import DATA_KEYS
 from gnpcli.errors import ConfigError
 from gnpcli.plan import count_steps
 from gnpcli.runlog import Record, read_metrics, training_time_s
 from gnpcli.runs import ENVIRONMENT, METRICS, SUMMARY, read_config
 
 SPLITS = ("val", "test")
-
-_DATA = ("data.name", "data.train_split", "data.test_split", "data.validation_fraction", "data.image_size")
-"""Keys that decide which images a run is trained and measured on."""
 
 
 def compare(folders: Sequence[Path], warn: Callable[[str], None]) -> dict[str, Any]:
@@ -53,7 +51,7 @@ def compare(folders: Sequence[Path], warn: Callable[[str], None]) -> dict[str, A
     keys = dict.fromkeys(key for values in flat for key in values)
     different = {key: [values.get(key) for values in flat] for key in keys}
     different = {key: values for key, values in different.items() if any(value != values[0] for value in values)}
-    if data := [key for key in _DATA if key in different]:
+    if data := [key for key in DATA_KEYS if key in different]:
         told = "; ".join(f"{key}: {', '.join(map(str, different[key]))}" for key in data)
         warn(f"these runs are not on the same data ({told}): their errors and losses do not compare")
     return {"runs": runs, "differences": different, "same_data": not data}

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from gnpcli.presets import preset_names
+from gnpcli.tables.spec import table_names
 from tests.conftest import REPOSITORY
 
 
@@ -33,6 +34,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_wheel_holds_the_package_its_presets_and_nothing_else(wheel: Path):
     names = zipfile.ZipFile(wheel).namelist()
     assert {f"gnpcli/_presets/{name}.yaml" for name in preset_names()} <= set(names)
+    assert {f"gnpcli/_presets/tables/{name}.yaml" for name in table_names()} <= set(names)
     assert "gnpcli/data/digits.npz" in names
     assert "gnpcli/data/digits.LICENSE.txt" in names
     assert all(name.startswith(("gnpcli/", "gnp-")) for name in names)

@@ -408,6 +408,9 @@ def test_unfinished_and_damaged_runs_are_said(tmp_path):
     text = to_markdown(make_report(result))
     assert "ViT-nano Adam seed 0: step 3: the loss is nan" in text
     assert re.search(r"line 5 of .* is cut short: the 4 record", text)
+    record = {"step": 1, "epoch": 0.02, "split": "train", "loss": None, "error_rate": 0.9, "non_finite": ["loss"]}
+    (first / "metrics.jsonl").write_text(json.dumps(record) + "\n")
+    write_outputs(told(table, tmp_path), tmp_path)  # a run that diverged at once has nothing to draw
     (second / "summary.json").write_text('{"status": "fin')
     assert told(table, tmp_path).cells["nano", "adam"].sample is None
 

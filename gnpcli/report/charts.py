@@ -27,7 +27,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from gnpcli.errors import DataError
 from gnpcli.report.bands import Band, Group, Spread, band, named_groups, panels_of
 from gnpcli.report.history import Axis
-from gnpcli.report.metrics import Curve, Panel, choose_panels
+from gnpcli.report.metrics import PANELS, Curve, Panel, choose_panels
 from gnpcli.report.palette import COLOURS, GRID, INK, MUTED
 
 FORMATS = (".png", ".svg", ".pdf")
@@ -153,7 +153,9 @@ def learning_curves(
     read = named_groups(groups)
     if not read:
         return ""
-    return inline_charts(read, choose_panels(panels_of(read), metrics), "epoch", spread)
+    panels = panels_of(read)
+    absent = {panel.name for panel in PANELS} - {panel.name for panel in panels}
+    return inline_charts(read, choose_panels(panels, [name for name in metrics if name not in absent]), "epoch", spread)
 
 
 def spread_note(groups: Sequence[Group], spread: Spread) -> str:

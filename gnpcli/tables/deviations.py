@@ -9,21 +9,14 @@ from typing import Any
 
 from gnpcli.config import RunConfig
 from gnpcli.config.loader import flatten
+from gnpcli.config.recipe import DATA_KEYS, recipe
 from gnpcli.errors import ConfigError
 from gnpcli.tables.spec import Changes, Table
 
 Place = tuple[str, str]
 """Row and column."""
 
-_NO_MATTER = (
-    "train.seed", "train.log_every_steps", "train.eval_every_epochs", "checkpoint.", "mesh.", "data.dir",
-    "data.eval_batch_size", "data.workers", "data.stream",
-)  # fmt: skip
-"""Keys, and beginnings of keys, that change neither the recipe nor what is measured."""
-
-_COMPARABLE = (
-    "data.name", "data.train_split", "data.test_split", "data.validation_fraction", "data.image_size", "train.epochs",
-)  # fmt: skip
+_COMPARABLE = (*DATA_KEYS, "train.epochs")
 """Keys that the columns of a row must agree on, unless the table itself has them differ."""
 
 
@@ -46,7 +39,7 @@ def check_alike(table: Table, place: Place, configs: Mapping[int, RunConfig]) ->
     """
     seeds = list(configs)
     for seed in seeds[1:]:
-        first, other = _recipe(configs[seeds[0]]), _recipe(configs[seed])
+        first, other = recipe(configs[seeds[0]]), recipe(configs[seed])
         keys = [key for key in first if first[key] != other.get(key)]
         if keys:
             told = "; ".join(f"{key}: {first[key]} and {other.get(key)}" for key in keys)
@@ -82,7 +75,7 @@ def deviations(table: Table, configs: Mapping[Place, RunConfig]) -> list[Deviati
     reference = Changes(variant=published.variant if published else None)
     found: dict[tuple[str, str, str], Deviation] = {}
     for place, config in configs.items():
-        theirs, ours = (_recipe(each) for each in (table.resolve(*place, 0, reference), config))
+        theirs, ours = (recipe(each) for each in (table.resolve(*place, 0, reference), config))
         for key in sorted(theirs.keys() | ours.keys()):
             before, after = theirs.get(key), ours.get(key)
             if before == after:
@@ -134,16 +127,6 @@ def _suffixes(folder: str) -> Sequence[str]:
         first = next((entry.path for entry in entries if entry.is_dir()), None)
     names = os.listdir(first)[:100] if first else []
     return sorted({name.rpartition(".")[2].lower() for name in names if "." in name})
-
-
-def _recipe(config: RunConfig) -> dict[str, Any]:
-    """Return the keys that matter; without gradient regularization those that say how it is done do not."""
-    idle = "gr." if config.gr.strategy == "none" else None
-    return {
-        key: value
-        for key, value in flatten(config).items()
-        if not key.startswith(_NO_MATTER) and (key == "gr.strategy" or not (idle and key.startswith(idle)))
-    }
 
 
 def _text(value: Any) -> str:

@@ -70,17 +70,14 @@ class TableDisplay:
 
     def _cell(self, items: Sequence[Progress]) -> Text:
         values = [item.value for item in items if item.status in _DONE and item.value is not None]
-        text = Text()
+        lines = []
         if values:
             sample = describe(values)
             spread = "" if sample.std is None else f" ± {sample.std:.2f}"
-            text.append(f"{sample.mean:.2f}{spread} ({sample.n} of {len(items)})", style="bold")
-        for item in items:
-            if item.status == "running":
-                text.append(f"{'  ' if text else ''}{self._running(item)}", style="cyan")
-            elif item.status == "failed":
-                text.append(f"{'  ' if text else ''}seed {item.cell.seed} failed", style="red")
-        return text or Text("waiting", style="dim")
+            lines.append(Text(f"{sample.mean:.2f}{spread} ({sample.n} of {len(items)})", style="bold"))
+        lines += [Text(self._running(item), style="cyan") for item in items if item.status == "running"]
+        lines += [Text(f"seed {item.cell.seed} failed", style="red") for item in items if item.status == "failed"]
+        return Text("\n").join(lines) if lines else Text("waiting", style="dim")
 
     def _running(self, item: Progress) -> str:
         parts = [f"seed {item.cell.seed}"]

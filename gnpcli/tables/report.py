@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from gnpcli.tables.results import CellResult, Comparison, TableResult
+from gnpcli.tables.results import CellResult, Comparison, Run, TableResult
 from gnpcli.tables.statistics import CONFIDENCE, Interval
 from gnpcli.tables.values import is_percentage
 
@@ -48,7 +48,7 @@ def make_report(result: TableResult) -> Report:
     deviations_from = "the published recipe" if spec.published else "the table's own recipe"
     unfinished = [
         f"{result.table.label('rows', run.row)} {result.table.label('columns', run.column)} seed {run.seed}: "
-        + " ".join(run.summary.get("error", run.status).split())
+        + _why_no_value(run)
         for cell in result.cells.values()
         for run in cell.runs
         if run.value is None
@@ -69,7 +69,7 @@ def make_report(result: TableResult) -> Report:
         (f"Deviations from {deviations_from}", list(result.deviations) or ["none in any key that matters"]),
         ("Not known of the published recipe", spec.published.unknown if spec.published else []),
         ("Notes", spec.notes),
-        ("Runs that are not finished", unfinished),
+        ("Runs without a value", unfinished),
         ("Damaged logs", result.damage),
         ("How to read it", reading),
         ("Ran on", result.environment),
@@ -85,6 +85,12 @@ def make_report(result: TableResult) -> Report:
         differences=_differences(result),
         lists=tuple((heading, tuple(lines)) for heading, lines in lists if lines),
     )
+
+
+def _why_no_value(run: Run) -> str:
+    if run.status == "finished":
+        return "finished, but nothing of this kind was measured"
+    return " ".join(run.summary.get("error", f"{run.status}, epoch {run.epoch:g}").split())
 
 
 def _metric(result: TableResult) -> str:

@@ -1,0 +1,29 @@
+"""What of a configuration decides a result, and what is only about where, when and how often."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from gnpcli.config.loader import flatten
+from gnpcli.config.schema import RunConfig
+
+DATA_KEYS = ("data.name", "data.train_split", "data.test_split", "data.validation_fraction", "data.image_size")
+"""Keys that decide which images a run is trained and measured on: others make errors that do not compare."""
+
+_NO_MATTER = (
+    "train.seed", "train.log_every_steps", "train.eval_every_epochs", "checkpoint.", "mesh.", "data.dir",
+    "data.eval_batch_size", "data.workers", "data.stream",
+)  # fmt: skip
+
+
+def recipe(config: RunConfig) -> dict[str, Any]:
+    """Return ``{"section.key": value}`` of the keys that decide a result, up to the seed.
+
+    Without gradient regularization the keys that say how it is done decide nothing.
+    """
+    is_plain = config.gr.strategy == "none"
+    return {
+        key: value
+        for key, value in flatten(config).items()
+        if not key.startswith(_NO_MATTER) and not (is_plain and key.startswith("gr.") and key != "gr.strategy")
+    }
