@@ -121,11 +121,13 @@ def test_finished_cells_are_kept_and_told_again(gnp: Gnp, whole: Path):
     done = gnp("reproduce-table", whole / "tiny.yaml", "--out", whole / "out", "--json")
     assert done.returncode == 0, done.stderr
     assert "finished before" in done.stderr
+    part = gnp("reproduce-table", whole / "tiny.yaml", "--out", whole / "out", "--columns", "zero", "--json")
+    assert json.loads(part.stdout) == json.loads(done.stdout)  # files tell the whole folder, whatever was run last
+    part = gnp("reproduce-table", whole / "tiny.yaml", "--out", whole / "out", "--render", "--json", "--seeds", "1")
+    assert [cell["n"] for cell in json.loads(part.stdout)["cells"]] == [1, 1]
     rendered = gnp("reproduce-table", whole / "tiny.yaml", "--out", whole / "out", "--render", "--json")
     assert json.loads(rendered.stdout) == json.loads(done.stdout)
     assert {path: path.stat().st_mtime_ns for path in whole.glob("out/cells/**/*")} == before
-    part = gnp("reproduce-table", whole / "tiny.yaml", "--out", whole / "out", "--render", "--json", "--seeds", "1")
-    assert [cell["n"] for cell in json.loads(part.stdout)["cells"]] == [1, 1]
 
 
 @pytest.mark.slow

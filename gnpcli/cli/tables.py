@@ -70,7 +70,7 @@ def reproduce_table(
         bool, typer.Option("--dry-run", help="Say what there is to do and how long it would take, and exit.")
     ] = False,
     render: Annotated[
-        bool, typer.Option("--render", help="Run nothing: tell the result of the cells that --out holds.")
+        bool, typer.Option("--render", help="Run nothing: tell the result of the cells in --out, or of those chosen.")
     ] = False,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
@@ -101,18 +101,33 @@ def reproduce_table(
         return
     from gnpcli.errors import Interrupted
 
+    stopped = None
     try:
         progress = _run(table, cells, states, jobs, folder, quiet)
-    except Interrupted:
-        _finish(table, changes.variant, row_names, column_names, chosen, folder, as_json)
-        raise
-    _finish(table, changes.variant, row_names, column_names, chosen, folder, as_json)
+    except Interrupted as error:
+        stopped, progress = error, []
+    _finish(table, changes.variant, *_with_runs(table, folder, row_names, column_names), None, folder, as_json)
+    if stopped is not None:
+        raise stopped
     _complain(progress)
 
 
 def _default_out(table: Table, variant: str | None) -> Path:
     is_first = variant is None or variant == next(iter(table.spec.variants))
     return Path("tables") / (table.name if is_first else f"{table.name}-{variant}")
+
+
+def _with_runs(
+    table: Table, folder: Path, rows: Sequence[str], columns: Sequence[str]
+) -> tuple[Sequence[str], Sequence[str]]:
+    """Add the rows and columns that the folder holds already: its files tell all of it, not what was run last."""
+    from gnpcli.tables.cells import find_runs
+
+    there = find_runs(folder)
+    return (
+        [row for row in table.spec.rows if row in rows or any(row == place[0] for place in there)],
+        [column for column in table.spec.columns if column in columns or any(column == place[1] for place in there)],
+    )
 
 
 def _run(

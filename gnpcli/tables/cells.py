@@ -46,6 +46,17 @@ def run_dir(out: Path, row: str, column: str, seed: int) -> Path:
     return out / CELLS / row / column / f"seed{seed}"
 
 
+def find_runs(out: Path) -> list[tuple[str, str, int]]:
+    """Return row, column and seed of every run folder in a table's results, by seed."""
+    found = (path.parent for path in (out / CELLS).glob(f"*/*/seed*/{CONFIG}"))
+    runs = [
+        (folder.parent.parent.name, folder.parent.name, int(seed))
+        for folder in found
+        if (seed := folder.name.removeprefix("seed")).isdecimal()
+    ]
+    return sorted(runs, key=lambda run: run[2])
+
+
 def make_cells(
     table: Table, rows: Sequence[str], columns: Sequence[str], seeds: Sequence[int], changes: Changes, out: Path
 ) -> list[Cell]:

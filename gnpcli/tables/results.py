@@ -14,8 +14,8 @@ from typing import Any, Literal
 
 from gnpcli.config import RunConfig
 from gnpcli.runlog import read_metrics, training_time_s
-from gnpcli.runs import CONFIG, ENVIRONMENT, METRICS, read_config
-from gnpcli.tables.cells import CELLS, read_summary, run_dir
+from gnpcli.runs import ENVIRONMENT, METRICS, read_config
+from gnpcli.tables.cells import find_runs, read_summary, run_dir
 from gnpcli.tables.deviations import check_alike, check_comparable, data_copies, deviations, tell
 from gnpcli.tables.spec import Table
 from gnpcli.tables.statistics import Interval, Sample, describe, interval, paired
@@ -125,9 +125,10 @@ def collect(
     damage: list[str] = []
     cells: dict[tuple[str, str], CellResult] = {}
     configs: dict[tuple[str, str], RunConfig] = {}
+    there = [run for run in find_runs(out) if seeds is None or run[2] in seeds]
     for row in rows:
         for column in columns:
-            folders = _folders(out, row, column, seeds)
+            folders = {seed: run_dir(out, row, column, seed) for *place, seed in there if place == [row, column]}
             own = {seed: read_config(folder) for seed, folder in folders.items()}
             check_alike(table, (row, column), own)
             if own:
@@ -147,15 +148,6 @@ def collect(
         environment=tuple(_environments(run.folder for cell in cells.values() for run in cell.runs)),
         damage=tuple(damage),
     )
-
-
-def _folders(out: Path, row: str, column: str, seeds: Sequence[int] | None) -> dict[int, Path]:
-    if seeds is None:
-        found = (out / CELLS / row / column).glob(f"seed*/{CONFIG}")
-        names = (path.parent.name.removeprefix("seed") for path in found)
-        seeds = sorted(int(name) for name in names if name.isdecimal())
-    folders = {seed: run_dir(out, row, column, seed) for seed in seeds}
-    return {seed: folder for seed, folder in folders.items() if (folder / CONFIG).is_file()}
 
 
 def _run(table: Table, row: str, column: str, seed: int, folder: Path, on_damage: Callable[[str], None]) -> Run:
