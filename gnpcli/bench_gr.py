@@ -19,6 +19,9 @@ PLAIN = "plain"
 VARIANTS: dict[str, tuple[str, ...]] = {
     "gnp": (),
     "sam": ("gr.strategy=sam",),
+    "asam": ("gr.ascent=adaptive", "gr.alpha=1"),
+    "gsam": ("gr.surrogate_gap=0.2", "gr.alpha=1"),
+    "sam-on": ("gr.perturb=norms", "gr.alpha=1"),
     "exact": ("gr.gradient=exact",),
     "zero-warmup": ("gr.strategy=zero-warmup", "gr.warmup_epochs=1"),
 }

@@ -1,8 +1,9 @@
 """How far the finite difference of a training step is from the exact gradient of the penalty, over a sweep of radii.
 
 The penalty ``lambda ||grad L||`` has the gradient ``lambda H u`` with ``u = grad L / ||grad L||`` (arXiv 2202.03599,
-section 3.2). What trains is a forward difference of two gradients in its place, which errs twice: by the curvature of
-the gradient along u, to first order in r, and by the rounding of the two gradients, which r divides:
+section 3; of an adaptive or partial perturbation u is the direction of `gnpcli.gnp.ascent`). What trains is a forward
+difference of two gradients in its place, which errs twice: by the curvature of the gradient along u, to first order in
+r, and by the rounding of the two gradients, which r divides:
 
     (grad L(w + r u) - grad L(w)) / r  =  H u  +  r/2 d/du (H u)  +  O(r^2)  +  O(eps ||grad L|| / r)
 
@@ -20,11 +21,13 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from gnpcli.ascent import build_scales
 from gnpcli.config import RunConfig
 from gnpcli.data.feed import make_train_feed
 from gnpcli.errors import GnpError
 from gnpcli.evaluation import check_fit, load_with_progress, warn_of_skipped
-from gnpcli.gnp import global_norm, gnp_value_and_grad
+from gnpcli.gnp import Scales, global_norm, gnp_value_and_grad
+from gnpcli.gnp.ascent import steepest
 from gnpcli.models import build_for
 from gnpcli.objective import make_objective
 from gnpcli.runlog import Screen
@@ -48,6 +51,8 @@ class Exact(NamedTuple):
 
     gradient: Any
     """``g = grad L(w)``."""
+    direction: Any
+    """``u``."""
     product: Any
     """``H u``."""
     gradient_norm: jax.Array
@@ -69,8 +74,13 @@ class Deviation(NamedTuple):
     """Share of the parameters that the step ``r u`` changes at all once cast to the compute type."""
 
 
-def exact_products(loss: Loss) -> Callable[..., Exact]:
-    """Return a jitted function of ``(params, *args)`` that gives a batch's gradient and Hessian-vector product."""
+def exact_products(loss: Loss, scales: Scales | None) -> Callable[..., Exact]:
+    """Return a jitted function of ``(params, *args)`` that gives a batch's gradient and Hessian-vector product.
+
+    Args:
+        loss: Computed in float32.
+        scales: Of the perturbation, as in `gnpcli.gnp.penalize`.
+    """
 
     @jax.jit
     def products(params: Any, *args: Any) -> Exact:
@@ -79,35 +89,36 @@ def exact_products(loss: Loss) -> Callable[..., Exact]:
 
         with jax.default_matmul_precision("highest"):  # what is called float32 may be TF32 on an accelerator
             gradient = grad(params)
-            norm = global_norm(gradient)
-            product = jax.jvp(grad, (params,), (jax.tree.map(lambda leaf: leaf / norm, gradient),))[1]
-        return Exact(gradient, product, norm, global_norm(product))
+            ray, length = steepest(params, gradient, scales)
+            direction = jax.tree.map(lambda leaf: leaf / length, ray)
+            product = jax.jvp(grad, (params,), (direction,))[1]
+        return Exact(gradient, direction, product, global_norm(gradient), global_norm(product))
 
     return products
 
 
-def deviation(loss: Loss, dtype: str, gradient: Gradient) -> Callable[..., Deviation]:
+def deviation(loss: Loss, dtype: str, gradient: Gradient, scales: Scales | None) -> Callable[..., Deviation]:
     """Return a jitted function of ``(r, alpha, exact, params, *args)`` that measures `gnp_value_and_grad` on a batch.
 
     Args:
         loss: Computed in `dtype`; takes float32 parameters.
         dtype: Name of the compute type.
         gradient: How the transform computes the penalty's gradient.
+        scales: Of the perturbation, as in `exact_products`.
     """
 
     @jax.jit
     def measure(r: jax.Array, alpha: jax.Array, exact: Exact, params: Any, *args: Any) -> Deviation:
         # At alpha = 1 the mixed gradient is g + p. Both in one program, as in a train step.
         clean = jax.grad(loss, has_aux=True)(params, *args)[0]
-        _, whole = gnp_value_and_grad(loss, r=r, alpha=1.0, gradient=gradient, has_aux=True)(params, *args)
+        penalised = gnp_value_and_grad(loss, r=r, alpha=1.0, gradient=gradient, scales=scales, has_aux=True)
+        _, whole = penalised(params, *args)
         penalty = jax.tree.map(jnp.subtract, whole, clean)
         distance = global_norm(jax.tree.map(lambda p, h: p - r * h, penalty, exact.product))
         mixed = global_norm(jax.tree.map(lambda g, h: g + alpha * r * h, exact.gradient, exact.product))
         along = sum(jax.tree.leaves(jax.tree.map(lambda p, h: jnp.sum(p * h), penalty, exact.product)))
         moves = jax.tree.map(
-            lambda w, g: jnp.mean((w + r / exact.gradient_norm * g).astype(dtype) != w.astype(dtype)) * w.size,
-            params,
-            exact.gradient,
+            lambda w, u: jnp.mean((w + r * u).astype(dtype) != w.astype(dtype)) * w.size, params, exact.direction
         )
         return Deviation(
             distance / (r * exact.product_norm),
@@ -147,7 +158,8 @@ def check(
     and every compute type see the same batch and the same dropout.
 
     Args:
-        config: What would train.
+        config: What would train; the perturbation measured is that of its `gr.ascent` and `gr.perturb`, one for the
+            whole batch.
         trained: A checkpoint to take parameters and step from; None takes the initial ones.
         radii: Where to measure; the configured r is measured besides.
         dtypes: Compute types; each is compared with the exact product in float32.
@@ -199,10 +211,11 @@ def check(
 
     alpha, r = config.gr.alpha or DEFAULT_ALPHA, config.gr.r or None
     radii = sorted({*radii, *([r] if r else [])})
-    products = exact_products(loss_in("float32"))
-    differences = {dtype: deviation(loss_in(dtype), dtype, "finite-difference") for dtype in dtypes}
+    scales = build_scales(config.gr)
+    products = exact_products(loss_in("float32"), scales)
+    differences = {dtype: deviation(loss_in(dtype), dtype, "finite-difference", scales) for dtype in dtypes}
     # In float32 it would be the product that it is measured against.
-    exacts = {dtype: deviation(loss_in(dtype), dtype, "exact") for dtype in dtypes if dtype != "float32"}
+    exacts = {dtype: deviation(loss_in(dtype), dtype, "exact", scales) for dtype in dtypes if dtype != "float32"}
     found: dict[str, list[list[Deviation]]] = {dtype: [] for dtype in dtypes}
     found_exact: dict[str, list[Deviation]] = {dtype: [] for dtype in exacts}
     norms = []

@@ -23,14 +23,14 @@ RADII = [1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0]
 EPSILON = float(jnp.finfo(jnp.float32).eps)
 
 
-def errors(loss, params, radii, *, dtype="float32", gradient="finite-difference", alpha=0.8):
+def errors(loss, params, radii, *, dtype="float32", gradient="finite-difference", alpha=0.8, scales=None):
     """The deviations of `loss` at each radius, and what they are measured against."""
 
     def with_aux(params):
         return loss(params), None
 
-    exact = exact_products(with_aux)(params)
-    measure = deviation(with_aux, dtype, gradient)
+    exact = exact_products(with_aux, scales)(params)
+    measure = deviation(with_aux, dtype, gradient, scales)
     return [Deviation(*map(float, measure(r, alpha, exact, params))) for r in radii], exact
 
 
@@ -67,15 +67,23 @@ def test_on_a_quadratic_the_error_is_rounding_alone():
     assert found[0].penalty > 100 * found[3].penalty  # and it is the rounding that is seen at a small r
 
 
-def test_on_a_cubic_the_error_is_the_closed_form():
+@pytest.mark.parametrize("ascent", ["l2", "adaptive"])
+def test_on_a_cubic_the_error_is_the_closed_form(ascent):
     """L = sum c w^3 / 6 has g = c w^2 / 2 and H = diag(c w); the difference is r H u + r^2 c u^2 / 2 and no more."""
     rng = np.random.default_rng(1)
     c, w = rng.uniform(1, 2, 6), rng.uniform(1, 2, 6)
     weights = jnp.asarray(c, jnp.float32)
     radii, alpha = [0.1, 0.5, 2.0], 0.6
-    found, _ = errors(lambda w: jnp.sum(weights * w**3) / 6, jnp.asarray(w, jnp.float32), radii, alpha=alpha)
+    found, _ = errors(
+        lambda w: jnp.sum(weights * w**3) / 6,
+        jnp.asarray(w, jnp.float32),
+        radii,
+        alpha=alpha,
+        scales=jnp.abs if ascent == "adaptive" else None,
+    )
     g = c * w**2 / 2
-    u = g / np.linalg.norm(g)
+    stretch = w if ascent == "adaptive" else np.ones(6)
+    u = stretch**2 * g / np.linalg.norm(stretch * g)
     product = c * w * u
     for r, error in zip(radii, found, strict=True):
         wrong = r**2 * c * u**2 / 2
