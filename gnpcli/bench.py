@@ -143,18 +143,21 @@ class Timed:
         self._cycle = [programs[step] for step in cycle]
         self._state, self._source, self._repeat = state, source, repeat
         self.times_s: list[float] = []
+        self.cpu_times_s: list[float] = []
+        """Processor time of all threads of this process: on a CPU what a busy machine leaves comparable."""
 
     def run(self, steps: int, *, counts: bool) -> None:
         """Time `steps` steps, rounded up to whole cycles; the time of a round is that of its mean step."""
         cycles = -(-steps * self._repeat // len(self._cycle))
         jax.block_until_ready(self._state)
-        start = time.perf_counter()
+        start, cpu_start = time.perf_counter(), time.process_time()
         for _ in range(cycles):
             for step in self._cycle:
                 self._state, metrics = step(self._state, self._source)
         jax.block_until_ready((self._state, metrics))
         if counts:
             self.times_s.append((time.perf_counter() - start) / (cycles * len(self._cycle)))
+            self.cpu_times_s.append((time.process_time() - cpu_start) / (cycles * len(self._cycle)))
 
     def ratios(self, other: Timed) -> list[float]:
         """Return this step's time as a multiple of the other's, for each round."""
@@ -163,6 +166,10 @@ class Timed:
     def over(self, other: Timed) -> float:
         """Return the median of `ratios`."""
         return statistics.median(self.ratios(other))
+
+    def cpu_over(self, other: Timed) -> float:
+        """Return `over` in processor time."""
+        return statistics.median(own / its for own, its in zip(self.cpu_times_s, other.cpu_times_s, strict=True))
 
     @property
     def step_s(self) -> float:

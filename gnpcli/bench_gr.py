@@ -6,6 +6,8 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
+import jax
+
 from gnpcli.bench import Report, Timed, interleave, random_images, regularized
 from gnpcli.config import RunConfig
 from gnpcli.engine import build_task
@@ -48,8 +50,10 @@ def bench_gr(config: RunConfig, *, variants: Sequence[str], rounds: int, steps: 
     Returns:
         JSON-able: the sizes, `environment`, and `measurements`, plain training first, each with `name`, `settings`,
         `step_ms`, `images_per_s`, `compile_s`, `over_plain` with its `over_plain_min` and `over_plain_max` over the
-        rounds, `flops_over_plain` (as the compiler counts them), `peak_bytes` (arguments, results and temporaries of
-        the compiled step, data set included) and `memory_over_plain`; null where the compiler does not say.
+        rounds, `cpu_over_plain` (the same ratio in processor time, which other work on the machine disturbs less; null
+        on an accelerator), `flops_over_plain` (as the compiler counts them), `peak_bytes` (arguments, results and
+        temporaries of the compiled step, data set included) and `memory_over_plain`; null where the compiler does not
+        say.
 
     Raises:
         ConfigError: An unknown variant, or one that the configuration cannot have.
@@ -82,6 +86,7 @@ def bench_gr(config: RunConfig, *, variants: Sequence[str], rounds: int, steps: 
             "over_plain": statistics.median(ratios),
             "over_plain_min": min(ratios),
             "over_plain_max": max(ratios),
+            "cpu_over_plain": timed.cpu_over(plain) if jax.default_backend() == "cpu" else None,
             "flops_over_plain": timed.flops / plain.flops if timed.flops and plain.flops else None,
             "peak_bytes": timed.peak_bytes,
             "memory_over_plain": timed.peak_bytes / plain.peak_bytes if timed.peak_bytes and plain.peak_bytes else None,

@@ -173,14 +173,16 @@ def _print_gr(result: dict[str, Any]) -> None:
         f"r {result['r']:g}, alpha {result['alpha']:g}; {result['rounds']} rounds",
         box=None, title_justify="left",
     )  # fmt: skip
-    for column in ("", "time / plain", "min-max", "memory / plain", "FLOP / plain", "ms/step", "MB", "compile s"):
-        table.add_column(column, justify="right" if column else "left")
+    for column in ("", "time", "min-max", "CPU time", "FLOP", "memory", "ms/step", "MB", "compile s"):
+        table.add_column(column, justify="right" if column else "left", no_wrap=True)
     for row in result["measurements"]:
-        flops, memory = row["flops_over_plain"], row["memory_over_plain"]
+        cpu, flops, memory = row["cpu_over_plain"], row["flops_over_plain"], row["memory_over_plain"]
         table.add_row(
             row["name"], f"{row['over_plain']:.3f}", f"{row['over_plain_min']:.2f}-{row['over_plain_max']:.2f}",
-            "-" if memory is None else f"{memory:.2f}", "-" if flops is None else f"{flops:.2f}",
-            f"{row['step_ms']:.1f}", "-" if row["peak_bytes"] is None else f"{row['peak_bytes'] / 1e6:,.0f}",
+            "-" if cpu is None else f"{cpu:.3f}", "-" if flops is None else f"{flops:.2f}",
+            "-" if memory is None else f"{memory:.2f}", f"{row['step_ms']:.1f}",
+            "-" if row["peak_bytes"] is None else f"{row['peak_bytes'] / 1e6:,.0f}",
             f"{row['compile_s']:.1f}",
         )  # fmt: skip
     Console(highlight=False).print(table)
+    typer.echo("time, CPU time, FLOP and memory as multiples of plain training")

@@ -29,7 +29,7 @@ def perturbation_scales(params: Any, *, perturbs: Any = None, adapts: Any = None
         params: Where T is taken: adaptive leaves are ``|w| + eta``, in at least float32.
         perturbs: Tree of bools like `params`: which leaves move at all; None moves all of them.
         adapts: Tree of bools: which leaves are adaptive (arXiv 2102.11600, algorithm 1); None makes none so. That
-            paper's own code adapts weights and neither biases nor normalisation.
+            paper's own code adapts whatever is named weight: kernels and the scales of normalisation, not biases.
         eta: At least 0; keeps weights of 0 from standing still.
 
     >>> import jax.numpy as jnp
