@@ -8,10 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageFile
 
+from gnpcli.data import crops
+from gnpcli.data.base import Images
 from gnpcli.data.crops import Transform, centre_box, cut, random_box
-from gnpcli.data.decode import opened
+from gnpcli.data.decode import opened, read_pixels
 from gnpcli.errors import DataError
 from tests.conftest import SHARED_DATA
 
@@ -70,14 +72,17 @@ def test_evaluation_in_one_step_is_the_published_one_in_two(shape: tuple[int, in
 
 
 def test_evaluation_of_real_photographs_is_the_published_one(samples: list[Path]) -> None:
-    differences = []
+    means, largest = [], []
     for path in samples:
         with Image.open(path) as image:
             want = np.asarray(published_evaluation(image.convert("RGB"), 224), dtype=int)
-        differences.append(np.abs(Transform(224)(str(path), draw()) - want).mean())
+        difference = np.abs(Transform(224)(str(path), draw()) - want)
+        means.append(difference.mean())
+        largest.append(difference.max())
     # All but the largest are decoded in full and differ by rounding alone.
-    assert np.median(differences) < 0.05
-    assert max(differences) < 1
+    assert np.median(largest) <= 1
+    assert np.median(means) < 0.25
+    assert max(means) < 1
 
 
 def test_random_boxes_have_the_shares_and_aspects_of_the_published_crop() -> None:
@@ -117,10 +122,26 @@ def test_images_that_no_box_fits_give_their_centre(shape: tuple[int, int], box: 
 # --- scaled decoding
 
 
+@pytest.fixture
+def scales(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Note the scale of every image that is decoded."""
+    noted: list[int] = []
+
+    def read(image: ImageFile.ImageFile, scale: int = 1) -> tuple[Images, int]:
+        pixels, used = read_pixels(image, scale)
+        assert pixels.shape[:2] == (-(-image.height // used), -(-image.width // used))
+        noted.append(used)
+        return pixels, used
+
+    monkeypatch.setattr(crops, "read_pixels", read)
+    return noted
+
+
 @pytest.mark.parametrize("detail", [1, 2])
-def test_decoding_is_scaled_as_far_as_the_box_keeps_enough_pixels(detail: int, tmp_path: Path) -> None:
+def test_decoding_is_scaled_as_far_as_the_box_keeps_enough_pixels(
+    detail: int, scales: list[int], tmp_path: Path
+) -> None:
     rng = draw()
-    scales = set()
     for number in range(40):
         width, height = (int(side) for side in rng.integers(40, 700, 2))
         smooth(width, height, number).save(tmp_path / "x.jpg", quality=95)
@@ -129,15 +150,13 @@ def test_decoding_is_scaled_as_far_as_the_box_keeps_enough_pixels(detail: int, t
         side = min(box[2] - box[0], box[3] - box[1])
         with opened(str(tmp_path / "x.jpg")) as image:
             cut(image, box, size, detail=detail)
-            scale = round(width / image.width)
-        assert scale == max(s for s in (1, 2, 4, 8) if s == 1 or side >= s * detail * size)
-        scales.add(scale)
-    assert scales == {1, 2, 4, 8}
+        assert scales[-1] == max(s for s in (1, 2, 4, 8) if s == 1 or side >= s * detail * size)
+    assert set(scales) == {1, 2, 4, 8}
 
 
 @pytest.mark.parametrize(("detail", "typical", "worst"), [(1, 2.0, 6.0), (2, 0.7, 2.0)])
 def test_scaled_decoding_of_real_photographs_stays_near_the_full_one(
-    samples: list[Path], detail: int, typical: float, worst: float
+    samples: list[Path], scales: list[int], detail: int, typical: float, worst: float
 ) -> None:
     """Mean absolute difference over an image, in levels of 256; at 64 pixels nearly every crop is scaled."""
     differences = []
@@ -148,9 +167,8 @@ def test_scaled_decoding_of_real_photographs_stays_near_the_full_one(
         want = np.asarray(full.resize((64, 64), Image.Resampling.BILINEAR, box=box), dtype=int)
         with opened(str(path)) as image:
             got = cut(image, box, 64, detail=detail)
-            if image.size == full.size:
-                continue
-        differences.append(np.abs(np.asarray(got) - want).mean())
+        if scales[-1] > 1:
+            differences.append(np.abs(got - want).mean())
     assert len(differences) > 15
     assert np.mean(differences) < typical
     assert max(differences) < worst

@@ -159,6 +159,7 @@ from gnpcli.data.crops import Transform
 from gnpcli.data.pieces import PackedPaths, Pieces, ShuffledOrder
 from gnpcli.data.reading import PieceReader
 from gnpcli.errors import DataError
+from gnpcli.runtime import stop_signals
 
 
 def policy(image, rng):
@@ -223,12 +224,13 @@ if __name__ == "__main__":
             print(error)
         assert children() == []
     else:
-        reader = PieceReader(pieces(paths), 0, 2)
-        try:
+        with stop_signals() as received:  # as training does
+            reader = PieceReader(pieces(paths), 0, 2)
             read(reader, 4)
             print(*children(), flush=True)
-            read(reader, 10**9)
-        except KeyboardInterrupt:
+            while not received:
+                read(reader, 1)
+            reader.close()
             print("stopped", children())
 """
 

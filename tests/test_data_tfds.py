@@ -23,6 +23,7 @@ from gnpcli.data import records as records_module
 from gnpcli.data import tfds as tfds_module
 from gnpcli.data.base import Dataset, channel_statistics, validation_counts
 from gnpcli.data.cifar10 import CLASS_NAMES, PUBLISHED
+from gnpcli.data.resize import resize
 from gnpcli.errors import ConfigError, DataError
 from tests.archives import Images, as_pairs, random_images, write_own_tfds, write_tfds
 
@@ -174,8 +175,7 @@ def test_cache_notices_a_changed_file(data_dir: Path, cache: Path) -> None:
 
 def test_images_are_resized(data_dir: Path) -> None:
     whole, small = load_dataset(of(data_dir)), load_dataset(of(data_dir, image_size=8))
-    want = [Image.fromarray(image).resize((8, 8), Image.Resampling.BILINEAR) for image in whole.train.images]
-    np.testing.assert_array_equal(small.train.images, np.stack([np.asarray(image) for image in want]))
+    np.testing.assert_array_equal(small.train.images, np.stack([resize(image, 8) for image in whole.train.images]))
     assert small.spec.image_size == 8
     info = describe(of(data_dir, image_size=8))
     assert info is not None
@@ -479,9 +479,9 @@ def test_all_of_one_shape_that_is_not_square(tmp_path: Path) -> None:
     import tensorflow_datasets
 
     source = tensorflow_datasets.builder_from_directory(tmp_path / "birds" / "1.0.0").as_data_source("train")
-    want = [Image.fromarray(source[i]["image"][:, 1:7]).resize((4, 4), Image.Resampling.BILINEAR) for i in range(2)]
     data = check_described(config.model_copy(update={"image_size": 4}))
-    np.testing.assert_array_equal(data.train.images, np.stack([np.asarray(image) for image in want]))
+    want = np.stack([resize(source[i]["image"][:, 1:7], 4) for i in range(2)])
+    np.testing.assert_array_equal(data.train.images, want)
 
 
 def test_a_registered_set_is_read_by_its_tfds_name(tmp_path: Path) -> None:

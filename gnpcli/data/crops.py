@@ -1,7 +1,6 @@
 """One image file to one square of pixels: which part of it is taken, and its decoding at no more detail than needed.
 
-A box is (left, top, right, bottom) in pixels of the whole image, not always whole numbers. No JAX: this runs in the
-processes that decode.
+A box is in pixels of the whole image. No JAX: this runs in the processes that decode.
 """
 
 from __future__ import annotations
@@ -11,12 +10,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageFile
 
 from gnpcli.data.base import Images
-from gnpcli.data.decode import convert, is_grey, opened
+from gnpcli.data.decode import opened, read_pixels
+from gnpcli.data.resize import Box, resize
 
-Box = tuple[float, float, float, float]
 Policy = Callable[[Image.Image, np.random.Generator], Image.Image]
 """What `gnpcli.data.augment.host.make_host_policy` returns."""
 
@@ -55,14 +54,14 @@ class Transform:
         """
         with opened(path) as image:
             if self.min_area is None:
-                image = cut(image, centre_box(*image.size, self.image_size), self.image_size, detail=2)
+                pixels = cut(image, centre_box(*image.size, self.image_size), self.image_size, detail=2)
             else:
-                image = cut(image, random_box(rng, *image.size, self.min_area), self.image_size)
+                pixels = cut(image, random_box(rng, *image.size, self.min_area), self.image_size)
         if self.flip and rng.random() < 0.5:
-            image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+            pixels = _mirrored(pixels)
         if self.policy is not None:
-            image = self.policy(image, rng)
-        return np.asarray(image)
+            pixels = np.asarray(self.policy(Image.fromarray(pixels), rng))
+        return pixels
 
 
 def random_box(rng: np.random.Generator, width: int, height: int, min_area: float) -> Box:
@@ -97,7 +96,7 @@ def centre_box(width: int, height: int, size: int) -> Box:
     return left * x, top * y, min((left + size) * x, width), min((top + size) * y, height)
 
 
-def cut(image: Image.Image, box: Box, size: int, *, detail: float = 1) -> Image.Image:
+def cut(image: ImageFile.ImageFile, box: Box, size: int, *, detail: float = 1) -> Images:
     """Cut a box out of an opened image, not yet decoded, and resize it: bilinear with antialiasing.
 
     A JPEG file is decoded at a half, a quarter or an eighth of its size, which costs less, where the box keeps enough
@@ -111,12 +110,18 @@ def cut(image: Image.Image, box: Box, size: int, *, detail: float = 1) -> Image.
         detail: Pixels of the decoded box, along its shorter side, over `size`: at least, where the file is so large.
 
     Returns:
-        An image of `size` by `size` pixels and mode ``RGB``.
+        uint8 ``[size, size, 3]``.
     """
-    side, width = min(box[2] - box[0], box[3] - box[1]), image.width
+    side = min(box[2] - box[0], box[3] - box[1])
     scale = next((scale for scale in (8, 4, 2) if side >= scale * detail * size), 1)
-    if scale > 1 and (drafted := image.draft(None, (width // scale, image.height // scale))) is not None:
-        shrunk = drafted[1][2] / width
-        box = (box[0] * shrunk, box[1] * shrunk, box[2] * shrunk, box[3] * shrunk)
-    image = convert(image, "L" if is_grey(image) else "RGB")
-    return convert(image.resize((size, size), Image.Resampling.BILINEAR, box=box), "RGB")
+    pixels, scale = read_pixels(image, scale)
+    left, top, right, bottom = (edge / scale for edge in box)
+    return np.broadcast_to(resize(pixels, size, (left, top, right, bottom)), (size, size, 3))
+
+
+def _mirrored(pixels: Images) -> Images:
+    """Swap left and right: channel by channel, which takes a sixth of the time."""
+    mirrored = np.empty_like(pixels)
+    for channel in range(pixels.shape[-1]):
+        mirrored[..., channel] = pixels[:, ::-1, channel]
+    return mirrored

@@ -23,7 +23,7 @@ import numpy as np
 
 from gnpcli.config.schema import DataConfig
 from gnpcli.data.base import DataInfo, Dataset, DataSpec, Images, Split, channel_statistics, validation_counts
-from gnpcli.data.decode import resize
+from gnpcli.data.resize import resize
 
 IMAGE_SIZE = 8
 NUM_TEST = 360
@@ -52,7 +52,7 @@ def load(config: DataConfig, progress: Callable[[int, int], None] | None = None)
         values, labels = file["values"], file["labels"].astype(np.int32)
     images: Images = ((values.astype(np.uint16) * 255 + 8) // 16).astype(np.uint8)[..., None]
     if config.image_size is not None:
-        images = resize(images, config.image_size)
+        images = np.stack([resize(image, config.image_size) for image in images])
     is_test = np.arange(len(images)) % 5 == 0
     train, test = (Split(images[chosen], labels[chosen]) for chosen in (~is_test, is_test))
     mean, std = channel_statistics(train.images)

@@ -17,11 +17,11 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
+from PIL import Image, ImageFile
 
 from gnpcli.data.base import Labels, channel_statistics
 from gnpcli.data.cache import cache_key, read_cache, write_cache
-from gnpcli.data.decode import _FORMATS, _pixels, allocate
+from gnpcli.data.decode import FORMATS, allocate, read_square
 from gnpcli.data.progress import Progress
 from gnpcli.data.tfds import Features, Prepared
 from gnpcli.errors import DataError
@@ -122,7 +122,7 @@ def _decode(
                         with _opened(encoded) as image:
                             if image_size is None and image.size != own:
                                 raise _differs(prepared, own, image.size, fixed=width is not None)
-                            images[index] = _pixels(image, side, channels)
+                            images[index] = read_square(image, side, channels)
                         labels[index] = label
                         index += 1
                 done += len(block)
@@ -174,8 +174,8 @@ def _blocks(prepared: Prepared, split: str) -> Iterator[list[tuple[bytes, int]]]
             raise ValueError(f"{split} does not have {count} records")
 
 
-def _opened(encoded: bytes) -> Image.Image:
-    return Image.open(io.BytesIO(encoded), formats=_FORMATS)
+def _opened(encoded: bytes) -> ImageFile.ImageFile:
+    return Image.open(io.BytesIO(encoded), formats=FORMATS)
 
 
 def _array_records(paths: Sequence[str]) -> Iterator[list[bytes]]:
