@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from gnpcli.data.feed import TrainFeed, make_train_feed
 from gnpcli.errors import CheckpointError, DivergenceError, GnpError, Interrupted
 from gnpcli.evaluation import Evaluator, load_with_progress, warn_of_skipped
 from gnpcli.models import build_for
-from gnpcli.models.base import Model, parameter_shapes
+from gnpcli.models.base import Model, Params, State, parameter_shapes, starting_from
 from gnpcli.optim import build_optimizer
 from gnpcli.plan import objective
 from gnpcli.runlog import Clock, MetricsLog, Screen, write_atomically
@@ -34,6 +35,7 @@ from gnpcli.schedules import GrSchedule, Horizon, gr_schedule, lr_schedule
 from gnpcli.sharding import abstract, make_mesh, replicated
 from gnpcli.state import TrainState, init_state, run_keys
 from gnpcli.steps import make_train_step
+from gnpcli.weights.source import Pretrained, complete, fit_pretrained, open_pretrained
 
 LOOKAHEAD = 2
 """Steps dispatched before the metrics of a step are read: the device never waits for the host, nor runs far ahead."""
@@ -52,7 +54,8 @@ class Task:
     gr: GrSchedule
     plain_step: Any
     gnp_step: Any
-    init: Callable[[], TrainState]
+    init: Callable[..., TrainState]
+    """``init(weights=None)``: the state before the first step, from parameters and model state where they are given."""
 
     def step_at(self, step: int) -> Any:
         """Return the compiled step for `step`: the plain one, at half the cost, as long as lambda is 0."""
@@ -83,7 +86,12 @@ def build_task(config: RunConfig, train: Split | FileSplit, spec: DataSpec, mesh
         make_train_step(model, feed, optimizer, config.train, config.gr, gr, lr, mesh, is_plain=is_plain)
         for is_plain in (True, False)
     )
-    init = jax.jit(lambda: init_state(model, image_shape, optimizer, config.train.seed), out_shardings=replicated(mesh))
+
+    def init(weights: tuple[Params, State] | None = None) -> TrainState:
+        start = model if weights is None else starting_from(model, *weights)
+        return init_state(start, image_shape, optimizer, config.train.seed)
+
+    init = jax.jit(init, out_shardings=replicated(mesh))
     return Task(config, mesh, spec, model, feed, horizon, gr, plain_step, gnp_step, init)
 
 
@@ -103,12 +111,15 @@ def train(config: RunConfig, run_dir: Path, *, max_steps: int | None = None, qui
     Raises:
         GnpError: See its kinds; the run folder is left resumable.
     """
-    check_free(run_dir, config)
     screen = Screen(quiet=quiet)
-    # Everything that can be wrong with data and model shows before a run folder exists.
+    pretrained = open_pretrained(config, screen) if config.train.init_from is not None else None
+    config = config if pretrained is None else complete(config, pretrained)
+    check_free(run_dir, config)
+    # Everything that can be wrong with data, model and weights shows before a run folder exists.
     task, dataset = _prepare(config, screen)
+    state = None if pretrained is None else _start_from(pretrained, task, screen)
     create_run(run_dir, config)
-    return _run(task, dataset, run_dir.resolve(), screen, max_steps)
+    return _run(task, dataset, run_dir.resolve(), screen, max_steps, state)
 
 
 def resume(run_dir: Path, *, max_steps: int | None = None, quiet: bool = False) -> dict[str, Any]:
@@ -124,7 +135,26 @@ def _prepare(config: RunConfig, screen: Screen) -> tuple[Task, Dataset]:
     return build_task(config, dataset.train, dataset.spec, mesh), dataset
 
 
-def _run(task: Task, dataset: Dataset, run_dir: Path, screen: Screen, max_steps: int | None) -> dict[str, Any]:
+def _start_from(pretrained: Pretrained, task: Task, screen: Screen) -> TrainState:
+    """Return the state before the first step with the parameters of `pretrained`, and say what became of them."""
+    image_shape = (task.spec.image_size, task.spec.image_size, task.spec.channels)
+    init = partial(task.model.init, run_keys(task.config.train.seed).init, image_shape)
+    params, model_state, notes = fit_pretrained(pretrained, task.config, init)
+    screen.line(f"weights    {pretrained.about} in {pretrained.path}, SHA-256 {pretrained.sha256[:8]}")
+    for note in notes:
+        screen.line(f"           {note}")
+    return task.init((params, model_state))
+
+
+def _run(
+    task: Task,
+    dataset: Dataset,
+    run_dir: Path,
+    screen: Screen,
+    max_steps: int | None,
+    initial: TrainState | None = None,
+) -> dict[str, Any]:
+    """Run from the last checkpoint, else from `initial`, else from what the configuration starts from."""
     total = task.horizon.total_steps
     checkpoints = Checkpoints(run_dir / CHECKPOINTS, task.config.checkpoint)
     try:
@@ -135,6 +165,10 @@ def _run(task: Task, dataset: Dataset, run_dir: Path, screen: Screen, max_steps:
         if start >= stop and summary.get("step") == start and summary.get("status") in ("finished", "stopped"):
             screen.line(f"{run_dir} is already at step {start}: nothing to do", style="bold")
             return summary
+        if state is None and task.config.train.init_from is not None:
+            state = initial or _start_from(open_pretrained(task.config, screen), task, screen)
+            checkpoints.save(state, _meta(task))  # so that resuming does not need the weights' own file
+            checkpoints.wait()
         state = task.init() if state is None else state
         note_session(run_dir, describe_environment(), start)
         _introduce(task, dataset, run_dir, screen, state, start)
@@ -196,7 +230,7 @@ class _Loop:
         self.results: dict[str, dict[str, Any]] = {}
         self.skipped: dict[str, int] = {}
         self.saved_step: int | None = None
-        self.meta = {"config": task.config.model_dump(mode="json"), "data": task.spec.to_dict()}
+        self.meta = _meta(task)
         self.clock = Clock(task.config.data.batch_size)
 
     def run(self, start: int, stop: int, received: list[signal.Signals]) -> dict[str, Any]:
@@ -304,6 +338,10 @@ class _Loop:
             "best_split": next(iter(self.evaluators), None),
             **self.clock.totals(),
         }
+
+
+def _meta(task: Task) -> dict[str, Any]:
+    return {"config": task.config.model_dump(mode="json"), "data": task.spec.to_dict()}
 
 
 def _last_good(checkpoints: Checkpoints) -> str:

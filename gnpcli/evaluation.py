@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 
 from gnpcli.config import RunConfig
 from gnpcli.data import describe, load_dataset
-from gnpcli.data.base import DataInfo, Dataset, DataSpec, FileSplit, Split
+from gnpcli.data.base import DataInfo, Dataset, DataSpec, FileSplit, Split, numbered
 from gnpcli.data.feed import make_eval_feed
 from gnpcli.errors import DataError
 from gnpcli.loading import LoadingDisplay
@@ -114,7 +114,10 @@ def evaluate(
     if chosen is None:
         raise DataError(f"{config.data.name} has no {split} split")
     if dataset.spec.class_names != spec.class_names:
-        screen.line(f"warning: the classes of {config.data.name} have other names than in training", style="yellow")
+        if spec.class_names == numbered(spec.num_classes):
+            screen.line(f"the weights name no classes: output k is taken to be class k of {config.data.name}, by name")
+        else:
+            screen.line(f"warning: the classes of {config.data.name} have other names than in training", style="yellow")
     evaluator = Evaluator(chosen, spec, config, model, mesh)
     result = evaluator(trained.params, trained.model_state)
     warn_of_skipped(screen, evaluator.feed.skipped, split)

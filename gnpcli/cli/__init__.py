@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from gnpcli import __version__
-from gnpcli.cli import bench, check, compare, data, evaluate, presets, report, tables, train
+from gnpcli.cli import bench, check, compare, data, evaluate, import_weights, presets, report, tables, train
 from gnpcli.errors import explain
 
 app = typer.Typer(
@@ -27,6 +27,7 @@ app.command("report")(report.report)
 app.command("check")(check.check)
 app.command("compare")(compare.compare)
 app.command("reproduce-table")(tables.reproduce_table)
+app.command("import-weights")(import_weights.import_weights)
 app.add_typer(bench.app, name="bench")
 app.add_typer(presets.app, name="presets")
 app.add_typer(tables.app, name="tables")

@@ -35,7 +35,7 @@ def evaluate(
         from gnpcli.data import check_data
 
         # Another data set lives elsewhere, keeps its own image size and splits, and has nothing carved out of it.
-        own = ("dir", "image_size", "train_split", "test_split", "val_labels", "stream")
+        own = ("dir", "image_size", "train_split", "test_split", "val_labels", "stream", "mean", "std")
         given = {"validation_fraction": 0.0, **dict.fromkeys(own)} | given
         check_data(DataConfig(name=dataset, dir=data_dir))
     keep_freed_memory()

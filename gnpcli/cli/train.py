@@ -30,6 +30,14 @@ def train(
     data_dir: DataDirOption = None,
     epochs: EpochsOption = None,
     seed: SeedOption = None,
+    init_from: Annotated[
+        str | None,
+        typer.Option(
+            "--init-from",
+            metavar="RUN|CHECKPOINT|FILE",
+            help="Start from these weights: a run, a checkpoint, or a file of tensors (see gnp import-weights).",
+        ),
+    ] = None,
     assignments: SetOption = [],  # noqa: B006 - typer copies it
     run_dir: Annotated[
         Path | None, typer.Option("--run-dir", help="New folder for the run. [default: a new one in runs/]")
@@ -42,7 +50,10 @@ def train(
     quiet: QuietOption = False,
 ) -> None:
     """Train a preset; with none, a small ViT on the bundled digits in about a minute on a CPU."""
-    config = resolve_options(preset, assignments, gr=gr, dataset=dataset, data_dir=data_dir, epochs=epochs, seed=seed)
+    config = resolve_options(
+        preset, assignments, gr=gr, dataset=dataset, data_dir=data_dir, epochs=epochs, seed=seed,
+        flags={"train.init_from": ("--init-from", init_from)},
+    )  # fmt: skip
     from gnpcli.runs import default_run_dir
 
     folder = run_dir if run_dir is not None else default_run_dir(config)

@@ -19,6 +19,11 @@ def check_together(config: RunConfig) -> RunConfig:
         )
     if config.schedule.name == "stepped" and sorted(set(config.schedule.boundaries)) != config.schedule.boundaries:
         raise ConfigError("schedule.boundaries must rise", "schedule.boundaries")
+    mean, std = config.data.mean, config.data.std
+    if (mean is None) != (std is None) or len(mean or ()) != len(std or ()):
+        raise ConfigError("data.mean and data.std go together: give both, a number for each channel", "data.mean")
+    if train.init_sha256 is not None and train.init_from is None:
+        raise ConfigError("train.init_sha256 is of weights that train.init_from names: set it too", "train.init_sha256")
     if config.checkpoint.every_steps is None and config.checkpoint.every_epochs is None:
         raise ConfigError("checkpoint.every_steps and checkpoint.every_epochs are both null: set one", "checkpoint")
     warmup_epochs = gr.warmup_epochs if gr.warmup_epochs is not None else config.schedule.warmup_epochs

@@ -97,6 +97,11 @@ class DataConfig(Section):
     papers' code does, policies at ImageNet's scale and one cutout square and mixing coefficient for a whole batch."""
     image_size: Annotated[int, Field(ge=1)] | None = None
     """Side in pixels to which images are resized; null keeps their own size, or takes 224 for streamed images."""
+    mean: list[float] | None = None
+    """Per channel, what is subtracted from pixel values scaled to [0, 1]; null takes the mean of the training images,
+    with `train.init_from` that of the images that those weights were trained on."""
+    std: list[Annotated[float, Field(gt=0)]] | None = None
+    """Per channel, what they are then divided by; null as with `mean`."""
     validation_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Share of every training class set aside for validation, the same examples for every seed."""
     stream: bool | None = None
@@ -240,6 +245,10 @@ class TrainConfig(Section):
     """Passes over the training split."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     """Seed of the initial parameters, the order of the data, augmentation and dropout."""
+    init_from: str | None = None
+    """Weights to start from instead of random ones: a run, a checkpoint, or a file of tensors; null draws them."""
+    init_sha256: str | None = None
+    """SHA-256 of those weights, filled in when training starts; others are refused."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Compute type of the model; parameters, optimizer, norms and losses stay float32."""
     clip_norm: Annotated[float, Field(gt=0)] | None = None

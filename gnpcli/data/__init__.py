@@ -121,12 +121,12 @@ def load_dataset(config: DataConfig, progress: Progress | None = None) -> Datase
         ConfigError: As `describe`.
         DataError: Images that are missing and cannot be fetched, unreadable, or of different sizes.
     """
-    dataset = _module(config).load(config, progress)
-    if config.validation_fraction == 0:
-        return dataset
-    from gnpcli.data.base import carve_validation
+    from gnpcli.data.base import carve_validation, with_statistics
 
-    return carve_validation(dataset, config.validation_fraction)
+    dataset = _module(config).load(config, progress)
+    if config.mean is not None and config.std is not None:
+        dataset = with_statistics(dataset, config.mean, config.std)
+    return carve_validation(dataset, config.validation_fraction) if config.validation_fraction else dataset
 
 
 def list_sources(directory: str | None) -> list[Listing]:

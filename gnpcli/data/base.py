@@ -196,6 +196,27 @@ def carve_validation(dataset: Dataset, fraction: float) -> Dataset:
     )
 
 
+def numbered(num_classes: int) -> tuple[str, ...]:
+    """Return the class names of weights that name none: ``0``, ``1``, ..."""
+    return tuple(map(str, range(num_classes)))
+
+
+def with_statistics(dataset: Dataset, mean: Sequence[float], std: Sequence[float]) -> Dataset:
+    """Replace the statistics of the training images by `data.mean` and `data.std`.
+
+    Raises:
+        ConfigError: They are of another number of channels.
+    """
+    spec = dataset.spec
+    if len(mean) != spec.channels:
+        raise ConfigError(
+            f"images are normalised for {len(mean)} channel(s), by data.mean or as those of train.init_from, but those "
+            f"of {spec.name} have {spec.channels}",
+            key="data.mean",
+        )
+    return replace(dataset, spec=replace(spec, mean=tuple(mean), std=tuple(std)))
+
+
 def channel_statistics(images: Images) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Return mean and standard deviation per channel, in units of [0, 1] pixel values.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import jax
@@ -50,6 +50,11 @@ class Model:
 
     init: InitFn
     apply: ApplyFn
+
+
+def starting_from(model: Model, params: Params, state: State) -> Model:
+    """Return `model` with an `init` that draws nothing and returns `params` and `state`, traced or not."""
+    return replace(model, init=lambda key, image_shape: (params, state))
 
 
 def from_linen(module: nn.Module) -> Model:

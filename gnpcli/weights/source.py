@@ -1,0 +1,163 @@
+"""Where a run starts from: the weights of `train.init_from`, and what of them becomes part of the configuration."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from flax.traverse_util import flatten_dict
+
+from gnpcli.config import RunConfig
+from gnpcli.data.folder import STREAMED_MEAN, STREAMED_STD
+from gnpcli.errors import CheckpointError, ConfigError
+from gnpcli.models import MODELS
+from gnpcli.models.base import Params, State
+from gnpcli.models.pretrained import Facts
+from gnpcli.runlog import Screen
+from gnpcli.runs import locate
+from gnpcli.trained import open_trained
+from gnpcli.weights.files import read_tensors
+from gnpcli.weights.fit import Fitted, fit
+
+SHAPING_OPTIONS = ("patch_size", "window_size", "stem", "variant")
+"""Fields of `ModelConfig` that change names or shapes of parameters."""
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """Weights that were trained before, in the layout of this package; float32 NumPy arrays."""
+
+    path: Path
+    """Absolute."""
+    about: str
+    """What they are, for a person."""
+    params: Params
+    state: State
+    options: dict[str, Any]
+    """Fields of `ModelConfig` that they are known to be for."""
+    mean: tuple[float, ...]
+    """Per channel, of what their images were normalised with; of pixel values scaled to [0, 1]."""
+    std: tuple[float, ...]
+
+    @property
+    def sha256(self) -> str:
+        """SHA-256 of names, shapes and values: the same from whatever file or folder the weights are read."""
+        digest = hashlib.sha256()
+        for collection in (self.params, self.state):
+            for path, array in sorted(flatten_dict(collection).items()):
+                digest.update(f"{'.'.join(path)} {array.shape}\n".encode())
+                digest.update(np.ascontiguousarray(array, "<f4").data)
+        return digest.hexdigest()
+
+
+def read_pretrained(path: Path, model: str, screen: Screen) -> Pretrained:
+    """Read a run, a checkpoint, or a file of tensors for `model`.
+
+    Tensors say nothing of how their images were normalised: ImageNet's statistics are taken to be it.
+
+    Args:
+        path: See `gnpcli.runs.locate` and `gnpcli.weights.files.read_tensors`.
+        model: Registered name; a file of tensors is read as its family's.
+        screen: Told of damaged checkpoints that were stepped over.
+
+    Raises:
+        CheckpointError: It cannot be read, or is of another architecture.
+        ConfigError: The model's family cannot take the weights of a file.
+    """
+    path = path.expanduser().resolve()
+    if path.is_dir():
+        trained = open_trained(locate(path), step=None, best=False, screen=screen)
+        params, state = jax.device_get((trained.params, trained.model_state))
+        about = f"step {trained.step} of {trained.config.model.name} on {trained.config.data.name}"
+        options = trained.config.model.model_dump(exclude={"name"}, exclude_none=True)
+        return Pretrained(path, about, params, state, options, trained.spec.mean, trained.spec.std)
+    params, state, facts = read_torch(path, model)
+    return Pretrained(path, f"a state dict of {model}", params, state, facts.options, *usual_statistics(facts.channels))
+
+
+def read_torch(path: Path, model: str) -> tuple[Params, State, Facts]:
+    """Read a file of tensors under their names in PyTorch; errors as in `read_pretrained`."""
+    entry = MODELS[model]
+    if not entry.imports:
+        able = sorted({other.module.rpartition(".")[2] for other in MODELS.values() if other.imports})
+        raise ConfigError(
+            f"no state dict is known for {model}; the families that have one are {', '.join(able)}", "model.name"
+        )
+    tensors = read_tensors(path)
+    family = importlib.import_module(entry.module)
+    try:
+        params, state = family.from_torch(tensors)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path} does not hold the weights of {model}: {error}") from error
+    # A mapped tensor is often a view of several: contiguous, it is one buffer to hash, to save and to transfer.
+    params, state = jax.tree.map(np.ascontiguousarray, (params, state))
+    return params, state, family.facts(params)
+
+
+def usual_statistics(channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return ImageNet's mean and deviation per channel; for grey images those that map [0, 1] to [-1, 1]."""
+    return (STREAMED_MEAN, STREAMED_STD) if channels == len(STREAMED_MEAN) else ((0.5,) * channels, (0.5,) * channels)
+
+
+def open_pretrained(config: RunConfig, screen: Screen) -> Pretrained:
+    """Read the weights of `train.init_from`; errors as in `read_pretrained`.
+
+    Raises:
+        CheckpointError: They are not those of `train.init_sha256`.
+    """
+    assert config.train.init_from is not None
+    pretrained = read_pretrained(Path(config.train.init_from), config.model.name, screen)
+    expected = config.train.init_sha256
+    if expected is not None and pretrained.sha256 != expected:
+        raise CheckpointError(
+            f"{pretrained.path} holds other weights than those of train.init_sha256: their SHA-256 is "
+            f"{pretrained.sha256}, not {expected}"
+        )
+    return pretrained
+
+
+def complete(config: RunConfig, pretrained: Pretrained) -> RunConfig:
+    """Return the configuration with what the weights decide: their hash, and how images are normalised.
+
+    So the run is a function of its configuration, and resuming it needs the weights' own file no more. Images are
+    normalised as those were that the weights are used to, unless `data.mean` and `data.std` say otherwise.
+    """
+    train = config.train.model_copy(
+        update={"init_from": str(pretrained.path), "init_sha256": config.train.init_sha256 or pretrained.sha256}
+    )
+    data = config.data
+    if data.mean is None:
+        data = data.model_copy(update={"mean": list(pretrained.mean), "std": list(pretrained.std)})
+    return config.model_copy(update={"train": train, "data": data})
+
+
+def fit_pretrained(pretrained: Pretrained, config: RunConfig, init: Callable[[], tuple[Params, State]]) -> Fitted:
+    """Fit weights to the model of a configuration.
+
+    Args:
+        pretrained: What to fit.
+        config: Resolved.
+        init: Draws initial parameters and state of its model; traced, and run for a new head alone.
+
+    Raises:
+        CheckpointError: They are of another architecture or, with the key to set, of another form of it.
+    """
+    family = importlib.import_module(MODELS[config.model.name].module)
+    mine = config.model.model_dump()
+    changed = {key: value for key, value in pretrained.options.items() if mine.get(key) != value}
+    try:
+        fitted = fit(pretrained.params, pretrained.state, init, getattr(family, "resize", None))
+    except CheckpointError as error:
+        remedy = ", ".join(f"model.{key}={value}" for key, value in changed.items() if key in SHAPING_OPTIONS)
+        raise CheckpointError(
+            f"the weights in {pretrained.path} ({pretrained.about}) do not fit {config.model.name}: they {error}"
+            + (f"; they are for {remedy}" if remedy else "")
+        ) from error
+    options = [f"model.{key}: {value} -> {mine.get(key)}" for key, value in changed.items()]
+    return fitted._replace(notes=[*fitted.notes, *options])
