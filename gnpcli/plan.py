@@ -70,6 +70,8 @@ def describe(config: RunConfig, run_dir: str) -> list[str]:
 
     train, checkpoint = config.train, config.checkpoint
     lines = [f"objective    {objective(config)}"]
+    if train.init_from is not None:
+        lines.append(f"weights      from {train.init_from}")
     data = describe_data(config.data)
     if data is None:
         unknown = f"unknown until {config.data.name} is present"

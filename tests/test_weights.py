@@ -24,6 +24,8 @@ from tests.conftest import fails
 from tests.state_dicts import vit_tensors, write_torch
 
 ONE_OF_EACH = sorted({entry.module: name for name, entry in reversed(MODELS.items())}.values())
+# Tracing the deepest takes seconds.
+TRACED = [pytest.param(name, marks=pytest.mark.slow if "pyramidnet" in name else ()) for name in ONE_OF_EACH]
 IMPORTING = [name for name in ONE_OF_EACH if MODELS[name].imports]
 
 
@@ -32,7 +34,7 @@ def initial(name, classes=10, image_size=32, **options):
     return jax.eval_shape(lambda: model.init(jax.random.key(0), (image_size, image_size, 3)))
 
 
-@pytest.mark.parametrize("name", ONE_OF_EACH)
+@pytest.mark.parametrize("name", TRACED)
 def test_the_head_alone_knows_the_classes(name):
     ten, eleven = (flatten_dict(initial(name, classes)[0]) for classes in (10, 11))
     assert ten.keys() == eleven.keys()
