@@ -202,6 +202,14 @@ def test_a_cell_that_fails_is_told_in_a_line_and_the_rest_goes_on(gnp: Gnp, tmp_
 
 
 @pytest.mark.slow
+def test_a_table_whose_data_is_missing_says_what_to_do(gnp: Gnp, tmp_path: Path):
+    arguments = ["--models", "vit-ti", "--columns", "adam", "--seeds", "0", "--data-dir", "nowhere", "--out", "out"]
+    done = gnp("reproduce-table", "adam-vs-gr", *arguments)
+    fails(done, "1 of 1 cells failed, the first is vit-ti adam seed 0: ", "cifar", "the same command tries them again")
+    assert not (tmp_path / "out" / "table.md").exists()
+
+
+@pytest.mark.slow
 def test_a_dry_run_counts_steps_and_estimates_time_and_runs_nothing(gnp: Gnp, tmp_path: Path):
     (tmp_path / "tiny.yaml").write_text(TABLE)
     done = gnp("reproduce-table", "tiny.yaml", "--out", "out", "--dry-run", "--json")

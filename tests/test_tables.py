@@ -85,8 +85,8 @@ def pretend(table: Table, out: Path, values: dict[tuple[str, int], float], chang
         (folder / "environment.json").write_text(json.dumps({"sessions": [session]}))
 
 
-def told(table: Table, out: Path, variant: str | None = "paper"):
-    return collect(table, variant, list(table.spec.rows), list(table.spec.columns), None, out)
+def told(table: Table, out: Path):
+    return collect(table, list(table.spec.rows), list(table.spec.columns), None, out)
 
 
 # --- the shipped tables
@@ -342,6 +342,7 @@ def test_a_result_holds_the_hand_computed_numbers(tmp_path):
     assert comparison.difference.mean == pytest.approx(-2.0)
     assert comparison.difference.half_width == pytest.approx(1.242069, abs=1e-6)
     assert (comparison.published, comparison.verdict) == (-1.0, "reproduced")
+    assert result.variant == "paper"
     assert result.deviations == ("gr.mix: unit in the recipe, raw here (zero)",)
     assert result.environment == ("1 x cpu; Linux; Python 3.11; jax 0.10.2; commit abc (6 session(s))",)
     assert [run.training_time_s for run in zero.runs] == [8.0] * 3
@@ -366,7 +367,9 @@ def test_deviations_name_the_cells_where_they_hold(tmp_path):
     table = write(tmp_path)
     changes = Changes("unit", assignments=("train.dtype=bfloat16", "train.log_every_steps=3", "checkpoint.keep=9"))
     pretend(table, tmp_path, {("adam", 0): 4.0, ("zero", 0): 3.0}, changes)
-    assert told(table, tmp_path, "unit").deviations == ("train.dtype: float32 in the recipe, bfloat16 here",)
+    result = told(table, tmp_path)
+    assert result.variant == "unit"
+    assert result.deviations == ("train.dtype: float32 in the recipe, bfloat16 here",)
 
 
 def test_a_copy_of_a_published_data_set_is_told(tmp_path, monkeypatch):
@@ -441,7 +444,7 @@ def test_every_output_says_value_published_verdict_and_deviation(tmp_path):
 def test_deviations_are_told_even_where_there_are_none(tmp_path):
     table = write(tmp_path, SMALL.partition("variants:")[0])
     pretend(table, tmp_path, {("adam", 0): 4.0})
-    headings = dict(make_report(told(table, tmp_path, None)).lists)
+    headings = dict(make_report(told(table, tmp_path)).lists)
     assert headings["Deviations from the table's own recipe"] == ("none in any key that matters",)
     assert headings["Verdicts"] == ("nothing to compare yet",)
 

@@ -90,9 +90,9 @@ def reproduce_table(
     changes = Changes(table.variant(variant), epochs, dataset, data_dir, tuple(assignments))
     folder = out if out is not None else _default_out(table, changes.variant)
     if render:
-        _finish(table, changes.variant, row_names, column_names, chosen, folder, as_json)
+        _finish(table, row_names, column_names, chosen, folder, as_json)
         return
-    from gnpcli.tables.cells import check_folders, make_cells
+    from gnpcli.tables.cells import check_folders, find_runs, make_cells
 
     cells = make_cells(table, row_names, column_names, chosen or table.spec.seeds, changes, folder)
     states = check_folders(cells)
@@ -106,7 +106,10 @@ def reproduce_table(
         progress = _run(table, cells, states, jobs, folder, quiet)
     except Interrupted as error:
         stopped, progress = error, []
-    _finish(table, changes.variant, *_with_runs(table, folder, row_names, column_names), None, folder, as_json)
+    if there := find_runs(folder):  # what was run last, and what the folder held already: its files tell all of it
+        rows = [row for row in table.spec.rows if row in {*row_names, *(run[0] for run in there)}]
+        names = [column for column in table.spec.columns if column in {*column_names, *(run[1] for run in there)}]
+        _finish(table, rows, names, None, folder, as_json)
     if stopped is not None:
         raise stopped
     _complain(progress)
@@ -115,19 +118,6 @@ def reproduce_table(
 def _default_out(table: Table, variant: str | None) -> Path:
     is_first = variant is None or variant == next(iter(table.spec.variants))
     return Path("tables") / (table.name if is_first else f"{table.name}-{variant}")
-
-
-def _with_runs(
-    table: Table, folder: Path, rows: Sequence[str], columns: Sequence[str]
-) -> tuple[Sequence[str], Sequence[str]]:
-    """Add the rows and columns that the folder holds already: its files tell all of it, not what was run last."""
-    from gnpcli.tables.cells import find_runs
-
-    there = find_runs(folder)
-    return (
-        [row for row in table.spec.rows if row in rows or any(row == place[0] for place in there)],
-        [column for column in table.spec.columns if column in columns or any(column == place[1] for place in there)],
-    )
 
 
 def _run(
@@ -162,7 +152,6 @@ def _complain(progress: Sequence[Progress]) -> None:
 
 def _finish(
     table: Table,
-    variant: str | None,
     rows: Sequence[str],
     columns: Sequence[str],
     seeds: Sequence[int] | None,
@@ -173,7 +162,7 @@ def _finish(
     from gnpcli.errors import ConfigError
     from gnpcli.tables.results import collect, to_dict
 
-    result = collect(table, variant, rows, columns, seeds, folder)
+    result = collect(table, rows, columns, seeds, folder)
     if not any(cell.runs for cell in result.cells.values()):
         raise ConfigError(f"{folder} holds no cell of table {table.name} yet")
     from gnpcli.tables.outputs import write_outputs

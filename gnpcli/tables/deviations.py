@@ -69,6 +69,16 @@ def check_comparable(table: Table, configs: Mapping[Place, RunConfig], variant: 
                     )
 
 
+def variant_of(table: Table, configs: Iterable[RunConfig]) -> str | None:
+    """Return the variant that all of `configs` were run in: the last one whose values they have, else the first."""
+    flat = [flatten(config) for config in configs]
+    for name, variant in reversed(table.spec.variants.items()):
+        wanted = {f"{section}.{key}": value for section, keys in variant.set.items() for key, value in keys.items()}
+        if flat and wanted and all(values.get(key) == wanted[key] for values in flat for key in wanted):
+            return name
+    return table.variant(None)
+
+
 def deviations(table: Table, configs: Mapping[Place, RunConfig]) -> list[Deviation]:
     """Compare the configuration of every cell with the published recipe: the table's, in its published variant."""
     published = table.spec.published

@@ -16,7 +16,7 @@ from gnpcli.config import RunConfig
 from gnpcli.runlog import read_metrics, training_time_s
 from gnpcli.runs import ENVIRONMENT, METRICS, read_config
 from gnpcli.tables.cells import find_runs, read_summary, run_dir
-from gnpcli.tables.deviations import check_alike, check_comparable, data_copies, deviations, tell
+from gnpcli.tables.deviations import check_alike, check_comparable, data_copies, deviations, tell, variant_of
 from gnpcli.tables.spec import Table
 from gnpcli.tables.statistics import Interval, Sample, describe, interval, paired
 from gnpcli.tables.values import final_value, is_percentage
@@ -85,6 +85,7 @@ class TableResult:
 
     table: Table
     variant: str | None
+    """The one that its runs were run in."""
     rows: tuple[str, ...]
     columns: tuple[str, ...]
     cells: dict[tuple[str, str], CellResult]
@@ -101,18 +102,12 @@ class TableResult:
 
 
 def collect(
-    table: Table,
-    variant: str | None,
-    rows: Sequence[str],
-    columns: Sequence[str],
-    seeds: Sequence[int] | None,
-    out: Path,
+    table: Table, rows: Sequence[str], columns: Sequence[str], seeds: Sequence[int] | None, out: Path
 ) -> TableResult:
     """Read the run folders of a table.
 
     Args:
         table: The table.
-        variant: The one that was run.
         rows: Rows to tell.
         columns: Columns to tell.
         seeds: Seeds to tell; None tells every one that has a folder.
@@ -135,6 +130,7 @@ def collect(
                 configs[row, column] = next(iter(own.values()))
             runs = [_run(table, row, column, seed, folder, damage.append) for seed, folder in folders.items()]
             cells[row, column] = _cell(table, row, column, runs)
+    variant = variant_of(table, configs.values())
     check_comparable(table, configs, variant)
     told = [tell(deviation, table, configs) for deviation in deviations(table, configs)]
     return TableResult(

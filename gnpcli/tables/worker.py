@@ -25,7 +25,7 @@ def main() -> None:
     task = json.loads(_read_line())
     threading.Thread(target=_stop_when_alone, daemon=True).start()
     _have_to_oneself()
-    if task["cpus"]:
+    if task["cpus"] and hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, task["cpus"])  # before jax counts them
     try:
         _run(task)
