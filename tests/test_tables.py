@@ -23,7 +23,7 @@ from gnpcli.tables.outputs import write_outputs
 from gnpcli.tables.report import make_report, to_csv, to_latex, to_markdown
 from gnpcli.tables.results import collect, judge, to_dict
 from gnpcli.tables.shares import shares
-from gnpcli.tables.spec import Changes, Table, choose, load_table, table_names
+from gnpcli.tables.spec import Changes, Claim, Table, choose, load_table, table_names
 from gnpcli.tables.statistics import Interval, describe, interval, paired
 from tests.browser import Browser, needs_browser
 from tests.tracing import trace
@@ -301,7 +301,7 @@ def test_only_seeds_that_both_columns_have_are_paired():
 
 
 @pytest.mark.parametrize(
-    ("difference", "published", "claim", "verdict", "sentence"),
+    ("difference", "published", "better", "verdict", "sentence"),
     [
         (Interval(3, -1.1, 0.4), -1.4, None, "reproduced",
          "zero beats Adam by 1.10 ± 0.40 points on ViT-nano (-1.40 published): reproduced"),
@@ -309,7 +309,11 @@ def test_only_seeds_that_both_columns_have_are_paired():
          "zero loses to Adam by 1.10 ± 0.40 points on ViT-nano (+0.20 published): reproduced"),
         (Interval(3, 1.1, 0.4), -1.4, None, "not reproduced",
          "zero loses to Adam by 1.10 ± 0.40 points on ViT-nano (-1.40 published): not reproduced"),
-        (Interval(3, -1.1, 0.4), None, "a paper", "reproduced",
+        (Interval(3, 1.1, 0.4), None, "adam", "reproduced",
+         "zero loses to Adam by 1.10 ± 0.40 points on ViT-nano (a paper says Adam is better): reproduced"),
+        (Interval(3, -1.1, 0.4), None, "adam", "not reproduced",
+         "zero beats Adam by 1.10 ± 0.40 points on ViT-nano (a paper says Adam is better): not reproduced"),
+        (Interval(3, -1.1, 0.4), None, "zero", "reproduced",
          "zero beats Adam by 1.10 ± 0.40 points on ViT-nano (a paper says zero is better): reproduced"),
         (Interval(3, 0.3, 0.3), -1.4, None, "not decided",
          "zero loses to Adam by 0.30 ± 0.30 points on ViT-nano (-1.40 published): "
@@ -322,7 +326,9 @@ def test_only_seeds_that_both_columns_have_are_paired():
          "zero and Adam are equal on ViT-nano (-1.40 published): not decided, the interval includes 0"),
     ],
 )  # fmt: skip
-def test_verdicts(tmp_path, difference, published, claim, verdict, sentence):
+def test_verdicts(tmp_path, difference, published, better, verdict, sentence):
+    than = "adam" if better == "zero" else "zero"
+    claim = Claim(better=better, than=than, source="a paper") if better else None
     assert judge(write(tmp_path), "nano", ("zero", "adam"), difference, published, claim) == (verdict, sentence)
 
 
@@ -347,6 +353,17 @@ def test_a_result_holds_the_hand_computed_numbers(tmp_path):
     assert result.environment == ("1 x cpu; Linux; Python 3.11; jax 0.10.2; commit abc (6 session(s))",)
     assert [run.training_time_s for run in zero.runs] == [8.0] * 3
     assert json.loads(json.dumps(to_dict(result)))["comparisons"][0]["verdict"] == "reproduced"
+
+
+def test_a_pair_of_columns_is_compared_once_whichever_way_a_claim_goes(tmp_path):
+    claims = "[{better: adam, than: zero, source: x}, {better: big, than: zero, source: y}]"
+    more = f"  big:\n    set:\n      gr: {{strategy: constant, r: 0.2}}\nclaims: {claims}\nvariants:"
+    table = write(tmp_path, SMALL.replace("variants:", more))
+    pretend(table, tmp_path, {(column, seed): 4.0 + seed for column in ("adam", "zero", "big") for seed in (0, 1)})
+    result = told(table, tmp_path)
+    assert [(c.column, c.against) for c in result.comparisons] == [("zero", "adam"), ("big", "adam"), ("big", "zero")]
+    assert [c.claim.source if c.claim else None for c in result.comparisons] == ["x", None, "y"]
+    json.dumps(to_dict(result))
 
 
 def test_seeds_that_one_column_lacks_are_left_out_of_the_difference(tmp_path):

@@ -17,7 +17,7 @@ from gnpcli.runlog import read_metrics, training_time_s
 from gnpcli.runs import ENVIRONMENT, METRICS, read_config
 from gnpcli.tables.cells import find_runs, read_summary, run_dir
 from gnpcli.tables.deviations import check_alike, check_comparable, data_copies, deviations, tell, variant_of
-from gnpcli.tables.spec import Table
+from gnpcli.tables.spec import Claim, Table
 from gnpcli.tables.statistics import Interval, Sample, describe, interval, paired
 from gnpcli.tables.values import final_value, is_percentage
 
@@ -73,8 +73,8 @@ class Comparison:
     """`column` less `against`: below 0 where `column` is better."""
     published: float | None
     """The same difference of the published values."""
-    claim: str | None
-    """Who says that `column` is better, where somebody does without a number."""
+    claim: Claim | None
+    """What is said about these two columns without a number."""
     verdict: Verdict
     sentence: str
 
@@ -173,9 +173,9 @@ def _comparisons(
 ) -> list[Comparison]:
     """Compare every column with the baseline, and the columns of each claim, in every row where both have runs."""
     spec = table.spec
-    claims = {(claim.better, claim.than): claim.source for claim in spec.claims}
+    claims = {frozenset((claim.better, claim.than)): claim for claim in spec.claims}
     pairs = [(column, spec.baseline) for column in columns if column != spec.baseline]
-    pairs += [pair for pair in claims if pair not in pairs]
+    pairs += [(c.better, c.than) for c in spec.claims if spec.baseline not in (c.better, c.than)]
     found = []
     for row in rows:
         for column, against in pairs:
@@ -186,14 +186,14 @@ def _comparisons(
                 continue
             ours, theirs = table.published_value(row, column), table.published_value(row, against)
             published = None if ours is None or theirs is None else ours - theirs
-            difference, claim = interval(differences), claims.get((column, against))
+            difference, claim = interval(differences), claims.get(frozenset((column, against)))
             verdict, sentence = judge(table, row, (column, against), difference, published, claim)
             found.append(Comparison(row, column, against, difference, published, claim, verdict, sentence))
     return found
 
 
 def judge(
-    table: Table, row: str, pair: tuple[str, str], difference: Interval, published: float | None, claim: str | None
+    table: Table, row: str, pair: tuple[str, str], difference: Interval, published: float | None, claim: Claim | None
 ) -> tuple[Verdict, str]:
     """Return a verdict on one comparison, and the sentence that says it.
 
@@ -207,7 +207,7 @@ def judge(
         pair: Column, and what it is compared with.
         difference: The first less the second.
         published: The published difference; None where there is none.
-        claim: Who says that the first is better, without a number.
+        claim: What is said about the two without a number.
     """
     column, against = (table.label("columns", name) for name in pair)
     unit = " points" if is_percentage(table.spec.metric) else ""
@@ -216,12 +216,13 @@ def judge(
         size = f"{abs(difference.mean):.2f} ± {difference.half_width:.2f}{unit}"
     verb = "beats" if difference.mean < 0 else "loses to"
     where = table.label("rows", row)
-    expected = published if published else -1.0 if claim else None
-    if expected is None:
-        says = "no published difference to hold it against"
+    if published:
+        expected, says = published, f"{published:+.2f} published"
+    elif claim is not None:
+        expected = -1.0 if claim.better == pair[0] else 1.0
+        says = f"{claim.source} says {table.label('columns', claim.better)} is better"
     else:
-        source = f"{published:+.2f} published" if published else f"{claim} says {column} is better"
-        says = source
+        expected, says = 0.0, "no published difference to hold it against"
     if difference.mean == 0:
         sentence = f"{column} and {against} are equal on {where}"
     else:
@@ -230,7 +231,7 @@ def judge(
         return "not decided", f"{sentence} (one seed, no interval; {says}): not decided"
     if not difference.excludes_zero:
         return "not decided", f"{sentence} ({says}): not decided, the interval includes 0"
-    if expected is None:
+    if not expected:
         return "no claim", f"{sentence} ({says})"
     agrees = (difference.mean < 0) == (expected < 0)
     verdict: Verdict = "reproduced" if agrees else "not reproduced"
@@ -296,7 +297,12 @@ def to_dict(result: TableResult) -> dict[str, Any]:
             for cell in result.cells.values()
         ],
         "comparisons": [
-            {**asdict(comparison), "difference": _interval(comparison.difference)} for comparison in result.comparisons
+            {
+                **asdict(comparison),
+                "difference": _interval(comparison.difference),
+                "claim": comparison.claim.model_dump() if comparison.claim else None,
+            }
+            for comparison in result.comparisons
         ],
         "deviations": list(result.deviations),
         "unknown": list(spec.published.unknown) if spec.published else [],
