@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,9 +10,10 @@ from typing import Any
 
 from gnpcli.config import RunConfig
 from gnpcli.config.loader import Layer, located, merge, parse_overrides, read_yaml, validate
+from gnpcli.config.schema import ModelConfig
 from gnpcli.data import check_data
 from gnpcli.errors import ConfigError, suggest
-from gnpcli.models import MODELS, resolve_model
+from gnpcli.models import MODELS, find_model, resolve_model
 
 DEFAULT_PRESET = "vit-nano-digits"
 """What ``gnp train`` trains when nothing is named: a small ViT on the bundled digits."""
@@ -95,6 +97,13 @@ def resolve(
     return resolve_layers([*load_preset(name or DEFAULT_PRESET).layers, *parse_overrides(assignments, flags)])
 
 
+def resolve_architecture(name: str, assignments: Sequence[str] = ()) -> ModelConfig:
+    """Resolve the model of that name, with its own defaults under assignments; errors as in `resolve`."""
+    *below, demo = load_preset(DEFAULT_PRESET).layers  # for the sections that a model alone does not have
+    alone = Layer({**demo.values, "model": {"name": name}})
+    return resolve_layers([*below, alone, *parse_overrides(assignments)]).model
+
+
 def override(
     config: RunConfig, assignments: Sequence[str] = (), flags: Mapping[str, tuple[str, Any]] | None = None
 ) -> RunConfig:
@@ -104,11 +113,21 @@ def override(
 
 def resolve_layers(layers: Sequence[Layer]) -> RunConfig:
     """Merge layers, the lowest first, into a complete configuration; result and errors as in `resolve`."""
-    model_keys = {model: {"name", *entry.options} for model, entry in MODELS.items()}
-    layer = merge(layers, model_keys)
+    layer = merge(layers, _model_keys(layers))
     config = validate(layer)
     try:
         check_data(config.data)
         return config.model_copy(update={"model": resolve_model(config.model)})
     except ConfigError as error:
         raise located(error, layer) from None
+
+
+def _model_keys(layers: Sequence[Layer]) -> dict[str, set[str]]:
+    """Return the keys of the `model` section by model, those of a user's own that the layers name among them."""
+    sections = [layer.values.get("model") for layer in layers]
+    named = {str(section["name"]) for section in sections if isinstance(section, dict) and "name" in section}
+    entries = dict(MODELS)
+    for name in named - MODELS.keys():
+        with contextlib.suppress(ConfigError):  # which `resolve_model` raises where the name is the one that counts
+            entries[name] = find_model(name)
+    return {name: {"name", *entry.options} for name, entry in entries.items()}

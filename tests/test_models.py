@@ -76,10 +76,16 @@ def assert_trees_equal(a, b):
     jax.tree.map(np.testing.assert_array_equal, a, b)
 
 
-def test_patches_that_do_not_tile_the_image():
-    with pytest.raises(ConfigError, match=r"4 pixels .* 30 x 30 pixels; .*: 1, 2, 3, 5, 6, 10, 15, 30$") as caught:
-        build("vit-ti", (30, 30, 3))
+@pytest.mark.parametrize("name", ["vit-ti", "cait-xxs12"])
+def test_patches_that_do_not_tile_the_image(name):
+    match = (
+        r"4 pixels .* 30 x 30 .*sizes that fit: 28, 32; patch sizes that fit these images: 1, 2, 3, 5, 6, 10, 15, 30$"
+    )
+    with pytest.raises(ConfigError, match=match) as caught:
+        build(name, (30, 30, 3))
     assert caught.value.key == "model.patch_size"
+    with pytest.raises(ConfigError, match=r"sizes that fit: 16; patch"):
+        build(name, (8, 8, 3), patch_size=16)
 
 
 def test_wide_resnet_depth_is_checked(monkeypatch):

@@ -11,7 +11,6 @@ from flax import linen as nn
 from scipy.special import erf
 
 from gnpcli.config.schema import ModelConfig
-from gnpcli.errors import ConfigError
 from gnpcli.models import cait
 from gnpcli.models.drop_path import DropPath
 from gnpcli.models.layers import DTYPES, Dropout
@@ -28,17 +27,6 @@ def build(architecture=TINY, image_size=8, num_classes=10, channels=3, dtype="fl
     config = ModelConfig(name="cait-xxs12", **({"patch_size": 4} | options))
     sizes = {"num_classes": num_classes, "image_size": image_size, "channels": channels, "dtype": dtype}
     return cait.build(architecture, config, **sizes)
-
-
-def test_patches_that_do_not_tile_the_image():
-    match = (
-        r"4 pixels .* 30 x 30 .*sizes that fit: 28, 32; patch sizes that fit these images: 1, 2, 3, 5, 6, 10, 15, 30$"
-    )
-    with pytest.raises(ConfigError, match=match) as caught:
-        build(image_size=30)
-    assert caught.value.key == "model.patch_size"
-    with pytest.raises(ConfigError, match=r"sizes that fit: 16; patch"):
-        build(image_size=8, patch_size=16)
 
 
 # ------------------------------------------------------------------------------------- against NumPy, float64, loops

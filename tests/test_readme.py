@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import itertools
+import json
 import re
 import shlex
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from gnpcli.config.loader import parse_overrides
 from gnpcli.presets import preset_names, resolve
 from gnpcli.tables.spec import load_table
-from tests.conftest import REPOSITORY, Gnp
+from tests.conftest import REPOSITORY, Gnp, fails
 
 TEXT = (REPOSITORY / "README.md").read_text()
 COMMANDS = sorted(
@@ -24,6 +26,8 @@ COMMANDS = sorted(
         if match
     }
 )
+SCRIPTS = re.findall(r"```python\n(.*?)```", TEXT, re.S)
+(OWN_MODEL,) = [script for script in SCRIPTS if script.startswith("# mynet.py")]
 
 
 def test_the_two_commands_come_first_and_the_three_of_the_mission_follow():
@@ -41,7 +45,7 @@ def test_the_two_commands_come_first_and_the_three_of_the_mission_follow():
 
 
 def test_the_library_script_runs_and_learns():
-    (script,) = re.findall(r"```python\n(.*?)```", TEXT, re.S)
+    (script,) = [script for script in SCRIPTS if "gnp_value_and_grad" in script]
     first = script.replace("range(200)", "range(1)")
     losses = [
         float(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
@@ -51,7 +55,8 @@ def test_the_library_script_runs_and_learns():
 
 
 @pytest.mark.parametrize("command", [command for command in COMMANDS if command.startswith("gnp train")])
-def test_training_commands_resolve(gnp: Gnp, command: str):
+def test_training_commands_resolve(gnp: Gnp, tmp_path: Path, command: str):
+    (tmp_path / "mynet.py").write_text(OWN_MODEL)
     arguments = [word for word in shlex.split(command)[1:] if word != "--dry-run"]
     arguments = [word.replace("mine.yaml", "vit-s-cifar10") for word in arguments]
     if "--data-dir" in arguments:  # a folder of the reader's own
@@ -61,10 +66,25 @@ def test_training_commands_resolve(gnp: Gnp, command: str):
     assert done.returncode == 0, done.stderr
 
 
+def test_a_model_of_ones_own_trains_and_evaluates(gnp: Gnp, tmp_path: Path):
+    (tmp_path / "mynet.py").write_text(OWN_MODEL)
+    (command,) = [command for command in COMMANDS if "mynet" in command]
+    options = ("--max-steps", "2", "--run-dir", "run", "--quiet", "--set", "mesh.devices=1")
+    done = gnp(*shlex.split(command)[1:], *options)
+    assert done.returncode == 0, done.stderr
+    result = json.loads(gnp("eval", "run", "--json").stdout)
+    assert result["num_examples"] == 360
+    shown = json.loads(gnp("models", "show", "mynet:small", "--image-size", "8", "--classes", "5", "--json").stdout)
+    assert [layer["name"] for layer in shown["layers"]] == ["Conv_0", "head"]
+    assert shown["parameters"] == 16 * (27 + 1) + 5 * (4 * 4 * 16 + 1)
+    (tmp_path / "mynet.py").unlink()
+    assert fails(gnp("eval", "run"), "model 'mynet:small': 'mynet' cannot be imported: No module named 'mynet'")
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_commands_and_presets_exist(gnp: Gnp, command: str):
     words = shlex.split(command)
-    subcommands = 2 if words[1] == "data" or words[1:3] in (["bench", "data"], ["bench", "gr"]) else 1
+    subcommands = 2 if words[1] in ("data", "models") or words[1:3] in (["bench", "data"], ["bench", "gr"]) else 1
     assert gnp(*words[1 : 1 + subcommands], "--help").returncode == 0
     if words[1] == "reproduce-table":
         load_table(words[2])
@@ -79,6 +99,8 @@ def test_keys_and_values_named_in_the_text_are_real():
     # A preset that has the key; every other key has a meaning in the demo.
     presets = {
         "model.variant": "wrn-16-4-cifar10",
+        "model.stem": "resnet50-cifar10",
+        "model.window_size": "swin-t-cifar10",
         "data.stream": "vit-s-imagenet",
         "data.train_split": "wrn-28-10-svhn",
     }

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from gnpcli import __version__
-from gnpcli.cli import bench, check, compare, data, evaluate, import_weights, presets, report, tables, train
+from gnpcli.cli import bench, check, compare, data, evaluate, import_weights, models, presets, report, tables, train
 from gnpcli.errors import explain
 
 app = typer.Typer(
@@ -30,6 +30,7 @@ app.command("reproduce-table")(tables.reproduce_table)
 app.command("import-weights")(import_weights.import_weights)
 app.add_typer(bench.app, name="bench")
 app.add_typer(presets.app, name="presets")
+app.add_typer(models.app, name="models")
 app.add_typer(tables.app, name="tables")
 app.add_typer(data.app, name="data")
 

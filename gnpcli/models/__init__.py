@@ -1,14 +1,17 @@
 """The registry of models. Importing it imports neither jax nor flax: a family's module loads when it is built.
 
 A new family is one file in this folder, with a function ``build(architecture, config, *, num_classes, image_size,
-channels, dtype) -> Model``, and one line in `MODELS` per size.
+channels, dtype) -> Model``, and one line in `MODELS` per size. One outside this package is a module with such a
+function and with an `Entry`, and its name is ``module:entry``.
 """
 
 from __future__ import annotations
 
 import importlib
+import os
+import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Protocol
 
 from gnpcli.config.schema import ModelConfig, RunConfig
@@ -31,13 +34,25 @@ class Entry:
         options: The `ModelConfig` fields that this model takes, with their defaults.
         paper: arXiv number of the architecture's paper.
         imports: Whose state dicts ``from_torch`` of the module reads; see `gnpcli.models.pretrained`.
+        image_size: Side in pixels of the images that the defaults suit.
+        parameters: Trained scalars for RGB images of that size and 10 classes; None if nobody counted.
+        gflop: 10^9 floating-point operations of a forward pass of one such image in eval mode, as XLA counts them
+            before it optimises (a multiplication and an addition are two); None if nobody counted.
     """
 
     module: str
     architecture: Mapping[str, int]
-    options: Mapping[str, object]
-    paper: str
+    options: Mapping[str, object] = field(default_factory=dict)
+    paper: str = ""
     imports: tuple[str, ...] = ()
+    image_size: int = 32
+    parameters: int | None = None
+    gflop: float | None = None
+
+    @property
+    def family(self) -> str:
+        """Last part of the module's name."""
+        return self.module.rpartition(".")[2]
 
 
 def _vgg(depth: int, batch_norm: bool = False) -> Entry:
@@ -139,31 +154,45 @@ MODELS: dict[str, Entry] = {
 }
 
 
-def register_model(name: str, entry: Entry) -> None:
-    """Add a model to the registry, for example from a user's own package.
+def find_model(name: str) -> Entry:
+    """Return the entry of a name of `MODELS`, or of ``module:entry``, an `Entry` of a module on the Python path.
+
+    The current folder is part of that path.
 
     Raises:
-        ValueError: The name is taken, or an option is not a field of `ModelConfig`.
+        ConfigError: There is none; or it has an option that `ModelConfig` does not have.
     """
     if name in MODELS:
-        raise ValueError(f"a model named {name!r} is already registered")
+        return MODELS[name]
+    module_name, colon, attribute = name.partition(":")
+    if not colon:
+        raise ConfigError(
+            f"unknown model {name!r}{suggest(name, MODELS)}; the models are {', '.join(MODELS)}, "
+            "and one of your own is module:entry",
+            key="model.name",
+        )
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
+    try:
+        entry = getattr(importlib.import_module(module_name), attribute, None)
+    except ImportError as error:
+        raise ConfigError(f"model {name!r}: {module_name!r} cannot be imported: {error}", key="model.name") from error
+    if not isinstance(entry, Entry):
+        raise ConfigError(f"model {name!r}: {module_name} has no gnpcli.models.Entry of that name", key="model.name")
     if unknown := sorted(set(entry.options) - set(OPTION_NAMES)):
-        raise ValueError(f"options of {name!r} that ModelConfig does not have: {', '.join(unknown)}")
-    MODELS[name] = entry
+        raise ConfigError(
+            f"model {name!r} has options that a configuration does not: {', '.join(unknown)}", key="model.name"
+        )
+    return entry
 
 
 def resolve_model(config: ModelConfig) -> ModelConfig:
     """Return the configuration with the model's own default for every option that it takes and that is null.
 
     Raises:
-        ConfigError: The name is not registered, or an option is set that this model does not have.
+        ConfigError: As `find_model`; or an option is set that this model does not have.
     """
-    if config.name not in MODELS:
-        raise ConfigError(
-            f"unknown model {config.name!r}{suggest(config.name, MODELS)}; the models are {', '.join(MODELS)}",
-            key="model.name",
-        )
-    options = MODELS[config.name].options
+    options = find_model(config.name).options
     chosen = {option: value for option in OPTION_NAMES if (value := getattr(config, option)) is not None}
     for option in chosen:
         if option not in options:
@@ -189,7 +218,7 @@ def build_model(
         ConfigError: As `resolve_model`; or the options do not suit the images.
     """
     config = resolve_model(config)
-    entry = MODELS[config.name]
+    entry = find_model(config.name)
     family = importlib.import_module(entry.module)
     model: Model = family.build(
         entry.architecture, config, num_classes=num_classes, image_size=image_size, channels=channels, dtype=dtype

@@ -19,14 +19,13 @@ import numpy as np
 from flax import linen as nn
 
 from gnpcli.config.schema import ModelConfig
-from gnpcli.errors import ConfigError
 from gnpcli.models.base import Model, Params, State, from_linen
 from gnpcli.models.drop_path import DropPath
 from gnpcli.models.layers import DTYPES, Dense, Dropout, LayerNorm, compact, linear
 from gnpcli.models.pretrained import Facts, Path, patches, resize_positions
 from gnpcli.models.state_dict import StateDict
 from gnpcli.models.transformer import FORMS, Form, Mlp, PatchEmbedding
-from gnpcli.models.vit import attend, split_heads
+from gnpcli.models.vit import attend, check_patches, split_heads
 
 CLASS_BLOCKS = 2
 MLP_RATIO = 4
@@ -253,15 +252,7 @@ def build(
     del channels  # the patch embedding takes as many as it meets
     patch_size = config.patch_size
     assert patch_size is not None  # resolved
-    if image_size % patch_size:
-        below = image_size - image_size % patch_size
-        sizes = [size for size in (below, below + patch_size) if size > 0]
-        fitting = ", ".join(str(size) for size in range(1, image_size + 1) if image_size % size == 0)
-        raise ConfigError(
-            f"patches of {patch_size} pixels do not tile images of {image_size} x {image_size} pixels; image sizes "
-            f"that fit: {', '.join(map(str, sizes))}; patch sizes that fit these images: {fitting}",
-            key="model.patch_size",
-        )
+    check_patches(image_size, patch_size)
     variant = config.variant or "paper"
     module = Cait(
         **architecture,

@@ -187,6 +187,24 @@ class VisionTransformer(nn.Module):
         return logits
 
 
+def check_patches(image_size: int, patch_size: int) -> None:
+    """Refuse images that patches do not tile.
+
+    Raises:
+        ConfigError: With the sizes of either that fit.
+    """
+    if image_size % patch_size == 0:
+        return
+    below = image_size - image_size % patch_size
+    sizes = [size for size in (below, below + patch_size) if size > 0]
+    fitting = [size for size in range(1, image_size + 1) if image_size % size == 0]
+    raise ConfigError(
+        f"patches of {patch_size} pixels do not tile images of {image_size} x {image_size} pixels; image sizes that "
+        f"fit: {', '.join(map(str, sizes))}; patch sizes that fit these images: {', '.join(map(str, fitting))}",
+        key="model.patch_size",
+    )
+
+
 def build(
     architecture: Mapping[str, int],
     config: ModelConfig,
@@ -204,13 +222,7 @@ def build(
     del channels  # the patch embedding takes as many as it meets
     patch_size = config.patch_size
     assert patch_size is not None  # resolved
-    if image_size % patch_size:
-        fitting = ", ".join(str(size) for size in range(1, image_size + 1) if image_size % size == 0)
-        raise ConfigError(
-            f"patches of {patch_size} pixels do not tile images of {image_size} x {image_size} pixels; "
-            f"patch sizes that do: {fitting}",
-            key="model.patch_size",
-        )
+    check_patches(image_size, patch_size)
     module = VisionTransformer(
         **architecture,
         patch_size=patch_size,
