@@ -13,6 +13,7 @@ from gnpcli.config import GrConfig, TrainConfig
 from gnpcli.gnp import Scalar, penalize, plain
 from gnpcli.losses import cross_entropy, half_squared_norm, is_outside_top, main_class
 from gnpcli.models.base import Model
+from gnpcli.models.stack import rematerialised
 from gnpcli.optim import decay_mask
 
 
@@ -30,7 +31,8 @@ def make_objective(model: Model, train: TrainConfig, gr: GrConfig) -> Callable[.
     def objective(
         params: Any, model_state: Any, images: jax.Array, labels: jax.Array, key: jax.Array
     ) -> tuple[jax.Array, Any]:
-        logits, new_model_state = model.apply(params, model_state, images, True, key)
+        with rematerialised(train.remat):
+            logits, new_model_state = model.apply(params, model_state, images, True, key)
         loss = jnp.mean(cross_entropy(logits, labels, train.label_smoothing))
         if train.l2 and gr.penalize_l2:
             loss = loss + _l2(params, train)

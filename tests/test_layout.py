@@ -125,6 +125,7 @@ def test_light_modules_import_nothing_heavy(module):
         (["train", "--help"], 0),
         (["--version"], 0),
         (["presets", "list"], 0),
+        (["models", "list"], 0),
         (["presets", "list", "--json"], 0),
         (["presets", "show", "vit-s-cifar10"], 0),
         (["tables", "list"], 0),

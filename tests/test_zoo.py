@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import csv
-import dataclasses
 import functools
+import json
 import math
 import subprocess
 import sys
@@ -16,9 +16,11 @@ import pytest
 
 from gnpcli.config.schema import ModelConfig
 from gnpcli.errors import ConfigError
-from gnpcli.models import MODELS, OPTION_NAMES, Entry, build_model, register_model, resolve_model
+from gnpcli.models import MODELS, OPTION_NAMES, build_model, resolve_model
 from gnpcli.models.base import count_parameters
-from tests.conftest import SHARED_DATA
+from gnpcli.models.summary import summarize
+from gnpcli.presets import resolve
+from tests.conftest import SHARED_DATA, fails
 
 # Row of the reference table, our model, and trained parameters: of our default form with 10 classes; of the papers'
 # code with 10 and 100 classes at 32 pixels and with 1000 at 224; the statistics of BatchNorm in it with 10 classes; of
@@ -155,7 +157,7 @@ def test_the_table_is_that_of_the_registry_and_of_the_reference():
 @pytest.mark.parametrize("row", [slow_unless(r.model not in HEAVY, r, r.model) for r in ROWS if r.default])
 def test_parameter_counts_of_the_default_form(row):
     _, params, _ = shapes(row.model)
-    assert scalars(params) == row.default
+    assert scalars(params) == row.default == MODELS[row.model].parameters
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):  # the decay mask of the optimizer rests on it
         assert (leaf.ndim == 1) == (path[-1].key in ("bias", "qkv_bias", "scale")), path
 
@@ -207,6 +209,10 @@ def test_every_model_traces_and_keeps_the_contract(name):
     for train in (True, False):
         run = jax.eval_shape(lambda p, s, x, k, train=train: model.apply(p, s, x, train, k), params, state, images, key)
         assert run == (jax.ShapeDtypeStruct((2, 10), jnp.float32), state)
+    entry = MODELS[name]
+    summary = summarize(model, (entry.image_size, entry.image_size, 3))
+    assert summary.gflop == pytest.approx(entry.gflop, rel=5e-3)
+    assert name != "vit-nano" or summary.parameters == entry.parameters
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -247,15 +253,86 @@ def test_option_that_the_model_does_not_have(name, option, value, has):
     assert caught.value.key == f"model.{option}"
 
 
-def test_register_model(monkeypatch):
-    monkeypatch.setattr("gnpcli.models.MODELS", dict(MODELS))
-    entry = Entry("gnpcli.models.wide_resnet", {"depth": 10, "width": 1}, {"variant": "upstream"}, "1605.07146")
-    register_model("wrn-10-1", entry)
-    assert resolve_model(ModelConfig(name="wrn-10-1")).variant == "upstream"
-    with pytest.raises(ValueError, match="'wrn-10-1' is already registered"):
-        register_model("wrn-10-1", entry)
-    with pytest.raises(ValueError, match="depth_drop"):
-        register_model("other", dataclasses.replace(entry, options={"depth_drop": 0.1}))
+@pytest.mark.parametrize(
+    ("name", "parts"),
+    [
+        ("nowhere:small", ["'nowhere' cannot be imported: No module named 'nowhere'"]),
+        ("own:large", ["own has no gnpcli.models.Entry of that name"]),
+        ("own:build", ["own has no gnpcli.models.Entry of that name"]),
+        ("own:strange", ["options that a configuration does not: depth_drop"]),
+        ("broken:small", ["'broken' cannot be imported: cannot import name 'nothing'"]),
+    ],
+)
+def test_models_of_ones_own_that_cannot_be_found(tmp_path, monkeypatch, name, parts):
+    (tmp_path / "own.py").write_text(
+        "from gnpcli.models import Entry\ndef build(): ...\nstrange = Entry(__name__, {}, {'depth_drop': 0.1})\n"
+    )
+    (tmp_path / "broken.py").write_text("from gnpcli.models import nothing\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.delitem(sys.modules, name.partition(":")[0], raising=False)
+    with pytest.raises(ConfigError) as caught:
+        resolve_model(ModelConfig(name=name))
+    assert all(part in str(caught.value) for part in (f"model {name!r}", *parts)), caught.value
+    assert caught.value.key == "model.name"
+
+
+def test_a_model_of_ones_own_takes_its_own_options_and_drops_those_of_the_preset(tmp_path, monkeypatch):
+    (tmp_path / "mine.py").write_text(
+        "from gnpcli.models import Entry\nsmall = Entry(__name__, {}, {'dropout': 0.1, 'variant': None})\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    config = resolve("vit-s-cifar10", ["model.name=mine:small", "model.variant=upstream"]).model
+    assert config == ModelConfig(name="mine:small", dropout=0.1, variant="upstream")
+    with pytest.raises(ConfigError, match="--set: mine:small has no option 'stem'; its options are dropout, variant"):
+        resolve("vit-s-cifar10", ["model.name=mine:small", "model.stem=cifar"])
+
+
+# ---------------------------------------------------------------------------------------------------- the two commands
+
+
+def test_models_list_as_a_table_and_as_json(gnp):
+    rows = json.loads(gnp("models", "list", "--json").stdout)
+    assert [row["name"] for row in rows] == list(MODELS)
+    counts = {row.model: row.default for row in ROWS if row.default}
+    lines = gnp("models", "list").stdout.splitlines()
+    assert len(lines) == len(rows) + 1
+    for row, line in zip(rows, lines[1:], strict=True):
+        assert row["parameters"] == counts.get(row["name"], 102730)
+        assert line.split()[:4] == [row["name"], row["family"], str(row["image_size"]), f"{row['parameters']:,}"]
+        assert row["paper"].rpartition("/")[2] in line
+
+
+def test_models_show_counts_every_layer(gnp):
+    options = ("--image-size", "64", "--classes", "7", "--set", "model.variant=upstream")
+    shown = json.loads(gnp("models", "show", "resnet18", *options, "--json").stdout)
+    layers = shown.pop("layers")
+    assert layers[0] == {
+        "name": "stem", "shapes": {"kernel": [3, 3, 3, 16]}, "parameters": 432, "statistics": 0,
+    }  # fmt: skip
+    assert layers[-1]["name"] == "head"
+    assert sum(layer["parameters"] for layer in layers) == shown["parameters"] == 11150874 - 3 * 513
+    assert sum(layer["statistics"] for layer in layers) == shown["statistics"] == 9632
+    assert shown["options"] == {"stem": "cifar", "variant": "upstream"}
+    lines = gnp("models", "show", "resnet18", "--depth", "1", *options).stdout.splitlines()
+    assert [line.split()[0] for line in lines[1:4]] == ["stem", "stem_norm", "stage_0_block_0"]
+    assert f"7 classes: {shown['parameters']:,} parameters" in lines[-2]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        (("resnet", "--image-size", "64"), ["unknown model 'resnet'", "did you mean 'resnet"]),
+        (("swin-t", "--image-size", "224"), ["do not tile", "image sizes that fit: 128, 192, 256, 320"]),
+        (("vit-s", "--image-size", "30"), ["image sizes that fit: 28, 32", "patch sizes that fit these images: 1, 2"]),
+        (("vgg16", "--image-size", "28"), ["sizes that do: 32 and larger"]),
+        (("vit-s", "--set", "model.stem=cifar"), ["--set: vit-s has no option 'stem'", "patch_size"]),
+        (("resnet18", "--set", "model.stem=small"), ["model.stem: 'small' is not one of cifar, imagenet"]),
+    ],
+)
+def test_sizes_and_options_that_do_not_fit(gnp, arguments, parts):
+    fails(gnp("models", "show", *arguments), *parts)
 
 
 def test_registry_imports_no_jax():

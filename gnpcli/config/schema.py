@@ -47,6 +47,8 @@ class ModelConfig(Section):
     """Largest rate with which a residual branch is dropped whole, per image (stochastic depth, arXiv 1603.09382)."""
     layer_scale: Annotated[float, Field(gt=0)] | None = None
     """Initial value of CaiT's LayerScale (arXiv 2103.17239); null takes that of the depth (upstream: of the width)."""
+    scan: bool | None = None
+    """Whether the equal blocks of a CaiT are one block in the program, scanned; docs/results.md has what it costs."""
     gelu: Literal["tanh", "exact"] | None = None
     """Form of a ViT's GELU: ``tanh`` as in its authors' code, ``exact`` as in timm and torchvision."""
     variant: Literal["paper", "upstream"] | None = None
@@ -251,6 +253,9 @@ class TrainConfig(Section):
     """SHA-256 of those weights, filled in when training starts; others are refused."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Compute type of the model; parameters, optimizer, norms and losses stay float32."""
+    remat: bool = False
+    """Whether the blocks of a network keep their input alone and compute the rest again for the gradient: less memory
+    for the activations, about a third more work. A VGG has no blocks."""
     clip_norm: Annotated[float, Field(gt=0)] | None = None
     """Global L2 norm to which the mixed gradient is clipped; null clips nothing."""
     l2: Annotated[float, Field(ge=0)] = 0.0

@@ -55,6 +55,10 @@ class Entry:
         return self.module.rpartition(".")[2]
 
 
+def _sized(entry: Entry, parameters: int, gflop: float) -> Entry:
+    return replace(entry, parameters=parameters, gflop=gflop)
+
+
 def _vgg(depth: int, batch_norm: bool = False) -> Entry:
     architecture = {"depth": depth, "width": 64, "hidden": 4096, "batch_norm": int(batch_norm)}
     options = {"dropout": 0.5, "variant": "paper"}
@@ -94,6 +98,10 @@ def _vit(dim: int, depth: int, heads: int, patch_size: int = 4) -> Entry:
     return Entry("gnpcli.models.vit", architecture, options, "2010.11929", imports=("timm", "torchvision"))
 
 
+def _vit_nano() -> Entry:
+    return replace(_vit(dim=64, depth=2, heads=4, patch_size=2), image_size=8)
+
+
 def _swin(dim: int, depth: int, heads: int) -> Entry:
     architecture = {"dim": dim, "depth": depth, "heads": heads}
     rates = {"dropout": 0.0, "attention_dropout": 0.0, "drop_path": 0.0}
@@ -105,52 +113,52 @@ def _cait(dim: int, depth: int, heads: int) -> Entry:
     architecture = {"dim": dim, "depth": depth, "heads": heads}
     rates = {"dropout": 0.0, "attention_dropout": 0.0, "drop_path": 0.0}
     # layer_scale: null takes the initial value of the variant for this size
-    options = {"patch_size": 4, **rates, "layer_scale": None, "variant": "paper"}
+    options = {"patch_size": 4, **rates, "layer_scale": None, "scan": False, "variant": "paper"}
     return Entry("gnpcli.models.cait", architecture, options, "2103.17239", imports=("timm",))
 
 
-# Defaults suit images of 32 x 32 pixels. Rates of dropout and drop path are 0 where they belong to a recipe, and the
-# paper's where they belong to the architecture (VGG's hidden layers, ShakeDrop).
+# Each with its `Entry.parameters` and `Entry.gflop`. Rates of dropout and drop path are 0 where they belong to a recipe,
+# and the paper's where they belong to the architecture (VGG's hidden layers, ShakeDrop).
 MODELS: dict[str, Entry] = {
-    "vgg16": _vgg(16),
-    "vgg19": _vgg(19),
-    "vgg16-bn": _vgg(16, batch_norm=True),
-    "vgg19-bn": _vgg(19, batch_norm=True),
-    "resnet18": _resnet(18),
-    "resnet34": _resnet(34),
-    "resnet50": _resnet(50),
-    "resnet101": _resnet(101),
-    "resnet152": _resnet(152),
-    "resnet200": _resnet(200),
-    "wrn-16-4": _wide_resnet(depth=16, width=4),
-    "wrn-28-10": _wide_resnet(depth=28, width=10),
-    "wrn-40-10": _wide_resnet(depth=40, width=10),
-    "shake-shake-26-2x96d": _shake_shake(depth=26, width=96),
-    "pyramidnet-164-48": _pyramidnet(depth=164, widening=48),
-    "pyramidnet-164-270": _pyramidnet(depth=164, widening=270),
-    "pyramidnet-200-240": _pyramidnet(depth=200, widening=240),
-    "pyramidnet-272-200": _pyramidnet(depth=272, widening=200),
-    "pyramidnet-164-48-shakedrop": _shake_drop(depth=164, widening=48),
-    "pyramidnet-272-200-shakedrop": _shake_drop(depth=272, widening=200),
-    "vit-nano": _vit(dim=64, depth=2, heads=4, patch_size=2),  # for images of about 8 x 8 pixels
-    "vit-ti": _vit(dim=192, depth=12, heads=3),
-    "vit-s": _vit(dim=384, depth=12, heads=6),
-    "vit-b": _vit(dim=768, depth=12, heads=12),
-    "vit-l": _vit(dim=1024, depth=24, heads=16),
-    "swin-t": _swin(dim=96, depth=6, heads=3),
-    "swin-s": _swin(dim=96, depth=18, heads=3),
-    "swin-b": _swin(dim=128, depth=18, heads=4),
-    "cait-xxs12": _cait(dim=192, depth=12, heads=4),
-    "cait-xxs24": _cait(dim=192, depth=24, heads=4),
-    "cait-xxs36": _cait(dim=192, depth=36, heads=4),
-    "cait-xs12": _cait(dim=288, depth=12, heads=6),
-    "cait-xs24": _cait(dim=288, depth=24, heads=6),
-    "cait-s12": _cait(dim=384, depth=12, heads=8),
-    "cait-s24": _cait(dim=384, depth=24, heads=8),
-    "cait-s36": _cait(dim=384, depth=36, heads=8),
-    "cait-m24": _cait(dim=768, depth=24, heads=16),
-    "cait-m36": _cait(dim=768, depth=36, heads=16),
-    "cait-m48": _cait(dim=768, depth=48, heads=16),
+    "vgg16": _sized(_vgg(16), 33_638_218, 0.533),
+    "vgg19": _sized(_vgg(19), 38_947_914, 0.657),
+    "vgg16-bn": _sized(_vgg(16, batch_norm=True), 33_646_666, 0.534),
+    "vgg19-bn": _sized(_vgg(19, batch_norm=True), 38_958_922, 0.658),
+    "resnet18": _sized(_resnet(18), 11_173_962, 0.966),
+    "resnet34": _sized(_resnet(34), 21_282_122, 2.00),
+    "resnet50": _sized(_resnet(50), 23_520_842, 2.46),
+    "resnet101": _sized(_resnet(101), 42_512_970, 4.68),
+    "resnet152": _sized(_resnet(152), 58_156_618, 6.93),
+    "resnet200": _sized(_resnet(200), 62_637_642, 9.13),
+    "wrn-16-4": _sized(_wide_resnet(depth=16, width=4), 2_748_890, 0.718),
+    "wrn-28-10": _sized(_wide_resnet(depth=28, width=10), 36_479_194, 9.53),
+    "wrn-40-10": _sized(_wide_resnet(depth=40, width=10), 55_841_754, 14.7),
+    "shake-shake-26-2x96d": _sized(_shake_shake(depth=26, width=96), 26_192_922, 6.87),
+    "pyramidnet-164-48": _sized(_pyramidnet(depth=164, widening=48), 1_715_442, 0.773),
+    "pyramidnet-164-270": _sized(_pyramidnet(depth=164, widening=270), 27_216_021, 8.8),
+    "pyramidnet-200-240": _sized(_pyramidnet(depth=200, widening=240), 26_752_702, 8.71),
+    "pyramidnet-272-200": _sized(_pyramidnet(depth=272, widening=200), 26_210_842, 8.67),
+    "pyramidnet-164-48-shakedrop": _sized(_shake_drop(depth=164, widening=48), 1_715_442, 0.776),
+    "pyramidnet-272-200-shakedrop": _sized(_shake_drop(depth=272, widening=200), 26_210_842, 8.68),
+    "vit-nano": _sized(_vit_nano(), 102_730, 0.00222),
+    "vit-ti": _sized(_vit(dim=192, depth=12, heads=3), 5_362_762, 0.689),
+    "vit-s": _sized(_vit(dim=384, depth=12, heads=6), 21_342_346, 2.66),
+    "vit-b": _sized(_vit(dim=768, depth=12, heads=12), 85_152_010, 10.5),
+    "vit-l": _sized(_vit(dim=1024, depth=24, heads=16), 302_439_434, 38.4),
+    "swin-t": _sized(_swin(dim=96, depth=6, heads=3), 27_505_108, 0.721),
+    "swin-s": _sized(_swin(dim=96, depth=18, heads=3), 48_805_732, 1.41),
+    "swin-b": _sized(_swin(dim=128, depth=18, heads=4), 86_701_186, 2.49),
+    "cait-xxs12": _sized(_cait(dim=192, depth=12, heads=4), 6_258_154, 0.75),
+    "cait-xxs24": _sized(_cait(dim=192, depth=24, heads=4), 11_601_610, 1.48),
+    "cait-xxs36": _sized(_cait(dim=192, depth=36, heads=4), 16_945_066, 2.21),
+    "cait-xs12": _sized(_cait(dim=288, depth=12, heads=6), 14_032_378, 1.65),
+    "cait-xs24": _sized(_cait(dim=288, depth=24, heads=6), 26_029_162, 3.26),
+    "cait-s12": _sized(_cait(dim=384, depth=12, heads=8), 24_903_370, 2.91),
+    "cait-s24": _sized(_cait(dim=384, depth=24, heads=8), 46_207_882, 5.73),
+    "cait-s36": _sized(_cait(dim=384, depth=36, heads=8), 67_512_394, 8.55),
+    "cait-m24": _sized(_cait(dim=768, depth=24, heads=16), 184_434_442, 22.5),
+    "cait-m36": _sized(_cait(dim=768, depth=36, heads=16), 269_513_866, 33.6),
+    "cait-m48": _sized(_cait(dim=768, depth=48, heads=16), 354_593_290, 44.8),
 }
 
 

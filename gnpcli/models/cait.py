@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +24,7 @@ from gnpcli.models.base import Model, Params, State, from_linen
 from gnpcli.models.drop_path import DropPath
 from gnpcli.models.layers import DTYPES, Dense, Dropout, LayerNorm, compact, linear
 from gnpcli.models.pretrained import Facts, Path, patches, resize_positions
+from gnpcli.models.stack import as_block, run_blocks
 from gnpcli.models.state_dict import StateDict
 from gnpcli.models.transformer import FORMS, Form, Mlp, PatchEmbedding
 from gnpcli.models.vit import attend, check_patches, split_heads
@@ -181,6 +183,7 @@ class Cait(nn.Module):
         dropout: Rate after the position embedding, each of the MLP's layers and the attention's output, in ``[0, 1)``.
         attention_dropout: Rate of the attention weights, in ``[0, 1)``.
         drop_path: Rate of the residual branches, the same in every self-attention block, in ``[0, 1)``.
+        scan: Whether the self-attention blocks are scanned, see `run_blocks`.
         form: See `Form`.
         dtype: Compute type; LayerNorm, softmax and head are in float32 always.
     """
@@ -194,6 +197,7 @@ class Cait(nn.Module):
     dropout: float
     attention_dropout: float
     drop_path: float
+    scan: bool
     form: Form
     dtype: np.dtype
 
@@ -203,18 +207,18 @@ class Cait(nn.Module):
         x = PatchEmbedding(self.dim, self.patch_size, self.form, self.dtype, name="patch_embedding")(images)
         positions = self.param("positions", self.form.tokens, (1, *x.shape[1:]), jnp.float32)
         x = Dropout(self.dropout)(x + positions.astype(self.dtype), train)
-        for index in range(self.depth):
-            block = Block(
-                heads=self.heads,
-                layer_scale=self.layer_scale,
-                dropout=self.dropout,
-                attention_dropout=self.attention_dropout,
-                drop_path=self.drop_path,
-                form=self.form,
-                dtype=self.dtype,
-                name=f"block_{index}",
-            )
-            x = block(x, train)
+        make = partial(
+            as_block(Block, 2),
+            heads=self.heads,
+            layer_scale=self.layer_scale,
+            dropout=self.dropout,
+            attention_dropout=self.attention_dropout,
+            drop_path=self.drop_path,
+            form=self.form,
+            dtype=self.dtype,
+        )
+        names = [f"block_{index}" for index in range(self.depth)]
+        x = run_blocks(self, make, names, x, train, is_scanned=self.scan)
         cls = self.param("cls", self.form.tokens, (1, 1, self.dim), jnp.float32).astype(self.dtype)
         cls = jnp.broadcast_to(cls, (x.shape[0], 1, self.dim))
         for index in range(CLASS_BLOCKS):
@@ -262,6 +266,7 @@ def build(
         dropout=config.dropout or 0.0,
         attention_dropout=config.attention_dropout or 0.0,
         drop_path=config.drop_path or 0.0,
+        scan=bool(config.scan),
         form=FORMS[variant],
         dtype=DTYPES[dtype],
     )

@@ -25,6 +25,7 @@ from gnpcli.models.base import Model, from_linen
 from gnpcli.models.convolution import Conv
 from gnpcli.models.layers import DTYPES, BatchNorm, Dense, compact
 from gnpcli.models.shake import Factors, linear_rates, scale, shake_drop
+from gnpcli.models.stack import as_block
 from gnpcli.models.wide_resnet import STEM_CHANNELS, NormRelu, head_uniform, pool_and_pad
 
 EXPANSION = 4
@@ -116,7 +117,7 @@ class PyramidNet(nn.Module):
             x = BatchNorm(dtype=self.dtype, name="norm")(x, train)
         for index, width in enumerate(widths):
             group, index_in_group = divmod(index, len(widths) // 3)
-            x = Block(
+            x = as_block(Block, 3)(
                 width=width,
                 stride=2 if group > 0 and index_in_group == 0 else 1,
                 variant=self.variant,

@@ -26,6 +26,7 @@ from gnpcli.models.base import Model, Params, State, from_linen
 from gnpcli.models.convolution import Conv, max_pool
 from gnpcli.models.layers import DTYPES, BatchNorm, Dense, compact
 from gnpcli.models.pretrained import Facts
+from gnpcli.models.stack import as_block
 from gnpcli.models.state_dict import StateDict
 from gnpcli.models.torch_weights import batch_norm, conv
 
@@ -131,7 +132,7 @@ class ResNet(nn.Module):
             x = max_pool(x, 3, same=upstream)
         for stage, blocks in enumerate(self.stages):
             for index in range(blocks):
-                x = Block(
+                x = as_block(Block, 2)(
                     channels=2**stage * self.width,
                     stride=2 if stage > 0 and index == 0 else 1,
                     bottleneck=self.bottleneck,

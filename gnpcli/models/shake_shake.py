@@ -22,6 +22,7 @@ from gnpcli.models.base import Model, from_linen
 from gnpcli.models.convolution import Conv
 from gnpcli.models.layers import DTYPES, BatchNorm, Dense, compact
 from gnpcli.models.shake import Factors, scale, shake_shake
+from gnpcli.models.stack import as_block
 from gnpcli.models.wide_resnet import STEM_CHANNELS, NormRelu, head_uniform
 
 
@@ -129,7 +130,7 @@ class ShakeShake(nn.Module):
         x = BatchNorm(dtype=self.dtype, name="norm")(x, train)
         for index in range(blocks):
             group, index_in_group = divmod(index, blocks // 3)
-            x = Block(
+            x = as_block(Block, 3)(
                 channels=2**group * self.width,
                 stride=2 if group > 0 and index_in_group == 0 else 1,
                 variant=self.variant,

@@ -1,0 +1,107 @@
+"""Scanned and rematerialised blocks: the same network, from the same weights."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from gnpcli.config.schema import ModelConfig
+from gnpcli.models import MODELS, build_model
+from gnpcli.models.stack import rematerialised
+
+SHAPE = (8, 8, 3)
+# A small member of each family that has blocks: (registered model to shrink, sizes, options).
+SMALL = {
+    "vit": ("vit-ti", {"dim": 8, "depth": 2, "heads": 2, "mlp": 16}, {"dropout": 0.2}),
+    "swin": ("swin-t", {"dim": 8, "depth": 2, "heads": 1}, {"patch_size": 1, "window_size": 2, "drop_path": 0.3}),
+    "cait": ("cait-xxs12", {"dim": 12, "depth": 3, "heads": 3}, {"dropout": 0.2, "drop_path": 0.3}),
+    "resnet": ("resnet18", {"depth": 18, "width": 2}, {}),
+    "wrn": ("wrn-16-4", {"depth": 10, "width": 1}, {"dropout": 0.2}),
+    "shake-shake": ("shake-shake-26-2x96d", {"depth": 8, "width": 4}, {}),
+    "pyramidnet": ("pyramidnet-164-48-shakedrop", {"depth": 11, "widening": 9}, {}),
+}
+
+
+@pytest.fixture
+def small(monkeypatch):
+    def build(name, **options):
+        model, sizes, own = SMALL[name]
+        monkeypatch.setitem(MODELS, name, dataclasses.replace(MODELS[model], architecture=sizes))
+        config = ModelConfig(name=name, **{**own, **options})
+        return build_model(config, num_classes=3, image_size=8, channels=3)
+
+    return build
+
+
+def weights(model, seed=0):
+    rng = np.random.default_rng(seed)
+    shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), SHAPE))
+    return jax.tree.map(lambda leaf: rng.uniform(0.1, 0.5, leaf.shape).astype(np.float32), shapes)
+
+
+def images(seed=0):
+    return jnp.asarray(np.random.default_rng(seed).normal(size=(4, *SHAPE)), jnp.float32)
+
+
+def passes(model, params, state, train=True, is_rematerialised=False):
+    """Logits, new state and gradient of a function of the logits."""
+
+    def loss(params):
+        with rematerialised(is_rematerialised):
+            logits, moved = model.apply(params, state, images(), train, jax.random.key(1))
+        return jnp.sin(logits).sum(), (logits, moved)
+
+    return jax.grad(loss, has_aux=True)
+
+
+def compiled(function):
+    # Compiling is what these tests spend their time on; unoptimised code compiles in half of it.
+    return jax.jit(function, compiler_options={"xla_backend_optimization_level": 0})
+
+
+def assert_close(a, b):
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=2e-4, atol=2e-5 * np.abs(y).max() + 1e-7), a, b)
+
+
+# As many programs as blocks: the smallest of each kind, convolutions with and without random factors among them, are quick.
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=() if n in ("vit", "shake-shake") else pytest.mark.slow) for n in SMALL]
+)
+def test_rematerialised_blocks_compute_the_same(small, name):
+    model = small(name)
+    params, state = weights(model)
+    plain, again = (passes(model, params, state, is_rematerialised=is_on) for is_on in (False, True))
+    assert "remat" in str(jax.make_jaxpr(again)(params))
+    assert "remat" not in str(jax.make_jaxpr(plain)(params))
+    assert_close(compiled(again)(params), compiled(plain)(params))
+
+
+@pytest.mark.parametrize("is_rematerialised", [pytest.param(False, marks=pytest.mark.slow), True])
+def test_scanned_blocks_compute_the_same_from_the_same_weights(small, is_rematerialised):
+    quiet = {"dropout": 0.0, "drop_path": 0.0}
+    plain, scanned = small("cait", **quiet), small("cait", scan=True, **quiet)
+    shapes = [jax.eval_shape(lambda m=model: m.init(jax.random.key(0), SHAPE)) for model in (plain, scanned)]
+    assert shapes[0] == shapes[1]
+    params, state = weights(plain)
+    run = passes(scanned, params, state, is_rematerialised=is_rematerialised)
+    text = str(jax.make_jaxpr(run)(params))
+    assert "scan[" in text
+    assert ("remat" in text) == is_rematerialised
+    assert_close(compiled(run)(params), compiled(passes(plain, params, state))(params))
+
+
+def test_scanned_blocks_drop_at_their_rates_each_with_its_own_key(small):
+    """Every block has a key of its own, all follow the step's, and evaluation needs none."""
+    model = small("cait", scan=True)
+    params, state = weights(model)
+    run = jax.jit(model.apply, static_argnames="train", compiler_options={"xla_backend_optimization_level": 0})
+    keys = jax.random.split(jax.random.key(0), 2)
+    first, again, other = (run(params, state, images(), train=True, key=key)[0] for key in (keys[0], keys[0], keys[1]))
+    np.testing.assert_array_equal(first, again)
+    assert np.abs(first - other).max() > 1e-4
+    evaluated = [run(params, state, images(), train=False, key=key)[0] for key in (keys[0], None)]
+    np.testing.assert_array_equal(*evaluated)
