@@ -67,7 +67,7 @@ def assert_close(a, b):
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=2e-4, atol=2e-5 * np.abs(y).max() + 1e-7), a, b)
 
 
-# As many programs as blocks: the smallest of each kind, convolutions with and without random factors among them, are quick.
+# Quick: a kind without state and one with; the others differ in what is compiled.
 @pytest.mark.parametrize(
     "name", [pytest.param(n, marks=() if n in ("vit", "shake-shake") else pytest.mark.slow) for n in SMALL]
 )

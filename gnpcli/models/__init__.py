@@ -117,7 +117,7 @@ def _cait(dim: int, depth: int, heads: int) -> Entry:
     return Entry("gnpcli.models.cait", architecture, options, "2103.17239", imports=("timm",))
 
 
-# Each with its `Entry.parameters` and `Entry.gflop`. Rates of dropout and drop path are 0 where they belong to a recipe,
+# Each with its `Entry.parameters` and `Entry.gflop`. Rates of dropout and drop path are 0 where they belong to a recipe
 # and the paper's where they belong to the architecture (VGG's hidden layers, ShakeDrop).
 MODELS: dict[str, Entry] = {
     "vgg16": _sized(_vgg(16), 33_638_218, 0.533),

@@ -16,7 +16,7 @@ from flax.traverse_util import flatten_dict
 from gnpcli.config import RunConfig
 from gnpcli.data.folder import STREAMED_MEAN, STREAMED_STD
 from gnpcli.errors import CheckpointError, ConfigError
-from gnpcli.models import MODELS
+from gnpcli.models import MODELS, find_model
 from gnpcli.models.base import Params, State
 from gnpcli.models.pretrained import Facts
 from gnpcli.runlog import Screen
@@ -83,9 +83,9 @@ def read_pretrained(path: Path, model: str, screen: Screen) -> Pretrained:
 
 def read_torch(path: Path, model: str) -> tuple[Params, State, Facts]:
     """Read a file of tensors under their names in PyTorch; errors as in `read_pretrained`."""
-    entry = MODELS[model]
+    entry = find_model(model)
     if not entry.imports:
-        able = sorted({other.module.rpartition(".")[2] for other in MODELS.values() if other.imports})
+        able = sorted({other.family for other in MODELS.values() if other.imports})
         raise ConfigError(
             f"no state dict is known for {model}; the families that have one are {', '.join(able)}", "model.name"
         )
@@ -148,7 +148,7 @@ def fit_pretrained(pretrained: Pretrained, config: RunConfig, init: Callable[[],
     Raises:
         CheckpointError: They are of another architecture or, with the key to set, of another form of it.
     """
-    family = importlib.import_module(MODELS[config.model.name].module)
+    family = importlib.import_module(find_model(config.model.name).module)
     mine = config.model.model_dump()
     changed = {key: value for key, value in pretrained.options.items() if mine.get(key) != value}
     try:
