@@ -20,6 +20,7 @@ from gnpcli.ascent import perturbed_mask
 from gnpcli.checkpoint import Checkpoints
 from gnpcli.config import RunConfig
 from gnpcli.config.loader import differences
+from gnpcli.data import describe
 from gnpcli.data.base import Dataset, DataSpec, FileSplit, Split
 from gnpcli.data.feed import TrainFeed, make_train_feed
 from gnpcli.errors import CheckpointError, DivergenceError, GnpError, Interrupted
@@ -27,7 +28,7 @@ from gnpcli.evaluation import Evaluator, load_with_progress, warn_of_skipped
 from gnpcli.models import build_for
 from gnpcli.models.base import Model, Params, State, parameter_shapes, starting_from
 from gnpcli.optim import build_optimizer
-from gnpcli.plan import objective
+from gnpcli.plan import fit, objective
 from gnpcli.runlog import Clock, MetricsLog, Screen, write_atomically
 from gnpcli.runs import CHECKPOINTS, SUMMARY, check_free, config_from_meta, create_run, note_session, read_config
 from gnpcli.runtime import describe_environment, stop_signals
@@ -131,6 +132,9 @@ def resume(run_dir: Path, *, max_steps: int | None = None, quiet: bool = False) 
 
 def _prepare(config: RunConfig, screen: Screen) -> tuple[Task, Dataset]:
     mesh = make_mesh(config)
+    # What is wrong with the configuration shows before anything is downloaded or decoded.
+    if (info := describe(config.data)) is not None:
+        fit(config, info)
     dataset = load_with_progress(config, screen)
     return build_task(config, dataset.train, dataset.spec, mesh), dataset
 

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from gnpcli.config import WARMUP_STRATEGIES, GrConfig, RunConfig
+
+if TYPE_CHECKING:
+    from gnpcli.data.base import DataInfo
+    from gnpcli.models.base import Model
 
 
 def objective(config: RunConfig) -> str:
@@ -58,13 +63,29 @@ def _variant(gr: GrConfig) -> Iterator[str]:
         yield f"surrogate gap {gr.surrogate_gap:g}"
 
 
+def fit(config: RunConfig, data: DataInfo) -> tuple[Model, int]:
+    """Build the model of a run and count the steps of an epoch, from the sizes of the data alone.
+
+    Called before images are fetched or decoded, it shows at once what would be wrong with them.
+
+    Raises:
+        ConfigError: Model, augmentation or batch size do not fit the data.
+    """
+    from gnpcli.data.augment.pipeline import check_pipeline
+    from gnpcli.data.feed import steps_per_epoch
+    from gnpcli.models import build_for
+
+    check_pipeline(config.data, data.image_size, is_streamed=data.is_streamed)
+    return build_for(config, data), steps_per_epoch(data.num_train, config.data.batch_size)
+
+
 def describe(config: RunConfig, run_dir: str) -> list[str]:
     """Return what training `config` would do, a line each: objective, parameters, steps, where checkpoints go.
 
     Sizes come from the data set where it is present and from what is known of it otherwise; no image is decoded.
 
     Raises:
-        ConfigError: Model, image size and batch size do not fit together.
+        ConfigError: As `fit`.
     """
     from gnpcli.data import describe as describe_data
 
@@ -78,11 +99,9 @@ def describe(config: RunConfig, run_dir: str) -> list[str]:
         lines += [f"parameters   {unknown}", f"steps        {unknown}"]
     else:
         from gnpcli.ascent import count_perturbed
-        from gnpcli.data.feed import steps_per_epoch
-        from gnpcli.models import build_for
         from gnpcli.models.base import count_parameters, parameter_shapes
 
-        model = build_for(config, data)
+        model, steps_per_epoch = fit(config, data)
         image_shape = (data.image_size, data.image_size, data.channels)
         count = count_parameters(model, image_shape)
         perturbed = (
@@ -90,7 +109,7 @@ def describe(config: RunConfig, run_dir: str) -> list[str]:
             if config.gr.perturb == "all"
             else f", {count_perturbed(parameter_shapes(model, image_shape), config.gr):,} of them perturbed"
         )
-        plain, full = count_steps(config, steps_per_epoch(data.num_train, config.data.batch_size))
+        plain, full = count_steps(config, steps_per_epoch)
         steps = plain + full
         lines += [
             f"parameters   {count:,} ({config.model.name}, {train.dtype}){perturbed}",

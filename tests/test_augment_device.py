@@ -14,7 +14,8 @@ from PIL import Image, ImageOps
 
 from gnpcli.config.schema import DataConfig
 from gnpcli.data.augment import host
-from gnpcli.data.augment.device import apply_layer, apply_operation, apply_policy, draw, make_layer
+from gnpcli.data.augment.device import apply_policy, draw
+from gnpcli.data.augment.passes import apply_layer, apply_operation
 from gnpcli.data.augment.policies import (
     CIFAR_SCALE,
     IMAGENET_SCALE,
@@ -26,6 +27,7 @@ from gnpcli.data.augment.policies import (
     auto_augment,
     rand_augment,
 )
+from gnpcli.data.augment.rows import make_layer
 from gnpcli.data.base import Split
 from gnpcli.data.digits import load as load_digits
 from tests.conftest import SHARED_DATA

@@ -14,6 +14,7 @@ from PIL import Image
 from rich.console import Console
 
 from gnpcli.data import SOURCES
+from gnpcli.errors import ConfigError
 from gnpcli.loading import LoadingDisplay
 from tests.archives import random_images, write_own_tfds, write_tfds
 from tests.conftest import Gnp, fails
@@ -161,3 +162,29 @@ def test_a_bar_on_a_terminal_shows_amount_and_leaves_nothing_behind() -> None:
         shown = console.export_text()
     assert "reading birds" in shown
     assert "5/9 images" in shown
+
+
+WRONG = {
+    "model.patch_size=5": ["patch", "32"],
+    "data.crop_padding=32": ["data.crop_padding 32 must be below the image size 32"],
+    "data.batch_size=60000": ["data.batch_size 60000 is more than the 50000 training images"],
+}
+
+
+@pytest.mark.parametrize("assignment", WRONG)
+def test_a_configuration_that_does_not_fit_is_refused_before_anything_is_fetched(
+    assignment: str, tmp_path: Path
+) -> None:
+    from gnpcli.engine import train
+    from gnpcli.presets import resolve
+
+    # Nobody answers at the mirror of the tests: had it been asked, the error would be another one.
+    with pytest.raises(ConfigError) as caught:
+        train(resolve("vit-ti-cifar10", [assignment]), tmp_path / "run", quiet=True)
+    for part in WRONG[assignment]:
+        assert part in str(caught.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_wrong_option_of_the_model_is_one_line_where_the_data_is_absent(gnp: Gnp) -> None:
+    fails(gnp("train", "--preset", "vit-ti-cifar10", "--set", "model.patch_size=5"), "patches of 5 pixels")

@@ -40,14 +40,12 @@ def make_pipeline(config: DataConfig, spec: DataSpec, *, is_streamed: bool, dtyp
         class probabilities float32 ``[B, K]``.
 
     Raises:
-        ConfigError: If the crop's border is not below the image size (``data.crop_padding``) or cutout's square is
-            larger than the image (``data.cutout_size``).
+        ConfigError: As `check_pipeline`.
     """
     is_upstream = config.augment_variant == "upstream-compat"
-    padding = 0 if is_streamed else _crop_padding(config, spec.image_size)
+    padding, square = check_pipeline(config, spec.image_size, is_streamed=is_streamed)
     flip = not is_streamed and is_flipped(config, spec.name, is_streamed=False)
     policy = None if is_streamed else make_policy(config, spec.name, is_streamed=False)
-    square = _cutout_size(config, spec.image_size)
 
     def move(crop_key: jax.Array, flip_key: jax.Array, images: jax.Array) -> jax.Array:
         if padding:
@@ -76,8 +74,17 @@ def make_pipeline(config: DataConfig, spec: DataSpec, *, is_streamed: bool, dtyp
     return pipeline
 
 
+def check_pipeline(config: DataConfig, image_size: int, *, is_streamed: bool) -> tuple[int, int]:
+    """Return the pixels of reflected border, 0 for no crop, and the side of cutout's square.
+
+    Raises:
+        ConfigError: If the border is not below the image size (``data.crop_padding``) or the square is larger than the
+            image (``data.cutout_size``).
+    """
+    return 0 if is_streamed else _crop_padding(config, image_size), _cutout_size(config, image_size)
+
+
 def _crop_padding(config: DataConfig, image_size: int) -> int:
-    """Return the pixels of reflected border; 0 for no crop."""
     if config.augment == "none":
         return 0
     padding = max(1, image_size // 8) if config.crop_padding is None else config.crop_padding
@@ -90,7 +97,6 @@ def _crop_padding(config: DataConfig, image_size: int) -> int:
 
 
 def _cutout_size(config: DataConfig, image_size: int) -> int:
-    """Return the side of cutout's square in pixels."""
     size = max(1, image_size // 2) if config.cutout_size is None else config.cutout_size
     if size > image_size and config.mix in ("cutout", "mixcut"):
         raise ConfigError(
