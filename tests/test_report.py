@@ -143,7 +143,7 @@ def test_runs_are_put_together_by_all_keys_but_the_seed_and_what_changes_nothing
 @pytest.mark.parametrize(
     ("changes", "labels"),
     [
-        ([["gr.strategy=none"], ["gr.strategy=sam"]], ["strategy=none, alpha=0.8", "strategy=sam, alpha=1.0"]),
+        ([["gr.strategy=none"], ["gr.strategy=sam"]], ["strategy=none", "strategy=sam"]),
         ([[], ["data.name=cifar10"]], ["data=digits", "data=cifar10"]),
         ([[], ["optimizer.lr=1", "optimizer.b1=0.5", "data.batch_size=8", "train.epochs=9"]], ["run0", "run1"]),
         ([[], ["optimizer.lr=1", "data.name=cifar10", "data.batch_size=8", "train.epochs=9"]],
@@ -161,6 +161,9 @@ def test_runs_of_several_data_sets_have_no_mean(tmp_path):
     assert [len(group.runs) for group in group_runs(read_histories(runs))] == [1, 1]
     with pytest.raises(DataError, match=r"'mixed' has runs of several data sets \(cifar10, digits\)"):
         named_groups({"mixed": runs})
+    carved = make_run(tmp_path / "c", None, "data.validation_fraction=0.1", "train.seed=1")
+    with pytest.raises(DataError, match=r"\(digits \(validation_fraction=0.0\), digits \(validation_fraction=0.1\)\)"):
+        named_groups({"mixed": [runs[0], carved]})
 
 
 def test_every_key_that_the_engine_logs_has_a_place_and_a_new_one_gets_its_own(tmp_path):

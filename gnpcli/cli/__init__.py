@@ -9,7 +9,20 @@ from typing import Annotated
 import typer
 
 from gnpcli import __version__
-from gnpcli.cli import bench, check, compare, data, evaluate, import_weights, models, presets, report, tables, train
+from gnpcli.cli import (
+    bench,
+    check,
+    compare,
+    data,
+    evaluate,
+    import_weights,
+    inspect,
+    models,
+    presets,
+    report,
+    tables,
+    train,
+)
 from gnpcli.errors import explain
 
 app = typer.Typer(
@@ -22,6 +35,7 @@ app = typer.Typer(
 app.command("train")(train.train)
 app.command("resume")(train.resume)
 app.command("eval")(evaluate.evaluate)
+app.command("inspect")(inspect.inspect)
 app.command("plot")(report.plot)
 app.command("report")(report.report)
 app.command("check")(check.check)

@@ -9,8 +9,8 @@ from typing import Literal
 
 import numpy as np
 
-from gnpcli.config.loader import flatten
 from gnpcli.errors import DataError
+from gnpcli.report.grouping import by_seed, data_sets
 from gnpcli.report.history import Axis, History, Values, read_histories
 from gnpcli.report.metrics import Curve, Panel, present_panels
 
@@ -19,9 +19,6 @@ Spread = Literal["range", "std"]
 
 MAX_POINTS = 400
 """Points of a curve; of longer ones equal stretches are averaged, so that a page stays small."""
-
-_NO_DIFFERENCE = ("train.seed", "train.log_every_steps", "data.dir", "data.workers", "data.eval_batch_size")
-_NO_DIFFERENCE_SECTIONS = ("checkpoint.", "mesh.")
 
 
 @dataclass(frozen=True)
@@ -49,26 +46,8 @@ class Band:
 
 
 def group_runs(histories: Sequence[History]) -> list[Group]:
-    """Put runs together that differ only in their seed, and label the groups by the keys in which they differ.
-
-    What cannot change a result (where data lies, when it is saved, how often it is logged, the number of devices)
-    keeps no two runs apart. A second run of the same configuration and seed is a group of its own: it is no other
-    sample. A label is ``key=value`` for up to three keys that differ among the groups, always with the data set where
-    there are several, and the name of the folder where that says nothing or too much.
-    """
-    sets: dict[tuple[object, ...], list[History]] = {}
-    for history in histories:
-        setting = tuple((key, repr(value)) for key, value in _settings(history).items())
-        again = sum(
-            history.config.train.seed == other.config.train.seed
-            for (seen, _), others in sets.items()
-            if seen == setting
-            for other in others
-        )
-        sets.setdefault((setting, again), []).append(history)
-    groups = list(sets.values())
-    labels = _labels([group[0] for group in groups])
-    return [Group(label, tuple(group)) for label, group in zip(labels, groups, strict=True)]
+    """Put runs together that differ only in their seed, as `gnpcli.report.grouping.by_seed`."""
+    return [Group(label, tuple(runs)) for label, runs in by_seed(histories).items()]
 
 
 def named_groups(groups: Mapping[str, Sequence[Path]]) -> list[Group]:
@@ -80,10 +59,8 @@ def named_groups(groups: Mapping[str, Sequence[Path]]) -> list[Group]:
     """
     read = [Group(label, tuple(read_histories(folders))) for label, folders in groups.items() if folders]
     for group in read:
-        if len(names := {run.config.data.name for run in group.runs}) > 1:
-            raise DataError(
-                f"{group.label!r} has runs of several data sets ({', '.join(sorted(names))}): no mean is taken"
-            )
+        if len(names := data_sets(group.runs)) > 1:
+            raise DataError(f"{group.label!r} has runs of several data sets ({', '.join(names)}): no mean is taken")
     return read
 
 
@@ -128,30 +105,3 @@ def _thinned(values: Values) -> Values:
     edges = np.linspace(0, count, MAX_POINTS + 1).astype(int)
     thinned: Values = np.add.reduceat(values, edges[:-1]) / np.diff(edges)
     return thinned
-
-
-def _settings(history: History) -> dict[str, object]:
-    return {
-        key: value
-        for key, value in flatten(history.config).items()
-        if key not in _NO_DIFFERENCE and not key.startswith(_NO_DIFFERENCE_SECTIONS)
-    }
-
-
-def _labels(firsts: Sequence[History]) -> list[str]:
-    names = [history.folder.resolve().name for history in firsts]
-    if len(firsts) == 1:
-        return names
-    settings = [_settings(history) for history in firsts]
-    keys = [key for key in dict.fromkeys(key for own in settings for key in own)
-            if len({repr(own.get(key)) for own in settings}) > 1]  # fmt: skip
-    shown = keys if 0 < len(keys) <= 3 else [key for key in keys if key == "data.name"]
-    labels = [
-        ", ".join(f"{key.rpartition('.')[2] if key != 'data.name' else 'data'}={own.get(key, '-')}" for key in shown)
-        for own in settings
-    ]
-    if len(keys) > 3 or len(set(labels)) < len(labels):
-        labels = [", ".join(filter(None, (name, label))) for name, label in zip(names, labels, strict=True)]
-    if len(set(labels)) < len(labels):
-        labels = [str(history.folder) for history in firsts]
-    return labels

@@ -8,6 +8,7 @@ from pathlib import Path
 from gnpcli.errors import DataError
 from gnpcli.report.bands import Group, Spread, group_runs, panels_of
 from gnpcli.report.charts import check_out, picture, save, spread_note
+from gnpcli.report.grouping import data_sets
 from gnpcli.report.history import Axis, read_histories
 from gnpcli.report.metrics import choose_panels, default_panels
 
@@ -45,7 +46,7 @@ def plot(
     for history in histories:
         if history.damage:
             warn(history.damage)
-    if len(names := sorted({history.config.data.name for history in histories})) > 1:
+    if len(names := data_sets(histories)) > 1:
         warn(f"these runs are of several data sets ({', '.join(names)}): their losses and errors do not compare")
     groups = group_runs(histories)
     panels = panels_of(groups)

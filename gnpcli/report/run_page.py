@@ -18,6 +18,7 @@ from gnpcli.report.bands import Group, panels_of
 from gnpcli.report.charts import check_place, inline_charts
 from gnpcli.report.history import History, read_history
 from gnpcli.report.metrics import EVALUATED
+from gnpcli.runlog import training_time_s
 from gnpcli.runs import CHECKPOINTS, ENVIRONMENT, SUMMARY
 
 _STRATEGIES = {
@@ -135,9 +136,8 @@ def _tiles(history: History, summary: Mapping[str, Any]) -> dict[str, str]:
     tiles["steps" if total in (None, last["step"]) else f"of {total:,} steps"] = f"{last['step']:,}"
     if summary.get("num_parameters"):
         tiles["parameters"] = f"{summary['num_parameters']:,}"
-    _, seconds, _ = history.series("train", "elapsed_s", "time")
-    if len(seconds):
-        tiles["training time"] = _duration(float(seconds[-1]))
+    if seconds := training_time_s(history.records):
+        tiles["training time"] = _duration(seconds)
     if summary.get("images_per_s"):
         tiles["images/s in training"] = f"{summary['images_per_s']:,.0f}"
     return tiles
