@@ -206,10 +206,12 @@ def look(paths: list[Path], plan: Plan) -> list[Inspection]:
     return inspect(paths, plan, data_dir=None, step=None, best=False, quiet=True)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # raised inside Orbax, about itself
 def test_an_inspection_agrees_with_evaluation_with_taylor_and_with_itself(run, tmp_path):
     shutil.copytree(run, tmp_path / "copy")
-    plan = Plan(examples=400, top=2, directions=2, resolution=3, plane="gradient", distances=(0.1,), seed=4)
+    plan = Plan(examples=400, top=0, directions=2, resolution=3, plane="gradient", radii=(1e-3,),
+                distances=(0.1,), seed=4)  # fmt: skip
     found = look([run, tmp_path / "copy"], plan)
     assert [one.folder for one in found] == [run, tmp_path / "copy"]
     result = found[0].result
@@ -220,12 +222,9 @@ def test_an_inspection_agrees_with_evaluation_with_taylor_and_with_itself(run, t
     assert result["subsets"]["test"]["error_rate"] == last["error_rate"]
     np.testing.assert_allclose(result["subsets"]["test"]["loss"], last["loss"], rtol=1e-5)
 
-    # r without GR is SAM's; a small step along the gradient raises the loss by its norm.
     assert result["r"] is None
-    assert [point["distance"] for point in result["gradient_rise"]] == pytest.approx([0.0125, 0.025, 0.05, 0.1, 0.2])
-    nearest = result["gradient_rise"][0]
-    norm = result["subsets"]["train"]["gradient_norm"]
-    assert nearest["rise"] == pytest.approx(nearest["distance"] * norm, rel=0.1)
+    (point,) = result["gradient_rise"]  # a small step along the gradient raises the loss by its norm
+    assert point["rise"] == pytest.approx(1e-3 * result["subsets"]["train"]["gradient_norm"], rel=0.05)
     (random,) = result["random_rise"]
     assert random["mean"] == pytest.approx(np.mean(random["rises"]))
     assert random["std"] == pytest.approx(np.std(random["rises"], ddof=1))
@@ -242,10 +241,25 @@ def test_an_inspection_agrees_with_evaluation_with_taylor_and_with_itself(run, t
     other = found[1].config.model_copy(update={"train": found[1].config.train.model_copy(update={"seed": 1})})
     groups = by_seed([found[0], replace(found[1], config=other)])
     assert [len(group) for group in groups.values()] == [2]
-    for name, shown in (("groups.png", groups), ("sides.svg", by_seed(found))):
-        save(draw(shown), tmp_path / name)
-    bare = replace(found[0], result={**result, "eigenvalues": (), "residuals": (), "random_rise": [], "surface": None})
-    save(draw({"bare": [bare]}), tmp_path / "bare.png")
+    full = {**result, "eigenvalues": (2.0, 1.0), "residuals": (0.1, 0.1)}
+    save(draw(groups), tmp_path / "groups.png")
+    save(draw({label: [replace(one, result=full) for one in own] for label, own in groups.items()}), tmp_path / "s.svg")
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_no_direction_has_more_curvature_than_the_largest_eigenvalue_of_a_trained_model(run, tmp_path):
+    """Not the gradient's, by a second difference of the loss along it."""
+    plan = Plan(examples=64, top=1, directions=0, plane="none", radii=(0.05,), batch_size=64)
+    (found,) = look([run], plan)
+    result = found.result
+    assert result["num_missing"] == 0
+    (point,) = result["gradient_rise"]
+    curvature = 2 * (point["rise"] - 0.05 * result["subsets"]["train"]["gradient_norm"]) / 0.05**2
+    assert curvature < 1.1 * result["eigenvalues"][0]
+    assert result["residuals"][0] < 2e-3 * result["eigenvalues"][0]
+    assert result["random_rise"] == []
+    save(draw(by_seed([found])), tmp_path / "bare.png")
 
 
 def test_radii_are_multiples_of_the_first_r_and_every_run_has_its_own():
@@ -253,6 +267,7 @@ def test_radii_are_multiples_of_the_first_r_and_every_run_has_its_own():
                for strategy, r in (("none", 0.3), ("constant", 0.1), ("constant", 0.02))]  # fmt: skip
     assert _with_radii(Plan(), configs).radii == pytest.approx((0.02, 0.025, 0.05, 0.1, 0.2, 0.4))
     assert _with_radii(Plan(radii=(1.0,)), configs).radii == (1.0,)
+    assert _with_radii(Plan(), configs[:1]).radii == pytest.approx((0.0125, 0.025, 0.05, 0.1, 0.2))  # SAM's
 
 
 def test_cells_of_the_table():
@@ -264,6 +279,7 @@ def test_cells_of_the_table():
     assert _told([None], "g") == "-"
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_what_cannot_be_inspected_is_one_sentence(run, tmp_path):
     with pytest.raises(DataError, match="digits has no val split"):

@@ -102,7 +102,10 @@ def _print(groups: Mapping[str, Sequence[Inspection]]) -> None:
     results = [[inspection.result for inspection in runs] for runs in groups.values()]
     for name, path, form in _rows(results[0][0]):
         table.add_row(name, *(_told([_at(result, path) for result in group], form) for group in results))
-    Console(highlight=False).print(table)
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = 400  # piped output is for other programs: a row is a line, whatever its length
+    console.print(table)
     images = ", ".join(f"{subset['num_examples']:,} {name}" for name, subset in results[0][0]["subsets"].items())
     spread = "; mean and standard deviation over seeds" if any(len(group) > 1 for group in results) else ""
     typer.echo(f"over {images} images{spread}")

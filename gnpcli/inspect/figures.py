@@ -25,7 +25,11 @@ def draw(groups: Mapping[str, Sequence[Inspection]]) -> Figure:
     The surfaces, each of the first run of its group, share their levels, which are apart by equal factors; the cross
     is the trained model.
     """
-    surfaces = {label: runs[0].result for label, runs in groups.items() if runs[0].result["surface"]}
+    surfaces = {
+        label if len(runs) == 1 else f"{label} ({runs[0].folder.resolve().name})": runs[0].result
+        for label, runs in groups.items()
+        if runs[0].result["surface"]
+    }
     rows = 1 + -(-len(surfaces) // COLUMNS)
     width, height = 4.2 * COLUMNS, 3.3 + 4.0 * (rows - 1)
     with style():

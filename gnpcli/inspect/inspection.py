@@ -11,7 +11,6 @@ from typing import Any, Literal
 
 import jax
 import numpy as np
-from jax.flatten_util import ravel_pytree
 
 from gnpcli.config import RunConfig
 from gnpcli.data.base import Dataset, FileSplit, Split
@@ -166,7 +165,7 @@ def _inspect_one(
             "step": trained.step,
             "dataset": config.data.name,
             "split": plan.split,
-            "num_parameters": sum(leaf.size for leaf in jax.tree.leaves(trained.params)),
+            "num_parameters": landscapes[plan.split].num_parameters,
             "r": _radius(config),
             **_measure(landscapes, plan, work, screen, f"{path} at step {trained.step}"),
             "elapsed_s": round(time.perf_counter() - start, 3),
@@ -236,7 +235,7 @@ def _measure(landscapes: dict[str, Landscape], plan: Plan, work: _Work, screen: 
         "subsets": subsets, "eigenvalues": (), "residuals": (), "hessian_products": 0, "num_missing": 0,
     }  # fmt: skip
     if plan.top:
-        size = ravel_pytree(landscape.params)[0].size
+        size = landscape.num_parameters
         work.stage("Hessian", _products(plan, size) + plan.top, landscape)
         spectrum = largest_eigenvalues(landscape.hessian_product, size, top=plan.top, seed=plan.seed)
         if spectrum.num_missing:
@@ -319,9 +318,8 @@ def _cost(landscape: Landscape, plan: Plan, work: _Work, gradient: Params, name:
     losses = _losses(plan)
     told, total = [f"{losses} losses"], losses * seconds(lambda: landscape.loss_at(gradient, gradient, (0.0, 0.0)))
     if plan.top:
-        size = ravel_pytree(landscape.params)[0].size
-        products = _products(plan, size) + plan.top
-        vector = np.zeros(size, np.float32)
+        products = _products(plan, landscape.num_parameters) + plan.top
+        vector = np.zeros(landscape.num_parameters, np.float32)
         total += products * seconds(lambda: landscape.hessian_product(vector))
         told.insert(0, f"about {products} Hessian-vector products")
     return f"{name}: {' and '.join(told)} over {landscape.num_examples:,} images: about {max(1, round(total))} s"

@@ -107,6 +107,7 @@ class Landscape:
         self._on_pass = on_pass
         self.params = params
         self.skipped: Sequence[str] = feed.skipped
+        self.num_parameters: int = sum(leaf.size for leaf in jax.tree.leaves(params))
         self.num_examples = len(subset) - len(feed.skipped)
         """Images of the subset that could be read."""
         if self.num_examples == 0:

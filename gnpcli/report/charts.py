@@ -213,8 +213,8 @@ def _inline(groups: Sequence[Group], panel: Panel, axis: Axis, spread: Spread) -
     if not lines:
         return ""
     with style():
-        figure = Figure(figsize=(4.6, 2.7))
-        axes = figure.add_axes((0.115, 0.15, 0.865, 0.82))
+        figure = Figure(figsize=(3.9, 2.4))
+        axes = figure.add_axes((0.135, 0.165, 0.845, 0.805))
         _draw(axes, panel, lines, axis)
         svg = inline_svg(figure, panel.title, _chart_data(figure, axes, groups, panel, lines))
     keys = {line.curve: line for line in lines}

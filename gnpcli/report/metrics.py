@@ -10,7 +10,7 @@ from gnpcli.errors import DataError, suggest
 EVALUATED = ("val", "test")
 """Splits that are evaluated, beside ``train``, which is logged step by step."""
 
-_NO_CURVES = {"step", "epoch", "split", "elapsed_s", "num_examples", "non_finite"}
+_NO_CURVES = {"step", "epoch", "split", "elapsed_s", "num_examples", "non_finite", "skips_in_a_row"}
 
 
 @dataclass(frozen=True)
@@ -58,15 +58,26 @@ PANELS: tuple[Panel, ...] = (
         is_log=True,
     ),
     Panel("cosine", "Cosine of clean and perturbed gradient", _train(("grad_cosine", "cosine"))),
+    Panel("gap", "Surrogate gap (perturbed - clean loss)", _train(("surrogate_gap", "gap"))),
     Panel(
         "update",
         "Mixed gradient and update",
         _train(("grad_norm", "gradient, unclipped"), ("update_norm", "update")),
         is_log=True,
     ),
+    Panel("ratio", "Update / gradient", _train(("update_ratio", "ratio")), is_log=True),
+    Panel("clip", "Factor of clipping", _train(("clip_ratio", "factor"))),
+    Panel(
+        "adaptive",
+        "Variance of the adaptive learning rate",
+        _train(("adaptive_lr_variance", "of psi"), ("adaptive_lr_log_variance", "of ln psi")),
+        is_log=True,
+    ),
     Panel("lr", "Learning rate", _train(("lr", "lr"))),
     Panel("r", "Perturbation radius r", _train(("r", "r"))),
     Panel("alpha", "Mixing weight alpha", _train(("alpha", "alpha"))),
+    Panel("lambda", "Penalty coefficient lambda", _train(("lambda", "lambda"))),
+    Panel("skips", "Steps skipped so far", _train(("skipped_steps", "steps")), is_extra=True),
     Panel("top5", "Top-5 error (%)", tuple(Curve(split, "top5_error_rate", split) for split in EVALUATED),
           is_percent=True, is_extra=True),
     Panel("speed", "Images per second", _train(("images_per_s", "images/s")), is_extra=True),

@@ -63,12 +63,14 @@ table { border-collapse: collapse; font-size: .88rem; font-variant-numeric: tabu
 th, td { text-align: left; padding: .3rem .9rem .3rem 0; border-bottom: 1px solid var(--grid); vertical-align: top; }
 th { font-weight: 600; white-space: nowrap; }
 td.number, th.number { text-align: right; }
-td { overflow-wrap: anywhere; }
+td.number { white-space: nowrap; }
 code { font: .92em ui-monospace, "SFMono-Regular", Menlo, Consolas, "Liberation Mono", monospace; }
 details > summary { cursor: pointer; }
 .columns { columns: 21rem; column-gap: 2rem; }
 .columns > * { break-inside: avoid; }
 .columns table { width: 100%; }
+.columns td { overflow-wrap: anywhere; }
+.columns .sub { font-size: .82rem; }
 footer { margin-top: 3rem; color: var(--muted); font-size: .85rem; }
 @media (max-width: 34rem) { body { padding: 1.1rem .8rem 3rem; } .tiles { gap: .5rem; } }
 @media print {

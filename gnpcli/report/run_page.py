@@ -196,7 +196,7 @@ def _evaluations(history: History) -> str:
         rows.append(
             [
                 f"{record.get('epoch', 0):g}", f"{record['step']:,}", record["split"],
-                "not finite" if rate is None else _percent(rate) + " ◂ lowest" * (rate == lowest[record["split"]]),
+                "not finite" if rate is None else "lowest ▸ " * (rate == lowest[record["split"]]) + _percent(rate),
                 "" if top5 is None else _percent(top5),
                 "not finite" if loss is None else f"{loss:.4f}", f"{record.get('num_examples', 0):,}",
             ]
@@ -204,7 +204,7 @@ def _evaluations(history: History) -> str:
     if not rows:
         return "<p>None yet.</p>\n"
     listed = page.table(
-        ("epoch", "step", "split", "error", "top-5 error", "loss", "images"), rows, numbers=(0, 1, 5, 6)
+        ("epoch", "step", "split", "error", "top-5 error", "loss", "images"), rows, numbers=(0, 1, 3, 4, 5, 6)
     )
     return (
         f"<details{' open' if len(rows) <= 20 else ''}><summary>{len(rows)} evaluations</summary>\n{listed}</details>\n"
@@ -231,7 +231,8 @@ def _checkpoints(history: History, summary: Mapping[str, Any]) -> str:
 def _configuration(config: RunConfig) -> str:
     sections = []
     for section, keys in config.model_dump(mode="json").items():
-        rows = [[key, _value(value)] for key, value in keys.items() if value is not None]
+        shown = sorted(keys, key=lambda key: key != "name")  # the name, which chooses the rest, first
+        rows = [[key, _value(keys[key])] for key in shown if keys[key] is not None]
         unset = [key for key, value in keys.items() if value is None]
         table = page.table(("", ""), rows)
         rest = f'<p class="sub">null: {html.escape(", ".join(unset))}</p>' if unset else ""
