@@ -161,17 +161,16 @@ def formula(config: RunConfig) -> str:
     if gr.strategy == "none" or not r * alpha:
         formula = inner
     else:
-        gradient = "∇<i>L</i>(<i>w</i>)" if not train.l2 else f"∇[{inner}]"
+        gradient = f"∇[{inner}]" if train.l2 and gr.penalize_l2 else f"∇{loss}"
+        gradient = f"<i>T</i>&#8202;{gradient}" if gr.ascent == "adaptive" else gradient
         formula = f"{inner} + <i>λ</i>·‖{gradient}‖₂"
         how = _STRATEGIES[gr.strategy].format(epochs=f"{gr.warmup_epochs or 0:g}")
         kind = (
-            "a second gradient at w + r·g/‖g‖"
+            "a second gradient at distance r"
             if gr.gradient == "finite-difference"
             else "an exact Hessian-vector product"
         )
         told += [f"λ = α·r = {alpha * r:g} with r = {r:g} and α = {alpha:g}, {how}", f"its gradient is taken by {kind}"]
-        if gr.mix == "unit":
-            told.append("the clean gradient enters the mix as a unit vector")
     if config.optimizer.weight_decay:
         told.append(f"decoupled weight decay {config.optimizer.weight_decay:g} acts besides")
     if train.clip_norm:
