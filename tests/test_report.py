@@ -285,8 +285,9 @@ def test_the_page_of_a_run_holds_what_the_run_was_and_fetches_nothing(run_with_p
 def test_every_preset_has_its_formula(name):
     config = resolve(name)
     text, gr = formula(config), config.gr
-    assert ("‖∇" in text) == (gr.strategy != "none" and bool(gr.r) and bool(gr.alpha))
+    assert ("∇" in text) == (gr.strategy != "none" and bool(gr.r) and bool(gr.alpha))
     assert ("½" in text) == (config.train.l2 > 0)
+    assert ("<i>T</i>" in text) == (gr.ascent == "adaptive" and gr.strategy != "none")
 
 
 def test_a_page_says_what_is_wrong_with_a_run_and_survives_strange_names(tmp_path):
