@@ -212,7 +212,7 @@ def test_a_table_whose_data_is_missing_says_what_to_do(gnp: Gnp, tmp_path: Path)
 @pytest.mark.slow
 def test_a_dry_run_counts_steps_and_estimates_time_and_runs_nothing(gnp: Gnp, tmp_path: Path):
     (tmp_path / "tiny.yaml").write_text(TABLE)
-    done = gnp("reproduce-table", "tiny.yaml", "--out", "out", "--dry-run", "--json")
+    done = gnp("reproduce-table", "tiny.yaml", "--out", "out", "--dry-run", "--json", timeout=900)
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
     steps = {cell["column"]: (cell["plain_steps"], cell["gnp_steps"]) for cell in result["cells"]}
@@ -227,7 +227,7 @@ def test_two_jobs_share_the_cores_and_give_the_same_table(gnp: Gnp, whole: Path,
     if len(os.sched_getaffinity(0)) < 2:
         pytest.skip("one core only")
     (tmp_path / "tiny.yaml").write_text(TABLE)
-    done = gnp("reproduce-table", "tiny.yaml", "--out", "out", "--jobs", "2", "--json")
+    done = gnp("reproduce-table", "tiny.yaml", "--out", "out", "--jobs", "2", "--json", timeout=900)
     assert done.returncode == 0, done.stderr
     ours, theirs = json.loads(done.stdout), json.loads((whole / "out" / "table.json").read_text())
     assert [cell["n"] for cell in ours["cells"]] == [cell["n"] for cell in theirs["cells"]] == [2, 2]
