@@ -1,7 +1,8 @@
 """Checkpoints with Orbax: asynchronous, the latest N and the best one kept, damaged ones stepped over.
 
-A checkpoint folder holds three items: `model` (parameters and model state: all that evaluation reads), `optimizer`
-(step, optimizer state and key: what resuming needs besides) and `meta` (configuration and data description as JSON).
+A checkpoint folder holds the items `model` (parameters and model state: all that evaluation reads), `ema` (the moving
+average of the parameters, where one is kept), `optimizer` (all else that resuming needs) and `meta` (configuration and
+data description as JSON).
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
-from gnpcli.config import CheckpointConfig
+from gnpcli.config import CheckpointConfig, Weights
 from gnpcli.errors import CheckpointError
 from gnpcli.state import TrainState
 
@@ -61,7 +62,7 @@ class Checkpoints:
                 for leftover in self.directory.glob("*.orbax-checkpoint-tmp*"):
                     shutil.rmtree(leftover, ignore_errors=True)
             self._manager = ocp.CheckpointManager(
-                self.directory, options=options, item_names=("model", "optimizer", "meta")
+                self.directory, options=options, item_names=("model", "ema", "optimizer", "meta")
             )
 
     def steps(self) -> list[int]:
@@ -105,8 +106,7 @@ class Checkpoints:
             self._manager.save(
                 step,
                 args=ocp.args.Composite(
-                    model=ocp.args.StandardSave(_model_item(state)),
-                    optimizer=ocp.args.StandardSave(_optimizer_item(state)),
+                    **{name: ocp.args.StandardSave(item) for name, item in _items(state).items()},
                     meta=ocp.args.JsonSave(dict(meta)),
                 ),
                 metrics=None if error_rate is None else {"error_rate": float(error_rate)},
@@ -159,13 +159,27 @@ class Checkpoints:
         Raises:
             DamagedCheckpoint: Missing, truncated, or of another shape.
         """
-        items = self._restore(step, model=_model_item(like), optimizer=_optimizer_item(like))
-        return TrainState(**items["model"], **items["optimizer"])
+        items = self._restore(step, **_items(like))
+        return TrainState(**items["model"], **items["optimizer"], ema=items.get("ema", {}).get("params", {}))
 
-    def restore_model(self, step: int, params: Any, model_state: Any) -> tuple[Any, Any]:
-        """Restore what evaluation needs, leaving the optimizer state on disk; arguments and errors as in `restore`."""
-        item = self._restore(step, model={"params": params, "model_state": model_state})["model"]
-        return item["params"], item["model_state"]
+    def restore_model(self, step: int, params: Any, model_state: Any, *, weights: Weights = "raw") -> tuple[Any, Any]:
+        """Restore what evaluation needs, leaving the optimizer state on disk.
+
+        Args:
+            step: One of `steps()`.
+            params: What to restore the parameters to, as in `restore`.
+            model_state: The same for the model's state.
+            weights: ``ema`` takes the averaged parameters, which must have been saved; the model's state is always that
+                of the parameters themselves.
+
+        Raises:
+            DamagedCheckpoint: Missing, truncated, or of another shape.
+        """
+        items = {"model": {"params": params, "model_state": model_state}}
+        if weights == "ema":
+            items["ema"] = {"params": params}
+        restored = self._restore(step, **items)
+        return restored["ema" if weights == "ema" else "model"]["params"], restored["model"]["model_state"]
 
     def _restore(self, step: int, **items: Any) -> Any:
         with _explained(f"the checkpoint of step {step} in {self.directory} is damaged", DamagedCheckpoint):
@@ -209,12 +223,12 @@ def _rate(metrics: Mapping[str, float]) -> float:
     return metrics["error_rate"]
 
 
-def _model_item(state: TrainState) -> dict[str, Any]:
-    return {"params": state.params, "model_state": state.model_state}
-
-
-def _optimizer_item(state: TrainState) -> dict[str, Any]:
-    return {"step": state.step, "opt_state": state.opt_state, "key": state.key}
+def _items(state: TrainState) -> dict[str, dict[str, Any]]:
+    """Return the array items that a state is saved as, each field of it in one of them."""
+    rest = state._asdict()
+    items = {"model": {name: rest.pop(name) for name in ("params", "model_state")}}
+    ema = rest.pop("ema")
+    return items | ({"ema": {"params": ema}} if ema else {}) | {"optimizer": rest}
 
 
 @functools.cache

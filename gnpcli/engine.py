@@ -16,6 +16,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
+from gnpcli import guard
 from gnpcli.ascent import perturbed_mask
 from gnpcli.checkpoint import Checkpoints
 from gnpcli.config import RunConfig
@@ -24,10 +25,10 @@ from gnpcli.data import describe
 from gnpcli.data.base import Dataset, DataSpec, FileSplit, Split
 from gnpcli.data.feed import TrainFeed, make_train_feed
 from gnpcli.errors import CheckpointError, DivergenceError, GnpError, Interrupted
-from gnpcli.evaluation import Evaluator, load_with_progress, warn_of_skipped
+from gnpcli.evaluation import Evaluator, Recalibration, load_with_progress, warn_of_skipped
 from gnpcli.models import build_for
 from gnpcli.models.base import Model, Params, State, parameter_shapes, starting_from
-from gnpcli.optim import build_optimizer
+from gnpcli.optim import build_optimizer, make_statistics
 from gnpcli.plan import fit, objective
 from gnpcli.runlog import Clock, MetricsLog, Screen, write_atomically
 from gnpcli.runs import CHECKPOINTS, SUMMARY, check_free, config_from_meta, create_run, note_session, read_config
@@ -35,7 +36,7 @@ from gnpcli.runtime import describe_environment, stop_signals
 from gnpcli.schedules import GrSchedule, Horizon, gr_schedule, lr_schedule
 from gnpcli.sharding import abstract, make_mesh, replicated
 from gnpcli.state import TrainState, init_state, run_keys
-from gnpcli.steps import make_train_step
+from gnpcli.steps import make_diagnosis, make_train_step
 from gnpcli.weights.source import Pretrained, complete, fit_pretrained, open_pretrained
 
 LOOKAHEAD = 2
@@ -55,6 +56,8 @@ class Task:
     gr: GrSchedule
     plain_step: Any
     gnp_step: Any
+    statistics: Any | None
+    """``opt_state -> metrics`` of an adaptive optimizer, for the steps that are logged."""
     init: Callable[..., TrainState]
     """``init(weights=None)``: the state before the first step, from parameters and model state where they are given."""
 
@@ -66,6 +69,12 @@ class Task:
         """Return shapes, dtypes and shardings of the state, allocating nothing."""
         state: TrainState = abstract(self.init, self.mesh)
         return state
+
+    def diagnose(self, state: TrainState, step: int) -> Any:
+        """Return the findings of `gnpcli.steps.make_diagnosis` about `step`, which began in `state`."""
+        config, is_plain = self.config, step < self.gr.plain_steps
+        program = make_diagnosis(self.model, self.feed, config.train, config.gr, self.gr, self.mesh, is_plain=is_plain)
+        return jax.device_get(program(state, self.feed.source(step)))
 
 
 def build_task(config: RunConfig, train: Split | FileSplit, spec: DataSpec, mesh: Mesh) -> Task:
@@ -82,18 +91,19 @@ def build_task(config: RunConfig, train: Split | FileSplit, spec: DataSpec, mesh
     feed = make_train_feed(train, spec, config.data, mesh, key=order_key, dtype=config.train.dtype)
     horizon = Horizon(feed.steps_per_epoch, config.train.epochs)
     lr, gr = lr_schedule(config.schedule, config.optimizer.lr, horizon), gr_schedule(config.gr, horizon)
-    optimizer = build_optimizer(config.optimizer, config.train, lr)
+    optimizer = build_optimizer(config.optimizer, config.train)
     plain_step, gnp_step = (
         make_train_step(model, feed, optimizer, config.train, config.gr, gr, lr, mesh, is_plain=is_plain)
         for is_plain in (True, False)
     )
+    averages = config.train.ema_decay is not None
 
     def init(weights: tuple[Params, State] | None = None) -> TrainState:
         start = model if weights is None else starting_from(model, *weights)
-        return init_state(start, image_shape, optimizer, config.train.seed)
+        return init_state(start, image_shape, optimizer, config.train.seed, averages=averages)
 
     init = jax.jit(init, out_shardings=replicated(mesh))
-    return Task(config, mesh, spec, model, feed, horizon, gr, plain_step, gnp_step, init)
+    return Task(config, mesh, spec, model, feed, horizon, gr, plain_step, gnp_step, make_statistics(config.optimizer), init)
 
 
 def train(config: RunConfig, run_dir: Path, *, max_steps: int | None = None, quiet: bool = False) -> dict[str, Any]:
@@ -231,6 +241,10 @@ class _Loop:
         self.task, self.state, self.evaluators = task, state, evaluators
         self.checkpoints, self.log, self.screen = checkpoints, log, screen
         self.pending: deque[tuple[int, dict[str, jax.Array]]] = deque()
+        self.recalibration = Recalibration(
+            task.model, task.feed, task.mesh,
+            seed=task.config.train.seed, num_batches=task.config.train.recalibrate_batches,
+        )  # fmt: skip
         self.results: dict[str, dict[str, Any]] = {}
         self.skipped: dict[str, int] = {}
         self.saved_step: int | None = None
@@ -249,6 +263,8 @@ class _Loop:
                 self.screen.status("compiling")
             self.state, metrics = step_fn(self.state, task.feed.source(step))
             step += 1
+            if task.statistics is not None and self._is_logged(step):
+                metrics |= task.statistics(self.state.opt_state)
             for value in metrics.values():
                 value.copy_to_host_async()  # on its way while the next steps run; _drain picks it up
             self.pending.append((step, metrics))
@@ -292,12 +308,16 @@ class _Loop:
     def _evaluate(self, step: int) -> float | None:
         """Evaluate every split; return the error rate that decides which checkpoint is best."""
         self.screen.status("evaluating")
+        weights = self.task.config.train.evaluate_weights
+        params, model_state = self.state.params, self.state.model_state
+        if weights == "ema":
+            params, model_state = self.state.ema, self.recalibration(self.state.ema, model_state)
         for split, evaluator in self.evaluators.items():
-            result = evaluator(self.state.params, self.state.model_state)
-            self.log.write({"step": step, "epoch": self._epoch(step), "split": split, **result})
+            result = evaluator(params, model_state)
+            self.log.write({"step": step, "epoch": self._epoch(step), "split": split, "weights": weights, **result})
             if not math.isfinite(result["loss"]):
                 raise DivergenceError(f"the {split} loss after step {step} is {result['loss']}; {self._advice()}")
-            self.results[split] = {"step": step, **result}
+            self.results[split] = {"step": step, "weights": weights, **result}
         if not self.results:
             return None
         told = "  ".join(
@@ -309,24 +329,47 @@ class _Loop:
 
     def _drain(self, keep: int) -> None:
         """Read the metrics of all but the last `keep` dispatched steps: check every one, log those that are due."""
-        every = self.task.config.train.log_every_steps
         while len(self.pending) > keep:
             step, on_device = self.pending.popleft()
             metrics = {name: float(value) for name, value in jax.device_get(on_device).items()}
-            fault = _non_finite(metrics)
+            fault = guard.fault(metrics)
             rate = self.clock.rate(step)
-            if fault or step % every == 0 or step in (1, self.task.horizon.total_steps):
+            if fault or self._is_logged(step):
                 self.log.write({"step": step, "epoch": self._epoch(step), "split": "train", **metrics, **rate})
             if fault:
-                raise DivergenceError(f"step {step}: {fault}; {self._advice()}")
+                self._on_fault(step, fault, metrics)
             epoch = (step - 1) // self.task.horizon.steps_per_epoch + 1
             self.screen.update(step, f"epoch {epoch}/{self.task.config.train.epochs}", metrics, rate["images_per_s"])
+
+    def _on_fault(self, step: int, fault: str, metrics: dict[str, float]) -> None:
+        """Tell of a skipped step; at the last one allowed in a row, find out where it broke and stop."""
+        in_a_row, limit = int(metrics["skips_in_a_row"]), guard.max_in_a_row(self.task.config.train)
+        if in_a_row < limit:
+            self.screen.line(
+                f"warning: step {step} skipped ({in_a_row} in a row, stopping at {limit}): "
+                + guard.describe(fault, metrics),
+                style="yellow",
+            )
+            return
+        findings = None
+        with suppress(GnpError, jax.errors.JaxRuntimeError):  # the fault counts, not what its autopsy ran into
+            # Whatever was dispatched behind it, the state is still the one that the step began in.
+            findings = self.task.diagnose(self.state, step - 1)
+        many = f"{in_a_row} steps in a row were not finite, the last of them " if in_a_row > 1 else ""
+        raise DivergenceError(f"{many}step {step}: {guard.describe(fault, metrics, findings)}; {self._advice()}")
+
+    def _is_logged(self, step: int) -> bool:
+        """Return whether the step after which `step` are done is logged, faulty or not."""
+        return step % self.task.config.train.log_every_steps == 0 or step in (1, self.task.horizon.total_steps)
 
     def _epoch(self, step: int) -> float:
         return round(step / self.task.horizon.steps_per_epoch, 4)
 
     def _advice(self) -> str:
-        return f"{_last_good(self.checkpoints)}; try a lower optimizer.lr, a lower gr.r, or train.clip_norm"
+        remedies = ["a lower optimizer.lr", "a lower gr.r", "train.clip_norm"]
+        if self.task.config.train.on_nonfinite == "stop":
+            remedies.append("train.on_nonfinite=skip")
+        return f"{_last_good(self.checkpoints)}; try {', '.join(remedies[:-1])} or {remedies[-1]}"
 
     def _summary(self, step: int, *, is_interrupted: bool) -> dict[str, Any]:
         best = self.checkpoints.best_step()
@@ -337,6 +380,7 @@ class _Loop:
             "epoch": self._epoch(step),
             "total_steps": self.task.horizon.total_steps,
             "num_parameters": sum(leaf.size for leaf in jax.tree.leaves(self.state.params)),
+            "skipped_steps": int(self.state.skips.total),
             **self.results,
             "best_step": best,
             "best_split": next(iter(self.evaluators), None),
@@ -352,21 +396,6 @@ def _last_good(checkpoints: Checkpoints) -> str:
     with suppress(CheckpointError):  # of a pending save; what is on disk is what counts here
         checkpoints.wait()
     return checkpoints.last_good()
-
-
-def _non_finite(metrics: dict[str, float]) -> str | None:
-    """Name the first quantity of a step that is not finite, in the order in which a step computes them."""
-    for name, what in (
-        ("loss", "the loss of the clean pass"),
-        ("clean_grad_norm", "the gradient norm of the clean pass"),
-        ("perturbed_loss", "the loss of the perturbed pass"),
-        ("perturbed_grad_norm", "the gradient norm of the perturbed pass"),
-        ("grad_norm", "the norm of the mixed gradient"),
-        ("update_norm", "the norm of the update"),
-    ):
-        if not math.isfinite(metrics[name]):
-            return f"{what} is {metrics[name]}"
-    return None
 
 
 def _restore(task: Task, checkpoints: Checkpoints, screen: Screen) -> TrainState | None:

@@ -7,22 +7,24 @@ from dataclasses import replace
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from gnpcli.config import RunConfig
+from gnpcli.config import RunConfig, Weights
 from gnpcli.data import describe, load_dataset
 from gnpcli.data.base import DataInfo, Dataset, DataSpec, FileSplit, Split, numbered
-from gnpcli.data.feed import make_eval_feed
-from gnpcli.errors import DataError
+from gnpcli.data.feed import TrainFeed, make_eval_feed, make_train_feed
+from gnpcli.errors import CheckpointError, DataError
 from gnpcli.loading import LoadingDisplay
 from gnpcli.losses import zero_sums
 from gnpcli.models.base import Model
 from gnpcli.runlog import Screen
 from gnpcli.runs import Location
 from gnpcli.sharding import make_mesh, replicated
-from gnpcli.steps import make_eval_step
-from gnpcli.trained import open_trained
+from gnpcli.state import run_keys
+from gnpcli.steps import make_eval_step, make_recalibration_step
+from gnpcli.trained import Trained, open_trained
 
 
 class Evaluator:
@@ -60,6 +62,36 @@ class Evaluator:
         return result
 
 
+class Recalibration:
+    """BatchNorm statistics for given weights: averages over training batches, none of them weighted by its age.
+
+    Averaged weights need it: their activations have other moments than those of any weights that the running averages
+    were taken at (stochastic weight averaging, arXiv 1803.05407, section 3.2; PreciseBN, arXiv 2105.07576, section 3).
+
+    Args:
+        model: As trained.
+        feed: Of the training split; the batches are those of the run's steps 0, 1, ...
+        mesh: Where a batch is split.
+        seed: Of the run.
+        num_batches: How many, at least 1.
+    """
+
+    def __init__(self, model: Model, feed: TrainFeed, mesh: Mesh, *, seed: int, num_batches: int):
+        self._step = make_recalibration_step(model, feed, mesh)
+        self._feed, self._num_batches, self._sharding = feed, num_batches, replicated(mesh)
+        self._key = jax.device_put(run_keys(seed).steps, self._sharding)
+
+    def __call__(self, params: Any, model_state: Any) -> Any:
+        """Return `model_state` with new statistics; a model without any comes back at once."""
+        if not jax.tree.leaves(model_state):
+            return model_state
+        average = jax.device_put(jax.tree.map(jnp.zeros_like, model_state), self._sharding)
+        for step in range(self._num_batches):
+            source = self._feed.source(step)
+            average = self._step(average, params, model_state, self._key, np.int32(step), source)
+        return average
+
+
 def warn_of_skipped(screen: Screen, skipped: Sequence[str], split: str) -> None:
     """Say how many files of a split could not be read and were skipped, and name the first ones."""
     if skipped:
@@ -77,7 +109,15 @@ def load_with_progress(config: RunConfig, screen: Screen) -> Dataset:
 
 
 def evaluate(
-    location: Location, *, data: dict[str, Any], split: str, step: int | None, best: bool, quiet: bool
+    location: Location,
+    *,
+    data: dict[str, Any],
+    split: str,
+    step: int | None,
+    best: bool,
+    quiet: bool,
+    weights: Weights | None = None,
+    recalibrate: int | None = None,
 ) -> dict[str, Any]:
     """Evaluate a checkpoint on its own data set or on another.
 
@@ -88,17 +128,28 @@ def evaluate(
         step: Which checkpoint; None takes the one of `location`, else the last good one.
         best: Take the one with the lowest error instead.
         quiet: Print only warnings.
+        weights: ``raw`` or ``ema``; None takes those that the run itself evaluated.
+        recalibrate: Training batches over which BatchNorm statistics are taken anew, 0 for the saved ones; None
+            recalibrates the averaged weights as the run itself does, and leaves the raw ones alone.
 
     Returns:
-        The result of `Evaluator`, with `step`, `dataset` and `split`.
+        The result of `Evaluator`, with `step`, `dataset`, `split` and `weights`.
 
     Raises:
-        CheckpointError: Nothing usable, or a checkpoint of another model than the run's.
+        CheckpointError: Nothing usable, a checkpoint of another model than the run's, no averaged weights in it, or
+            statistics to recalibrate asked for of a model without any.
         DataError: The data does not fit the model, or has no such split.
     """
     screen = Screen(quiet=quiet)
-    trained = open_trained(location, step=step, best=best, screen=screen)
+    trained = open_trained(location, step=step, best=best, weights=weights, screen=screen)
     config, spec, model = trained.config, trained.spec, trained.model
+    model_state = trained.model_state
+    if recalibrate and not model_state:
+        raise CheckpointError(
+            f"{config.model.name} has no BatchNorm statistics to recalibrate: leave --recalibrate out"
+        )
+    if recalibrate is None:
+        recalibrate = config.train.recalibrate_batches if trained.weights == "ema" else 0
     config = config.model_copy(update={"data": config.data.model_copy(update=data)})
     mesh = make_mesh(config)
     # What is known without reading images says whether it is worth reading, or downloading, them.
@@ -118,10 +169,27 @@ def evaluate(
             screen.line(f"the weights name no classes: output k is taken to be class k of {config.data.name}, by name")
         else:
             screen.line(f"warning: the classes of {config.data.name} have other names than in training", style="yellow")
+    if recalibrate and model_state:
+        # The run's own training images, wherever they lie now, also to evaluate on another data set.
+        own = dataset if "name" not in data else load_with_progress(trained.config, screen)
+        model_state = _recalibrated(trained, own, mesh, recalibrate)
     evaluator = Evaluator(chosen, spec, config, model, mesh)
-    result = evaluator(trained.params, trained.model_state)
+    result = evaluator(trained.params, model_state)
     warn_of_skipped(screen, evaluator.feed.skipped, split)
-    return {"step": trained.step, "dataset": config.data.name, "split": split, **result}
+    return {
+        "step": trained.step, "dataset": config.data.name, "split": split, "weights": trained.weights, **result,
+    }  # fmt: skip
+
+
+def _recalibrated(trained: Trained, dataset: Dataset, mesh: Mesh, num_batches: int) -> Any:
+    train = trained.config.train
+    order = run_keys(train.seed).order
+    feed = make_train_feed(dataset.train, trained.spec, trained.config.data, mesh, key=order, dtype=train.dtype)
+    try:
+        recalibration = Recalibration(trained.model, feed, mesh, seed=train.seed, num_batches=num_batches)
+        return recalibration(trained.params, trained.model_state)
+    finally:
+        feed.close()
 
 
 def check_fit(given: DataSpec | DataInfo, trained: DataSpec, config: RunConfig) -> None:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from gnpcli.config import OptimizerConfig, TrainConfig
-from gnpcli.schedules import Schedule
+from gnpcli.telemetry import adam_rates, mean_and_variance, rms_rates
 
 
 def decay_mask(params: Any, *, biases_and_norms: bool) -> Any:
@@ -21,20 +21,32 @@ def decay_mask(params: Any, *, biases_and_norms: bool) -> Any:
     return jax.tree.map(lambda leaf: biases_and_norms or leaf.ndim > 1, params)
 
 
+def clip_ratio(norm: jax.Array, max_norm: float | None) -> jax.Array:
+    """Return ``min(1, max_norm / norm)``, what clipping multiplies a gradient of L2 norm `norm` by; 1 without a limit.
+
+    A norm of 0 gives 1. A norm that is not finite gives 0 or NaN: the guard has dropped such a step by then.
+    """
+    if max_norm is None:
+        return jnp.ones_like(norm)
+    return jnp.where(norm > max_norm, max_norm / norm, jnp.ones_like(norm))
+
+
 def clip_by_norm(grads: Any, norm: jax.Array, max_norm: float | None) -> Any:
     """Scale `grads`, whose global L2 norm is `norm`, to a norm of at most `max_norm`; None leaves them alone.
 
-    The norm is an argument because the step has it already, for its log. A zero or non-finite gradient is not changed
-    into anything else: 0 stays 0, and the non-finite norm stops the run.
+    The norm is an argument because the step has it already, for its log.
     """
     if max_norm is None:
         return grads
-    scale = jnp.where(norm > max_norm, max_norm / norm, jnp.ones_like(norm))
-    return jax.tree.map(lambda grad: (scale * grad.astype(scale.dtype)).astype(grad.dtype), grads)
+    ratio = clip_ratio(norm, max_norm)
+    return jax.tree.map(lambda grad: (ratio * grad.astype(ratio.dtype)).astype(grad.dtype), grads)
 
 
-def build_optimizer(config: OptimizerConfig, train: TrainConfig, lr: Schedule) -> optax.GradientTransformation:
-    """Build the optimizer, decoupled decay and the learning rate, in this order; `clip_by_norm` comes before.
+def build_optimizer(config: OptimizerConfig, train: TrainConfig) -> optax.GradientTransformation:
+    """Build the optimizer and then decoupled decay: what comes out is to be multiplied by minus the learning rate.
+
+    Clipping comes before it and the learning rate after it, in the step, whose number is the run's only clock: the
+    optimizer counts its updates for its own bias correction alone, and so may skip one.
 
     Decoupled decay adds ``weight_decay * parameter`` to the update before the learning rate multiplies it (AdamW,
     arXiv 1711.05101), also for SGD and RMSProp.
@@ -42,7 +54,6 @@ def build_optimizer(config: OptimizerConfig, train: TrainConfig, lr: Schedule) -
     Args:
         config: One of the typed optimizer sections.
         train: For `decay_biases_and_norms`.
-        lr: The learning rate at each step; the optimizer's own count of steps equals the state's.
     """
     match config.name:
         case "sgd":
@@ -60,4 +71,34 @@ def build_optimizer(config: OptimizerConfig, train: TrainConfig, lr: Schedule) -
             return decay_mask(params, biases_and_norms=train.decay_biases_and_norms)
 
         parts.append(optax.add_decayed_weights(config.weight_decay, mask))
-    return optax.chain(*parts, optax.scale_by_learning_rate(lr))
+    return optax.chain(*parts)
+
+
+def make_statistics(config: OptimizerConfig) -> Any | None:
+    """Build what an adaptive optimizer tells about itself between two steps; None for one that adapts nothing (SGD).
+
+    Returns:
+        Jitted, ``opt_state -> metrics``: float32 scalars over all parameters, of the adaptive learning rate psi that
+        the last update used (see `gnpcli.telemetry`): `adaptive_lr_mean`, `adaptive_lr_variance` and
+        `adaptive_lr_log_variance`, of ln psi. A few parameters that have no gradient yet, with their psi of
+        ``1 / eps``, are all that the first two show; the last one weighs a factor the same wherever it is.
+    """
+
+    def rates(opt_state: Any) -> Any:
+        second_moment = optax.tree.get(opt_state, "nu")
+        if config.name == "rmsprop":
+            return rms_rates(second_moment, eps=config.eps)
+        assert config.name == "adamw"
+        return adam_rates(second_moment, optax.tree.get(opt_state, "count"), b2=config.b2, eps=config.eps)
+
+    def statistics(opt_state: Any) -> dict[str, jax.Array]:
+        psi = rates(opt_state)
+        mean, variance = mean_and_variance(psi)
+        _, log_variance = mean_and_variance(jax.tree.map(jnp.log, psi))
+        return {
+            "adaptive_lr_mean": mean,
+            "adaptive_lr_variance": variance,
+            "adaptive_lr_log_variance": log_variance,
+        }
+
+    return None if config.name == "sgd" else jax.jit(statistics)

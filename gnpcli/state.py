@@ -11,6 +11,15 @@ import optax
 from gnpcli.models.base import Model
 
 
+class Skips(NamedTuple):
+    """Steps that left the state as it was, because something in them was not finite; int32 scalars."""
+
+    in_a_row: jax.Array
+    """Up to now without a step that was finite."""
+    total: jax.Array
+    """Since the start of training."""
+
+
 class TrainState(NamedTuple):
     """A run after `step` steps. With the configuration and the data it determines every step to come."""
 
@@ -24,6 +33,10 @@ class TrainState(NamedTuple):
     """State of the optax optimizer."""
     key: jax.Array
     """The run's base key; step t draws from ``fold_in(key, t)``, so it never changes."""
+    skips: Skips
+    """Steps skipped so far."""
+    ema: Any
+    """Moving average of the parameters, a tree like `params`; an empty dict where none is kept."""
 
 
 class RunKeys(NamedTuple):
@@ -43,7 +56,12 @@ def run_keys(seed: int) -> RunKeys:
 
 
 def init_state(
-    model: Model, image_shape: tuple[int, int, int], optimizer: optax.GradientTransformation, seed: int
+    model: Model,
+    image_shape: tuple[int, int, int],
+    optimizer: optax.GradientTransformation,
+    seed: int,
+    *,
+    averages: bool = False,
 ) -> TrainState:
     """Return the state before the first step.
 
@@ -52,7 +70,17 @@ def init_state(
         image_shape: ``(H, W, C)`` of one image.
         optimizer: Its state is initialised with the parameters.
         seed: Seed of the run.
+        averages: Whether to keep a moving average of the parameters; it starts from them.
     """
     keys = run_keys(seed)
     params, model_state = model.init(keys.init, image_shape)
-    return TrainState(jnp.zeros((), jnp.int32), params, model_state, optimizer.init(params), keys.steps)
+    step, in_a_row, total = (jnp.zeros((), jnp.int32) for _ in range(3))  # one buffer each: they are donated
+    return TrainState(
+        step=step,
+        params=params,
+        model_state=model_state,
+        opt_state=optimizer.init(params),
+        key=keys.steps,
+        skips=Skips(in_a_row, total),
+        ema=jax.tree.map(jnp.copy, params) if averages else {},
+    )

@@ -10,15 +10,18 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
+from gnpcli.averaging import batch_statistics, ema_decay, moved
 from gnpcli.config import GrConfig, TrainConfig
 from gnpcli.gnp import global_norm
+from gnpcli.guard import guarded, is_finite, max_in_a_row
 from gnpcli.losses import MetricSums, metric_sums
 from gnpcli.models.base import Model
 from gnpcli.objective import make_value_and_grad
-from gnpcli.optim import clip_by_norm
+from gnpcli.optim import clip_by_norm, clip_ratio
 from gnpcli.schedules import GrSchedule, Schedule
 from gnpcli.sharding import replicated, split_batch
 from gnpcli.state import TrainState
+from gnpcli.telemetry import surrogate_gap, update_ratio
 
 TrainStep = Callable[[TrainState, Any], tuple[TrainState, dict[str, jax.Array]]]
 """``(state, source) -> (state, metrics)``; the given state's buffers are reused and must not be touched again."""
@@ -58,6 +61,15 @@ def step_keys(steps_key: jax.Array, step: jax.Array | int) -> jax.Array:
     return jax.random.split(jax.random.fold_in(steps_key, step))
 
 
+def _batch(
+    key: jax.Array, step: jax.Array, feed: TrainFeed, source: Any, mesh: Mesh
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Return images and labels of a step, split over the devices, and the key of the model in it."""
+    feed_key, model_key = step_keys(key, step)
+    images, labels = split_batch(mesh, feed.batch(source, step % feed.steps_per_epoch, feed_key))
+    return images, labels, model_key
+
+
 def make_train_step(
     model: Model,
     feed: TrainFeed,
@@ -73,16 +85,17 @@ def make_train_step(
     """Build the jitted step from state t to state t + 1.
 
     The gradient is that of `make_value_and_grad` over the global batch. Both passes see the same batch and the same
-    dropout; the model's state comes from the clean pass.
+    dropout; the model's state comes from the clean pass. A step in which something is not finite changes nothing (see
+    `gnpcli.guard.guarded`).
 
     Args:
         model: Traced with ``train=True``.
         feed: Batch t is drawn from ``fold_in(state.key, t)``, so a resumed run sees the same batches.
-        optimizer: Applied to the mixed gradient, clipped.
-        train: For `clip_norm`, `label_smoothing`, `l2` and `decay_biases_and_norms`.
+        optimizer: Applied to the mixed gradient, clipped; its result is scaled by the learning rate.
+        train: For everything that acts on loss, gradient and update.
         gr: For everything but the strategy.
         gr_schedule: r and alpha at step t; not evaluated when `is_plain`.
-        lr: Logged only; the optimizer holds its own copy.
+        lr: The learning rate at step t.
         mesh: Where the batch is split; the state is replicated.
         is_plain: Compile one pass instead of two, for the steps where lambda is 0.
 
@@ -90,13 +103,13 @@ def make_train_step(
         A jitted `TrainStep` that donates the state. Its metrics are float32 scalars over the global batch: `loss` and
         `perturbed_loss` (the objective of either pass), `cross_entropy` (clean pass, neither smoothing nor L2),
         `error_rate` (clean pass; of mixed images against the class with the largest share), `clean_grad_norm`,
-        `perturbed_grad_norm`, `grad_cosine`, `grad_norm` (mixed, before clipping), `update_norm` (of what is added to
-        the parameters), `lr`, `r` and `alpha` as they acted in this step (0 and 0 in a plain step).
+        `perturbed_grad_norm`, `grad_cosine`, `surrogate_gap`, `grad_norm` (mixed, before clipping), `clip_ratio`,
+        `update_norm` (of what is added to the parameters), `update_ratio`, `lr`, `r`, `alpha` and `lambda` as they
+        acted in this step (0 in a plain step), and `skips_in_a_row` and `skipped_steps` up to this step.
     """
 
     def step(state: TrainState, source: Any) -> tuple[TrainState, dict[str, jax.Array]]:
-        feed_key, model_key = step_keys(state.key, state.step)
-        images, labels = split_batch(mesh, feed.batch(source, state.step % feed.steps_per_epoch, feed_key))
+        images, labels, model_key = _batch(state.key, state.step, feed, source, mesh)
         r, alpha = (
             (jnp.zeros(()), jnp.zeros(())) if is_plain else (gr_schedule.r(state.step), gr_schedule.alpha(state.step))
         )
@@ -106,8 +119,12 @@ def make_train_step(
         )
         grad_norm = global_norm(grads)
         clipped = clip_by_norm(grads, grad_norm, train.clip_norm)
-        updates, opt_state = optimizer.update(clipped, state.opt_state, state.params)
+        directions, opt_state = optimizer.update(clipped, state.opt_state, state.params)
+        rate = lr(state.step)
+        updates = jax.tree.map(lambda direction: -rate * direction, directions)
+        update_norm = global_norm(updates)
         params = optax.apply_updates(state.params, updates)
+        ema = moved(state.ema, params, ema_decay(train.ema_decay, state.step)) if train.ema_decay is not None else {}
         metrics = {
             "loss": loss,
             "perturbed_loss": passes.perturbed_loss,
@@ -115,15 +132,56 @@ def make_train_step(
             "clean_grad_norm": passes.clean_grad_norm,
             "perturbed_grad_norm": passes.perturbed_grad_norm,
             "grad_cosine": passes.cosine,
+            "surrogate_gap": surrogate_gap(loss, passes.perturbed_loss),
             "grad_norm": grad_norm,
-            "update_norm": global_norm(updates),
-            "lr": lr(state.step),
+            "clip_ratio": clip_ratio(grad_norm, train.clip_norm),
+            "update_norm": update_norm,
+            "update_ratio": update_ratio(update_norm, grad_norm),
+            "lr": rate,
             "r": r,
             "alpha": alpha,
+            "lambda": alpha * r,
         }
-        return TrainState(state.step + 1, params, model_state, opt_state, state.key), metrics
+        new = state._replace(params=params, model_state=model_state, opt_state=opt_state, ema=ema)
+        new = guarded(state, new, is_finite(metrics, model_state), max_in_a_row(train))
+        counts = {"skips_in_a_row": new.skips.in_a_row, "skipped_steps": new.skips.total}
+        return new, {**metrics, **counts}
 
     return jax.jit(step, donate_argnums=0, out_shardings=replicated(mesh))
+
+
+def make_diagnosis(
+    model: Model,
+    feed: TrainFeed,
+    train: TrainConfig,
+    gr: GrConfig,
+    gr_schedule: GrSchedule,
+    mesh: Mesh,
+    *,
+    is_plain: bool,
+) -> Any:
+    """Build the program that goes through a faulty step once more, to find where it is not finite.
+
+    Returns:
+        Jitted, ``(state, source) -> findings``; the state is that in which the step began, and is not donated. For
+        ``clean`` and, unless `is_plain`, ``perturbed``: a tree like the parameters, of how many elements of the pass's
+        gradient are not finite (int32).
+    """
+
+    def diagnosis(state: TrainState, source: Any) -> dict[str, Any]:
+        images, labels, model_key = _batch(state.key, state.step, feed, source, mesh)
+        r = gr_schedule.r(state.step)
+
+        def grads(**kind: Any) -> Any:
+            # With alpha = 1 and nothing else in the mix, the mixed gradient is that of the perturbed pass.
+            bare = gr.model_copy(update={"mix": "raw", "surrogate_gap": 0.0})
+            value_and_grad = make_value_and_grad(model, train, bare, r=r, alpha=jnp.ones(()), **kind)
+            return value_and_grad(state.params, state.model_state, images, labels, model_key)[1]
+
+        found = {"clean": grads(is_plain=True)} | ({} if is_plain else {"perturbed": grads(is_plain=False)})
+        return {name: jax.tree.map(lambda leaf: jnp.sum(~jnp.isfinite(leaf)), tree) for name, tree in found.items()}
+
+    return jax.jit(diagnosis, out_shardings=replicated(mesh))
 
 
 def make_eval_step(model: Model, feed: EvalFeed, mesh: Mesh) -> Any:
@@ -135,3 +193,21 @@ def make_eval_step(model: Model, feed: EvalFeed, mesh: Mesh) -> Any:
         return MetricSums(*map(jnp.add, sums, metric_sums(logits, labels, mask)))
 
     return jax.jit(step, donate_argnums=0, out_shardings=replicated(mesh))
+
+
+def make_recalibration_step(model: Model, feed: TrainFeed, mesh: Mesh) -> Any:
+    """Build the jitted step that averages the model's statistics over training batches, each counting the same.
+
+    Returns:
+        ``(average, params, model_state, key, step, source) -> average``: the mean over batches 0 to `step` from that
+        over batches 0 to `step` - 1, in training mode, with the augmentation and dropout of that step of a run whose
+        base key is `key`. `model_state` gives the leaves that no batch moves.
+    """
+
+    def recalibrate(average: Any, params: Any, model_state: Any, key: jax.Array, step: jax.Array, source: Any) -> Any:
+        images, _, model_key = _batch(key, step, feed, source, mesh)
+        batch = batch_statistics(lambda state: model.apply(params, state, images, True, model_key)[1], model_state)
+        share = 1 / (step + 1).astype(jnp.float32)
+        return jax.tree.map(lambda mean, value: mean + share * (value - mean), average, batch)
+
+    return jax.jit(recalibrate, donate_argnums=0, out_shardings=replicated(mesh))

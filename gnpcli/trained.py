@@ -8,7 +8,7 @@ import jax
 from jax.sharding import Mesh
 
 from gnpcli.checkpoint import Checkpoints, DamagedCheckpoint
-from gnpcli.config import CheckpointConfig, RunConfig
+from gnpcli.config import CheckpointConfig, RunConfig, Weights
 from gnpcli.config.loader import differences
 from gnpcli.data.base import DataSpec
 from gnpcli.errors import CheckpointError
@@ -28,13 +28,17 @@ class Trained:
     spec: DataSpec
     mesh: Mesh
     model: Model
+    weights: Weights
+    """Which weights these are."""
     params: Params
     """Replicated over `mesh`, float32."""
     model_state: State
-    """Replicated over `mesh`."""
+    """Replicated over `mesh`; BatchNorm statistics are those of the raw weights."""
 
 
-def open_trained(location: Location, *, step: int | None, best: bool, screen: Screen) -> Trained:
+def open_trained(
+    location: Location, *, step: int | None, best: bool, screen: Screen, weights: Weights | None = None
+) -> Trained:
     """Restore the model of a checkpoint; the optimizer's state stays on disk.
 
     Args:
@@ -42,9 +46,10 @@ def open_trained(location: Location, *, step: int | None, best: bool, screen: Sc
         step: Which checkpoint; None takes the one of `location`, else the last good one.
         best: Take the one with the lowest error instead.
         screen: Told which damaged ones were stepped over.
+        weights: ``raw`` or ``ema``; None takes those that the run itself evaluated.
 
     Raises:
-        CheckpointError: Nothing usable, or a checkpoint of another model than the run's.
+        CheckpointError: Nothing usable, a checkpoint of another model than the run's, or no averaged weights in it.
     """
     run_config = read_config(location.run_dir) if location.run_dir else None
     checkpoints = Checkpoints(location.checkpoints, CheckpointConfig(), read_only=True)
@@ -67,11 +72,17 @@ def open_trained(location: Location, *, step: int | None, best: bool, screen: Sc
                     f"but the run's {location.run_dir}/config.yaml says {run_config.model.name}: "
                     + "; ".join(differences(config, run_config))
                 )
+            chosen = weights or config.train.evaluate_weights
+            if chosen == "ema" and config.train.ema_decay is None:
+                raise CheckpointError(
+                    f"the checkpoint of step {at} in {location.checkpoints} has no averaged weights: its run was "
+                    "trained with train.ema_decay=null; leave --weights ema out"
+                )
             mesh, model = make_mesh(config), build_for(config, spec)
             shape = (spec.image_size, spec.image_size, spec.channels)
             like = abstract(lambda: model.init(jax.random.key(0), shape), mesh)
-            params, model_state = checkpoints.restore_model(at, *like)
-            return Trained(at, config, spec, mesh, model, params, model_state)
+            params, model_state = checkpoints.restore_model(at, *like, weights=chosen)
+            return Trained(at, config, spec, mesh, model, chosen, params, model_state)
 
         def on_damaged(at: int, error: DamagedCheckpoint) -> None:
             screen.line(f"warning: {error}; falling back to the one before", style="yellow")

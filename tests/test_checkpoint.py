@@ -16,7 +16,7 @@ import pytest
 from gnpcli.checkpoint import Checkpoints, DamagedCheckpoint
 from gnpcli.config import CheckpointConfig
 from gnpcli.errors import CheckpointError
-from gnpcli.state import TrainState
+from gnpcli.state import Skips, TrainState
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # raised inside Orbax, about itself
@@ -27,10 +27,18 @@ pytestmark = [
 META = {"config": {"a": 1}, "data": {"name": "x"}}
 
 
-def state(step: int, size: int = 100) -> TrainState:
+def state(step: int, size: int = 100, ema: int | None = None) -> TrainState:
     params = {"w": jnp.arange(size, dtype=jnp.float32) + step, "nested": {"b": jnp.full((2, 3), step, jnp.bfloat16)}}
     opt_state = (jax.tree.map(jnp.zeros_like, params), jnp.int32(step))
-    return TrainState(jnp.int32(step), params, {"batch_stats": {"mean": jnp.ones(3)}}, opt_state, jax.random.key(step))
+    return TrainState(
+        jnp.int32(step),
+        params,
+        {"batch_stats": {"mean": jnp.ones(3)}},
+        opt_state,
+        jax.random.key(step),
+        Skips(jnp.int32(1), jnp.int32(step)),
+        {} if ema is None else jax.tree.map(lambda leaf: leaf + ema, params),
+    )
 
 
 def like(tree: TrainState) -> TrainState:

@@ -7,7 +7,6 @@ import typing
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 
 from gnpcli.config import TrainConfig
@@ -27,7 +26,7 @@ START = {"kernel": np.array([[1.0, -2.0], [0.5, 3.0]]), "bias": np.array([0.3, -
 
 
 def lr(step):
-    return 0.05 / (1 + jnp.asarray(step, jnp.float32))
+    return 0.05 / (1 + step)
 
 
 def gradients(step):
@@ -70,15 +69,15 @@ def by_hand(config, *, clip_norm, decays, steps):
 def test_updates_equal_the_rule(name, clip_norm, biases_and_norms):
     config = CONFIGS[name]
     train = TrainConfig(epochs=1, decay_biases_and_norms=biases_and_norms)
-    optimizer = build_optimizer(config, train, lr)
+    optimizer = build_optimizer(config, train)
     params = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), START)
     state = optimizer.init(params)
     for step in range(4):
         grads = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), gradients(step))
         with jax.numpy_dtype_promotion("standard"):  # optax itself mixes float and int counts
             clipped = clip_by_norm(grads, global_norm(grads), clip_norm)
-            updates, state = optimizer.update(clipped, state, params)
-        params = optax.apply_updates(params, updates)
+            directions, state = optimizer.update(clipped, state, params)
+        params = jax.tree.map(lambda param, direction: param - lr(step) * direction, params, directions)  # noqa: B023
     expected = by_hand(
         config, clip_norm=clip_norm, decays=("kernel", "bias") if biases_and_norms else ("kernel",), steps=4
     )

@@ -90,7 +90,7 @@ def build(
     train_config = TrainConfig(**{"epochs": 2, **(train or {})})
     gr_config = GrConfig(**{"strategy": "constant", "r": 0.1, "alpha": 0.8, "warmup_epochs": 0.0, **(gr or {})})
     lr = lr_schedule(ConstantConfig(name="constant"), 0.5, HORIZON)
-    chain = build_optimizer(SgdConfig(**{"name": "sgd", "momentum": 0.0, **(optimizer or {})}), train_config, lr)
+    chain = build_optimizer(SgdConfig(**{"name": "sgd", "momentum": 0.0, **(optimizer or {})}), train_config)
     config = resolve(None, ["mesh.devices=1"])
     step = make_train_step(
         model,
@@ -312,7 +312,7 @@ def test_a_step_depends_on_seed_and_step_number_alone():
     model, config = small_model(dropout=0.5), resolve(None, ["mesh.devices=1"])
     train, gr = TrainConfig(epochs=2), GrConfig(strategy="constant", r=0.1, alpha=0.8)
     lr = lr_schedule(ConstantConfig(name="constant"), 0.5, HORIZON)
-    chain = build_optimizer(SgdConfig(name="sgd"), train, lr)
+    chain = build_optimizer(SgdConfig(name="sgd"), train)
 
     def run(seed: int, steps: int, state: TrainState | None = None) -> TrainState:
         step = make_train_step(

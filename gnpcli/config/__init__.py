@@ -12,6 +12,7 @@ from gnpcli.config.schema import (
     ScheduleConfig,
     Strategy,
     TrainConfig,
+    Weights,
 )
 
 __all__ = [
@@ -26,4 +27,5 @@ __all__ = [
     "ScheduleConfig",
     "Strategy",
     "TrainConfig",
+    "Weights",
 ]

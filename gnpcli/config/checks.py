@@ -17,6 +17,11 @@ def check_together(config: RunConfig) -> RunConfig:
             "twice: set one of them to 0",
             "train.l2",
         )
+    if train.evaluate_weights == "ema" and train.ema_decay is None:
+        raise ConfigError(
+            "train.evaluate_weights: ema needs an average to evaluate: set train.ema_decay (0.999, say)",
+            "train.evaluate_weights",
+        )
     if config.schedule.name == "stepped" and sorted(set(config.schedule.boundaries)) != config.schedule.boundaries:
         raise ConfigError("schedule.boundaries must rise", "schedule.boundaries")
     mean, std = config.data.mean, config.data.std

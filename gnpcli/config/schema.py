@@ -12,6 +12,9 @@ from pydantic import BaseModel, ConfigDict, Field
 Strategy = Literal["none", "constant", "sam", "lambda-warmup", "r-warmup", "zero-warmup"]
 """Gradient regularization strategies; see `gnpcli.schedules.gr_schedule` for what each does step by step."""
 
+Weights = Literal["raw", "ema"]
+"""The trained parameters themselves, or their moving average."""
+
 WARMUP_STRATEGIES: frozenset[str] = frozenset({"lambda-warmup", "r-warmup", "zero-warmup"})
 
 
@@ -265,6 +268,17 @@ class TrainConfig(Section):
     """Whether `l2` and `optimizer.weight_decay` also act on parameters of one dimension (biases, norm scales)."""
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Share of the target spread evenly over all classes; evaluation never sees it."""
+    on_nonfinite: Literal["stop", "skip"] = "stop"
+    """What a loss or gradient that is not finite does, of either pass: stop the run, or leave this one update out."""
+    max_skips: Annotated[int, Field(ge=1)] = 10
+    """Under ``on_nonfinite: skip``, the number of faulty steps in a row that stops the run after all."""
+    ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Decay of a moving average of the parameters kept beside them (0.9999, say), lower in the first steps; null keeps
+    none."""
+    evaluate_weights: Weights = "raw"
+    """Which weights are evaluated, in training and by default in `gnp eval`, and decide which checkpoint is best."""
+    recalibrate_batches: Annotated[int, Field(ge=1)] = 100
+    """Training batches over which BatchNorm statistics are taken anew for the averaged weights before an evaluation."""
     log_every_steps: Annotated[int, Field(ge=1)] = 20
     """Steps between two training lines of the log."""
     eval_every_epochs: Annotated[int, Field(ge=1)] = 1
