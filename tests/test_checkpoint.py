@@ -76,6 +76,27 @@ def test_a_state_comes_back_whole(checkpoints):
     np.testing.assert_array_equal(model_state["batch_stats"]["mean"], np.ones(3))
 
 
+def test_averages_are_an_item_of_their_own(checkpoints):
+    checkpoints.save(state(7, ema=5), META)
+    checkpoints.wait()
+    assert_same(checkpoints.restore(7, like(state(0, ema=0))), state(7, ema=5))
+    shutil.rmtree(checkpoints.directory / "7" / "optimizer")  # evaluation reads nothing of it
+    abstract = like(state(0))
+    for weights, moved in (("raw", 0), ("ema", 5)):
+        params, model_state = checkpoints.restore_model(7, abstract.params, abstract.model_state, weights=weights)
+        np.testing.assert_array_equal(params["w"], np.asarray(state(7).params["w"]) + moved)
+        np.testing.assert_array_equal(model_state["batch_stats"]["mean"], np.ones(3))
+
+
+def test_averages_that_were_never_saved_are_not_restored(checkpoints):
+    checkpoints.save(state(7), META)
+    checkpoints.wait()
+    assert not (checkpoints.directory / "7" / "ema").exists()
+    abstract = like(state(0))
+    with pytest.raises(DamagedCheckpoint):
+        checkpoints.restore_model(7, abstract.params, abstract.model_state, weights="ema")
+
+
 def test_a_saved_state_is_safe_from_the_next_step_that_reuses_its_buffers(checkpoints):
     step = jax.jit(
         lambda s: s._replace(params=jax.tree.map(lambda x: x * 0 - 1, s.params), step=s.step + 1), donate_argnums=0

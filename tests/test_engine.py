@@ -100,9 +100,17 @@ def test_metrics_have_every_step_with_both_passes_and_the_schedules(whole):
             "perturbed_grad_norm",
             "grad_cosine",
             "update_norm",
+            "update_ratio",
+            "clip_ratio",
+            "surrogate_gap",
             "lr",
             "r",
             "alpha",
+            "lambda",
+            "adaptive_lr_mean",
+            "adaptive_lr_variance",
+            "adaptive_lr_log_variance",
+            "skipped_steps",
         } <= set(record)
         assert all(math.isfinite(value) for value in record.values() if isinstance(value, float))
     plain, full = records[:5], records[5:]
@@ -112,6 +120,12 @@ def test_metrics_have_every_step_with_both_passes_and_the_schedules(whole):
         (float(np.float32(gr.r)), float(np.float32(gr.alpha)))
     }
     assert all(record["perturbed_loss"] > record["loss"] for record in full)
+    for record in records:
+        np.testing.assert_allclose(record["lambda"], record["alpha"] * record["r"], rtol=1e-6)
+        np.testing.assert_allclose(record["surrogate_gap"], record["perturbed_loss"] - record["loss"], atol=1e-6)
+        np.testing.assert_allclose(record["update_ratio"], record["update_norm"] / record["grad_norm"], rtol=1e-5)
+        clip_norm = config().train.clip_norm or math.inf
+        np.testing.assert_allclose(record["clip_ratio"], min(1, clip_norm / record["grad_norm"]), rtol=1e-5)
     np.testing.assert_allclose(
         [record["lr"] for record in records[:6]], np.arange(6) / 5 * config().optimizer.lr, rtol=1e-5
     )
@@ -248,7 +262,7 @@ def test_a_signal_saves_and_says_how_to_go_on(whole, tmp_path, monkeypatch, numb
     [
         (
             ["optimizer.lr=1e17", "optimizer.weight_decay=0", "schedule.warmup_epochs=0", "gr.strategy=none"],
-            r"step \d+: the .* of the clean pass is (nan|inf); .*no checkpoint yet",
+            r"step \d+: the .* of the clean pass is (nan|inf).*; .*no checkpoint yet",
         ),
         (["gr.strategy=constant", "gr.r=1e38"], r"step 1: the (loss|gradient norm) of the perturbed pass is (nan|inf)"),
     ],
@@ -276,6 +290,85 @@ def test_divergence_names_the_last_good_checkpoint_which_still_evaluates(tmp_pat
     result = evaluate(locate(tmp_path / "run"), data={}, split="test", step=None, best=False, quiet=True)
     assert result["step"] in (9, 10)
     assert math.isfinite(result["loss"])
+
+
+class Poisoned:
+    """A training feed that turns the images of some steps into NaN."""
+
+    def __init__(self, feed: Any, steps: set[int]):
+        self._feed, self._steps = feed, steps
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._feed, name)
+
+    def source(self, step: int) -> Any:
+        return {**self._feed.source(step), "poison": np.float32(np.nan if step in self._steps else 0)}
+
+    def batch(self, source: Any, step_in_epoch: Any, key: Any) -> Any:
+        images, labels = self._feed.batch(source, step_in_epoch, key)
+        return images + source["poison"], labels
+
+
+@pytest.fixture
+def poisoned(monkeypatch):
+    """Poison the batches of the given steps, counted from 0, in every run that starts from here on."""
+    make = engine.make_train_feed
+
+    def poison(*steps: int) -> None:
+        monkeypatch.setattr(
+            engine, "make_train_feed", lambda *args, **kwargs: Poisoned(make(*args, **kwargs), {*steps})
+        )
+
+    return poison
+
+
+def test_a_run_stopped_by_a_passing_fault_resumes_to_where_it_would_have_been(whole, tmp_path, poisoned):
+    run_dir = tmp_path / "run"
+    poisoned(7)
+    with pytest.raises(DivergenceError, match=r"^step 8: the loss of the clean pass is nan; .*checkpoint is step 5;"):
+        train(config(), run_dir, quiet=True)
+    summary = json.loads((run_dir / "summary.json").read_text())
+    assert (summary["status"], "step 8" in summary["error"]) == ("diverged", True)
+    checkpoints = Checkpoints(run_dir / "checkpoints", config().checkpoint, read_only=True)
+    assert checkpoints.steps() == [5]
+    checkpoints.close()
+    assert evaluate(locate(run_dir), data={}, split="test", step=None, best=False, quiet=True)["step"] == 5
+    with pytest.raises(DivergenceError, match=r"^step 8: "):  # what is no accident happens again
+        resume(run_dir, quiet=True)
+    poisoned()
+    assert resume(run_dir, quiet=True)["status"] == "finished"
+    assert_same_state(saved(run_dir, 20), saved(whole, 20))
+
+
+def test_skipped_steps_are_counted_and_resumed_over(tmp_path, poisoned, capsys):
+    own = config("train.on_nonfinite=skip", "train.max_skips=3", "train.log_every_steps=100", "train.ema_decay=0.9")
+    poisoned(2, 6, 7)
+    summary = train(own, tmp_path / "run", max_steps=9)
+    assert (summary["step"], summary["skipped_steps"]) == (9, 3)
+    told = " ".join(capsys.readouterr().err.split())
+    for part in (
+        "warning: step 3 skipped (1 in a row, stopping at 3): the loss of the clean pass is nan",
+        "step 7 skipped (1 in a row", "step 8 skipped (2 in a row",
+    ):  # fmt: skip
+        assert part in told
+    skipped = [record for record in lines(tmp_path / "run", "train") if record["skips_in_a_row"]]
+    assert [(record["step"], record["skipped_steps"], record["loss"]) for record in skipped] == [
+        (3, 1, None), (7, 2, None), (8, 3, None),
+    ]  # fmt: skip
+    train(own, tmp_path / "halves", max_steps=7, quiet=True)
+    assert resume(tmp_path / "halves", max_steps=9, quiet=True)["skipped_steps"] == 3
+    assert_same_state(saved(tmp_path / "halves", 9), saved(tmp_path / "run", 9))
+    assert "loss" in summary["test"]
+
+
+def test_too_many_skips_in_a_row_stop_the_run(tmp_path, poisoned):
+    poisoned(6, 7, 8)
+    with pytest.raises(
+        DivergenceError, match=r"^3 steps in a row were not finite, the last of them step 9: the loss of"
+    ):
+        train(config("train.on_nonfinite=skip", "train.max_skips=3"), tmp_path / "run", quiet=True)
+    records = lines(tmp_path / "run", "train")
+    assert (records[-1]["step"], records[-1]["skips_in_a_row"], records[-1]["skipped_steps"]) == (9, 3, 2)
 
 
 def test_a_folder_with_a_run_is_never_written_to(whole, tmp_path):
