@@ -61,7 +61,7 @@ def step_keys(steps_key: jax.Array, step: jax.Array | int) -> jax.Array:
     return jax.random.split(jax.random.fold_in(steps_key, step))
 
 
-def _batch(
+def step_batch(
     key: jax.Array, step: jax.Array, feed: TrainFeed, source: Any, mesh: Mesh
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Return images and labels of a step, split over the devices, and the key of the model in it."""
@@ -109,7 +109,7 @@ def make_train_step(
     """
 
     def step(state: TrainState, source: Any) -> tuple[TrainState, dict[str, jax.Array]]:
-        images, labels, model_key = _batch(state.key, state.step, feed, source, mesh)
+        images, labels, model_key = step_batch(state.key, state.step, feed, source, mesh)
         r, alpha = (
             (jnp.zeros(()), jnp.zeros(())) if is_plain else (gr_schedule.r(state.step), gr_schedule.alpha(state.step))
         )
@@ -169,7 +169,7 @@ def make_diagnosis(
     """
 
     def diagnosis(state: TrainState, source: Any) -> dict[str, Any]:
-        images, labels, model_key = _batch(state.key, state.step, feed, source, mesh)
+        images, labels, model_key = step_batch(state.key, state.step, feed, source, mesh)
         r = gr_schedule.r(state.step)
 
         def grads(**kind: Any) -> Any:
@@ -205,7 +205,7 @@ def make_recalibration_step(model: Model, feed: TrainFeed, mesh: Mesh) -> Any:
     """
 
     def recalibrate(average: Any, params: Any, model_state: Any, key: jax.Array, step: jax.Array, source: Any) -> Any:
-        images, _, model_key = _batch(key, step, feed, source, mesh)
+        images, _, model_key = step_batch(key, step, feed, source, mesh)
         batch = batch_statistics(lambda state: model.apply(params, state, images, True, model_key)[1], model_state)
         share = 1 / (step + 1).astype(jnp.float32)
         return jax.tree.map(lambda mean, value: mean + share * (value - mean), average, batch)

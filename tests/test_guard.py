@@ -245,8 +245,8 @@ def test_what_overflows_float16_trains_in_bfloat16():
     run = Run(Model(good.init, large))
     for metrics in run.go(3):
         assert metrics["skips_in_a_row"] == 0
-        assert metrics["loss"] > np.finfo(np.float16).max
-        assert metrics["grad_norm"] > np.finfo(np.float16).max
+        assert metrics["loss"] > 65504
+        assert metrics["grad_norm"] > 65504
         assert math.isfinite(metrics["loss"])
     assert int(run.state.step) == 3
 

@@ -134,6 +134,40 @@ def _print_streamed(result: dict[str, Any]) -> None:
         typer.echo(f"memory: {told}")
 
 
+@app.command("telemetry")
+def telemetry(
+    preset: PresetOption = None,
+    assignments: SetOption = [],  # noqa: B006 - typer copies it
+    rounds: RoundsOption = 7,
+    steps: StepsOption = 3,
+    as_json: JsonOption = False,
+) -> None:
+    """Measure what a step's metrics, its guard and the statistics of its optimizer cost, over a bare plain step."""
+    config = resolve_options(preset, assignments)
+    from gnpcli.runtime import keep_freed_memory
+
+    keep_freed_memory()
+    from gnpcli.bench_telemetry import bench_telemetry
+
+    result = bench_telemetry(config, rounds=rounds, steps=steps, report=lambda text: typer.echo(text, err=True))
+    if as_json:
+        import json
+
+        typer.echo(json.dumps(result, indent=2))
+        return
+    cpu = result["cpu_step_over_bare"]
+    typer.echo(f"{result['model']}, batch {result['batch_size']}, {result['dtype']}: {result['step_ms']:.1f} ms bare")
+    typer.echo(
+        f"metrics and guard: {result['step_over_bare']:.4f} times a bare step"
+        + ("" if cpu is None else f", {cpu:.4f} in processor time")
+    )
+    if result["statistics_ms"] is not None:
+        typer.echo(
+            f"adaptive rates: {result['statistics_ms']:.2f} ms every {result['log_every_steps']} steps, "
+            f"{100 * result['statistics_share']:.3f} % of a bare step"
+        )
+
+
 @app.command("gr")
 def gr(
     preset: PresetOption = None,

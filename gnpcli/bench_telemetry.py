@@ -1,0 +1,87 @@
+"""What watching a step costs: its metrics, the guard, and the statistics of an adaptive optimizer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import optax
+
+from gnpcli.bench import Report, Timed, interleave, random_images
+from gnpcli.config import RunConfig
+from gnpcli.engine import Task, build_task
+from gnpcli.gnp import global_norm
+from gnpcli.objective import make_value_and_grad
+from gnpcli.optim import build_optimizer, clip_by_norm
+from gnpcli.runtime import describe_environment
+from gnpcli.schedules import lr_schedule
+from gnpcli.sharding import make_mesh, replicated
+from gnpcli.state import TrainState
+from gnpcli.steps import step_batch
+
+
+def bench_telemetry(config: RunConfig, *, rounds: int, steps: int, report: Report) -> dict[str, Any]:
+    """Measure plain steps of `config` as they are against bare ones, which tell their loss and guard nothing.
+
+    Plain, because telemetry then is the largest share of a step. Figures are medians over rounds as in
+    `gnpcli.bench.bench`.
+
+    Returns:
+        JSON-able: `environment`, the sizes, `step_ms` of a bare step, `step_over_bare` and `cpu_step_over_bare` (the
+        same ratio in processor time, null but on a CPU), `statistics_ms` of the statistics of an adaptive optimizer
+        (null where there are none), and `statistics_share`, of a bare step at the cadence of ``train.log_every_steps``.
+
+    Raises:
+        DataError: The shape of the data set is not known without its files, and they are missing.
+    """
+    config = config.model_copy(update={"gr": config.gr.model_copy(update={"strategy": "none"})})
+    task = build_task(config, *random_images(config), make_mesh(config))
+    source = task.feed.source(0)
+    report("compiling")
+    bare = Timed([_bare_step(task)], task.init(), source)
+    step = Timed([task.plain_step], task.init(), source)
+    kinds = [bare, step]
+    statistics = None
+    if task.statistics is not None:
+        tell = task.statistics
+        program = jax.jit(lambda state, _: (state, tell(state.opt_state)), donate_argnums=0)
+        statistics = Timed([program], task.init(), source)
+        kinds.append(statistics)
+    interleave(kinds, rounds=rounds, steps=steps, report=report)
+    every = config.train.log_every_steps
+    return {
+        "model": config.model.name,
+        "batch_size": config.data.batch_size,
+        "dtype": config.train.dtype,
+        "devices": task.mesh.size,
+        "rounds": rounds,
+        "steps_per_round": steps,
+        "step_ms": 1e3 * bare.step_s,
+        "step_over_bare": step.over(bare),
+        "cpu_step_over_bare": step.cpu_over(bare) if jax.default_backend() == "cpu" else None,
+        "log_every_steps": every,
+        "statistics_ms": None if statistics is None else 1e3 * statistics.step_s,
+        "statistics_share": 0.0 if statistics is None else statistics.over(bare) / every,
+        "environment": describe_environment(),
+    }
+
+
+def _bare_step(task: Task) -> Any:
+    """Build a plain train step without metrics and without a guard: what `gnpcli.steps.make_train_step` adds to."""
+    config = task.config
+    optimizer = build_optimizer(config.optimizer, config.train)
+    lr = lr_schedule(config.schedule, config.optimizer.lr, task.horizon)
+    value_and_grad = make_value_and_grad(task.model, config.train, config.gr, r=0.0, alpha=0.0, is_plain=True)
+
+    def step(state: TrainState, source: Any) -> tuple[TrainState, jax.Array]:
+        images, labels, key = step_batch(state.key, state.step, task.feed, source, task.mesh)
+        (loss, (model_state, _)), grads, _ = value_and_grad(state.params, state.model_state, images, labels, key)
+        if config.train.clip_norm is not None:
+            grads = clip_by_norm(grads, global_norm(grads), config.train.clip_norm)
+        directions, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        rate = lr(state.step)
+        params = optax.apply_updates(state.params, jax.tree.map(lambda direction: -rate * direction, directions))
+        moved = {"params": params, "model_state": model_state, "opt_state": opt_state, "step": state.step + 1}
+        return state._replace(**moved), loss
+
+    return jax.jit(step, donate_argnums=0, out_shardings=replicated(task.mesh))
