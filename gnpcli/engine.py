@@ -103,7 +103,9 @@ def build_task(config: RunConfig, train: Split | FileSplit, spec: DataSpec, mesh
         return init_state(start, image_shape, optimizer, config.train.seed, averages=averages)
 
     init = jax.jit(init, out_shardings=replicated(mesh))
-    return Task(config, mesh, spec, model, feed, horizon, gr, plain_step, gnp_step, make_statistics(config.optimizer), init)
+    return Task(
+        config, mesh, spec, model, feed, horizon, gr, plain_step, gnp_step, make_statistics(config.optimizer), init
+    )
 
 
 def train(config: RunConfig, run_dir: Path, *, max_steps: int | None = None, quiet: bool = False) -> dict[str, Any]:
