@@ -34,7 +34,7 @@ from gnpcli.runlog import Clock, MetricsLog, Screen, write_atomically
 from gnpcli.runs import CHECKPOINTS, SUMMARY, check_free, config_from_meta, create_run, note_session, read_config
 from gnpcli.runtime import describe_environment, stop_signals
 from gnpcli.schedules import GrSchedule, Horizon, gr_schedule, lr_schedule
-from gnpcli.sharding import abstract, make_mesh, replicated
+from gnpcli.sharding import abstract, check_cut, make_mesh, replicated, settle_groups
 from gnpcli.state import TrainState, init_state, run_keys
 from gnpcli.steps import make_diagnosis, make_train_step
 from gnpcli.weights.source import Pretrained, complete, fit_pretrained, open_pretrained
@@ -81,8 +81,11 @@ def build_task(config: RunConfig, train: Split | FileSplit, spec: DataSpec, mesh
     """Build model, feed, optimizer, schedules and steps; nothing is compiled yet.
 
     Raises:
-        ConfigError: Model, image size and batch size do not fit together, or no parameter is perturbed.
+        ConfigError: Model, image size and batch size do not fit together, the batch cannot be cut as
+            asked for, or no parameter is perturbed.
     """
+    config = settle_groups(config)
+    check_cut(config, mesh)
     image_shape = (spec.image_size, spec.image_size, spec.channels)
     model = build_for(config, spec)
     if config.gr.perturb != "all":
@@ -126,7 +129,7 @@ def train(config: RunConfig, run_dir: Path, *, max_steps: int | None = None, qui
     """
     screen = Screen(quiet=quiet)
     pretrained = open_pretrained(config, screen) if config.train.init_from is not None else None
-    config = config if pretrained is None else complete(config, pretrained)
+    config = settle_groups(config if pretrained is None else complete(config, pretrained))
     check_free(run_dir, config)
     # Everything that can be wrong with data, model and weights shows before a run folder exists.
     task, dataset = _prepare(config, screen)

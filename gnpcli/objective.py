@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from gnpcli.ascent import build_scales
 from gnpcli.config import GrConfig, TrainConfig
-from gnpcli.gnp import Scalar, penalize, plain
+from gnpcli.gnp import Scalar, accumulate, penalize, plain
 from gnpcli.losses import cross_entropy, half_squared_norm, is_outside_top, main_class
 from gnpcli.models.base import Model
+from gnpcli.models.layers import batch_statistics_over
 from gnpcli.models.stack import rematerialised
 from gnpcli.optim import decay_mask
+from gnpcli.sharding import GROUP, cut_batch, over_groups
 
 
 def make_objective(model: Model, train: TrainConfig, gr: GrConfig) -> Callable[..., tuple[jax.Array, Any]]:
@@ -45,25 +48,40 @@ def make_objective(model: Model, train: TrainConfig, gr: GrConfig) -> Callable[.
     return objective
 
 
+BATCH, KEY = (2, 3), (4,)
+"""Positions of images and labels, and of the random key, in the arguments of an objective."""
+
+
 def make_value_and_grad(
-    model: Model, train: TrainConfig, gr: GrConfig, *, r: Scalar, alpha: Scalar, is_plain: bool
+    model: Model, train: TrainConfig, gr: GrConfig, mesh: Mesh, *, r: Scalar, alpha: Scalar, is_plain: bool
 ) -> Callable[..., Any]:
     """Return the gradient of a train step, of one batch.
 
+    `gr.groups` slices of the batch each have a perturbation of their own, on whichever devices; each is cut further
+    where `train.accumulate` asks for more pieces than there are groups, and the perturbation is one for the pieces of a
+    group. Plain steps are cut alike, so that BatchNorm and dropout do not change with lambda. With one group and one
+    piece nothing is cut.
+
     Args:
         model: Traced with ``train=True``.
-        train: For `label_smoothing`, `l2` and `decay_biases_and_norms`.
-        gr: For everything but the strategy.
+        train: For `label_smoothing`, `l2`, `decay_biases_and_norms` and `accumulate`.
+        gr: For everything but the strategy; `groups` is a number.
+        mesh: Made for these groups.
         r, alpha: As they act in this step; not used when `is_plain`.
         is_plain: Take one pass instead of two.
 
     Returns:
         ``value_and_grad(params, model_state, images, labels, key) -> ((loss, (new_model_state, measures)), grads,
-        metrics)``: loss, state and measures of the clean pass, the mixed gradient, and `GnpMetrics`. Without
-        `gr.penalize_l2` the passes, and the norms and the cosine in the metrics, are those of the cross-entropy alone;
-        L2 and its gradient, taken at the clean point, are added to both losses and to the mixed gradient.
+        metrics)``: loss, state and measures of the clean pass, the mixed gradient, and `GnpMetrics`; all are means over
+        the groups (and pieces), the norms and the cosine too. Without `gr.penalize_l2` the passes, and the norms and
+        the cosine in the metrics, are those of the cross-entropy alone; L2 and its gradient, taken at the clean point,
+        are added to both losses and to the mixed gradient.
     """
+    groups = cast(int, gr.groups)
+    pieces = max(train.accumulate // groups, 1)
     value_and_grad = jax.value_and_grad(make_objective(model, train, gr), has_aux=True)
+    if pieces > 1:
+        value_and_grad = accumulate(value_and_grad, BATCH, KEY)
     if is_plain:
         value_and_grad = plain(value_and_grad, has_aux=True)
     else:
@@ -72,13 +90,35 @@ def make_value_and_grad(
             r=r,
             alpha=alpha,
             gradient=gr.gradient,
+            recompute=pieces > 1,
             mix=gr.mix,
             scales=build_scales(gr),
             surrogate_gap=gr.surrogate_gap,
             has_aux=True,
             with_metrics=True,
         )
-    return value_and_grad if gr.penalize_l2 or not train.l2 else _with_l2(value_and_grad, train)
+    if groups > 1:
+        value_and_grad = _grouped(value_and_grad, mesh, is_synchronised=gr.batch_norm == "synchronised")
+    if train.l2 and not gr.penalize_l2:
+        value_and_grad = _with_l2(value_and_grad, train)
+
+    def of_batch(params: Any, model_state: Any, images: jax.Array, labels: jax.Array, key: jax.Array) -> Any:
+        images, labels = cut_batch(mesh, (images, labels), groups, pieces)
+        return value_and_grad(params, model_state, images, labels, key)
+
+    return of_batch
+
+
+def _grouped(value_and_grad: Callable[..., Any], mesh: Mesh, *, is_synchronised: bool) -> Callable[..., Any]:
+    """Average over the groups of a batch: one after another, or all of a device at once to share their statistics."""
+    at_once = "slice" if is_synchronised else None
+    mean = over_groups(accumulate(value_and_grad, BATCH, KEY, axis_name=GROUP, at_once=at_once), mesh, BATCH)
+
+    def grouped(*args: Any) -> Any:
+        with batch_statistics_over(*((GROUP, at_once) if at_once else ())):
+            return mean(*args)
+
+    return grouped
 
 
 def _with_l2(value_and_grad: Callable[..., Any], train: TrainConfig) -> Callable[..., Any]:

@@ -1,28 +1,36 @@
-"""The mesh of devices and where arrays live on it: batches are split over `data`, everything else is replicated."""
+"""The mesh of devices and where arrays live on it: batches are split over it, everything else is replicated.
+
+The mesh has two axes, `group` and `data`. With G groups on D devices there are gcd(G, D) clusters along `group`: each
+runs its share of the groups one after another, every group spread over the devices of the cluster along `data`. So one
+group on eight devices is spread over all of them, eight groups have a device each, and what a group computes is the
+same either way.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Collection
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from gnpcli.config import RunConfig
+from gnpcli.config.checks import check_together
 from gnpcli.errors import ConfigError
+
+GROUP, DATA = "group", "data"
 
 
 def make_mesh(config: RunConfig) -> Mesh:
-    """Return a mesh with one axis, `data`, over the local devices.
+    """Return the mesh over the local devices.
 
     Raises:
         ConfigError: More devices asked for than there are, or a batch size that they do not divide.
     """
-    devices = jax.local_devices()
-    count = config.mesh.devices or len(devices)
-    if count > len(devices):
-        raise ConfigError(f"mesh.devices = {count}, but this machine has {len(devices)}", "mesh.devices")
+    count = _count_devices(config)
     for key, size in (
         ("data.batch_size", config.data.batch_size),
         ("data.eval_batch_size", config.data.eval_batch_size or config.data.batch_size),
@@ -32,7 +40,48 @@ def make_mesh(config: RunConfig) -> Mesh:
             raise ConfigError(
                 f"{key} = {size} is not divisible by the {count} devices; try {near}, or set mesh.devices", key
             )
-    return Mesh(np.asarray(devices[:count]), ("data",), axis_types=(AxisType.Auto,))
+    groups = config.gr.groups if isinstance(config.gr.groups, int) else count
+    devices = np.asarray(jax.local_devices()[:count]).reshape(math.gcd(groups, count), -1)
+    return Mesh(devices, (GROUP, DATA), axis_types=(AxisType.Auto, AxisType.Auto))
+
+
+def settle_groups(config: RunConfig) -> RunConfig:
+    """Return `config` with `gr.groups` as a number: what is per device now is this many from here on.
+
+    Raises:
+        ConfigError: The number does not fit the batch, or more devices are asked for than there are.
+    """
+    if config.gr.groups != "per-device":
+        return config
+    gr = config.gr.model_copy(update={"groups": _count_devices(config)})
+    return check_together(config.model_copy(update={"gr": gr}))
+
+
+def check_cut(config: RunConfig, mesh: Mesh) -> None:
+    """Refuse pieces of a training batch that the devices of a cluster cannot share evenly.
+
+    Raises:
+        ConfigError: See above (``gr.groups`` or ``train.accumulate``).
+    """
+    groups, pieces, batch_size = config.gr.groups, config.train.accumulate, config.data.batch_size
+    assert isinstance(groups, int), "settled before"
+    key = "gr.groups" if groups >= pieces else "train.accumulate"
+    parts, devices = max(groups, pieces), mesh.shape[DATA]
+    if (batch_size // parts) % devices:
+        near = math.ceil(batch_size / (parts * devices)) * parts * devices
+        raise ConfigError(
+            f"data.batch_size = {batch_size} in {key} = {parts} pieces is {batch_size // parts} examples each, which "
+            f"{devices} devices cannot share evenly: try data.batch_size={near}, or set mesh.devices",
+            key,
+        )
+
+
+def _count_devices(config: RunConfig) -> int:
+    available = len(jax.local_devices())
+    count = config.mesh.devices or available
+    if count > available:
+        raise ConfigError(f"mesh.devices = {count}, but this machine has {available}", "mesh.devices")
+    return count
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -54,7 +103,7 @@ def batch_placer(mesh: Mesh) -> Place:
 
     With several processes each gives its own rows, which become the global array in the order of the processes.
     """
-    sharding = NamedSharding(mesh, PartitionSpec("data"))
+    sharding = NamedSharding(mesh, _rows(mesh))
     return lambda array: jax.make_array_from_process_local_data(sharding, array)
 
 
@@ -68,4 +117,46 @@ def abstract(make: Callable[[], Any], mesh: Mesh) -> Any:
 
 def split_batch(mesh: Mesh, batch: Any) -> Any:
     """Constrain every leaf ``[B, ...]`` of a batch, inside jit, to be split over the devices along its first axis."""
-    return jax.lax.with_sharding_constraint(batch, NamedSharding(mesh, PartitionSpec("data")))
+    return jax.lax.with_sharding_constraint(batch, NamedSharding(mesh, _rows(mesh)))
+
+
+def cut_batch(mesh: Mesh, batch: Any, groups: int, pieces: int) -> Any:
+    """Cut every leaf ``[B, ...]`` of a batch, inside jit, into ``[groups, pieces, B / (groups * pieces), ...]``.
+
+    A group is a run of consecutive rows. Piece j of a group is every `pieces`-th of its rows from j on: each device
+    holds an equal share of every piece already, and nothing moves between them. Neither depends on the devices. An axis
+    of one group or one piece is left out.
+    """
+    spread = NamedSharding(mesh, PartitionSpec(GROUP, None, DATA))
+    left_out = [axis for axis, size in enumerate((groups, pieces)) if size == 1]
+
+    def cut(leaf: jax.Array) -> jax.Array:
+        rows = jnp.swapaxes(leaf.reshape(groups, -1, pieces, *leaf.shape[1:]), 1, 2)
+        return jnp.squeeze(jax.lax.with_sharding_constraint(rows, spread), left_out)
+
+    return jax.tree.map(cut, batch)
+
+
+def over_groups(function: Callable[..., Any], mesh: Mesh, batch_argnums: Collection[int]) -> Callable[..., Any]:
+    """Run a function on every cluster of the mesh, under the mapped axis `GROUP`.
+
+    Args:
+        function: Given whole arguments, but of those at `batch_argnums` (trees of ``[groups, ...]``) the groups of its
+            cluster. Its result must be the same on all clusters: `jax.lax.pmean` over `GROUP` makes it so.
+        mesh: Within a cluster sharding stays automatic, so that a mean over a group's rows is one over its devices.
+        batch_argnums: Positions of the arguments that are cut in groups.
+    """
+
+    def spread(*args: Any) -> Any:
+        specs = tuple(PartitionSpec(GROUP) if index in batch_argnums else PartitionSpec() for index in range(len(args)))
+        # Without the check of what varies over the axis, a derivative with respect to parameters that all clusters
+        # share is the cluster's own, which is the point of groups, and not their sum.
+        return jax.shard_map(
+            function, mesh=mesh, in_specs=specs, out_specs=PartitionSpec(), axis_names={GROUP}, check_vma=False
+        )(*args)
+
+    return spread
+
+
+def _rows(mesh: Mesh) -> PartitionSpec:
+    return PartitionSpec(mesh.axis_names)

@@ -113,7 +113,7 @@ def make_train_step(
         r, alpha = (
             (jnp.zeros(()), jnp.zeros(())) if is_plain else (gr_schedule.r(state.step), gr_schedule.alpha(state.step))
         )
-        value_and_grad = make_value_and_grad(model, train, gr, r=r, alpha=alpha, is_plain=is_plain)
+        value_and_grad = make_value_and_grad(model, train, gr, mesh, r=r, alpha=alpha, is_plain=is_plain)
         (loss, (model_state, measures)), grads, passes = value_and_grad(
             state.params, state.model_state, images, labels, model_key
         )

@@ -31,6 +31,7 @@ def check_together(config: RunConfig) -> RunConfig:
         raise ConfigError("train.init_sha256 is of weights that train.init_from names: set it too", "train.init_sha256")
     if config.checkpoint.every_steps is None and config.checkpoint.every_epochs is None:
         raise ConfigError("checkpoint.every_steps and checkpoint.every_epochs are both null: set one", "checkpoint")
+    _check_cut(config)
     warmup_epochs = gr.warmup_epochs if gr.warmup_epochs is not None else config.schedule.warmup_epochs
     alpha = 1.0 if gr.strategy == "sam" else gr.alpha
     if (gr.alpha or 0) > 0 and not gr.r:
@@ -62,6 +63,31 @@ def check_together(config: RunConfig) -> RunConfig:
             key if key == "gr.warmup_epochs" else "gr.strategy",
         )
     return config.model_copy(update={"gr": gr.model_copy(update={"warmup_epochs": warmup_epochs, "alpha": alpha})})
+
+
+def _check_cut(config: RunConfig) -> None:
+    """Refuse groups and pieces that do not divide the batch or each other; those per device are known only later."""
+    gr, pieces, batch_size = config.gr, config.train.accumulate, config.data.batch_size
+    if gr.batch_norm == "synchronised" and pieces > 1:
+        raise ConfigError(
+            f"gr.batch_norm: synchronised needs the whole batch at once, which train.accumulate = {pieces} cuts: set "
+            "train.accumulate=1, or gr.batch_norm=per-group",
+            "train.accumulate",
+        )
+    if gr.groups == "per-device":
+        return
+    if pieces % gr.groups and gr.groups % pieces:
+        raise ConfigError(
+            f"train.accumulate = {pieces} neither divides gr.groups = {gr.groups} nor is a multiple of it: "
+            f"try train.accumulate={gr.groups}",
+            "train.accumulate",
+        )
+    for key, parts in (("gr.groups", gr.groups), ("train.accumulate", pieces)):
+        if batch_size % parts:
+            near = max(batch_size // parts, 1) * parts
+            raise ConfigError(
+                f"data.batch_size = {batch_size} is not divisible by {key} = {parts}; try data.batch_size={near}", key
+            )
 
 
 def advice(config: RunConfig) -> list[str]:

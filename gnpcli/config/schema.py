@@ -5,9 +5,17 @@ Importing this module imports neither jax nor numpy: config errors answer at onc
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+)
+from pydantic_core import PydanticCustomError
 
 Strategy = Literal["none", "constant", "sam", "lambda-warmup", "r-warmup", "zero-warmup"]
 """Gradient regularization strategies; see `gnpcli.schedules.gr_schedule` for what each does step by step."""
@@ -210,6 +218,16 @@ ScheduleConfig = Annotated[
 ]
 
 
+def _groups_in_words(value: Any, validate: ValidatorFunctionWrapHandler) -> Any:
+    try:
+        return validate(value)
+    except ValidationError:  # of either arm of the union, which would be two messages
+        raise PydanticCustomError("groups", "a whole number of at least 1, or per-device") from None
+
+
+Groups = Annotated[Annotated[int, Field(ge=1)] | Literal["per-device"], WrapValidator(_groups_in_words)]
+
+
 class GrConfig(Section):
     """Gradient regularization: the loss becomes ``L + lambda ||grad L||`` with ``lambda = alpha * r``."""
 
@@ -241,6 +259,11 @@ class GrConfig(Section):
     GSAM, arXiv 2203.08065)."""
     penalize_l2: bool = True
     """Whether the penalty is on the gradient of the loss with `train.l2` in it; false adds the gradient of L2 after."""
+    groups: Groups = 1
+    """Equal parts of the batch that each have a perturbation of their own (m-sharpness, arXiv 2010.01412), whatever the
+    number of devices; ``per-device`` is their number at the start, as in the papers' code."""
+    batch_norm: Literal["per-group", "synchronised"] = "per-group"
+    """Whether BatchNorm normalises each group by its own statistics or all of them by those of the whole batch."""
 
 
 class TrainConfig(Section):
@@ -279,6 +302,9 @@ class TrainConfig(Section):
     """Which weights are evaluated, in training and by default in `gnp eval`, and decide which checkpoint is best."""
     recalibrate_batches: Annotated[int, Field(ge=1)] = 100
     """Training batches over which BatchNorm statistics are taken anew for the averaged weights before an evaluation."""
+    accumulate: Annotated[int, Field(ge=1)] = 1
+    """Pieces into which the batch is cut to save memory, their gradients being averaged; `gr.groups`, not this, says
+    how many perturbations there are, and the groups are pieces already."""
     log_every_steps: Annotated[int, Field(ge=1)] = 20
     """Steps between two training lines of the log."""
     eval_every_epochs: Annotated[int, Field(ge=1)] = 1

@@ -1,17 +1,19 @@
 """Gradient norm penalty as transforms of functions with the type of `jax.value_and_grad`.
 
-`penalize` turns the value and gradient of a loss into those of its penalised form. Everything here is pure and knows
-nothing of models, data or configurations.
+`penalize` turns the value and gradient of a loss into those of its penalised form, `accumulate` averages either over
+slices of a batch, and both compose. Everything here is pure and knows nothing of models, data or configurations.
 """
 
 from gnpcli.gnp.ascent import Scales, perturbation_scales
 from gnpcli.gnp.penalty import GnpMetrics, gnp_value_and_grad, penalize, plain
+from gnpcli.gnp.slices import accumulate
 from gnpcli.gnp.trees import Scalar, global_norm
 
 __all__ = [
     "GnpMetrics",
     "Scalar",
     "Scales",
+    "accumulate",
     "global_norm",
     "gnp_value_and_grad",
     "penalize",

@@ -6,7 +6,9 @@ float32; `dtype` is the type that a layer computes and answers in.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, TypeVar, cast
 
 import jax
@@ -23,6 +25,23 @@ Initializer = Callable[..., jax.Array]
 Method = TypeVar("Method", bound=Callable[..., Any])
 
 _DROPOUT_BITS = 16
+
+_statistics_axes: ContextVar[tuple[str, ...]] = ContextVar("statistics_axes", default=())
+
+
+@contextmanager
+def batch_statistics_over(*axis_names: str) -> Iterator[None]:
+    """Make every BatchNorm that is traced inside average its statistics over these mapped axes besides its batch.
+
+    The axes are those of a `jax.vmap` or `jax.shard_map` that the trace is under: what is normalised apart on each of
+    their indices then shares one mean and one variance. A context and not an argument, because it is about how a step
+    cuts its batch, and no model family has to know.
+    """
+    token = _statistics_axes.set(axis_names)
+    try:
+        yield
+    finally:
+        _statistics_axes.reset(token)
 
 
 def compact(method: Method) -> Method:
@@ -124,9 +143,10 @@ class LayerNorm(nn.Module):
 class BatchNorm(nn.Module):
     """Batch normalisation of the last axis, arXiv 1502.03167 algorithms 1 and 2; computed in float32.
 
-    In train mode the statistics are those of the whole batch, and the running averages in the ``batch_stats``
-    collection, which eval mode uses, move to ``momentum * running + (1 - momentum) * batch``. The variance is the
-    biased one in both. Linen's own layer is the same formula, but relies on implicit type promotion in bfloat16.
+    In train mode the statistics are those of the whole batch (and of more under `batch_statistics_over`), and the
+    running averages in the ``batch_stats`` collection, which eval mode uses, move to ``momentum * running +
+    (1 - momentum) * batch``. The variance is the biased one in both. Linen's own layer is the same formula, but relies
+    on implicit type promotion in bfloat16.
     """
 
     momentum: float = 0.9
@@ -147,8 +167,10 @@ class BatchNorm(nn.Module):
         if train:
             # One pass over the batch for both moments: 5 % of a WRN-16-4 step on a CPU. Rounding may leave a variance
             # that is really 0 just below it.
-            mean = x.mean(axis=axes)
-            var = jnp.maximum(jnp.square(x).mean(axis=axes) - jnp.square(mean), 0.0)
+            mean, mean_square = x.mean(axis=axes), jnp.square(x).mean(axis=axes)
+            if over := _statistics_axes.get():
+                mean, mean_square = jax.lax.pmean((mean, mean_square), over)
+            var = jnp.maximum(mean_square - jnp.square(mean), 0.0)
             running_mean.value = self.momentum * running_mean.value + (1 - self.momentum) * mean
             running_var.value = self.momentum * running_var.value + (1 - self.momentum) * var
         else:
