@@ -11,12 +11,13 @@ from jax.sharding import Mesh
 
 from gnpcli.ascent import build_scales
 from gnpcli.config import GrConfig, TrainConfig
-from gnpcli.gnp import Scalar, accumulate, penalize, plain
+from gnpcli.gnp import Scalar, accumulate, orthogonal_component, penalize, plain, reuse, with_gradient
 from gnpcli.losses import cross_entropy, half_squared_norm, is_outside_top, main_class
 from gnpcli.models.base import Model
 from gnpcli.models.layers import batch_statistics_over
 from gnpcli.models.stack import rematerialised
 from gnpcli.optim import decay_mask
+from gnpcli.schedules import Kind
 from gnpcli.sharding import GROUP, cut_batch, over_groups
 
 
@@ -53,38 +54,41 @@ BATCH, KEY = (2, 3), (4,)
 
 
 def make_value_and_grad(
-    model: Model, train: TrainConfig, gr: GrConfig, mesh: Mesh, *, r: Scalar, alpha: Scalar, is_plain: bool
+    model: Model, train: TrainConfig, gr: GrConfig, mesh: Mesh, *, kind: Kind, r: Scalar, alpha: Scalar
 ) -> Callable[..., Any]:
     """Return the gradient of a train step, of one batch.
 
     `gr.groups` slices of the batch each have a perturbation of their own, on whichever devices; each is cut further
     where `train.accumulate` asks for more pieces than there are groups, and the perturbation is one for the pieces of a
-    group. Plain steps are cut alike, so that BatchNorm and dropout do not change with lambda. With one group and one
-    piece nothing is cut.
+    group. Steps of one gradient are cut alike, so that BatchNorm and dropout do not change with lambda. With one group
+    and one piece nothing is cut.
 
     Args:
         model: Traced with ``train=True``.
         train: For `label_smoothing`, `l2`, `decay_biases_and_norms` and `accumulate`.
         gr: For everything but the strategy; `groups` is a number.
         mesh: Made for these groups.
-        r, alpha: As they act in this step; not used when `is_plain`.
-        is_plain: Take one pass instead of two.
+        kind: What the step takes. Where `gr.between` is reuse, a gnp step renews the component that reuse steps add
+            (of the averages over groups), see `gnpcli.gnp.reuse`.
+        r, alpha: As they act in this step; not used in a plain one, and r not in a reuse one.
 
     Returns:
-        ``value_and_grad(params, model_state, images, labels, key) -> ((loss, (new_model_state, measures)), grads,
-        metrics)``: loss, state and measures of the clean pass, the mixed gradient, and `GnpMetrics`; all are means over
-        the groups (and pieces), the norms and the cosine too. Without `gr.penalize_l2` the passes, and the norms and
-        the cosine in the metrics, are those of the cross-entropy alone; L2 and its gradient, taken at the clean point,
-        are added to both losses and to the mixed gradient.
+        ``value_and_grad(params, model_state, component, images, labels, key) -> ((loss, (new_model_state,
+        new_component, measures)), grads, metrics)``: loss, state and measures of the clean pass, the mixed gradient,
+        and `GnpMetrics`; all are means over the groups (and pieces), the norms and the cosine too. `component` is what
+        is reused, like the parameters, or an empty dict. Without `gr.penalize_l2` the passes, the component, and the
+        norms and the cosine in the metrics, are those of the cross-entropy alone; L2 and its gradient, taken at the
+        clean point, are added to both losses and to the gradient at the end.
     """
     groups = cast(int, gr.groups)
     pieces = max(train.accumulate // groups, 1)
     value_and_grad = jax.value_and_grad(make_objective(model, train, gr), has_aux=True)
     if pieces > 1:
         value_and_grad = accumulate(value_and_grad, BATCH, KEY)
-    if is_plain:
-        value_and_grad = plain(value_and_grad, has_aux=True)
-    else:
+    renews = kind == "gnp" and gr.between == "reuse"
+    if renews:
+        value_and_grad = with_gradient(value_and_grad)
+    if kind == "gnp":
         value_and_grad = penalize(
             value_and_grad,
             r=r,
@@ -97,14 +101,27 @@ def make_value_and_grad(
             has_aux=True,
             with_metrics=True,
         )
+    else:
+        value_and_grad = plain(value_and_grad, has_aux=True)
     if groups > 1:
         value_and_grad = _grouped(value_and_grad, mesh, is_synchronised=gr.batch_norm == "synchronised")
-    if train.l2 and not gr.penalize_l2:
-        value_and_grad = _with_l2(value_and_grad, train)
 
-    def of_batch(params: Any, model_state: Any, images: jax.Array, labels: jax.Array, key: jax.Array) -> Any:
+    def of_batch(
+        params: Any, model_state: Any, component: Any, images: jax.Array, labels: jax.Array, key: jax.Array
+    ) -> Any:
         images, labels = cut_batch(mesh, (images, labels), groups, pieces)
-        return value_and_grad(params, model_state, images, labels, key)
+        (loss, aux), grads, metrics = value_and_grad(params, model_state, images, labels, key)
+        if renews:
+            aux, clean = aux
+            component = orthogonal_component(grads, clean)
+        if kind == "reuse":
+            grads = reuse(grads, component, gr.reuse_weight * alpha)
+        if train.l2 and not gr.penalize_l2:
+            decay, decay_grads = jax.value_and_grad(_l2)(params, train)
+            loss, grads = loss + decay, jax.tree.map(jnp.add, grads, decay_grads)
+            metrics = metrics._replace(perturbed_loss=metrics.perturbed_loss + decay)
+        new_model_state, measures = aux
+        return (loss, (new_model_state, component, measures)), grads, metrics
 
     return of_batch
 
@@ -119,18 +136,6 @@ def _grouped(value_and_grad: Callable[..., Any], mesh: Mesh, *, is_synchronised:
             return mean(*args)
 
     return grouped
-
-
-def _with_l2(value_and_grad: Callable[..., Any], train: TrainConfig) -> Callable[..., Any]:
-    """Add L2 and its gradient to the result of a penalised value and gradient."""
-
-    def with_l2(params: Any, *args: Any) -> Any:
-        (loss, aux), grads, metrics = value_and_grad(params, *args)
-        decay, decay_grads = jax.value_and_grad(_l2)(params, train)
-        metrics = metrics._replace(perturbed_loss=metrics.perturbed_loss + decay)
-        return (loss + decay, aux), jax.tree.map(jnp.add, grads, decay_grads), metrics
-
-    return with_l2
 
 
 def _l2(params: Any, train: TrainConfig) -> jax.Array:

@@ -1,17 +1,19 @@
-"""Schedules: pure functions from the step number (0 for the first step) to the learning rate, r and alpha.
+"""Schedules: pure functions from the step number (0 for the first step) to learning rate, r, alpha and kind of step.
 
 This is the one place where the epochs of a configuration become steps.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from gnpcli.config import GrConfig, ScheduleConfig
+from gnpcli.config import WARMUP_STRATEGIES, GrConfig, ScheduleConfig
 
 Step = jax.Array | int
 Schedule = Callable[[Step], jax.Array]
@@ -70,20 +72,32 @@ def lr_schedule(config: ScheduleConfig, peak: float, horizon: Horizon) -> Schedu
     return schedule
 
 
+Kind = Literal["plain", "gnp", "reuse"]
+"""What a step takes: one gradient, two of them, or one with what an earlier step of two left behind."""
+
+_COIN = 0x636F696E
+"""Second half of the key of the coin's stream, so that it shares its numbers with nothing else of the seed."""
+
+
 @dataclass(frozen=True)
 class GrSchedule:
     """Gradient regularization step by step; see `gr_schedule`."""
 
-    plain_steps: int
-    """The steps before this one are plain: lambda is 0 and no perturbed pass is computed."""
+    kinds: Sequence[Kind]
+    """What each step of the run takes."""
     r: Schedule
-    """Perturbation radius from step `plain_steps` on."""
+    """Perturbation radius where a step is not plain."""
     alpha: Schedule
-    """Mixing weight from step `plain_steps` on."""
+    """Mixing weight where a step is not plain."""
+
+    @property
+    def plain_steps(self) -> int:
+        """The steps before this one are plain, all of them."""
+        return next((step for step, kind in enumerate(self.kinds) if kind != "plain"), len(self.kinds))
 
 
-def gr_schedule(config: GrConfig, horizon: Horizon) -> GrSchedule:
-    """Return how r and alpha move over the run (arXiv 2406.09723).
+def gr_schedule(config: GrConfig, horizon: Horizon, seed: int) -> GrSchedule:
+    """Return how r and alpha move over the run (arXiv 2406.09723), and which steps they act in.
 
     With ``w = min(step / W, 1)`` over the W steps of ``gr.warmup_epochs``:
 
@@ -94,8 +108,18 @@ def gr_schedule(config: GrConfig, horizon: Horizon) -> GrSchedule:
     - none, and any strategy where lambda = alpha * r is 0: plain steps for the whole run
 
     Every warmup starts from plain training: lambda is 0 at step 0.
+
+    After the plain steps, with ``gr.every`` k the steps 0, k, 2k, ... are penalised and those between are plain, or
+    reuse (``gr.between``). With ``gr.probability`` p a step is penalised when a coin falls so, with probability p at
+    the end of a GR warmup, moving linearly to ``gr.probability_end`` at the last step, and is plain otherwise. The
+    coins are a function of the seed and the step alone.
+
+    Args:
+        config: The section.
+        horizon: Length of the run.
+        seed: `train.seed`, for the coins.
     """
-    warmup = horizon.steps(config.warmup_epochs or 0.0)
+    warmup, total = horizon.steps(config.warmup_epochs or 0.0), horizon.total_steps
     r, alpha = config.r or 0.0, config.alpha or 0.0
 
     def constant(value: float) -> Schedule:
@@ -106,12 +130,33 @@ def gr_schedule(config: GrConfig, horizon: Horizon) -> GrSchedule:
 
     match config.strategy:
         case _ if config.strategy == "none" or r * alpha == 0:
-            return GrSchedule(horizon.total_steps, constant(0.0), constant(0.0))
+            return GrSchedule(("plain",) * total, constant(0.0), constant(0.0))
         case "lambda-warmup":
-            return GrSchedule(0, constant(r), rising(alpha))
+            rs, alphas = constant(r), rising(alpha)
         case "r-warmup":
-            return GrSchedule(0, rising(r), constant(alpha))
-        case "zero-warmup":
-            return GrSchedule(min(warmup, horizon.total_steps), constant(r), constant(alpha))
+            rs, alphas = rising(r), constant(alpha)
         case _:
-            return GrSchedule(0, constant(r), constant(alpha))
+            rs, alphas = constant(r), constant(alpha)
+    steps = np.arange(total)
+    since = steps - (warmup if config.strategy == "zero-warmup" else 0)
+    is_gnp = (since >= 0) & (since % config.every == 0)
+    if config.probability < 1 or config.probability_end is not None:
+        is_gnp &= _coins(seed, total) < _probability(config, warmup, steps)
+    kinds: list[Kind] = [
+        "gnp" if penalised else config.between if after >= 0 else "plain"
+        for penalised, after in zip(is_gnp, since, strict=True)
+    ]
+    return GrSchedule(kinds, rs, alphas)
+
+
+def _probability(config: GrConfig, warmup: int, steps: np.ndarray) -> np.ndarray:
+    start = warmup if config.strategy in WARMUP_STRATEGIES else 0
+    end = config.probability if config.probability_end is None else config.probability_end
+    progress = np.clip((steps - start) / max(len(steps) - 1 - start, 1), 0, 1)
+    return config.probability + (end - config.probability) * progress
+
+
+def _coins(seed: int, count: int) -> np.ndarray:
+    """Return a number in [0, 1) for each of the first `count` steps; a longer run begins with the same ones."""
+    # A counter-based stream (Philox, SC 2011, doi 10.1145/2063384.2063405): number t depends on the key and t only.
+    return np.random.Generator(np.random.Philox(key=[seed, _COIN])).random(count)

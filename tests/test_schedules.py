@@ -56,10 +56,9 @@ def test_learning_rate_boundaries(name):
     np.testing.assert_allclose(schedule(10_000), PEAK * end, rtol=1e-5)
 
 
-def gr(strategy, **changes):
-    return gr_schedule(
-        GrConfig(**{"strategy": strategy, "r": 0.1, "alpha": 0.8, "warmup_epochs": 4.0} | changes), HORIZON
-    )
+def gr(strategy, *, seed=0, **changes):
+    section = GrConfig(**{"strategy": strategy, "r": 0.1, "alpha": 0.8, "warmup_epochs": 4.0} | changes)
+    return gr_schedule(section, HORIZON, seed)
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
@@ -99,3 +98,51 @@ def test_a_gr_warmup_longer_than_training_is_plain_to_the_end():
 
 def test_epochs_become_the_nearest_whole_steps():
     assert [HORIZON.steps(epochs) for epochs in (0, 0.04, 0.06, 0.5, 1, 2.51)] == [0, 0, 1, 5, 10, 25]
+
+
+def kinds(schedule, kind="gnp"):
+    return [step for step, found in enumerate(schedule.kinds) if found == kind]
+
+
+@pytest.mark.parametrize("between", ["plain", "reuse"])
+@pytest.mark.parametrize(("strategy", "first"), [("constant", 0), ("zero-warmup", 40), ("r-warmup", 0)])
+def test_every_kth_step_is_penalised_from_the_first_that_may_be(strategy, first, between):
+    schedule = gr(strategy, every=3, between=between)
+    assert kinds(schedule) == list(range(first, 200, 3))
+    assert set(schedule.kinds[:first]) <= {"plain"}
+    assert {kind for step, kind in enumerate(schedule.kinds) if step >= first} == {"gnp", between}
+
+
+def test_coins_fall_with_their_probability_and_depend_on_seed_and_step_alone():
+    long = gr_schedule(GrConfig(strategy="sam", r=0.1, alpha=1.0, probability=0.3), Horizon(1000, 20), 5)
+    assert abs(len(kinds(long)) / 20_000 - 0.3) < 5 * np.sqrt(0.3 * 0.7 / 20_000)
+    both = set(zip(long.kinds, long.kinds[1:], strict=False))
+    assert len(both) == 4  # any kind follows any
+    assert list(gr("sam", alpha=1.0, probability=0.3, seed=5).kinds) == list(long.kinds[:200])
+    assert list(gr("sam", alpha=1.0, probability=0.3, seed=6).kinds) != list(long.kinds[:200])
+    warm = gr("zero-warmup", probability=0.3, seed=5)
+    assert kinds(warm) == [step for step in kinds(long) if 40 <= step < 200]  # a step keeps its coin
+
+
+def test_a_probability_moves_linearly_after_the_warmup():
+    horizon = Horizon(1000, 20)
+
+    def shares(strategy, **changes):
+        config = GrConfig(**{"strategy": strategy, "r": 0.1, "alpha": 1.0, "warmup_epochs": 4.0} | changes)
+        penalised = np.array([kind == "gnp" for kind in gr_schedule(config, horizon, 0).kinds])
+        return penalised.reshape(10, 2000).mean(axis=1)
+
+    noise = 5 * 0.5 / np.sqrt(2000)
+    rising = shares("sam", probability=0.0, probability_end=1.0)
+    np.testing.assert_allclose(rising, np.arange(0.05, 1, 0.1), atol=noise)
+    falling = shares("zero-warmup", probability=1.0, probability_end=0.2)
+    assert falling[:2].tolist() == [0, 0]
+    np.testing.assert_allclose(falling[2:], np.linspace(0.95, 0.25, 8), atol=noise)
+    held = shares("r-warmup", probability=0.5, probability_end=0.0)
+    np.testing.assert_allclose(held[:2], 0.5, atol=noise)
+    assert shares("sam", probability=0.0).sum() == 0
+
+
+def test_by_default_no_coin_is_thrown():
+    assert gr("sam", alpha=1.0, seed=1).kinds == gr("sam", alpha=1.0, seed=2).kinds
+    assert set(gr("sam", alpha=1.0).kinds) == {"gnp"}

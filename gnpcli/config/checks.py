@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from gnpcli.config.schema import WARMUP_STRATEGIES, RunConfig, Section
+from gnpcli.config.schema import WARMUP_STRATEGIES, GrConfig, RunConfig, Section
 from gnpcli.errors import ConfigError
 
 
@@ -31,6 +31,7 @@ def check_together(config: RunConfig) -> RunConfig:
         raise ConfigError("train.init_sha256 is of weights that train.init_from names: set it too", "train.init_sha256")
     if config.checkpoint.every_steps is None and config.checkpoint.every_epochs is None:
         raise ConfigError("checkpoint.every_steps and checkpoint.every_epochs are both null: set one", "checkpoint")
+    _check_which_steps(gr)
     _check_cut(config)
     warmup_epochs = gr.warmup_epochs if gr.warmup_epochs is not None else config.schedule.warmup_epochs
     alpha = 1.0 if gr.strategy == "sam" else gr.alpha
@@ -63,6 +64,22 @@ def check_together(config: RunConfig) -> RunConfig:
             key if key == "gr.warmup_epochs" else "gr.strategy",
         )
     return config.model_copy(update={"gr": gr.model_copy(update={"warmup_epochs": warmup_epochs, "alpha": alpha})})
+
+
+def _check_which_steps(gr: GrConfig) -> None:
+    """Refuse two answers to which steps are penalised, and reuse of what there is not."""
+    end = gr.probability if gr.probability_end is None else gr.probability_end
+    is_drawn = gr.probability < 1 or end < 1
+    if gr.every > 1 and is_drawn:
+        raise ConfigError(
+            f"gr.every = {gr.every} and gr.probability = {gr.probability:g} both say which steps are penalised: set "
+            "gr.every=1, or gr.probability=1 and gr.probability_end=null",
+            "gr.every",
+        )
+    if gr.between == "reuse" and gr.every == 1:
+        raise ConfigError(
+            "gr.between: reuse has no steps between to act in with gr.every = 1: set gr.every=5, say", "gr.between"
+        )
 
 
 def _check_cut(config: RunConfig) -> None:
@@ -115,6 +132,7 @@ _ACT_WITH = (
     ("data", "cutout_size", "mix", ("cutout", "mixcut")),
     ("gr", "adaptive_eta", "ascent", ("adaptive",)),
     ("gr", "adapt_biases_and_norms", "ascent", ("adaptive",)),
+    ("gr", "reuse_weight", "between", ("reuse",)),
 )
 """Section, key, the key that decides whether it acts, and the choices there with which it does."""
 

@@ -259,6 +259,17 @@ class GrConfig(Section):
     GSAM, arXiv 2203.08065)."""
     penalize_l2: bool = True
     """Whether the penalty is on the gradient of the loss with `train.l2` in it; false adds the gradient of L2 after."""
+    every: Annotated[int, Field(ge=1)] = 1
+    """Steps from one penalised step to the next; 1 penalises every step (after a zero-warmup, counted from its end)."""
+    between: Literal["plain", "reuse"] = "plain"
+    """What the steps between do: train plainly, or reuse what the last penalised gradient had beyond the clean one
+    (LookSAM, arXiv 2203.02714)."""
+    reuse_weight: Annotated[float, Field(ge=0)] = 0.7
+    """Weight of the reused component, in lengths of the clean gradient; multiplied by alpha (LookSAM's alpha)."""
+    probability: Annotated[float, Field(ge=0, le=1)] = 1.0
+    """Probability with which a step is penalised rather than plain, drawn by seed and step."""
+    probability_end: Annotated[float, Field(ge=0, le=1)] | None = None
+    """Probability at the last step, reached linearly from the end of the GR warmup on; null keeps `probability`."""
     groups: Groups = 1
     """Equal parts of the batch that each have a perturbation of their own (m-sharpness, arXiv 2010.01412), whatever the
     number of devices; ``per-device`` is their number at the start, as in the papers' code."""

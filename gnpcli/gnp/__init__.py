@@ -6,6 +6,7 @@ slices of a batch, and both compose. Everything here is pure and knows nothing o
 
 from gnpcli.gnp.ascent import Scales, perturbation_scales
 from gnpcli.gnp.penalty import GnpMetrics, gnp_value_and_grad, penalize, plain
+from gnpcli.gnp.reuse import orthogonal_component, reuse, with_gradient
 from gnpcli.gnp.slices import accumulate
 from gnpcli.gnp.trees import Scalar, global_norm
 
@@ -16,7 +17,10 @@ __all__ = [
     "accumulate",
     "global_norm",
     "gnp_value_and_grad",
+    "orthogonal_component",
     "penalize",
     "perturbation_scales",
     "plain",
+    "reuse",
+    "with_gradient",
 ]
