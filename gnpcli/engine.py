@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import signal
+import typing
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
@@ -33,7 +34,7 @@ from gnpcli.plan import fit, objective
 from gnpcli.runlog import Clock, MetricsLog, Screen, write_atomically
 from gnpcli.runs import CHECKPOINTS, SUMMARY, check_free, config_from_meta, create_run, note_session, read_config
 from gnpcli.runtime import describe_environment, stop_signals
-from gnpcli.schedules import GrSchedule, Horizon, gr_schedule, lr_schedule
+from gnpcli.schedules import GrSchedule, Horizon, Kind, gr_schedule, lr_schedule
 from gnpcli.sharding import abstract, check_cut, make_mesh, replicated, settle_groups
 from gnpcli.state import TrainState, init_state, run_keys
 from gnpcli.steps import make_diagnosis, make_train_step
@@ -56,14 +57,15 @@ class Task:
     gr: GrSchedule
     plain_step: Any
     gnp_step: Any
+    reuse_step: Any
     statistics: Any | None
     """``opt_state -> metrics`` of an adaptive optimizer, for the steps that are logged."""
     init: Callable[..., TrainState]
     """``init(weights=None)``: the state before the first step, from parameters and model state where they are given."""
 
     def step_at(self, step: int) -> Any:
-        """Return the compiled step for `step`: the plain one, at half the cost, as long as lambda is 0."""
-        return self.plain_step if step < self.gr.plain_steps else self.gnp_step
+        """Return the compiled step for `step`; one of two gradients only where they act."""
+        return {"plain": self.plain_step, "gnp": self.gnp_step, "reuse": self.reuse_step}[self.gr.kinds[step]]
 
     def abstract_state(self) -> TrainState:
         """Return shapes, dtypes and shardings of the state, allocating nothing."""
@@ -72,8 +74,8 @@ class Task:
 
     def diagnose(self, state: TrainState, step: int) -> Any:
         """Return the findings of `gnpcli.steps.make_diagnosis` about `step`, which began in `state`."""
-        config, is_plain = self.config, step < self.gr.plain_steps
-        program = make_diagnosis(self.model, self.feed, config.train, config.gr, self.gr, self.mesh, is_plain=is_plain)
+        config, kind = self.config, self.gr.kinds[step]
+        program = make_diagnosis(self.model, self.feed, config.train, config.gr, self.gr, self.mesh, kind=kind)
         return jax.device_get(program(state, self.feed.source(step)))
 
 
@@ -93,22 +95,21 @@ def build_task(config: RunConfig, train: Split | FileSplit, spec: DataSpec, mesh
     order_key = run_keys(config.train.seed).order
     feed = make_train_feed(train, spec, config.data, mesh, key=order_key, dtype=config.train.dtype)
     horizon = Horizon(feed.steps_per_epoch, config.train.epochs)
-    lr, gr = lr_schedule(config.schedule, config.optimizer.lr, horizon), gr_schedule(config.gr, horizon)
+    lr = lr_schedule(config.schedule, config.optimizer.lr, horizon)
+    gr = gr_schedule(config.gr, horizon, config.train.seed)
     optimizer = build_optimizer(config.optimizer, config.train)
-    plain_step, gnp_step = (
-        make_train_step(model, feed, optimizer, config.train, config.gr, gr, lr, mesh, is_plain=is_plain)
-        for is_plain in (True, False)
+    steps = (
+        make_train_step(model, feed, optimizer, config.train, config.gr, gr, lr, mesh, kind=kind)
+        for kind in typing.get_args(Kind)
     )
-    averages = config.train.ema_decay is not None
+    averages, reuses = config.train.ema_decay is not None, config.gr.between == "reuse"
 
     def init(weights: tuple[Params, State] | None = None) -> TrainState:
         start = model if weights is None else starting_from(model, *weights)
-        return init_state(start, image_shape, optimizer, config.train.seed, averages=averages)
+        return init_state(start, image_shape, optimizer, config.train.seed, averages=averages, reuses=reuses)
 
     init = jax.jit(init, out_shardings=replicated(mesh))
-    return Task(
-        config, mesh, spec, model, feed, horizon, gr, plain_step, gnp_step, make_statistics(config.optimizer), init
-    )
+    return Task(config, mesh, spec, model, feed, horizon, gr, *steps, make_statistics(config.optimizer), init)
 
 
 def train(config: RunConfig, run_dir: Path, *, max_steps: int | None = None, quiet: bool = False) -> dict[str, Any]:

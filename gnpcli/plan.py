@@ -26,16 +26,16 @@ def objective(config: RunConfig) -> str:
         return loss
     stretch = "T " if gr.ascent == "adaptive" else ""
     inner = "(L + L2)" if train.l2 and gr.penalize_l2 else "L"
-    notes = [f"alpha {gr.alpha:g}", f"r {gr.r:g}", gr.gradient, *_variant(gr)]
+    notes = [f"alpha {gr.alpha:g}", f"r {gr.r:g}", gr.gradient, *_variant(config)]
     text = f"{loss} + {strength:g} ||{stretch}grad {inner}||  ({', '.join(notes)})"
-    if gr.strategy not in WARMUP_STRATEGIES:
-        return text
-    what = {"lambda-warmup": "alpha rising from 0", "r-warmup": "r rising from 0", "zero-warmup": "plain"}[gr.strategy]
-    return f"{text}, {what} for the first {gr.warmup_epochs:g} epochs"
+    if gr.strategy in WARMUP_STRATEGIES:
+        what = {"lambda-warmup": "alpha rising from 0", "r-warmup": "r rising from 0", "zero-warmup": "plain"}
+        text += f", {what[gr.strategy]} for the first {gr.warmup_epochs:g} epochs"
+    return text + _which_steps(gr)
 
 
 def count_steps(config: RunConfig, steps_per_epoch: int, until: int | None = None) -> tuple[int, int]:
-    """Return how many steps of a run are plain and how many take the gradients of GNP.
+    """Return how many steps of a run take one gradient (plain, or reusing) and how many the two of GNP.
 
     Args:
         config: The run.
@@ -46,12 +46,14 @@ def count_steps(config: RunConfig, steps_per_epoch: int, until: int | None = Non
 
     horizon = Horizon(steps_per_epoch, config.train.epochs)
     steps = horizon.total_steps if until is None else until
-    plain = min(gr_schedule(config.gr, horizon).plain_steps, steps)
-    return plain, steps - plain
+    kinds = gr_schedule(config.gr, horizon, config.train.seed).kinds[:steps]
+    double = sum(kind == "gnp" for kind in kinds)
+    return len(kinds) - double, double
 
 
-def _variant(gr: GrConfig) -> Iterator[str]:
-    """Yield what departs from the papers' gradient."""
+def _variant(config: RunConfig) -> Iterator[str]:
+    """Yield what departs from the papers' gradient of a whole batch."""
+    gr = config.gr
     if gr.mix == "unit":
         yield "unit clean gradient"
     if gr.ascent == "adaptive":
@@ -61,6 +63,19 @@ def _variant(gr: GrConfig) -> Iterator[str]:
         yield f"perturbing {gr.perturb}"
     if gr.surrogate_gap:
         yield f"surrogate gap {gr.surrogate_gap:g}"
+    if gr.groups != 1:
+        shared = " with one BatchNorm" if gr.batch_norm == "synchronised" else ""
+        size = "" if gr.groups == "per-device" else f" of {config.data.batch_size // gr.groups}"
+        yield f"mean over {gr.groups} groups{size}{shared}"
+
+
+def _which_steps(gr: GrConfig) -> str:
+    if gr.every > 1:
+        between = f", between them reuse with weight {gr.reuse_weight:g}" if gr.between == "reuse" else ""
+        return f", one step in {gr.every}{between}"
+    if gr.probability_end is not None:
+        return f", with a probability going from {gr.probability:g} to {gr.probability_end:g}"
+    return "" if gr.probability == 1 else f", with probability {gr.probability:g}"
 
 
 def fit(config: RunConfig, data: DataInfo) -> tuple[Model, int]:
@@ -110,13 +125,13 @@ def describe(config: RunConfig, run_dir: str) -> list[str]:
             else f", {count_perturbed(parameter_shapes(model, image_shape), config.gr):,} of them perturbed"
         )
         plain, full = count_steps(config, steps_per_epoch)
-        steps = plain + full
+        steps, are = plain + full, "with one gradient" if config.gr.between == "reuse" else "plain"
         lines += [
             f"parameters   {count:,} ({config.model.name}, {train.dtype}){perturbed}",
             f"data         {data.num_train:,} train, {data.num_validation:,} val, {data.num_test:,} test; "
             f"{data.num_classes} classes, {data.image_size} px, {data.channels} channel(s)",
             f"steps        {steps:,} ({steps // train.epochs} an epoch, {train.epochs} epochs), of "
-            f"them {plain:,} plain: {(plain + 2 * full) / steps:.2f} times the gradients of plain training",
+            f"them {plain:,} {are}: {(plain + 2 * full) / steps:.2f} times the gradients of plain training",
         ]
     when = [
         f"every {number} {unit}"

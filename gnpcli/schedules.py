@@ -130,7 +130,7 @@ def gr_schedule(config: GrConfig, horizon: Horizon, seed: int) -> GrSchedule:
 
     match config.strategy:
         case _ if config.strategy == "none" or r * alpha == 0:
-            return GrSchedule(("plain",) * total, constant(0.0), constant(0.0))
+            return GrSchedule(["plain"] * total, constant(0.0), constant(0.0))
         case "lambda-warmup":
             rs, alphas = constant(r), rising(alpha)
         case "r-warmup":

@@ -37,6 +37,8 @@ class TrainState(NamedTuple):
     """Steps skipped so far."""
     ema: Any
     """Moving average of the parameters, a tree like `params`; an empty dict where none is kept."""
+    component: Any
+    """What reuse steps add to their gradient, a tree like `params` (LookSAM); an empty dict where nothing is reused."""
 
 
 class RunKeys(NamedTuple):
@@ -62,6 +64,7 @@ def init_state(
     seed: int,
     *,
     averages: bool = False,
+    reuses: bool = False,
 ) -> TrainState:
     """Return the state before the first step.
 
@@ -71,6 +74,7 @@ def init_state(
         optimizer: Its state is initialised with the parameters.
         seed: Seed of the run.
         averages: Whether to keep a moving average of the parameters; it starts from them.
+        reuses: Whether to keep a component of the gradient for reuse; it starts at zero.
     """
     keys = run_keys(seed)
     params, model_state = model.init(keys.init, image_shape)
@@ -83,4 +87,5 @@ def init_state(
         key=keys.steps,
         skips=Skips(in_a_row, total),
         ema=jax.tree.map(jnp.copy, params) if averages else {},
+        component=jax.tree.map(jnp.zeros_like, params) if reuses else {},
     )

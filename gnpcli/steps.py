@@ -18,7 +18,7 @@ from gnpcli.losses import MetricSums, metric_sums
 from gnpcli.models.base import Model
 from gnpcli.objective import make_value_and_grad
 from gnpcli.optim import clip_by_norm, clip_ratio
-from gnpcli.schedules import GrSchedule, Schedule
+from gnpcli.schedules import GrSchedule, Kind, Schedule
 from gnpcli.sharding import replicated, split_batch
 from gnpcli.state import TrainState
 from gnpcli.telemetry import surrogate_gap, update_ratio
@@ -80,7 +80,7 @@ def make_train_step(
     lr: Schedule,
     mesh: Mesh,
     *,
-    is_plain: bool,
+    kind: Kind,
 ) -> Any:
     """Build the jitted step from state t to state t + 1.
 
@@ -94,10 +94,10 @@ def make_train_step(
         optimizer: Applied to the mixed gradient, clipped; its result is scaled by the learning rate.
         train: For everything that acts on loss, gradient and update.
         gr: For everything but the strategy.
-        gr_schedule: r and alpha at step t; not evaluated when `is_plain`.
+        gr_schedule: r and alpha at step t.
         lr: The learning rate at step t.
         mesh: Where the batch is split; the state is replicated.
-        is_plain: Compile one pass instead of two, for the steps where lambda is 0.
+        kind: What the step takes; one gradient costs half of two.
 
     Returns:
         A jitted `TrainStep` that donates the state. Its metrics are float32 scalars over the global batch: `loss` and
@@ -105,17 +105,17 @@ def make_train_step(
         `error_rate` (clean pass; of mixed images against the class with the largest share), `clean_grad_norm`,
         `perturbed_grad_norm`, `grad_cosine`, `surrogate_gap`, `grad_norm` (mixed, before clipping), `clip_ratio`,
         `update_norm` (of what is added to the parameters), `update_ratio`, `lr`, `r`, `alpha` and `lambda` as they
-        acted in this step (0 in a plain step), and `skips_in_a_row` and `skipped_steps` up to this step.
+        acted in this step (0 in a plain one, and but for `alpha` in one that reuses), and `skips_in_a_row` and `skipped_steps` up to this step.
     """
 
     def step(state: TrainState, source: Any) -> tuple[TrainState, dict[str, jax.Array]]:
         images, labels, model_key = step_batch(state.key, state.step, feed, source, mesh)
-        r, alpha = (
-            (jnp.zeros(()), jnp.zeros(())) if is_plain else (gr_schedule.r(state.step), gr_schedule.alpha(state.step))
-        )
-        value_and_grad = make_value_and_grad(model, train, gr, mesh, r=r, alpha=alpha, is_plain=is_plain)
-        (loss, (model_state, measures)), grads, passes = value_and_grad(
-            state.params, state.model_state, images, labels, model_key
+        zero = jnp.zeros(())
+        r = gr_schedule.r(state.step) if kind == "gnp" else zero
+        alpha = zero if kind == "plain" else gr_schedule.alpha(state.step)
+        value_and_grad = make_value_and_grad(model, train, gr, mesh, kind=kind, r=r, alpha=alpha)
+        (loss, (model_state, component, measures)), grads, passes = value_and_grad(
+            state.params, state.model_state, state.component, images, labels, model_key
         )
         grad_norm = global_norm(grads)
         clipped = clip_by_norm(grads, grad_norm, train.clip_norm)
@@ -142,7 +142,8 @@ def make_train_step(
             "alpha": alpha,
             "lambda": alpha * r,
         }
-        new = state._replace(params=params, model_state=model_state, opt_state=opt_state, ema=ema)
+        moves = {"params": params, "model_state": model_state, "opt_state": opt_state, "ema": ema}
+        new = state._replace(**moves, component=component)
         new = guarded(state, new, is_finite(metrics, model_state), max_in_a_row(train))
         counts = {"skips_in_a_row": new.skips.in_a_row, "skipped_steps": new.skips.total}
         return new, {**metrics, **counts}
@@ -158,13 +159,13 @@ def make_diagnosis(
     gr_schedule: GrSchedule,
     mesh: Mesh,
     *,
-    is_plain: bool,
+    kind: Kind,
 ) -> Any:
     """Build the program that goes through a faulty step once more, to find where it is not finite.
 
     Returns:
         Jitted, ``(state, source) -> findings``; the state is that in which the step began, and is not donated. For
-        ``clean`` and, unless `is_plain`, ``perturbed``: a tree like the parameters, of how many elements of the pass's
+        ``clean`` and, for the `kind` that has one, ``perturbed``: a tree like the parameters, of how many elements of the pass's
         gradient are not finite (int32).
     """
 
@@ -172,13 +173,13 @@ def make_diagnosis(
         images, labels, model_key = step_batch(state.key, state.step, feed, source, mesh)
         r = gr_schedule.r(state.step)
 
-        def grads(**kind: Any) -> Any:
+        def grads(kind: Kind) -> Any:
             # With alpha = 1 and nothing else in the mix, the mixed gradient is that of the perturbed pass.
-            bare = gr.model_copy(update={"mix": "raw", "surrogate_gap": 0.0})
-            value_and_grad = make_value_and_grad(model, train, bare, r=r, alpha=jnp.ones(()), **kind)
-            return value_and_grad(state.params, state.model_state, images, labels, model_key)[1]
+            bare = gr.model_copy(update={"mix": "raw", "surrogate_gap": 0.0, "between": "plain"})
+            value_and_grad = make_value_and_grad(model, train, bare, mesh, kind=kind, r=r, alpha=jnp.ones(()))
+            return value_and_grad(state.params, state.model_state, {}, images, labels, model_key)[1]
 
-        found = {"clean": grads(is_plain=True)} | ({} if is_plain else {"perturbed": grads(is_plain=False)})
+        found = {"clean": grads("plain")} | ({"perturbed": grads("gnp")} if kind == "gnp" else {})
         return {name: jax.tree.map(lambda leaf: jnp.sum(~jnp.isfinite(leaf)), tree) for name, tree in found.items()}
 
     return jax.jit(diagnosis, out_shardings=replicated(mesh))

@@ -38,6 +38,7 @@ def state(step: int, size: int = 100, ema: int | None = None) -> TrainState:
         jax.random.key(step),
         Skips(jnp.int32(1), jnp.int32(step)),
         {} if ema is None else jax.tree.map(lambda leaf: leaf + ema, params),
+        {},
     )
 
 

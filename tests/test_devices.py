@@ -94,6 +94,77 @@ def test_steps_do_not_depend_on_the_number_of_devices(model, assignments):
         assert other == pytest.approx(first, rel=1e-4)
 
 
+def test_groups_and_pieces_do_not_depend_on_the_number_of_devices():
+    """Value, model state, gradient and metrics of a network with BatchNorm and dropout, on 1, 2 and 8 devices.
+
+    Groups fewer and more than the devices, a divisor of them and not; each of them on clusters of one device and of
+    several. With one BatchNorm for all groups and r = 0 the result is the plain gradient of the whole batch.
+    """
+    result = python(
+        """
+        import json, jax, jax.numpy as jnp, numpy as np
+        from flax import linen as nn
+        from gnpcli.models.base import from_linen
+        from gnpcli.models.layers import BatchNorm, Dropout
+        from gnpcli.objective import make_value_and_grad
+        from gnpcli.presets import resolve
+        from gnpcli.sharding import make_mesh
+
+        class Network(nn.Module):
+            dropout: float
+
+            @nn.compact
+            def __call__(self, images, train):
+                x = nn.Dense(8, use_bias=False)(images.reshape(images.shape[0], -1))
+                x = Dropout(self.dropout)(jnp.tanh(BatchNorm()(x, train)), train)
+                return nn.Dense(4)(x)
+
+        size = 96
+        images = jax.random.normal(jax.random.key(1), (size, 2, 2, 3)) * jnp.linspace(0.5, 2, size)[:, None, None, None]
+        labels = jnp.arange(size, dtype=jnp.int32) % 4
+
+        def run(devices, groups=1, pieces=1, shared=False, kind="gnp", r=0.3, dropout=0.3):
+            config = resolve(None, [
+                f"mesh.devices={devices}", f"data.batch_size={size}", f"gr.groups={groups}",
+                f"train.accumulate={pieces}", f"gr.batch_norm={'synchronised' if shared else 'per-group'}",
+            ])
+            mesh, model = make_mesh(config), from_linen(Network(dropout))
+            params, state = model.init(jax.random.key(0), (2, 2, 3))
+            make = make_value_and_grad
+            step = jax.jit(lambda r, *a: make(model, config.train, config.gr, mesh, kind=kind, r=r, alpha=0.8)(*a))
+            found = step(jnp.float32(r), params, state, {}, images, labels, jax.random.key(5))
+            return dict(mesh.shape), jax.tree.map(np.asarray, found)
+
+        def norm(tree):
+            return float(np.sqrt(sum((np.asarray(leaf) ** 2).sum() for leaf in jax.tree.leaves(tree))))
+
+        def apart(a, b):
+            return norm(jax.tree.map(np.subtract, a, b)) / norm(a)
+
+        cases = [
+            dict(pieces=4), dict(groups=3), dict(groups=4), dict(groups=8), dict(groups=2, pieces=4),
+            dict(groups=4, shared=True),
+        ]
+        report = []
+        for case in cases:
+            runs = [run(devices, **case) for devices in (1, 2, 8)]
+            first = runs[0][1]
+            distances = [max(apart(a, b) for a, b in zip(first, other)) for _, other in runs[1:]]
+            report.append([case, [shape for shape, _ in runs], distances])
+        whole, shared = run(1, kind="plain", dropout=0.0)[1], run(8, groups=4, shared=True, r=0.0, dropout=0.0)[1]
+        own = run(1, groups=4, dropout=0.0)[1]
+        print(json.dumps({"cases": report, "shared": [apart(whole[0], shared[0]), apart(whole[1], shared[1])],
+                          "own": apart(whole[1], own[1])}))
+        """
+    )
+    for case, _, distances in result["cases"]:
+        assert max(distances) < 1e-5, (case, distances)
+    shapes = [tuple(shape.values()) for _, found, _ in result["cases"] for shape in found]
+    assert {(1, 8), (4, 2), (8, 1), (2, 4), (2, 1), (1, 2)} <= set(shapes)
+    assert max(result["shared"]) < 1e-5
+    assert result["own"] > 1e-2  # statistics of its own make another gradient
+
+
 @pytest.mark.slow
 def test_a_run_moves_from_eight_devices_to_one(gnp: Gnp, tmp_path: Path):
     done = gnp("train", *QUICK, "--run-dir", "eight", env=EIGHT)

@@ -15,9 +15,10 @@ from gnpcli.config.schema import ConstantConfig, SgdConfig
 from gnpcli.gnp import global_norm
 from gnpcli.losses import cross_entropy, zero_sums
 from gnpcli.models.base import Model
+from gnpcli.objective import make_value_and_grad
 from gnpcli.optim import build_optimizer
 from gnpcli.presets import resolve
-from gnpcli.schedules import GrSchedule, Horizon, gr_schedule, lr_schedule
+from gnpcli.schedules import GrSchedule, Horizon, Kind, gr_schedule, lr_schedule
 from gnpcli.sharding import make_mesh, replicated
 from gnpcli.state import TrainState, init_state
 from gnpcli.steps import make_eval_step, make_train_step
@@ -80,7 +81,7 @@ def small_model(dropout: float = 0.0, seen: list[Any] | None = None) -> Model:
 def build(
     model: Model | None = None,
     *,
-    is_plain: bool = False,
+    kind: Kind = "gnp",
     gr: dict[str, Any] | None = None,
     train: dict[str, Any] | None = None,
     optimizer: dict[str, Any] | None = None,
@@ -98,12 +99,12 @@ def build(
         chain,
         train_config,
         gr_config,
-        gr_schedule(gr_config, HORIZON),
+        gr_schedule(gr_config, HORIZON, 0),
         lr,
         make_mesh(config),
-        is_plain=is_plain,
+        kind=kind,
     )
-    return init_state(model, (SIDE, SIDE, 1), chain, seed=0), step
+    return init_state(model, (SIDE, SIDE, 1), chain, seed=0, reuses=gr_config.between == "reuse"), step
 
 
 def objective(params: Any, train: TrainConfig | None = None) -> jax.Array:
@@ -144,12 +145,9 @@ def test_a_step_is_gradient_descent_on_the_mixed_gradient():
 
 @pytest.mark.parametrize("gr", [{"alpha": 0.0}, {"r": 0.0, "alpha": 0.0}, {"strategy": "none"}])
 def test_without_strength_parameters_are_bit_identical_to_plain_training(gr):
-    plain_state, plain = build(is_plain=True)
-    state, step = build(
-        gr=gr,
-        is_plain=gr_schedule(GrConfig(**{"strategy": "constant", "r": 0.1, "alpha": 0.8} | gr), HORIZON).plain_steps
-        > 0,
-    )
+    plain_state, plain = build(kind="plain")
+    section = GrConfig(**{"strategy": "constant", "r": 0.1, "alpha": 0.8} | gr)
+    state, step = build(gr=gr, kind=gr_schedule(section, HORIZON, 0).kinds[0])
     for _ in range(4):
         plain_state, _ = plain(plain_state, source())
         state, metrics = step(state, source())
@@ -161,7 +159,7 @@ def test_without_strength_parameters_are_bit_identical_to_plain_training(gr):
 
 @pytest.mark.parametrize("strategy", ["lambda-warmup", "r-warmup"])
 def test_the_first_step_of_a_warmup_is_the_plain_one(strategy):
-    plain_state, plain = build(is_plain=True)
+    plain_state, plain = build(kind="plain")
     state, step = build(gr={"strategy": strategy, "warmup_epochs": 1.0})
     plain_state, _ = plain(plain_state, source())
     state, _ = step(state, source())
@@ -170,7 +168,7 @@ def test_the_first_step_of_a_warmup_is_the_plain_one(strategy):
 
 
 def test_model_state_comes_from_the_clean_pass():
-    plain_state, plain = build(is_plain=True)
+    plain_state, plain = build(kind="plain")
     state, step = build(gr={"r": 5.0})
     plain_state, _ = plain(plain_state, source())
     state, metrics = step(state, source())
@@ -272,8 +270,92 @@ def test_the_configured_ball_reaches_the_step(gr, t_of):
     np.testing.assert_allclose(metrics["perturbed_loss"], objective(at), rtol=1e-5)
 
 
+def test_a_reuse_step_adds_what_the_last_penalised_one_kept():
+    """LookSAM with a GNP mix and L2 outside: the component is of the penalised gradient alone."""
+    options = {"gr": {"every": 5, "between": "reuse", "reuse_weight": 0.5, "penalize_l2": False}, "train": {"l2": 0.3}}
+
+    def decay_grads(params):
+        return {"w1": 0.3 * params["w1"], "b1": 0.0, "w2": 0.3 * params["w2"]}
+
+    state, step = build(**options)
+    clean, mixed = jax.grad(objective)(state.params), gnp_by_hand(state.params, 0.1, 0.8)
+    share = optax.tree.vdot(mixed, clean) / optax.tree.norm(clean) ** 2
+    component = jax.tree.map(lambda m, c: m - share * c, mixed, clean)
+    state, _ = step(state, source())
+    for name, leaf in component.items():
+        np.testing.assert_allclose(state.component[name], leaf, rtol=1e-3, atol=1e-5)
+
+    _, reuse_step = build(kind="reuse", **options)
+    params, kept = jax.tree.map(np.array, (state.params, state.component))
+    clean = jax.grad(objective)(params)
+    scale = 0.5 * 0.8 * optax.tree.norm(clean) / optax.tree.norm(kept)
+    state, metrics = reuse_step(state, source())
+    for name in params:
+        step_by_hand = clean[name] + scale * kept[name] + decay_grads(params)[name]
+        np.testing.assert_allclose(state.params[name], params[name] - 0.5 * step_by_hand, rtol=1e-4, atol=1e-6)
+        np.testing.assert_array_equal(state.component[name], kept[name])
+    assert (float(metrics["r"]), float(metrics["alpha"])) == (0, np.float32(0.8))
+
+
+def gradient(gr=None, kind="gnp", size=24, **changes):
+    """Value, gradient and metrics of a batch with one configuration of groups and pieces."""
+    keys = {f"gr.{key}": value for key, value in (gr or {}).items()}
+    config = resolve(
+        None,
+        ["mesh.devices=1", "gr.strategy=none", f"data.batch_size={size}"]
+        + [f"{key}={value}" for key, value in (keys | changes).items()],
+    )
+    model, batch = small_model(), source(size)
+    params, model_state = model.init(jax.random.key(0), (SIDE, SIDE, 1))
+    value_and_grad = make_value_and_grad(
+        model, config.train, config.gr, make_mesh(config), kind=kind, r=jnp.float32(0.1), alpha=jnp.float32(0.8)
+    )
+    result = jax.jit(value_and_grad)(params, model_state, {}, batch["images"], batch["labels"], jax.random.key(1))
+    return params, result
+
+
+@pytest.mark.parametrize("kind", ["plain", "gnp"])
+@pytest.mark.parametrize("exact", [False, True])
+def test_accumulation_changes_nothing_but_the_memory(kind, exact):
+    """The model has no BatchNorm and no dropout: cross-entropy, norms and mixed gradient are those of the whole."""
+    form = {"gradient": "exact" if exact else "finite-difference"}
+    _, whole = gradient(form, kind)
+    _, cut = gradient(form, kind, **{"train.accumulate": 4})
+    for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(cut), strict=True):
+        np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-6)
+
+
+def test_groups_are_consecutive_rows_with_a_perturbation_each():
+    params, ((loss, _), grads, metrics) = gradient({"groups": 3})
+    batch = source(24)
+
+    def loss_of(rows):
+        def of_group(params):
+            logits, _ = small_model().apply(params, {"mean": jnp.zeros(6)}, batch["images"][rows], False, None)
+            return cross_entropy(logits, batch["labels"][rows]).mean()
+
+        return of_group
+
+    losses = [loss_of(slice(8 * number, 8 * (number + 1))) for number in range(3)]
+    expected = [gnp_by_hand(params, 0.1, 0.8, of_group) for of_group in losses]
+    for name in params:
+        np.testing.assert_allclose(grads[name], sum(tree[name] for tree in expected) / 3, rtol=1e-4, atol=1e-6)
+    norms = [optax.tree.norm(jax.grad(of_group)(params)) for of_group in losses]
+    np.testing.assert_allclose(metrics.clean_grad_norm, sum(norms) / 3, rtol=1e-5)
+    np.testing.assert_allclose(loss, sum(float(of_group(params)) for of_group in losses) / 3, rtol=1e-5)
+
+
+def test_pieces_of_a_group_share_its_perturbation():
+    _, (_, groups, _) = gradient({"groups": 2})
+    _, (_, pieces, _) = gradient({"groups": 2}, **{"train.accumulate": 4})
+    _, (_, finer, _) = gradient({"groups": 4})
+    for name in groups:
+        np.testing.assert_allclose(pieces[name], groups[name], rtol=1e-4, atol=1e-6)
+    assert float(optax.tree.norm(jax.tree.map(jnp.subtract, finer, groups))) > 1e-3
+
+
 def test_decoupled_decay_is_in_no_loss():
-    state, step = build(optimizer={"weight_decay": 0.3}, is_plain=True)
+    state, step = build(optimizer={"weight_decay": 0.3}, kind="plain")
     params = jax.tree.map(jnp.copy, state.params)
     new, metrics = step(state, source())
     grads = jax.grad(objective)(params)
@@ -285,7 +367,7 @@ def test_decoupled_decay_is_in_no_loss():
 
 
 def test_smoothing_is_in_the_training_loss_and_not_in_the_logged_cross_entropy():
-    state, step = build(train={"label_smoothing": 0.5}, is_plain=True)
+    state, step = build(train={"label_smoothing": 0.5}, kind="plain")
     params = jax.tree.map(jnp.copy, state.params)
     logits, _ = small_model().apply(params, {"mean": jnp.zeros(6)}, source()["images"], False, None)
     _, metrics = step(state, source())
@@ -316,7 +398,7 @@ def test_a_step_depends_on_seed_and_step_number_alone():
 
     def run(seed: int, steps: int, state: TrainState | None = None) -> TrainState:
         step = make_train_step(
-            model, NoisyFeed(), chain, train, gr, gr_schedule(gr, HORIZON), lr, make_mesh(config), is_plain=False
+            model, NoisyFeed(), chain, train, gr, gr_schedule(gr, HORIZON, 0), lr, make_mesh(config), kind="gnp"
         )
         state = state if state is not None else init_state(model, (SIDE, SIDE, 1), chain, seed)
         for _ in range(steps):
@@ -351,13 +433,14 @@ def test_evaluation_masks_padding_and_sees_neither_smoothing_nor_l2():
 
 def test_the_plain_step_costs_one_pass():
     flops = []
-    for is_plain in (True, False):
-        state, step = build(is_plain=is_plain)
+    kinds: tuple[Kind, ...] = ("plain", "gnp")
+    for kind in kinds:
+        state, step = build(kind=kind)
         flops.append(step.lower(state, source()).compile().cost_analysis()["flops"])
     assert flops[0] < 0.7 * flops[1]
 
 
 def test_schedules_reach_the_step_through_the_run_configuration():
     config: RunConfig = resolve("vit-s-cifar10-zero-warmup", ["train.epochs=50"])
-    schedule: GrSchedule = gr_schedule(config.gr, Horizon(195, config.train.epochs))
+    schedule: GrSchedule = gr_schedule(config.gr, Horizon(195, config.train.epochs), 0)
     assert schedule.plain_steps == 40 * 195
