@@ -71,11 +71,13 @@ def _bare_step(task: Task) -> Any:
     config = task.config
     optimizer = build_optimizer(config.optimizer, config.train)
     lr = lr_schedule(config.schedule, config.optimizer.lr, task.horizon)
-    value_and_grad = make_value_and_grad(task.model, config.train, config.gr, r=0.0, alpha=0.0, is_plain=True)
+    value_and_grad = make_value_and_grad(task.model, config.train, config.gr, task.mesh, kind="plain", r=0.0, alpha=0.0)
 
     def step(state: TrainState, source: Any) -> tuple[TrainState, jax.Array]:
         images, labels, key = step_batch(state.key, state.step, task.feed, source, task.mesh)
-        (loss, (model_state, _)), grads, _ = value_and_grad(state.params, state.model_state, images, labels, key)
+        (loss, (model_state, *_)), grads, _ = value_and_grad(
+            state.params, state.model_state, state.component, images, labels, key
+        )
         if config.train.clip_norm is not None:
             grads = clip_by_norm(grads, global_norm(grads), config.train.clip_norm)
         directions, opt_state = optimizer.update(grads, state.opt_state, state.params)

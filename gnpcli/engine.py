@@ -83,8 +83,8 @@ def build_task(config: RunConfig, train: Split | FileSplit, spec: DataSpec, mesh
     """Build model, feed, optimizer, schedules and steps; nothing is compiled yet.
 
     Raises:
-        ConfigError: Model, image size and batch size do not fit together, the batch cannot be cut as
-            asked for, or no parameter is perturbed.
+        ConfigError: Model, image size and batch size do not fit together, the batch cannot be cut as asked for, or no
+            parameter is perturbed.
     """
     config = settle_groups(config)
     check_cut(config, mesh)
@@ -98,7 +98,7 @@ def build_task(config: RunConfig, train: Split | FileSplit, spec: DataSpec, mesh
     lr = lr_schedule(config.schedule, config.optimizer.lr, horizon)
     gr = gr_schedule(config.gr, horizon, config.train.seed)
     optimizer = build_optimizer(config.optimizer, config.train)
-    steps = (
+    plain_step, gnp_step, reuse_step = (
         make_train_step(model, feed, optimizer, config.train, config.gr, gr, lr, mesh, kind=kind)
         for kind in typing.get_args(Kind)
     )
@@ -109,7 +109,8 @@ def build_task(config: RunConfig, train: Split | FileSplit, spec: DataSpec, mesh
         return init_state(start, image_shape, optimizer, config.train.seed, averages=averages, reuses=reuses)
 
     init = jax.jit(init, out_shardings=replicated(mesh))
-    return Task(config, mesh, spec, model, feed, horizon, gr, *steps, make_statistics(config.optimizer), init)
+    statistics = make_statistics(config.optimizer)
+    return Task(config, mesh, spec, model, feed, horizon, gr, plain_step, gnp_step, reuse_step, statistics, init)
 
 
 def train(config: RunConfig, run_dir: Path, *, max_steps: int | None = None, quiet: bool = False) -> dict[str, Any]:

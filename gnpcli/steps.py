@@ -105,7 +105,9 @@ def make_train_step(
         `error_rate` (clean pass; of mixed images against the class with the largest share), `clean_grad_norm`,
         `perturbed_grad_norm`, `grad_cosine`, `surrogate_gap`, `grad_norm` (mixed, before clipping), `clip_ratio`,
         `update_norm` (of what is added to the parameters), `update_ratio`, `lr`, `r`, `alpha` and `lambda` as they
-        acted in this step (0 in a plain one, and but for `alpha` in one that reuses), and `skips_in_a_row` and `skipped_steps` up to this step.
+        acted in this step (0 in a plain one, and all but `alpha` in one that reuses), and `skips_in_a_row` and
+        `skipped_steps` up to this step. With groups or pieces all but the norms from `grad_norm` on are means over
+        them, `clean_grad_norm` too.
     """
 
     def step(state: TrainState, source: Any) -> tuple[TrainState, dict[str, jax.Array]]:
@@ -165,7 +167,7 @@ def make_diagnosis(
 
     Returns:
         Jitted, ``(state, source) -> findings``; the state is that in which the step began, and is not donated. For
-        ``clean`` and, for the `kind` that has one, ``perturbed``: a tree like the parameters, of how many elements of the pass's
+        ``clean`` and, in a gnp step, ``perturbed``: a tree like the parameters, of how many elements of the pass's
         gradient are not finite (int32).
     """
 

@@ -63,6 +63,8 @@ def error(*assignments: str, text: str = MINIMAL) -> ConfigError:
         ("optimizer.lr.x=1", ["optimizer.lr: expected a number"]),
         ("model.name=3", ["model.name: expected text, got 3"]),
         ("train=3", ["train: expected a section of keys, got 3"]),
+        ("gr.groups=0", ["gr.groups: expected a whole number of at least 1, or per-device, got 0"]),
+        ("gr.groups=per-node", ["or per-device, got 'per-node'"]),
         ("gr.r=-0.1", ["gr.r: -0.1 is out of range (must be >= 0)"]),
         ("gr.alpha=1.5", ["gr.alpha: 1.5 is out of range (must be <= 1)"]),
         ("gr.strategy=zero", ["gr.strategy: 'zero' is not one of none, constant, sam,", "did you mean 'zero-warmup'?"]),
@@ -96,6 +98,29 @@ def test_a_bad_value_names_key_value_and_what_is_allowed(assignment, parts):
         (["train.l2=1e-3", "optimizer.weight_decay=0.3"], "train.l2", ["train.l2 = 0.001", "= 0.3", "decay twice"]),
         (["schedule.name=stepped", "schedule.boundaries=[0.6, 0.3]"], "schedule.boundaries", ["must rise"]),
         (["checkpoint.every_epochs=null"], "checkpoint", ["set one"]),
+        (
+            ["gr.every=4", "gr.probability=0.5"],
+            "gr.every",
+            ["gr.every = 4 and gr.probability = 0.5 both say which steps", "gr.every=1"],
+        ),
+        (["gr.every=4", "gr.probability_end=0"], "gr.every", ["gr.every = 4"]),
+        (["gr.between=reuse"], "gr.between", ["gr.every = 1", "gr.every=5"]),
+        (
+            ["data.batch_size=100", "gr.groups=8"],
+            "gr.groups",
+            ["data.batch_size = 100 is not divisible by gr.groups = 8", "data.batch_size=96"],
+        ),
+        (["data.batch_size=100", "train.accumulate=3"], "train.accumulate", ["train.accumulate = 3", "=99"]),
+        (
+            ["gr.groups=8", "train.accumulate=12"],
+            "train.accumulate",
+            ["train.accumulate = 12 neither divides gr.groups = 8 nor", "train.accumulate=8"],
+        ),
+        (
+            ["gr.groups=2", "gr.batch_norm=synchronised", "train.accumulate=4"],
+            "train.accumulate",
+            ["the whole batch at once", "train.accumulate = 4", "per-group"],
+        ),
     ],
 )
 def test_contradictions_between_keys_are_refused_with_the_numbers(assignments, key, parts):

@@ -6,6 +6,7 @@ Each case runs in a subprocess with eight forced host devices.
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -94,13 +95,29 @@ def test_steps_do_not_depend_on_the_number_of_devices(model, assignments):
         assert other == pytest.approx(first, rel=1e-4)
 
 
-def test_groups_and_pieces_do_not_depend_on_the_number_of_devices():
-    """Value, model state, gradient and metrics of a network with BatchNorm and dropout, on 1, 2 and 8 devices.
+@pytest.mark.parametrize(
+    ("cases", "counts"),
+    [
+        ([{"groups": 4, "pieces": 8}], (1, 8)),
+        pytest.param(
+            [
+                *({"pieces": 4}, {"groups": 3}, {"groups": 4}, {"groups": 8}, {"groups": 2, "pieces": 4}),
+                {"groups": 4, "shared": True},
+            ],
+            (1, 2, 4, 8),
+            marks=pytest.mark.slow,
+        ),
+    ],
+    ids=["some", "all"],
+)
+def test_groups_and_pieces_do_not_depend_on_the_number_of_devices(cases, counts):
+    """Value, model state, gradient and metrics of a network with BatchNorm and dropout.
 
-    Groups fewer and more than the devices, a divisor of them and not; each of them on clusters of one device and of
-    several. With one BatchNorm for all groups and r = 0 the result is the plain gradient of the whole batch.
+    Groups fewer and more than the devices, a divisor of them and not; clusters of one device and of several. With one
+    BatchNorm for all groups and r = 0 the result is the plain gradient of the whole batch.
     """
     result = python(
+        f"        cases, counts = {cases!r}, {counts!r}\n"
         """
         import json, jax, jax.numpy as jnp, numpy as np
         from flax import linen as nn
@@ -141,13 +158,9 @@ def test_groups_and_pieces_do_not_depend_on_the_number_of_devices():
         def apart(a, b):
             return norm(jax.tree.map(np.subtract, a, b)) / norm(a)
 
-        cases = [
-            dict(pieces=4), dict(groups=3), dict(groups=4), dict(groups=8), dict(groups=2, pieces=4),
-            dict(groups=4, shared=True),
-        ]
         report = []
         for case in cases:
-            runs = [run(devices, **case) for devices in (1, 2, 8)]
+            runs = [run(devices, **case) for devices in counts]
             first = runs[0][1]
             distances = [max(apart(a, b) for a, b in zip(first, other)) for _, other in runs[1:]]
             report.append([case, [shape for shape, _ in runs], distances])
@@ -159,8 +172,11 @@ def test_groups_and_pieces_do_not_depend_on_the_number_of_devices():
     )
     for case, _, distances in result["cases"]:
         assert max(distances) < 1e-5, (case, distances)
-    shapes = [tuple(shape.values()) for _, found, _ in result["cases"] for shape in found]
-    assert {(1, 8), (4, 2), (8, 1), (2, 4), (2, 1), (1, 2)} <= set(shapes)
+    for case, shapes, _ in result["cases"]:
+        groups = case.get("groups", 1)
+        clusters = [math.gcd(groups, count) for count in counts]
+        expected = [{"group": q, "data": count // q} for q, count in zip(clusters, counts, strict=True)]
+        assert shapes == expected
     assert max(result["shared"]) < 1e-5
     assert result["own"] > 1e-2  # statistics of its own make another gradient
 

@@ -189,6 +189,36 @@ def test_each_step_is_compiled_once(whole, tmp_path, monkeypatch):
     assert [(task.plain_step._cache_size(), task.gnp_step._cache_size()) for task in tasks] == [(1, 1), (0, 1)]
 
 
+@pytest.mark.parametrize(
+    "variant",
+    [
+        ["gr.every=3", "gr.between=reuse", "gr.groups=2", "train.accumulate=4"],
+        pytest.param(["gr.probability=0.2", "gr.probability_end=1"], marks=pytest.mark.slow),
+    ],
+)
+def test_steps_of_either_kind_resume_bit_for_bit(tmp_path, monkeypatch, variant):
+    """Stopped between two penalised steps: what is reused, and the coins, are part of the run."""
+    tasks = []
+    build = engine.build_task
+    monkeypatch.setattr(engine, "build_task", lambda *args: tasks.append(build(*args)) or tasks[-1])
+    settings = config("train.epochs=2", "gr.strategy=sam", "gr.r=0.1", "checkpoint.every_steps=5", *variant)
+    train(settings, tmp_path / "whole", quiet=True)
+    train(settings, tmp_path / "parts", max_steps=5, quiet=True)
+    resume(tmp_path / "parts", quiet=True)
+    assert_same_state(saved(tmp_path / "whole", 10), saved(tmp_path / "parts", 10))
+    records = lines(tmp_path / "whole", "train")
+    assert records == lines(tmp_path / "parts", "train")
+    kinds = tasks[0].gr.kinds
+    assert [record["r"] > 0 for record in records] == [kind == "gnp" for kind in kinds]
+    assert [record["alpha"] > 0 for record in records] == [kind != "plain" for kind in kinds]
+    assert 0 < sum(kind == "gnp" for kind in kinds) < 10
+
+
+def test_groups_per_device_are_recorded_as_their_number(tmp_path):
+    assert train(config("gr.groups=per-device"), tmp_path / "run", max_steps=0, quiet=True)["step"] == 0
+    assert validate(read_yaml(tmp_path / "run" / "config.yaml")).gr.groups == 1
+
+
 def test_a_run_without_gr_never_compiles_the_gnp_step(tmp_path, monkeypatch):
     tasks = []
     build = engine.build_task

@@ -16,7 +16,7 @@ from gnpcli.config.schema import AdamWConfig, ConstantConfig, OptimizerConfig, S
 from gnpcli.models.base import Model
 from gnpcli.optim import build_optimizer
 from gnpcli.presets import resolve
-from gnpcli.schedules import Horizon, gr_schedule, lr_schedule
+from gnpcli.schedules import Horizon, Kind, gr_schedule, lr_schedule
 from gnpcli.sharding import make_mesh
 from gnpcli.state import TrainState, init_state
 from gnpcli.steps import make_diagnosis, make_train_step
@@ -97,13 +97,12 @@ class Run:
         gr_config = GrConfig(**{"strategy": "constant", "r": 0.1, "alpha": 0.8, "warmup_epochs": 0.0, **(gr or {})})
         config = optimizer or SgdConfig(name="sgd", momentum=0.9)
         chain = build_optimizer(config, self.train)
-        schedule, mesh = gr_schedule(gr_config, HORIZON), make_mesh(resolve(None, ["mesh.devices=1"]))
+        schedule, mesh = gr_schedule(gr_config, HORIZON, 0), make_mesh(resolve(None, ["mesh.devices=1"]))
         # A rate that moves: an update left out must not shift it.
         lr = lr_schedule(ConstantConfig(name="constant", warmup_epochs=1.0), config.lr, HORIZON)
-        self.step = make_train_step(
-            model, MarkedFeed(), chain, self.train, gr_config, schedule, lr, mesh, is_plain=is_plain
-        )
-        self.diagnosis = make_diagnosis(model, MarkedFeed(), self.train, gr_config, schedule, mesh, is_plain=is_plain)
+        kind: Kind = "plain" if is_plain else "gnp"
+        self.step = make_train_step(model, MarkedFeed(), chain, self.train, gr_config, schedule, lr, mesh, kind=kind)
+        self.diagnosis = make_diagnosis(model, MarkedFeed(), self.train, gr_config, schedule, mesh, kind=kind)
         averages = self.train.ema_decay is not None
         self.state = init_state(model, (SIDE, SIDE, 1), chain, seed=0, averages=averages)
 

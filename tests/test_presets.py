@@ -132,6 +132,26 @@ def test_the_papers_recipes_are_what_their_code_ran():
             "L + 0.0005 ||w||^2 + 0.5 ||T grad L||  (alpha 1, r 0.5, finite-difference, "
             "T = |w| + 0.01 and 1 for biases and norms, perturbing weights, surrogate gap 0.4)",
         ),
+        (
+            [
+                *("gr.strategy=sam", "gr.r=0.1", "data.batch_size=64", "gr.groups=8", "gr.batch_norm=synchronised"),
+                *("gr.every=5", "gr.between=reuse"),
+            ],
+            "L + 0.1 ||grad L||  (alpha 1, r 0.1, finite-difference, mean over 8 groups of 8 with one BatchNorm), "
+            "one step in 5, between them reuse with weight 0.7",
+        ),
+        (
+            [
+                *("gr.strategy=zero-warmup", "gr.warmup_epochs=3", "gr.r=0.1", "gr.alpha=1", "gr.groups=per-device"),
+                *("gr.probability=0.2", "gr.probability_end=1"),
+            ],
+            "L + 0.1 ||grad L||  (alpha 1, r 0.1, finite-difference, mean over per-device groups), plain for the first "
+            "3 epochs, with a probability going from 0.2 to 1",
+        ),
+        (
+            ["gr.strategy=sam", "gr.r=0.1", "gr.probability=0.5"],
+            "L + 0.1 ||grad L||  (alpha 1, r 0.1, finite-difference), with probability 0.5",
+        ),
     ],
 )
 def test_the_objective_is_a_formula_with_numbers(assignments, formula):
