@@ -189,11 +189,12 @@ def test_each_step_is_compiled_once(whole, tmp_path, monkeypatch):
     assert [(task.plain_step._cache_size(), task.gnp_step._cache_size()) for task in tasks] == [(1, 1), (0, 1)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "variant",
     [
         ["gr.every=3", "gr.between=reuse", "gr.groups=2", "train.accumulate=4"],
-        pytest.param(["gr.probability=0.2", "gr.probability_end=1"], marks=pytest.mark.slow),
+        ["gr.probability=0.2", "gr.probability_end=1"],
     ],
 )
 def test_steps_of_either_kind_resume_bit_for_bit(tmp_path, monkeypatch, variant):

@@ -57,8 +57,8 @@ def mean(results):
 @pytest.mark.parametrize("at_once", [None, "slice"])
 def test_slices_of_a_mean_have_the_value_and_gradient_of_the_whole(problem, at_once):
     params, images, labels = problem
-    whole = jax.value_and_grad(without_dropout)(params, *flat(images, labels))
-    sliced = accumulate(jax.value_and_grad(without_dropout), [1, 2], at_once=at_once)(params, images, labels)
+    whole = jax.jit(jax.value_and_grad(without_dropout))(params, *flat(images, labels))
+    sliced = jax.jit(accumulate(jax.value_and_grad(without_dropout), [1, 2], at_once=at_once))(params, images, labels)
     assert_close(sliced, whole)
 
 
@@ -67,8 +67,8 @@ def test_slices_of_a_mean_have_the_value_and_gradient_of_the_whole(problem, at_o
 def test_one_perturbation_over_slices_is_that_of_the_whole_batch(problem, gradient, recompute):
     params, images, labels = problem
     turn = partial(penalize, r=R, alpha=ALPHA, gradient=gradient, recompute=recompute, with_metrics=True)
-    whole = turn(jax.value_and_grad(without_dropout))(params, *flat(images, labels))
-    sliced = turn(accumulate(jax.value_and_grad(without_dropout), [1, 2]))(params, images, labels)
+    whole = jax.jit(turn(jax.value_and_grad(without_dropout)))(params, *flat(images, labels))
+    sliced = jax.jit(turn(accumulate(jax.value_and_grad(without_dropout), [1, 2])))(params, images, labels)
     assert_close(sliced, whole)
 
 
@@ -76,13 +76,15 @@ def test_one_perturbation_over_slices_is_that_of_the_whole_batch(problem, gradie
 def test_a_perturbation_for_each_slice_is_the_mean_of_the_penalised_slices(problem, at_once):
     params, images, labels = problem
     key = jax.random.key(9)
-    turned = penalize(jax.value_and_grad(network, has_aux=True), r=R, alpha=ALPHA, has_aux=True, with_metrics=True)
+    turned = jax.jit(
+        penalize(jax.value_and_grad(network, has_aux=True), r=R, alpha=ALPHA, has_aux=True, with_metrics=True)
+    )
     expected = mean([turned(params, images[i], labels[i], jax.random.fold_in(key, i)) for i in range(SLICES)])
-    found = accumulate(turned, [1, 2], [3], at_once=at_once)(params, images, labels, key)
+    found = jax.jit(accumulate(turned, [1, 2], [3], at_once=at_once))(params, images, labels, key)
     assert_close(found, expected)
     assert len({float(norm) for norm in found[0][1]["keep"]}) > 1  # the slices drew differently
     once = penalize(accumulate(jax.value_and_grad(network, has_aux=True), [1, 2], [3]), r=R, alpha=ALPHA, has_aux=True)
-    apart = global_norm(jax.tree.map(jnp.subtract, once(params, images, labels, key)[1], found[1]))
+    apart = global_norm(jax.tree.map(jnp.subtract, jax.jit(once)(params, images, labels, key)[1], found[1]))
     assert float(apart) > 1e-3  # m-sharpness is another objective
 
 
@@ -101,12 +103,14 @@ def test_slices_spread_over_a_mapped_axis_draw_and_average_as_in_one_place(probl
     params, images, labels = problem
     key = jax.random.key(9)
     turned = penalize(jax.value_and_grad(network, has_aux=True), r=R, alpha=ALPHA, has_aux=True)
-    here = accumulate(turned, [1, 2], [3])(params, images, labels, key)
-    spread = jax.vmap(
+    here = jax.jit(accumulate(turned, [1, 2], [3]))(params, images, labels, key)
+    over_shards = jax.vmap(
         accumulate(turned, [1, 2], [3], axis_name="shard", at_once=at_once),
         in_axes=(None, 0, 0, None),
         axis_name="shard",
-    )(params, *(leaf.reshape(2, SLICES // 2, *leaf.shape[1:]) for leaf in (images, labels)), key)
+    )
+    halves = (leaf.reshape(2, SLICES // 2, *leaf.shape[1:]) for leaf in (images, labels))
+    spread = jax.jit(over_shards)(params, *halves, key)
     for shard in range(2):
         assert_close(jax.tree.map(lambda leaf, shard=shard: leaf[shard], spread), here)
 
