@@ -172,7 +172,7 @@ def evaluate(
     if recalibrate and model_state:
         # The run's own training images, wherever they lie now, also to evaluate on another data set.
         own = dataset if "name" not in data else load_with_progress(trained.config, screen)
-        model_state = _recalibrated(trained, own, mesh, recalibrate)
+        model_state = recalibrated(trained, own, mesh, recalibrate)
     evaluator = Evaluator(chosen, spec, config, model, mesh)
     result = evaluator(trained.params, model_state)
     warn_of_skipped(screen, evaluator.feed.skipped, split)
@@ -181,7 +181,15 @@ def evaluate(
     }  # fmt: skip
 
 
-def _recalibrated(trained: Trained, dataset: Dataset, mesh: Mesh, num_batches: int) -> Any:
+def recalibrated(trained: Trained, dataset: Dataset, mesh: Mesh, num_batches: int) -> Any:
+    """Return the model state of a trained model with BatchNorm statistics taken anew over training batches.
+
+    Args:
+        trained: Whose weights and training feed are used.
+        dataset: The run's own; its training images are read.
+        mesh: Where batches are split.
+        num_batches: The first so many of the run.
+    """
     train = trained.config.train
     order = run_keys(train.seed).order
     feed = make_train_feed(dataset.train, trained.spec, trained.config.data, mesh, key=order, dtype=train.dtype)

@@ -230,8 +230,9 @@ def test_an_inspection_agrees_with_evaluation_with_taylor_and_with_itself(run, t
     assert random["std"] == pytest.approx(np.std(random["rises"], ddof=1))
 
     surface = result["surface"]
-    assert surface["axis"] == [-0.5, 0.0, 0.5]
-    assert surface["norms"][0] == pytest.approx(surface["norms"][1])
+    assert surface["x"] == [-1e-3, 0.0, 1e-3]
+    assert surface["y"] == [-0.5, 0.0, 0.5]
+    assert surface["loss"][1][2] == pytest.approx(surface["loss"][1][1] + point["rise"], rel=1e-6)
     assert surface["loss"][1][1] == pytest.approx(result["subsets"]["train"]["loss"], rel=1e-5)
 
     for key, value in found[1].result.items():

@@ -106,16 +106,16 @@ def _surfaces(figure: Any, surfaces: Mapping[str, dict[str, Any]], rows: int) ->
     for place, (label, result) in zip(axes, surfaces.items(), strict=False):
         surface, loss = result["surface"], losses[label]
         loss = np.where(np.isfinite(loss), np.clip(loss, low, high), high)
-        axis = surface["axis"]
-        drawn = place.contourf(axis, axis, loss, levels=levels, norm=LogNorm(low, levels[-1]), cmap="viridis")
-        place.contour(axis, axis, loss, levels=levels, colors="white", linewidths=0.4, alpha=0.6)
+        x, y = surface["x"], surface["y"]
+        drawn = place.contourf(x, y, loss, levels=levels, norm=LogNorm(low, levels[-1]), cmap="viridis")
+        place.contour(x, y, loss, levels=levels, colors="white", linewidths=0.4, alpha=0.6)
         place.plot(0, 0, "+", color="white", markersize=9, markeredgewidth=1.6)
         place.grid(visible=False)
-        place.set_aspect("equal")
+        place.set_box_aspect(1)
         place.set_title(label)
-        first = "gradient" if surface["plane"] == "gradient" else "random direction"
-        place.set_xlabel(f"{first}, in filter norms")
-        place.set_ylabel("random direction")
+        is_gradient = surface["plane"] == "gradient"
+        place.set_xlabel("distance along the gradient" if is_gradient else "random direction, in filter norms")
+        place.set_ylabel("random direction, in filter norms")
     for place in axes[len(surfaces) :]:
         place.remove()
     bar = figure.colorbar(

@@ -15,7 +15,7 @@ import numpy as np
 from gnpcli.config import RunConfig
 from gnpcli.data.base import Dataset, FileSplit, Split
 from gnpcli.errors import DataError, DivergenceError
-from gnpcli.evaluation import load_with_progress, warn_of_skipped
+from gnpcli.evaluation import load_with_progress, recalibrated, warn_of_skipped
 from gnpcli.gnp import global_norm
 from gnpcli.inspect.directions import filter_normalized, random_direction, with_norm
 from gnpcli.inspect.hessian import basis_size, largest_eigenvalues
@@ -58,7 +58,8 @@ class Plan:
     resolution: int = 15
     """Points of the surface along each axis."""
     span: float = 0.5
-    """Half the width of the surface, in the unit of `distances`."""
+    """Half the width of the surface in a random direction, in the unit of `distances`; along the gradient it is the
+    largest of `radii`."""
     batch_size: int = 128
     """Images at a time, made a multiple of the number of devices."""
     seed: int = 0
@@ -92,15 +93,16 @@ def inspect(
         quiet: Print only warnings.
 
     Returns:
-        For each run its configuration and a `result`: `run`, `step`, `dataset`, `split`, `num_parameters`, `r` (of the
-        run, or null) and `elapsed_s`; in `subsets`, for ``train`` and the held-out split (``test``, else ``val``), the
-        `num_examples`, `loss`, `error_rate` and `gradient_norm` (``||grad L||``). Of `split` alone: `eigenvalues` of
+        For each run its configuration and a `result`: `run`, `step`, `weights` (``raw`` or ``ema``, what the run itself
+        evaluated), `dataset`, `split`, `num_parameters`, `r` (of the run, or null) and `elapsed_s`; in `subsets`, for
+        ``train`` and the held-out split (``test``, else ``val``), the `num_examples`, `loss`, `error_rate` and
+        `gradient_norm` (``||grad L||``). Of `split` alone: `eigenvalues` of
         the Hessian of L, falling, with `residuals`, `hessian_products` and `num_missing` (`hessian.Spectrum`);
         `gradient_rise`, a list of `distance` and `rise`, ``L(w + distance * grad L / ||grad L||) - L(w)``;
         `random_rise`, a list of `distance`, `mean`, `std` (n - 1, null for one direction) and `rises`, ``L(w + distance
-        * d) - L(w)`` over the filter-normalised random directions d; `surface` (null without one) with `plane`, `axis`
-        ``[R]``, `norms` of the two directions and `loss` ``[R][R]``, row i at ``axis[i]`` of the second direction. The
-        gradient as an axis has the norm of the random direction that it stands for.
+        * d) - L(w)`` over the filter-normalised random directions d; `surface` (null without one) with `plane`, `x`
+        and `y` ``[R]`` and `loss` ``[R][R]``, ``loss[i][j]`` at ``x[j]`` of the first direction and ``y[i]`` of the
+        second. The unit of an axis is the filter-normalised direction, or the L2 distance along the gradient.
 
     Raises:
         CheckpointError, DataError: As in evaluating, and a split that a data set does not have.
@@ -145,6 +147,9 @@ def _inspect_one(
     model_key = f"{config.model.model_dump_json()} {trained.spec} {mesh.size}"
     if model_key not in shared:
         shared[model_key] = Sums(build_for(config, trained.spec), mesh)
+    state = trained.model_state
+    if trained.weights == "ema" and state and trained.config.train.recalibrate_batches:  # as the run evaluated them
+        state = recalibrated(trained, dataset, mesh, trained.config.train.recalibrate_batches)
     splits = {"train": dataset.train, "val": dataset.validation, "test": dataset.test}
     if splits[plan.split] is None:
         raise DataError(f"{config.data.name} has no {plan.split} split")
@@ -157,12 +162,13 @@ def _inspect_one(
             assert split is not None
             subset = _subset(split, plan)
             landscapes[name] = Landscape(
-                shared[model_key], trained.params, trained.model_state, subset, trained.spec, config, mesh, work
+                shared[model_key], trained.params, state, subset, trained.spec, config, mesh, work
             )
             warn_of_skipped(screen, landscapes[name].skipped, name)
         return {
             "run": str(path),
             "step": trained.step,
+            "weights": trained.weights,
             "dataset": config.data.name,
             "split": plan.split,
             "num_parameters": landscapes[plan.split].num_parameters,
@@ -281,15 +287,14 @@ def _measure(landscapes: dict[str, Landscape], plan: Plan, work: _Work, screen: 
 
 
 def _surface(landscape: Landscape, plan: Plan, gradient: Params, random: Callable[[int], Params]) -> dict[str, Any]:
-    first, second = random(0), random(1)
-    if plan.plane == "gradient":
-        first = with_norm(gradient, global_norm(second))
-    axis = np.linspace(-plan.span, plan.span, plan.resolution).tolist()
+    first, far = (random(0), plan.span) if plan.plane == "random" else (with_norm(gradient, 1.0), max(plan.radii))
+    second = random(1)
+    xs, ys = (np.linspace(-width, width, plan.resolution).tolist() for width in (far, plan.span))
     return {
         "plane": plan.plane,
-        "axis": axis,
-        "norms": [float(global_norm(direction)) for direction in (first, second)],
-        "loss": [[landscape.loss_at(first, second, (x, y)) for x in axis] for y in axis],
+        "x": xs,
+        "y": ys,
+        "loss": [[landscape.loss_at(first, second, (x, y)) for x in xs] for y in ys],
     }
 
 
