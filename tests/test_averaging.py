@@ -142,7 +142,7 @@ def test_a_run_without_an_average_says_so(gnp):
 def test_a_run_that_evaluates_its_average_recalibrates_it(gnp, tmp_path: Path):
     done = gnp(
         "train", *SHORT, "--set", "model.name=wrn-16-4", "--set", "train.evaluate_weights=ema",
-        "--set", "train.recalibrate_batches=3", "--run-dir", "run",
+        "--set", "train.recalibrate_batches=3", "--run-dir", "run", timeout=900,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     record = read_metrics(tmp_path / "run" / "metrics.jsonl")[-1]
