@@ -17,6 +17,11 @@ from gnpcli.runtime import describe_environment
 from gnpcli.sharding import make_mesh
 
 PLAIN = "plain"
+WHOLE = (
+    "gr.groups=1", "train.accumulate=1", "gr.every=1", "gr.between=plain",
+    "gr.probability=1", "gr.probability_end=null",
+)  # fmt: skip
+"""What every form starts from: each step penalised, on the whole batch at once."""
 
 VARIANTS: dict[str, tuple[str, ...]] = {
     "gnp": (),
@@ -25,9 +30,15 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "gsam": ("gr.surrogate_gap=0.2", "gr.alpha=1"),
     "sam-on": ("gr.perturb=norms", "gr.alpha=1"),
     "exact": ("gr.gradient=exact",),
+    "groups-4": ("gr.groups=4",),
+    "groups-8": ("gr.groups=8",),
+    "accumulate-4": ("train.accumulate=4",),
+    "every-4": ("gr.every=4",),
+    "reuse-4": ("gr.every=4", "gr.between=reuse"),
     "zero-warmup": ("gr.strategy=zero-warmup", "gr.warmup_epochs=1"),
 }
-"""What `bench_gr` can compare with plain training: settings on top of GR at full strength from the first step.
+"""What `bench_gr` can compare with plain training: settings on top of GR at full strength from the first step and of
+`WHOLE`.
 
 Of ``zero-warmup`` it is the plain steps of the warmup that are measured.
 """
@@ -40,8 +51,8 @@ def bench_gr(config: RunConfig, *, variants: Sequence[str], rounds: int, steps: 
     over the rounds of ratios within a round, so that they survive a noisy machine.
 
     Args:
-        config: Its own GR settings are kept where a variant does not set them; r and alpha are 0.1 and 0.8 if it has
-            none. Its images are random ones in the shape of its data set.
+        config: Its own GR settings are kept where neither `WHOLE` nor a variant sets them; r and alpha are 0.1 and 0.8
+            if it has none. Its images are random ones in the shape of its data set.
         variants: Names out of `VARIANTS`.
         rounds: Rounds counted, after one that is not.
         steps: Steps of each kind in a round.
@@ -62,15 +73,16 @@ def bench_gr(config: RunConfig, *, variants: Sequence[str], rounds: int, steps: 
     for name in variants:
         if name not in VARIANTS:
             raise ConfigError(f"unknown variant {name!r}{suggest(name, VARIANTS)} (choices: {', '.join(VARIANTS)})")
-    base = regularized(config)
-    mesh = make_mesh(config)
+    base = override(regularized(config), WHOLE)
     images, spec = random_images(config)
     kinds: dict[str, Timed] = {}
     settings = {PLAIN: ("gr.strategy=none",), **{name: VARIANTS[name] for name in variants}}
     for name, assignments in settings.items():
         report(f"compiling {name}")
-        task = build_task(override(base, assignments), images, spec, mesh)
-        kinds[name] = Timed([task.step_at(0)], task.init(), task.feed.source(0))
+        form = override(base, assignments)
+        task = build_task(form, images, spec, make_mesh(form))
+        cycle = [task.step_at(step) for step in range(task.config.gr.every)]
+        kinds[name] = Timed(cycle, task.init(), task.feed.source(0))
     interleave(list(kinds.values()), rounds=rounds, steps=steps, report=report)
     plain = kinds[PLAIN]
 
@@ -98,7 +110,7 @@ def bench_gr(config: RunConfig, *, variants: Sequence[str], rounds: int, steps: 
         "dtype": config.train.dtype,
         "r": base.gr.r,
         "alpha": base.gr.alpha,
-        "devices": mesh.size,
+        "devices": make_mesh(base).size,
         "rounds": rounds,
         "steps_per_round": steps,
         "measurements": [measured(name) for name in kinds],

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from gnpcli.bench import Timed, regularized
-from gnpcli.bench_gr import PLAIN, VARIANTS
+from gnpcli.bench_gr import PLAIN, VARIANTS, WHOLE
 from gnpcli.config.loader import differences
 from gnpcli.presets import override, resolve
 from tests.conftest import Gnp, fails
@@ -15,7 +15,7 @@ from tests.conftest import Gnp, fails
 
 @pytest.mark.parametrize("preset", ["vit-nano-digits", "vit-ti-cifar10", "wrn-16-4-cifar10"])
 def test_every_form_is_a_valid_configuration_that_differs_from_the_others(preset):
-    base = regularized(resolve(preset))
+    base = override(regularized(resolve(preset)), WHOLE)
     found = {name: override(base, assignments) for name, assignments in VARIANTS.items()}
     assert found["gnp"] == base
     for name, config in found.items():
@@ -79,3 +79,4 @@ def test_bench_gr_measures_every_form_beside_plain_training(gnp: Gnp):
     assert rows["zero-warmup"]["flops_over_plain"] == 1
     assert 1.9 < rows["gnp"]["flops_over_plain"] < 2.1
     assert 2.5 < rows["exact"]["flops_over_plain"] < 3.5
+    assert 1.2 < rows["every-4"]["flops_over_plain"] < 1.3
