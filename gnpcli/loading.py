@@ -23,6 +23,7 @@ class LoadingDisplay:
     """
 
     PLAIN_EVERY_S = 2.0
+    BAR_EVERY_S = 0.1
 
     def __init__(self, name: str, console: Console, line: Callable[[str], None], *, quiet: bool = False):
         self._name, self._line, self._quiet = name, line, quiet
@@ -39,6 +40,9 @@ class LoadingDisplay:
                 console=console,
                 expand=True,
                 transient=True,
+                # Drawn by whoever calls, not by a thread: TFDS replaces Python's import while it is imported itself,
+                # and rich imports as it draws.
+                auto_refresh=False,
             )
 
     def __call__(self, done: int, total: int, what: str = "reading", unit: str = "images") -> None:
@@ -54,6 +58,9 @@ class LoadingDisplay:
                 self._bar.add_task(title, completed=done, total=total or None, unit=unit)
                 self._bar.start()
             self._bar.update(self._bar.task_ids[0], completed=done, total=total or None)
+            if is_new or done == total or time.monotonic() - self._told > self.BAR_EVERY_S:
+                self._told = time.monotonic()
+                self._bar.refresh()
         elif is_new or time.monotonic() - self._told > self.PLAIN_EVERY_S:
             self._told = time.monotonic()
             self._line(f"{title}: {_amount(done, total, unit)}")
@@ -88,4 +95,4 @@ class _Rate(ProgressColumn):
 def _amount(done: int, total: int, unit: str) -> str:
     if unit == "bytes":
         return f"{done / 1e6:.1f}" + (f"/{total / 1e6:.1f}" if total else "") + " MB"
-    return f"{done}" + (f"/{total}" if total else "") + f" {unit}"
+    return f"{done:,}" + (f"/{total:,}" if total else "") + f" {unit}"

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import pty
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -76,3 +78,22 @@ def fails(done: subprocess.CompletedProcess[str], *parts: str, status: int = 1) 
     for part in parts:
         assert part in lines[0], lines[0]
     return lines[0]
+
+
+def on_a_terminal(*arguments: object) -> tuple[int, str]:
+    """Run ``gnp ARGS`` on a terminal of 80 columns; return exit status and all that it showed."""
+    outer, inner = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-c", "from gnpcli.cli import main; main()", *map(str, arguments)],
+        stdin=inner,
+        stdout=inner,
+        stderr=inner,
+        env={**os.environ, "COLUMNS": "80", "TERM": "xterm"},
+    )
+    os.close(inner)
+    shown = b""
+    with suppress(OSError):  # how Linux says that nobody holds the other end any more
+        while block := os.read(outer, 1 << 16):
+            shown += block
+    os.close(outer)
+    return process.wait(), shown.decode()

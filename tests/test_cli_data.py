@@ -17,7 +17,7 @@ from gnpcli.data import SOURCES
 from gnpcli.errors import ConfigError
 from gnpcli.loading import LoadingDisplay
 from tests.archives import random_images, write_own_tfds, write_tfds
-from tests.conftest import Gnp, fails
+from tests.conftest import Gnp, fails, on_a_terminal
 
 
 @pytest.fixture(autouse=True)
@@ -83,6 +83,17 @@ def test_list_shows_every_source_and_what_else_is_prepared(gnp: Gnp, data: Path)
     for part in ("30 + 20", "10", "32x32x3", "array_record", "d/svhn_cropped/3.1.0"):
         assert part in lines["svhn_cropped"]
     assert "absent; gnp data prepare cifar10 downloads 170 MB" in lines["cifar10"]
+
+
+def test_list_fits_a_terminal_with_folders_on_lines_of_their_own(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(data.parent)
+    status, shown = on_a_terminal("data", "list", "--data-dir", "d")
+    assert status == 0, shown
+    lines = shown.splitlines()
+    assert lines[0].split() == ["name", "images", "classes", "pixels", "format", "on", "disk"]
+    at = next(number for number, line in enumerate(lines) if line.startswith("svhn_cropped"))
+    assert lines[at + 1] == "    d/svhn_cropped/3.1.0"
+    assert all(len(line) <= 80 for line in lines if not line.startswith(" "))
 
 
 def test_list_finds_image_folders_and_default_places(gnp: Gnp, data: Path, tmp_path: Path) -> None:
@@ -157,8 +168,6 @@ def test_a_bar_on_a_terminal_shows_amount_and_leaves_nothing_behind() -> None:
         with LoadingDisplay("birds", console, lambda text: pytest.fail(text)) as display:
             display(500_000, 2_000_000, "downloading a.bin", "bytes")
             display(5, 9)
-            assert display._bar is not None
-            display._bar.refresh()
         shown = console.export_text()
     assert "reading birds" in shown
     assert "5/9 images" in shown

@@ -24,7 +24,7 @@ from gnpcli.data.fetch import Origin
 from gnpcli.data.published import Published
 from gnpcli.errors import DataError
 from tests.archives import Images, Server, as_pairs, random_images, serve, write_archives, write_sums, write_tfds
-from tests.conftest import Gnp, fails
+from tests.conftest import Gnp, fails, on_a_terminal
 
 COUNTS = {"train": 150, "test": 50}
 
@@ -276,6 +276,28 @@ def test_an_image_folder_counts_as_there(site: Callable[..., Site], gnp: Gnp, tm
     assert "cifar100 is there already: images in data/cifar100 (image folder)" in done.stdout
     with pytest.raises(DataError, match=r"train is not CIFAR-100: it lacks aquarium_fish, baby, .*, \.\.\.; for other"):
         describe(DataConfig(name="cifar100"))
+
+
+def test_a_bar_on_a_terminal_shows_each_piece_of_work_and_nothing_else(
+    site: Callable[..., Site], tmp_path: Path
+) -> None:
+    made = site("fashion_mnist", train=1500, test=50)
+    status, shown = on_a_terminal(
+        "data", "prepare", "fashion_mnist", "--data-dir", tmp_path / "d", "--mirror", made.server.url,
+        "--checksums", made.sums,
+    )  # fmt: skip
+    assert status == 0, shown
+    assert "Traceback" not in shown
+    for what in (
+        "downloading train-images",
+        "MB",
+        "preparing fashion_mnist train",
+        "1,500/",
+        "preparing fashion_mnist",
+    ):
+        assert what in shown
+    # The last line of the bar is wiped out before the result.
+    assert shown.rpartition("\x1b[2K")[2].lstrip("\r").startswith("fashion_mnist is prepared: 1,500 train, 50 test")
 
 
 # --- what goes wrong

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -29,31 +30,24 @@ def list_data(data_dir: DataDirOption = None, as_json: JsonOption = False) -> No
 
         typer.echo(json.dumps([asdict(row) for row in rows], indent=2))
         return
-    from rich.console import Console
-    from rich.table import Table
+    table = [list(_COLUMNS), *map(_cells, rows)]
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    for number, (*cells, where) in enumerate(table):
+        parts = zip(cells, widths, _COLUMNS.values(), strict=False)
+        line = "  ".join(cell.rjust(width) if is_number else cell.ljust(width) for cell, width, is_number in parts)
+        if not sys.stdout.isatty():
+            typer.echo(f"{line}  {where}")
+            continue
+        # On a terminal a folder has a line of its own: it may be as long as that, and is copied whole.
+        typer.echo(line.rstrip())
+        if number > 0:
+            typer.echo(f"    {where}")
 
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for column, is_number in (
-        ("name", False),
-        ("images", True),
-        ("classes", True),
-        ("pixels", True),
-        ("format", False),
-        ("on disk", True),
-        ("where", False),
-    ):
-        table.add_column(
-            column,
-            justify="right" if is_number else "left",
-            no_wrap=column != "where",
-            overflow="fold" if column == "where" else "ellipsis",
-        )
-    for row in rows:
-        table.add_row(*_cells(row))
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console.width = 400  # piped output is for other programs: a row is a line, whatever its length
-    console.print(table)
+
+_COLUMNS = {
+    "name": False, "images": True, "classes": True, "pixels": True, "format": False, "on disk": True, "where": False,
+}  # fmt: skip
+"""Of the list, and whether it is one of numbers."""
 
 
 def _cells(row: Listing) -> list[str]:
