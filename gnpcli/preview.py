@@ -79,11 +79,11 @@ def _pixels(images: jax.Array, spec: DataSpec) -> Images:
 
 
 def _captions(labels: np.ndarray, spec: DataSpec) -> list[str]:
-    """Name each image's class, or its classes with their shares, the largest first."""
+    """Name each image's class, or its classes with their shares, the largest first, a line each."""
     if labels.ndim == 1:
         return [spec.class_names[label] for label in labels]
     return [
-        " + ".join(f"{spec.class_names[k]} {row[k]:.2f}" for k in np.argsort(-row, kind="stable") if row[k] >= 0.005)
+        "\n".join(f"{spec.class_names[k]}: {row[k]:.2f}" for k in np.argsort(-row, kind="stable") if row[k] >= 0.005)
         for row in labels
     ]
 
@@ -94,7 +94,10 @@ def _sheet(shown: list[tuple[Images, list[str]]], columns: int) -> Image.Image:
     scale = max(1, -(-CELL // size))
     side = size * scale
     columns = min(columns, count)
-    width, height = side + _GAP, 2 * (side + _LINE) + 2 * _GAP
+    # Of each row its captions' lines; the next row, or pair, begins below them.
+    lines = [max(text.count("\n") + 1 for text in captions) for _, captions in shown]
+    tops = [sum(side + _LINE * number for number in lines[:row]) for row in range(len(lines) + 1)]
+    width, height = side + _GAP, tops[-1] + 2 * _GAP
     sheet = Image.new("RGB", (columns * width + _GAP, -(-count // columns) * height + _GAP), "white")
     draw = ImageDraw.Draw(sheet)
     for index in range(count):
@@ -102,9 +105,10 @@ def _sheet(shown: list[tuple[Images, list[str]]], columns: int) -> Image.Image:
         for row, (images, captions) in enumerate(shown):
             pixels = images[index, ..., 0] if channels == 1 else images[index]
             image = Image.fromarray(pixels).resize((side, side), Image.Resampling.NEAREST)
-            y = top + row * (side + _LINE)
-            sheet.paste(image, (left, y))
-            draw.text((left, y + side), _fit(captions[index], side), fill="black", font=_FONT)
+            sheet.paste(image, (left, top + tops[row]))
+            for number, line in enumerate(captions[index].splitlines()):
+                y = top + tops[row] + side + number * _LINE
+                draw.text((left, y), _fit(line, side), fill="black", font=_FONT)
     return sheet
 
 

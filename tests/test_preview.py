@@ -18,10 +18,15 @@ from tests.conftest import Gnp, fails
 SIDE, GAP, LINE = 128, 8, 14  # 8-pixel digits, enlarged 16 times
 
 
-def cell(sheet: np.ndarray, index: int, columns: int, row: int) -> np.ndarray:
+def height(lines: int) -> int:
+    """Return that of a row of pairs whose lower captions have so many lines."""
+    return 2 * SIDE + (1 + lines) * LINE + 2 * GAP
+
+
+def cell(sheet: np.ndarray, index: int, columns: int, row: int, lines: int) -> np.ndarray:
     """Return the 8x8 grey image of a cell: row 0 is before, row 1 after augmentation."""
     left = GAP + index % columns * (SIDE + GAP)
-    top = GAP + index // columns * (2 * (SIDE + LINE) + 2 * GAP) + row * (SIDE + LINE)
+    top = GAP + index // columns * height(lines) + row * (SIDE + LINE)
     block = sheet[top : top + SIDE, left : left + SIDE]
     assert (block == np.repeat(np.repeat(block[::16, ::16], 16, 0), 16, 1)).all(), "not an enlarged image"
     return block[::16, ::16, 0]
@@ -39,8 +44,9 @@ def test_preview_shows_what_the_step_sees(gnp: Gnp, tmp_path, assignments, step,
     done = gnp("data", "preview", *sets, "--count", 6, "--columns", 4, "--step", step, "--out", "sheet.png")
     assert done.returncode == 0, done.stderr
     assert f"6 images of digits, before and after {said}" in done.stdout
+    lines = 2 if "mixup" in said else 1  # mixed images have two classes
     with Image.open(tmp_path / "sheet.png") as image:
-        assert image.size == (4 * (SIDE + GAP) + GAP, 2 * (2 * (SIDE + LINE) + 2 * GAP) + GAP)
+        assert image.size == (4 * (SIDE + GAP) + GAP, 2 * height(lines) + GAP)
         sheet = np.asarray(image)
 
     config = resolve(None, [*assignments, "data.batch_size=6", "mesh.devices=1"])
@@ -53,8 +59,8 @@ def test_preview_shows_what_the_step_sees(gnp: Gnp, tmp_path, assignments, step,
     images, _ = jax.jit(feed.batch)(source, np.int32(at), augment_key(keys.steps, step))
     after = np.rint(255 * (np.asarray(images) * dataset.spec.std[0] + dataset.spec.mean[0])).clip(0, 255)
     for index in range(6):
-        np.testing.assert_array_equal(cell(sheet, index, 4, 0), before[index, ..., 0])
-        np.testing.assert_array_equal(cell(sheet, index, 4, 1), after[index, ..., 0])
+        np.testing.assert_array_equal(cell(sheet, index, 4, 0, lines), before[index, ..., 0])
+        np.testing.assert_array_equal(cell(sheet, index, 4, 1, lines), after[index, ..., 0])
     assert (before == after).all() == (said == "no augmentation")
 
 
