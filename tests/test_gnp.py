@@ -434,3 +434,40 @@ def test_docstring_examples(module):
     found = doctest.testmod(module)
     assert found.failed == 0
     assert found.attempted > 0
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("gradient", GRADIENTS)
+def test_a_clean_pass_of_its_own_gives_the_direction_and_its_share(gradient, recompute):
+    """A value may have two gradients, as in networks that shake: here ``C w`` and ``P w``, of no function."""
+    loss, _, point = quadratic()
+    rng = np.random.default_rng(3)
+    clean_matrix, matrix = rng.normal(size=(2, 6, 6))
+
+    def linear(matrix):
+        def value_and_grad(params):
+            w = jnp.concatenate([params["a"], params["b"].reshape(-1)])
+            return loss(params), as_tree(jnp.asarray(matrix, jnp.float32) @ w)
+
+        return value_and_grad
+
+    def mixed(alpha):
+        return penalize(
+            linear(matrix),
+            r=R,
+            alpha=alpha,
+            clean=linear(clean_matrix),
+            gradient=gradient,
+            recompute=recompute,
+            with_metrics=True,
+        )(as_tree(point))
+
+    value, grads, metrics = jax.jit(lambda: mixed(jnp.float32(ALPHA)))()
+    clean = clean_matrix @ point
+    perturbed = matrix @ (point + R * clean / np.linalg.norm(clean))
+    np.testing.assert_allclose(as_vector(grads), (1 - ALPHA) * clean + ALPHA * perturbed, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(value, loss(as_tree(point)), rtol=1e-6)
+    np.testing.assert_allclose(metrics.clean_grad_norm, np.linalg.norm(clean), rtol=1e-5)
+    np.testing.assert_allclose(metrics.perturbed_grad_norm, np.linalg.norm(perturbed), rtol=1e-5)
+    for nothing in (0.0, jnp.float32(0)):
+        np.testing.assert_allclose(as_vector(mixed(nothing)[1]), clean, rtol=1e-4, atol=1e-5)

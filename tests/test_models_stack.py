@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import jax
 import jax.numpy as jnp
@@ -40,7 +41,13 @@ def small(monkeypatch):
 def weights(model, seed=0):
     rng = np.random.default_rng(seed)
     shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), SHAPE))
-    return jax.tree.map(lambda leaf: rng.uniform(0.1, 0.5, leaf.shape).astype(np.float32), shapes)
+
+    def draw(leaf):
+        if leaf.ndim == 1:
+            return rng.uniform(0.3, 0.9, leaf.shape).astype(np.float32)
+        return (rng.normal(size=leaf.shape) * math.sqrt(2 / math.prod(leaf.shape[:-1]))).astype(np.float32)
+
+    return jax.tree.map(draw, shapes)
 
 
 def images(seed=0):

@@ -58,6 +58,9 @@ class ModelConfig(Section):
     """Largest rate with which a residual branch is dropped whole, per image (stochastic depth, arXiv 1603.09382)."""
     layer_scale: Annotated[float, Field(gt=0)] | None = None
     """Initial value of CaiT's LayerScale (arXiv 2103.17239); null takes that of the depth (upstream: of the width)."""
+    clean_gradient: Literal["shaken", "true"] | None = None
+    """Gradient of the clean pass of a GR step in Shake-Shake and ShakeDrop: ``shaken``, that of plain training, with
+    random factors of its own in the backward pass; ``true``, that of the loss itself (the papers' code)."""
     scan: bool | None = None
     """Whether the equal blocks of a CaiT are one block in the program, scanned; docs/results.md has what it costs."""
     gelu: Literal["tanh", "exact"] | None = None

@@ -94,6 +94,7 @@ def penalize(
     *,
     r: Scalar,
     alpha: Scalar,
+    clean: Callable[..., Any] | None = None,
     gradient: Literal["finite-difference", "exact"] = "finite-difference",
     recompute: bool = False,
     mix: Literal["raw", "unit"] = "raw",
@@ -111,6 +112,9 @@ def penalize(
         r: Perturbation radius, at least 0: the L2 norm, over the parameters that move, of the step to the perturbed
             point; with `scales`, the norm ``||T^-1 e||`` of that step.
         alpha: Mixing weight ``lambda / r``. The penalty coefficient lambda is ``alpha * r``.
+        clean: What gives g_clean, and with it the direction, where that is another function than what gives
+            g_perturbed: one of the same type that computes the loss from the same parameters to the same value, with
+            another gradient. None takes `value_and_grad`.
         gradient: ``"finite-difference"`` evaluates a second gradient at the perturbed point; its error against the
             exact gradient is of first order in r. ``"exact"`` computes ``H e`` forward over reverse.
         recompute: Only for ``"exact"``: take the clean gradient once alone and then again under the forward
@@ -145,16 +149,20 @@ def penalize(
     if isinstance(r, int | float) and r < 0:
         raise ValueError(f"r must be at least 0, not {r}")
     if isinstance(r, int | float) and isinstance(alpha, int | float) and alpha * r == 0:
-        return plain(value_and_grad, has_aux=has_aux) if with_metrics else value_and_grad
+        first = clean or value_and_grad
+        return plain(first, has_aux=has_aux) if with_metrics else first
 
     def penalized(params: Any, *args: Any, **kwargs: Any) -> Any:
         def at(point: Any) -> Any:
             return value_and_grad(point, *args, **kwargs)
 
+        def clean_at(point: Any) -> Any:
+            return (clean or value_and_grad)(point, *args, **kwargs)
+
         if gradient == "exact":
-            passes = _exact(at, params, r, scales, has_aux, recompute)
+            passes = _exact(at, clean_at if clean else None, params, r, scales, has_aux, recompute)
         else:
-            passes = _visited(at, params, r, scales, has_aux)
+            passes = _visited(at, clean_at, params, r, scales, has_aux)
         g_clean, g_perturbed = passes.g_clean, passes.g_perturbed
         clean_norm, perturbed_norm = global_norm(g_clean), global_norm(g_perturbed)
         share = jnp.asarray(alpha, clean_norm.dtype)
@@ -205,34 +213,50 @@ class _Passes(NamedTuple):
     g_perturbed: Any
 
 
-def _visited(at: Callable[[Any], Any], params: Any, r: Scalar, scales: Scales | None, has_aux: bool) -> _Passes:
+def _visited(
+    at: Callable[[Any], Any],
+    clean_at: Callable[[Any], Any],
+    params: Any,
+    r: Scalar,
+    scales: Scales | None,
+    has_aux: bool,
+) -> _Passes:
     """Evaluate the gradient again at ``params + r e``."""
-    value, g_clean = at(params)
+    value, g_clean = clean_at(params)
     ray, slope = steepest(params, g_clean, scales)
     value_perturbed, g_perturbed = at(add(params, jnp.asarray(r, slope.dtype) * inverse(slope), ray))
     return _Passes(value, g_clean, slope, value_perturbed[0] if has_aux else value_perturbed, g_perturbed)
 
 
 def _exact(
-    at: Callable[[Any], Any], params: Any, r: Scalar, scales: Scales | None, has_aux: bool, recompute: bool
+    at: Callable[[Any], Any],
+    clean_at: Callable[[Any], Any] | None,
+    params: Any,
+    r: Scalar,
+    scales: Scales | None,
+    has_aux: bool,
+    recompute: bool,
 ) -> _Passes:
     """Give, without a second point, the first-order loss and gradient at ``params + r e``."""
 
-    def split(point: Any) -> Any:
-        value, grads = at(point)
+    def split(point: Any, of: Callable[[Any], Any] = at) -> Any:
+        value, grads = of(point)
         loss, aux = value if has_aux else (value, None)
         return (loss, grads), aux
 
-    if recompute:
-        (loss, g_clean), aux = split(params)
+    is_first_apart = recompute or clean_at is not None
+    if is_first_apart:
+        (loss, g_clean), aux = split(params, clean_at or at)
     else:
         (loss, g_clean), tangent_of, aux = jax.linearize(split, params, has_aux=True)
     ray, slope = steepest(params, g_clean, scales)
     unit = jax.tree.map(lambda g, leaf: scaled(inverse(slope), leaf).astype(g.dtype), g_clean, ray)
-    if recompute:
-        _, (rise, hessian_unit) = jax.jvp(lambda point: split(point)[0], (params,), (unit,))
+    g_here = g_clean
+    if is_first_apart:
+        (_, g_again), (rise, hessian_unit) = jax.jvp(lambda point: split(point)[0], (params,), (unit,))
+        g_here = g_clean if clean_at is None else g_again
     else:
         rise, hessian_unit = tangent_of(unit)
     perturbed_loss = loss + jnp.asarray(r, loss.dtype) * rise
-    g_perturbed = add(g_clean, jnp.asarray(r, slope.dtype), hessian_unit)
+    g_perturbed = add(g_here, jnp.asarray(r, slope.dtype), hessian_unit)
     return _Passes((loss, aux) if has_aux else loss, g_clean, slope, perturbed_loss, g_perturbed)

@@ -79,7 +79,8 @@ def _wide_resnet(depth: int, width: int) -> Entry:
 
 def _shake_shake(depth: int, width: int) -> Entry:
     architecture = {"depth": depth, "width": width}
-    return Entry("gnpcli.models.shake_shake", architecture, {"variant": "paper"}, "1705.07485")
+    options = {"clean_gradient": "shaken", "variant": "paper"}
+    return Entry("gnpcli.models.shake_shake", architecture, options, "1705.07485")
 
 
 def _pyramidnet(depth: int, widening: int) -> Entry:
@@ -89,7 +90,7 @@ def _pyramidnet(depth: int, widening: int) -> Entry:
 
 def _shake_drop(depth: int, widening: int) -> Entry:
     plain = _pyramidnet(depth, widening)
-    return replace(plain, options={"drop_path": 0.5, **plain.options}, paper="1802.02375")
+    return replace(plain, options={"drop_path": 0.5, "clean_gradient": "shaken", **plain.options}, paper="1802.02375")
 
 
 def _vit(dim: int, depth: int, heads: int, patch_size: int = 4) -> Entry:

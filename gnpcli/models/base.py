@@ -46,10 +46,13 @@ class Model:
             draws from `key` (which may be None for a model whose rates are all 0) and BatchNorm normalises with the
             statistics of the batch and returns the moved running averages. In eval mode nothing is random, `key` is
             ignored and may be None, and the state comes back as it went in.
+        clean_apply: What the clean pass of a GR step runs, in train mode, where that is not `apply`: the same values
+            with another gradient. None takes `apply`.
     """
 
     init: InitFn
     apply: ApplyFn
+    clean_apply: ApplyFn | None = None
 
 
 def starting_from(model: Model, params: Params, state: State) -> Model:

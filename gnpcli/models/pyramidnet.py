@@ -21,10 +21,10 @@ import numpy as np
 from flax import linen as nn
 
 from gnpcli.config.schema import ModelConfig
-from gnpcli.models.base import Model, from_linen
+from gnpcli.models.base import Model
 from gnpcli.models.convolution import Conv
 from gnpcli.models.layers import DTYPES, BatchNorm, Dense, compact
-from gnpcli.models.shake import Factors, linear_rates, scale, shake_drop
+from gnpcli.models.shake import Factors, from_shaking, linear_rates, scale, shake_drop
 from gnpcli.models.stack import as_block
 from gnpcli.models.wide_resnet import STEM_CHANNELS, NormRelu, head_uniform, pool_and_pad
 
@@ -152,4 +152,4 @@ def build(
         variant=config.variant or "paper",
         dtype=DTYPES[dtype],
     )
-    return from_linen(module)
+    return from_shaking(module, config)

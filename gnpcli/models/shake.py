@@ -11,10 +11,15 @@ factor is the expectation of the forward one, nothing shakes.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from flax import linen as nn
+
+from gnpcli.config.schema import ModelConfig
+from gnpcli.models.base import Model, from_linen
 
 
 class Factors(NamedTuple):
@@ -107,6 +112,20 @@ def shake_drop(key: jax.Array | None, rates: Sequence[float], batch: int, *, tru
     forward = jnp.where(gate < rate, 2 * alpha - 1, jnp.ones_like(rate))
     backward = jnp.where(gate < rate, beta, jnp.ones_like(rate))
     return Factors(forward, forward if true_gradient else backward)
+
+
+def from_shaking(module: nn.Module, config: ModelConfig) -> Model:
+    """Adapt a Linen module with the attribute `true_gradient` to `Model`, its clean pass as the configuration says.
+
+    Shaken in both passes, the clean gradient is that of plain training, which GR then tends to where r or alpha tends
+    to 0, and the difference of the two gradients is that of one function at two points. With the true gradient in the
+    clean pass, as in the papers' code, the perturbation follows the loss itself; in a mix, the difference of the two
+    gradients then is of the shaking too.
+    """
+    model = from_linen(module)
+    if config.clean_gradient != "true":
+        return model
+    return replace(model, clean_apply=from_linen(module.clone(true_gradient=True)).apply)
 
 
 def linear_rates(last: float, blocks: int) -> tuple[float, ...]:
