@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, cast
 
 import jax
@@ -13,7 +14,7 @@ from gnpcli.ascent import build_scales
 from gnpcli.config import GrConfig, TrainConfig
 from gnpcli.gnp import Scalar, accumulate, orthogonal_component, penalize, plain, reuse, with_gradient
 from gnpcli.losses import cross_entropy, half_squared_norm, is_outside_top, main_class
-from gnpcli.models.base import Model
+from gnpcli.models.base import ApplyFn, Model
 from gnpcli.models.layers import batch_statistics_over
 from gnpcli.models.stack import rematerialised
 from gnpcli.optim import decay_mask
@@ -82,17 +83,21 @@ def make_value_and_grad(
     """
     groups = cast(int, gr.groups)
     pieces = max(train.accumulate // groups, 1)
-    value_and_grad = jax.value_and_grad(make_objective(model, train, gr), has_aux=True)
-    if pieces > 1:
-        value_and_grad = accumulate(value_and_grad, BATCH, KEY)
     renews = kind == "gnp" and gr.between == "reuse"
-    if renews:
-        value_and_grad = with_gradient(value_and_grad)
+
+    def one_pass(apply: ApplyFn) -> Callable[..., Any]:
+        found = jax.value_and_grad(make_objective(replace(model, apply=apply), train, gr), has_aux=True)
+        if pieces > 1:
+            found = accumulate(found, BATCH, KEY)
+        return with_gradient(found) if renews else found
+
+    value_and_grad = one_pass(model.apply)
     if kind == "gnp":
         value_and_grad = penalize(
             value_and_grad,
             r=r,
             alpha=alpha,
+            clean=one_pass(model.clean_apply) if model.clean_apply else None,
             gradient=gr.gradient,
             recompute=pieces > 1,
             mix=gr.mix,

@@ -1,15 +1,17 @@
 """PyramidNet, ShakeDrop and Shake-Shake: both networks against NumPy written from the papers, and the shaking:
 expectation, draws and gradients."""
 
+import functools
 import math
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from gnpcli.config.schema import ModelConfig
-from gnpcli.gnp import gnp_value_and_grad
+from gnpcli.gnp import global_norm, gnp_value_and_grad
 from gnpcli.models import pyramidnet, shake_shake
 from gnpcli.models.base import count_parameters
 from gnpcli.models.layers import DTYPES
@@ -17,6 +19,9 @@ from gnpcli.models.pyramidnet import PyramidNet, bottleneck_widths
 from gnpcli.models.shake import Factors, linear_rates, scale, shake_drop
 from gnpcli.models.shake import shake_shake as shake_shake_factors
 from gnpcli.models.shake_shake import ShakeShake
+from gnpcli.objective import make_value_and_grad
+from gnpcli.presets import resolve
+from gnpcli.sharding import make_mesh
 
 CIFAR = (32, 32, 3)
 # Compiling is what these tests spend their time on; unoptimised code compiles in half of it.
@@ -336,6 +341,58 @@ def test_shake_drop_of_rate_zero_is_the_plain_network():
 
 
 # --------------------------------------------------------------------------------------------------------- gradients
+
+
+@pytest.mark.parametrize("family", ["shakeshake", pytest.param("pyramidnet", marks=pytest.mark.slow)])
+def test_the_clean_pass_takes_the_gradient_that_the_configuration_says(family):
+    """At alpha = 1 the step is the shaken gradient at a point in the direction of the clean one: true or shaken."""
+    shape, key = (8, 8, 3), jax.random.key(7)
+    images, labels = images_of(shape), jnp.arange(4) % 5
+    config = resolve(None, ["gr.strategy=constant", "gr.r=0.1", "gr.alpha=1"])
+    mesh = make_mesh(config)
+    models = {}
+    for name in ("shaken", "true"):
+        options = {"clean_gradient": name, "variant": "paper"}
+        models[name] = (
+            shake_shake_model(8, 4, shape, 5, **options)
+            if family == "shakeshake"
+            else pyramid_model(11, 9, shape, 5, drop_path=0.5, **options)
+        )
+    params, state = randomised(shapes_of(models["true"], shape))
+    assert models["shaken"].clean_apply is None
+
+    def of(model, alpha, r):
+        gradient = make_value_and_grad(model, config.train, config.gr, mesh, kind="gnp", r=r, alpha=alpha)
+        (loss, _), grads, metrics = gradient(params, state, {}, images, labels, key)
+        return loss, grads, metrics
+
+    def at(apply, point):
+        def loss(params):
+            logits, _ = apply(params, state, images, True, key)
+            return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+
+        return jax.grad(loss)(point)
+
+    @functools.partial(jax.jit, compiler_options=UNOPTIMISED)
+    def everything(r, zero):
+        found = {name: (*of(model, jnp.float32(1), r), of(model, zero, r)[1]) for name, model in models.items()}
+        wanted = {}
+        for name, apply in (("shaken", models["true"].apply), ("true", models["true"].clean_apply)):
+            clean = at(apply, params)
+            scale = r / global_norm(clean)
+            point = jax.tree.map(lambda w, g, scale=scale: w + scale * g, params, clean)
+            wanted[name] = (clean, at(models["true"].apply, point))
+        return found, wanted
+
+    found, wanted = everything(jnp.float32(0.1), jnp.float32(0))
+    assert float(found["shaken"][0]) == float(found["true"][0])
+    for name in models:
+        _, grads, metrics, limit = found[name]
+        assert_close(grads, wanted[name][1])
+        assert_close(limit, wanted[name][0])
+        assert float(metrics.clean_grad_norm) == pytest.approx(float(global_norm(wanted[name][0])), rel=1e-4)
+    with pytest.raises(AssertionError):
+        assert_close(found["shaken"][1], found["true"][1])
 
 
 @pytest.fixture(scope="module", params=["pyramidnet", "shakeshake"])
