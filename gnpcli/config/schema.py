@@ -62,7 +62,7 @@ class ModelConfig(Section):
     """Gradient of the clean pass of a GR step in Shake-Shake and ShakeDrop: ``shaken``, that of plain training, with
     random factors of its own in the backward pass; ``true``, that of the loss itself (the papers' code)."""
     scan: bool | None = None
-    """Whether the equal blocks of a CaiT are one block in the program, scanned; docs/results.md has what it costs."""
+    """Whether the equal blocks of a CaiT are one block in the program, scanned; weights keep their names and shapes."""
     gelu: Literal["tanh", "exact"] | None = None
     """Form of a ViT's GELU: ``tanh`` as in its authors' code, ``exact`` as in timm and torchvision."""
     variant: Literal["paper", "upstream"] | None = None
