@@ -17,7 +17,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from gnpcli import guard
+from gnpcli import guard, precision
 from gnpcli.ascent import perturbed_mask
 from gnpcli.checkpoint import Checkpoints
 from gnpcli.config import RunConfig
@@ -37,7 +37,7 @@ from gnpcli.runtime import describe_environment, stop_signals
 from gnpcli.schedules import GrSchedule, Horizon, Kind, gr_schedule, lr_schedule
 from gnpcli.sharding import abstract, check_cut, make_mesh, replicated, settle_groups
 from gnpcli.state import TrainState, init_state, run_keys
-from gnpcli.steps import make_diagnosis, make_train_step
+from gnpcli.steps import make_diagnosis, make_rounding_measure, make_train_step
 from gnpcli.weights.source import Pretrained, complete, fit_pretrained, open_pretrained
 
 LOOKAHEAD = 2
@@ -60,6 +60,8 @@ class Task:
     reuse_step: Any
     statistics: Any | None
     """``opt_state -> metrics`` of an adaptive optimizer, for the steps that are logged."""
+    rounding: Any | None
+    """See `gnpcli.steps.make_rounding_measure`; None where nothing is perturbed or it is all in float32."""
     init: Callable[..., TrainState]
     """``init(weights=None)``: the state before the first step, from parameters and model state where they are given."""
 
@@ -103,6 +105,9 @@ def build_task(config: RunConfig, train: Split | FileSplit, spec: DataSpec, mesh
         for kind in typing.get_args(Kind)
     )
     averages, reuses = config.train.ema_decay is not None, config.gr.between == "reuse"
+    visits = "gnp" in gr.kinds and config.gr.gradient == "finite-difference"
+    is_narrow = config.train.dtype != "float32"
+    rounding = make_rounding_measure(model, feed, config.train, config.gr, mesh) if visits and is_narrow else None
 
     def init(weights: tuple[Params, State] | None = None) -> TrainState:
         start = model if weights is None else starting_from(model, *weights)
@@ -110,7 +115,9 @@ def build_task(config: RunConfig, train: Split | FileSplit, spec: DataSpec, mesh
 
     init = jax.jit(init, out_shardings=replicated(mesh))
     statistics = make_statistics(config.optimizer)
-    return Task(config, mesh, spec, model, feed, horizon, gr, plain_step, gnp_step, reuse_step, statistics, init)
+    return Task(
+        config, mesh, spec, model, feed, horizon, gr, plain_step, gnp_step, reuse_step, statistics, rounding, init
+    )
 
 
 def train(config: RunConfig, run_dir: Path, *, max_steps: int | None = None, quiet: bool = False) -> dict[str, Any]:
@@ -256,19 +263,24 @@ class _Loop:
         self.skipped: dict[str, int] = {}
         self.saved_step: int | None = None
         self.meta = _meta(task)
+        self.rounding = task.rounding
         self.clock = Clock(task.config.data.batch_size)
 
     def run(self, start: int, stop: int, received: list[signal.Signals]) -> dict[str, Any]:
         """Run the steps from `start` to `stop`, or to a signal; return the summary."""
         task = self.task
         compiled: set[Any] = set()
-        step = start
+        step, measures_from = start, max(start, precision.EVERY_STEPS)
         while step < stop and not received:
             step_fn = task.step_at(step)
             if step_fn not in compiled:
                 self._drain(0)
                 self.screen.status("compiling")
-            self.state, metrics = step_fn(self.state, task.feed.source(step))
+            source = task.feed.source(step)
+            if self.rounding is not None and step >= measures_from and task.gr.kinds[step] == "gnp":
+                self._measure_rounding(step, source)
+                measures_from = step + precision.EVERY_STEPS
+            self.state, metrics = step_fn(self.state, source)
             step += 1
             if task.statistics is not None and self._is_logged(step):
                 metrics |= task.statistics(self.state.opt_state)
@@ -285,6 +297,16 @@ class _Loop:
             self._at_boundary(step, is_last=True, evaluates=not received)
         self.checkpoints.wait()
         return self._summary(step, is_interrupted=step < stop)
+
+    def _measure_rounding(self, step: int, source: Any) -> None:
+        """Warn, once, where the compute type cannot represent the perturbation of most parameters."""
+        assert self.rounding is not None
+        share, config = float(self.rounding(self.state, source)), self.task.config
+        if share > precision.MOST:
+            told = precision.advice(share, step=step, r=config.gr.r or 0.0, dtype=config.train.dtype)
+            self.screen.line(f"warning: {told}", style="yellow")
+            self.rounding = None
+        self.clock.pause(step)
 
     def _at_boundary(self, step: int, *, is_last: bool, evaluates: bool = True) -> None:
         """Evaluate and save where this step calls for it; before either, all its metrics are known to be finite."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Protocol
 
 import jax
@@ -10,14 +11,19 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
+from gnpcli.ascent import build_scales, perturbed_mask
 from gnpcli.averaging import batch_statistics, ema_decay, moved
 from gnpcli.config import GrConfig, TrainConfig
 from gnpcli.gnp import global_norm
+from gnpcli.gnp.ascent import steepest
+from gnpcli.gnp.trees import inverse, scaled
 from gnpcli.guard import guarded, is_finite, max_in_a_row
 from gnpcli.losses import MetricSums, metric_sums
 from gnpcli.models.base import Model
+from gnpcli.models.layers import DTYPES
 from gnpcli.objective import make_value_and_grad
 from gnpcli.optim import clip_by_norm, clip_ratio
+from gnpcli.precision import lost_share
 from gnpcli.schedules import GrSchedule, Kind, Schedule
 from gnpcli.sharding import replicated, split_batch
 from gnpcli.state import TrainState
@@ -185,6 +191,27 @@ def make_diagnosis(
         return {name: jax.tree.map(lambda leaf: jnp.sum(~jnp.isfinite(leaf)), tree) for name, tree in found.items()}
 
     return jax.jit(diagnosis, out_shardings=replicated(mesh))
+
+
+def make_rounding_measure(model: Model, feed: TrainFeed, train: TrainConfig, gr: GrConfig, mesh: Mesh) -> Any:
+    """Build the program that measures how much of the perturbation the compute type of the model can represent.
+
+    Returns:
+        Jitted, ``(state, source) -> share``: `gnpcli.precision.lost_share` of the perturbation at full radius, by the
+        plain gradient of the whole batch of the step that begins in `state`, which is not donated.
+    """
+    scales, plain = build_scales(gr), gr.model_copy(update={"between": "plain"})
+
+    def measure(state: TrainState, source: Any) -> jax.Array:
+        images, labels, model_key = step_batch(state.key, state.step, feed, source, mesh)
+        value_and_grad = make_value_and_grad(model, train, plain, mesh, kind="plain", r=0.0, alpha=0.0)
+        grads = value_and_grad(state.params, state.model_state, {}, images, labels, model_key)[1]
+        moves = perturbed_mask(state.params, gr.perturb)
+        ray, length = steepest(state.params, grads, scales)
+        perturbation = jax.tree.map(partial(scaled, (gr.r or 0.0) * inverse(length)), ray)
+        return lost_share(state.params, perturbation, moves, DTYPES[train.dtype])
+
+    return jax.jit(measure, out_shardings=replicated(mesh))
 
 
 def make_eval_step(model: Model, feed: EvalFeed, mesh: Mesh) -> Any:
