@@ -270,7 +270,8 @@ class _Loop:
         """Run the steps from `start` to `stop`, or to a signal; return the summary."""
         task = self.task
         compiled: set[Any] = set()
-        step, measures_from = start, max(start, precision.EVERY_STEPS)
+        warmup_steps = round(task.config.schedule.warmup_epochs * task.horizon.steps_per_epoch)
+        step, measures_from = start, max(start, precision.EVERY_STEPS, warmup_steps)
         while step < stop and not received:
             step_fn = task.step_at(step)
             if step_fn not in compiled:

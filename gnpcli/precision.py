@@ -15,8 +15,9 @@ import ml_dtypes
 import numpy as np
 
 EVERY_STEPS = 200
-"""Steps between two measurements, of which the first is after as many: while a head that starts at 0 has hardly moved,
-the gradient of everything before it is 0 or nearly so. It costs one gradient, a quarter of a percent of a GNP step."""
+"""Steps between two measurements, of which the first is after as many, and after the learning-rate warmup: while a head
+that starts at 0 has hardly moved, the gradient of everything before it is 0 or nearly so. A measurement costs one
+gradient."""
 
 MOST = 0.5
 """Share of the moving parameters above which a run warns."""
