@@ -144,7 +144,7 @@ def test_the_columns_of_adam_vs_gr_are_the_recipes_of_the_papers_code():
     assert (constant.gr.alpha, constant.gr.r, constant.schedule.warmup_epochs) == (0.8, 0.1, 0)
     assert (zero.gr.alpha, zero.gr.r, zero.gr.warmup_epochs, zero.schedule.warmup_epochs) == (1.0, 0.1, 40, 40)
     compat = table.resolve("vit-s", "zero-warmup", 0, Changes(variant="upstream-compat"))
-    assert differences(zero, compat) == ["gr.mix: raw -> unit"]
+    assert differences(zero, compat) == ["gr.groups: 1 -> per-device", "gr.mix: raw -> unit"]
 
 
 def test_gr_warmups_and_digits_change_nothing_but_the_strategy():
