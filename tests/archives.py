@@ -18,6 +18,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from gnpcli.data.base import Dataset
+
 Images = dict[str, tuple[np.ndarray, np.ndarray]]
 """By split: images, uint8 ``[N, H, W, C]``, and labels, int ``[N]``, in the order of the archives."""
 
@@ -228,3 +230,11 @@ def serve(folder: Path) -> Iterator[Server]:
 def as_pairs(images: np.ndarray, labels: Sequence[int] | np.ndarray) -> list[tuple[bytes, int]]:
     """Return images with their labels, sorted: TFDS shuffles as it writes."""
     return sorted((image.tobytes(), int(label)) for image, label in zip(images, labels, strict=True))
+
+
+def check_images(data: Dataset, images: Images, train: tuple[str, ...] = ("train",)) -> None:
+    """Assert that a data set holds the images of the splits `train` and of ``test``, in any order."""
+    assert data.test is not None
+    want = [np.concatenate([images[split][part] for split in train]) for part in (0, 1)]
+    assert as_pairs(data.train.images, data.train.labels) == as_pairs(*want)
+    assert as_pairs(data.test.images, data.test.labels) == as_pairs(*images["test"])

@@ -15,6 +15,8 @@ import jax
 import numpy as np
 import pytest
 
+from tests.folders import put
+
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
@@ -67,6 +69,29 @@ def record_error(record_property: Callable[[str, object], None]) -> Callable[...
         assert error < 1e-4
 
     return record
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Give a test a cache of its own, a working directory, no data from outside and no network."""
+    monkeypatch.setenv("GNP_CACHE_DIR", str(tmp_path / "cache"))
+    for name in ("GNP_DATA_DIR", "TFDS_DATA_DIR", "GNP_CHECKSUMS"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("GNP_MIRROR", "http://127.0.0.1:9")
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """Return a folder of two classes with 3 training and 2 test images each."""
+    for split, count in (("train", 3), ("test", 2)):
+        for label, name in enumerate(("ant", "bee")):
+            for index in range(count):
+                put(tmp_path / "data set" / split / name / f"{index}.png", seed=100 * label + index)
+    return tmp_path / "data set"
 
 
 def fails(done: subprocess.CompletedProcess[str], *parts: str, status: int = 1) -> str:

@@ -12,18 +12,26 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import pytest
 from PIL import Image
 
 from gnpcli.config.schema import DataConfig
 from gnpcli.data import SOURCES, describe, load_dataset
 from gnpcli.data import prepare as prepare_module
-from gnpcli.data.base import Dataset, channel_statistics
+from gnpcli.data.base import channel_statistics
 from gnpcli.data.fetch import Origin
 from gnpcli.data.published import Published
 from gnpcli.errors import DataError
-from tests.archives import Images, Server, as_pairs, random_images, serve, write_archives, write_sums, write_tfds
+from tests.archives import (
+    Images,
+    Server,
+    check_images,
+    random_images,
+    serve,
+    write_archives,
+    write_sums,
+    write_tfds,
+)
 from tests.conftest import Gnp, fails, on_a_terminal
 
 COUNTS = {"train": 150, "test": 50}
@@ -86,13 +94,6 @@ def site(tmp_path: Path) -> Iterator[Callable[..., Site]]:
             return made
 
         yield make
-
-
-def check(data: Dataset, images: Images, train: tuple[str, ...] = ("train",)) -> None:
-    assert data.test is not None
-    want = [np.concatenate([images[split][part] for split in train]) for part in (0, 1)]
-    assert as_pairs(data.train.images, data.train.labels) == as_pairs(*want)
-    assert as_pairs(data.test.images, data.test.labels) == as_pairs(*images["test"])
 
 
 def tree(folder: Path) -> dict[str, bytes]:
@@ -191,7 +192,7 @@ def test_archives_become_what_tfds_itself_would_prepare(
     assert tree(tmp_path / "my data" / "downloads" / "manual").keys() == archives
 
     data = load_dataset(DataConfig(name=name, dir="my data"))
-    check(data, here.images)
+    check_images(data, here.images)
     measured = channel_statistics(data.train.images)
     assert (data.spec.mean, data.spec.std) == (facts.mean or measured[0], facts.std or measured[1])
     assert data.spec.class_names == facts.class_names
@@ -228,7 +229,7 @@ def test_prepared_where_the_variable_says(
     monkeypatch.setenv(variable, str(tmp_path / "there"))
     for key, value in here.env.items():
         monkeypatch.setenv(key, value)
-    check(load_dataset(DataConfig(name="cifar10")), here.images)
+    check_images(load_dataset(DataConfig(name="cifar10")), here.images)
     assert version(tmp_path / "there", "cifar10").name == "3.0.2"
 
 
@@ -239,7 +240,7 @@ def test_extra_is_added_to_what_is_there(site: Callable[..., Site], monkeypatch:
         monkeypatch.setenv(key, value)
     plain = DataConfig(name="svhn_cropped", dir="d")
     both = DataConfig(name="svhn_cropped", dir="d", train_split="train+extra")
-    check(load_dataset(plain), here.images)
+    check_images(load_dataset(plain), here.images)
     assert [file for file, _ in here.server.requests] == ["train_32x32.mat", "test_32x32.mat"]
     before = tree(Path("d/svhn_cropped"))
     info = describe(both)
@@ -252,14 +253,14 @@ def test_extra_is_added_to_what_is_there(site: Callable[..., Site], monkeypatch:
     assert tree(Path("d/svhn_cropped")) == before
     Path("aside").rename(here.server.folder / "extra_32x32.mat")
     data = load_dataset(both)
-    check(data, here.images, ("train", "extra"))
+    check_images(data, here.images, ("train", "extra"))
     assert data.spec.mean == channel_statistics(data.train.images)[0]
     assert [file for file, _ in here.server.requests[-1:]] == ["extra_32x32.mat"]
     info = describe(both)
     assert info is not None
     assert (info.present, info.num_train, info.num_test) == (True, 70, 20)
-    check(load_dataset(plain), here.images)
-    check(load_dataset(plain.model_copy(update={"train_split": "extra"})), here.images, ("extra",))
+    check_images(load_dataset(plain), here.images)
+    check_images(load_dataset(plain.model_copy(update={"train_split": "extra"})), here.images, ("extra",))
     found, was_there = facts.prepare("d", ("extra",), Origin(), None)
     assert was_there
     assert found.counts == {"train": 30, "test": 20, "extra": 40}
@@ -435,7 +436,7 @@ def test_a_full_disk_keeps_the_archives_and_what_was_there(gnp: Gnp, site: Calla
         fails(done, f"no space left in {disk}/svhn_cropped: make some")
         (disk / "filler").unlink()
         assert tree(disk) == before
-        check(load_dataset(DataConfig(name="svhn_cropped", dir="disk")), here.images)
+        check_images(load_dataset(DataConfig(name="svhn_cropped", dir="disk")), here.images)
         done = gnp("data", "prepare", "svhn_cropped", "--data-dir", "disk", "--split", "extra", env=here.env)
         assert done.returncode == 0, done.stderr
         assert "30 train, 20 test, 150 extra images" in done.stdout
@@ -499,4 +500,4 @@ def test_two_at_once_prepare_once(site: Callable[..., Site], tmp_path: Path) -> 
     assert [process.returncode for process in processes] == [0, 0], outputs
     assert len(here.server.requests) == 1
     assert sorted(path.name for path in (tmp_path / "d" / "cifar10").iterdir()) == ["3.0.2"]
-    check(load_dataset(DataConfig(name="cifar10", dir="d")), here.images)
+    check_images(load_dataset(DataConfig(name="cifar10", dir="d")), here.images)

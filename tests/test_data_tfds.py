@@ -21,27 +21,16 @@ from gnpcli.config.schema import DataConfig
 from gnpcli.data import describe, load_dataset
 from gnpcli.data import records as records_module
 from gnpcli.data import tfds as tfds_module
-from gnpcli.data.base import Dataset, channel_statistics, validation_counts
+from gnpcli.data.base import Dataset, validation_counts
 from gnpcli.data.cifar10 import CLASS_NAMES, PUBLISHED
 from gnpcli.data.resize import resize
 from gnpcli.errors import ConfigError, DataError
-from tests.archives import Images, as_pairs, random_images, write_own_tfds, write_tfds
+from tests.archives import Images, check_images, random_images, write_tfds
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 COUNTS = {"train": 150, "test": 50}
 
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Give every test a cache of its own, no data from outside and no network."""
-    monkeypatch.setenv("GNP_CACHE_DIR", str(tmp_path / "cache"))
-    for name in ("GNP_DATA_DIR", "TFDS_DATA_DIR", "GNP_CHECKSUMS"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    monkeypatch.setenv("GNP_MIRROR", "http://127.0.0.1:9")
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    monkeypatch.chdir(tmp_path)
-    return tmp_path / "cache"
+pytestmark = pytest.mark.usefixtures("cache")
 
 
 @pytest.fixture(scope="module")
@@ -95,14 +84,6 @@ def to_tfrecord(data_dir: Path) -> None:
     change(data_dir, lambda info: info.update(fileFormat="tfrecord"))
 
 
-def check(data: Dataset, arrays: Images) -> None:
-    """Compare without order: TFDS shuffles as it writes."""
-    for split, want in ((data.train, arrays["train"]), (data.test, arrays["test"])):
-        assert split is not None
-        assert len(split) == len(want[0])
-        assert as_pairs(split.images, split.labels) == as_pairs(*want)
-
-
 def equal(a: Dataset, b: Dataset) -> bool:
     assert a.test is not None
     assert b.test is not None
@@ -116,7 +97,7 @@ def equal(a: Dataset, b: Dataset) -> bool:
 def test_pixels_and_labels_are_those_written(data_dir: Path, arrays: Images, below: str) -> None:
     calls: list[tuple[int, int]] = []
     data = load_dataset(of(data_dir / below), lambda done, total: calls.append((done, total)))
-    check(data, arrays)
+    check_images(data, arrays)
     assert data.validation is None
     assert calls == [(150, 200), (200, 200)]
     assert (data.spec.name, data.spec.class_names) == ("cifar10", CLASS_NAMES)
@@ -140,7 +121,7 @@ def test_tfrecord_holds_the_same(data_dir: Path, arrays: Images) -> None:
     data = load_dataset(of(data_dir), lambda done, total: calls.append(done))
     assert calls[-1] == 200
     assert equal(data, want)
-    check(data, arrays)
+    check_images(data, arrays)
     # The format's name was left out of dataset_info.json while there was only one.
     change(data_dir, lambda info: info.pop("fileFormat"))
     assert equal(load_dataset(of(data_dir)), want)
@@ -402,106 +383,6 @@ def test_default_places(data_dir: Path, tmp_path: Path, place: str, monkeypatch:
     assert (info.num_train, info.num_test) == (150, 50)
 
 
-# --- tfds:NAME
-
-
-def own(data_dir: Path, name: str = "birds", config: str | None = None, **splits: list[tuple[int, ...]]) -> DataConfig:
-    """Prepare splits given as (width, height, label) of each image; return what names the data set."""
-    import tensorflow_datasets as tfds
-
-    random = np.random.default_rng(0)
-    examples: dict[str, list[dict[str, object]]] = {
-        split: [
-            {"image": Image.fromarray(random.integers(0, 256, (height, width, 3), np.uint8)), "label": label}
-            for width, height, label in images
-        ]
-        for split, images in splits.items()
-    }
-    sizes = {image[:2] for images in splits.values() for image in images}
-    shape = (*next(iter(sizes))[::-1], 3) if len(sizes) == 1 else (None, None, 3)
-    features = {"image": tfds.features.Image(shape=shape), "label": tfds.features.ClassLabel(names=["a tit", "crow"])}
-    write_own_tfds(data_dir, name, examples, features, config)
-    return DataConfig(name=f"tfds:{name}" + (f"/{config}" if config else ""), dir=str(data_dir))
-
-
-def check_described(config: DataConfig) -> Dataset:
-    info, data = describe(config), load_dataset(config)
-    assert info is not None
-    sizes = [len(split) if split is not None else 0 for split in (data.train, data.validation, data.test)]
-    assert [info.num_train, info.num_validation, info.num_test] == sizes
-    assert (info.image_size, info.channels) == (data.spec.image_size, data.spec.channels)
-    assert (info.num_classes, info.name, info.present) == (data.spec.num_classes, config.name, True)
-    return data
-
-
-SQUARE = [(6, 6, label) for label in (0, 1, 0, 1, 1)]
-
-
-@pytest.mark.parametrize("config", [None, "big"])
-def test_any_classification_set_needs_no_code(tmp_path: Path, config: str | None) -> None:
-    named = own(tmp_path, config=config, train=SQUARE, test=SQUARE[:2], validation=SQUARE[:3])
-    data = check_described(named)
-    assert data.spec.class_names == ("a tit", "crow")
-    assert (data.spec.mean, data.spec.std) == channel_statistics(data.train.images)
-    assert sorted(data.train.labels.tolist()) == [0, 0, 1, 1, 1]
-    assert data.validation is not None
-    assert data.test is not None
-    assert (len(data.validation), len(data.test)) == (3, 2)
-    data = check_described(named.model_copy(update={"test_split": "validation", "train_split": "test+train"}))
-    assert data.validation is None
-    assert sorted(data.train.labels[:2].tolist()) == [0, 1]
-
-
-def test_held_out_where_there_is_no_test(tmp_path: Path) -> None:
-    data = check_described(own(tmp_path, train=SQUARE, validation=SQUARE[:3]))
-    assert data.validation is None
-    assert data.test is not None
-    assert len(data.test) == 3
-    config = own(tmp_path, "crows", train=SQUARE)
-    for function in (describe, load_dataset):
-        with pytest.raises(DataError, match=r"crows/1\.0\.0 has no held-out split: set data\.test_split, or data\.val"):
-            function(config)
-    assert check_described(config.model_copy(update={"validation_fraction": 0.4})).test is None
-
-
-def test_sizes_that_differ_need_image_size(tmp_path: Path) -> None:
-    config = own(tmp_path, train=[(6, 6, 0), (9, 8, 1)], test=[(8, 9, 1)])
-    with pytest.raises(DataError, match=r"(differ in size: .*set|not square; set) data\.image_size"):
-        load_dataset(config)
-    data = check_described(config.model_copy(update={"image_size": 4}))
-    assert data.train.images.shape == (2, 4, 4, 3)
-
-
-def test_all_of_one_shape_that_is_not_square(tmp_path: Path) -> None:
-    config = own(tmp_path, train=[(9, 6, 0), (9, 6, 1)], test=[(9, 6, 1)])
-    with pytest.raises(DataError, match=r"images of 9x6 pixels, not square; set data\.image_size"):
-        load_dataset(config)
-    import tensorflow_datasets
-
-    source = tensorflow_datasets.builder_from_directory(tmp_path / "birds" / "1.0.0").as_data_source("train")
-    data = check_described(config.model_copy(update={"image_size": 4}))
-    want = np.stack([resize(source[i]["image"][:, 1:7], 4) for i in range(2)])
-    np.testing.assert_array_equal(data.train.images, want)
-
-
-def test_a_registered_set_is_read_by_its_tfds_name(tmp_path: Path) -> None:
-    images = {split: (x[:, :28, :28, :1], y) for split, (x, y) in random_images("cifar10", COUNTS, seed=1).items()}
-    write_tfds(tmp_path, images, name="mnist")
-    data = check_described(DataConfig(name="tfds:mnist", dir=str(tmp_path)))
-    check(data, images)
-    assert data.spec.class_names == tuple("0123456789")
-    assert data.spec.channels == 1
-
-
-def test_other_features_are_named(tmp_path: Path) -> None:
-    import tensorflow_datasets as tfds
-
-    features = {"text": tfds.features.Text(), "label": tfds.features.ClassLabel(num_classes=2)}
-    write_own_tfds(tmp_path, "poems", {"train": [{"text": "x", "label": 0}]}, features)
-    with pytest.raises(DataError, match=r"poems/1\.0\.0 is no image classification set: its features are label, text"):
-        load_dataset(DataConfig(name="tfds:poems", dir=str(tmp_path), validation_fraction=0.5))
-
-
 @pytest.mark.parametrize(
     ("values", "message"),
     [
@@ -520,22 +401,3 @@ def test_splits_that_make_no_sense(data_dir: Path, name: str, values: dict[str, 
     for function in (describe, load_dataset):
         with pytest.raises((ConfigError, DataError), match=message):
             function(config)
-
-
-def test_absent_names_say_what_is_there(tmp_path: Path) -> None:
-    own(tmp_path, config="big", train=SQUARE)
-    own(tmp_path, "crows", train=SQUARE)
-    for name, message in (
-        ("crow", r"in .*/crow - did you mean 'crows'\? \(there: birds/big, crows\): give its data_dir with --data-dir"),
-        ("birds", "tfds:birds has to be one of tfds:birds/big"),
-    ):
-        assert describe(DataConfig(name=f"tfds:{name}", dir=str(tmp_path))) is None
-        with pytest.raises(DataError, match=message):
-            load_dataset(DataConfig(name=f"tfds:{name}", dir=str(tmp_path)))
-
-
-def test_unlabelled_splits_are_refused(tmp_path: Path) -> None:
-    config = own(tmp_path, train=SQUARE, test=[(6, 6, -1)], validation=SQUARE)
-    with pytest.raises(DataError, match=r"labels outside 0 to 1: choose labelled splits"):
-        load_dataset(config)
-    check_described(config.model_copy(update={"test_split": "validation"}))

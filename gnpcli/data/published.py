@@ -57,7 +57,9 @@ class Published:
     more_names: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """Names of the classes of further features."""
     mean: tuple[float, ...] | None = None
-    """Per channel over the split ``train``, of pixel values in [0, 1]; None measures the images trained on."""
+    """Per channel over the split ``train``, of pixel values in [0, 1]; None measures the images trained on.
+
+    As they are published, to four places: with their deviation over all pixels, not the mean of each image's own."""
     std: tuple[float, ...] | None = None
 
     def describe(self, config: DataConfig) -> DataInfo:
