@@ -217,7 +217,7 @@ def test_torch_names_fill_the_whole_tree(depth):
     shape = (224, 224, 3)
     arrays = {name: np.broadcast_to(np.float16(1), s) for name, s in torch_names(depth).items()}
     ours = from_torch(arrays)
-    wanted = shapes_of(build(f"resnet{depth}", shape, 1000), shape)
+    wanted = shapes_of(build(f"resnet{depth}", shape, 1000, stem="imagenet"), shape)
     assert jax.tree.map(lambda a: (a.shape, a.dtype), ours) == jax.tree.map(lambda a: (a.shape, a.dtype), wanted)
 
 

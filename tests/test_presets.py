@@ -77,10 +77,12 @@ def test_the_papers_recipes_are_what_their_code_ran():
     for name, changes in {
         "resnet50-cifar10": {"model.name": "resnet50", "model.stem": "cifar", "model.dropout": None},
         "shake-shake-cifar10": {
-            "model.name": "shake-shake-26-2x96d", "model.dropout": None, "train.epochs": 1800,
+            "model.name": "shake-shake-26-2x96d", "model.dropout": None, "model.clean_gradient": "shaken",
+            "train.epochs": 1800,
         },
         "pyramidnet-shakedrop-cifar10": {
             "model.name": "pyramidnet-272-200-shakedrop", "model.dropout": None, "model.drop_path": 0.5,
+            "model.clean_gradient": "shaken",
             "data.batch_size": 128, "data.augment": "autoaugment", "data.mix": "mixcut", "optimizer.lr": 0.05,
             "train.epochs": 1800, "train.l2": 5e-4,
         },
