@@ -32,9 +32,9 @@ from gnpcli.models import build_for
 from gnpcli.objective import make_objective
 from gnpcli.runlog import Screen
 from gnpcli.runtime import describe_environment
-from gnpcli.sharding import make_mesh, replicated, split_batch
+from gnpcli.sharding import make_mesh, replicated
 from gnpcli.state import run_keys
-from gnpcli.steps import step_keys
+from gnpcli.steps import step_batch
 from gnpcli.trained import Trained
 
 DEFAULT_ALPHA = 0.8
@@ -205,9 +205,7 @@ def check(
 
     @jax.jit
     def batch_of(source: Any, step: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-        feed_key, model_key = step_keys(keys.steps, step)
-        images, labels = split_batch(mesh, feed.batch(source, step % feed.steps_per_epoch, feed_key))
-        return images, labels, model_key
+        return step_batch(keys.steps, step, feed, source, mesh)
 
     alpha, r = config.gr.alpha or DEFAULT_ALPHA, config.gr.r or None
     radii = sorted({*radii, *([r] if r else [])})
