@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import statistics
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -75,15 +76,26 @@ def time_steps(config: RunConfig, *, rounds: int, steps: int, report: Report) ->
     Raises:
         DataError: The shape of the data set is not known without its files, and they are missing.
     """
+    kinds = compile_steps(config, report)
+    interleave(list(kinds.values()), rounds=rounds, steps=steps, report=report)
+    return kinds
+
+
+def compile_steps(config: RunConfig, report: Report) -> dict[str, Timed]:
+    """Return the plain and the GNP step of `config`, not timed yet; arguments and errors as `time_steps`."""
     config = regularized(config)
     task = build_task(config, *random_images(config), make_mesh(config))
     source = task.feed.source(0)
     kinds: dict[str, Timed] = {}
     for name, step in (("plain", task.plain_step), ("gnp", task.gnp_step)):
         report(f"compiling {name}")
-        kinds[name] = Timed([step], task.init(), source)
-    interleave(list(kinds.values()), rounds=rounds, steps=steps, report=report)
+        kinds[name] = Timed([step], task.init(), source, has_loop=has_loop(config))
     return kinds
+
+
+def has_loop(config: RunConfig) -> bool:
+    """Return whether the steps of a configuration loop over blocks or over slices of the batch."""
+    return bool(config.model.scan) or config.train.accumulate > 1 or config.gr.groups != 1
 
 
 def regularized(config: RunConfig) -> RunConfig:
@@ -117,57 +129,50 @@ def random_images(config: RunConfig) -> tuple[Split, DataSpec]:
     return Split(rng.integers(0, 256, shape, dtype=np.uint8), labels), spec
 
 
-def interleave(kinds: Sequence[Timed], *, rounds: int, steps: int, report: Report) -> None:
+def interleave(kinds: Sequence[Rounds], *, rounds: int, steps: int, report: Report) -> None:
     """Run `steps` steps of each kind in turn, in `rounds` rounds that count after one that does not."""
     for number in range(rounds + 1):
         report(f"round {number} of {rounds}")
-        for timed in kinds:
-            timed.run(steps, counts=number > 0)
+        for kind in kinds:
+            kind.run(steps, counts=number > 0)
 
 
-class Timed:
-    """Compiled steps ``(state, source) -> (state, result)`` with a state of their own, and what their rounds took."""
+class Rounds(ABC):
+    """Something done in steps, and what they took in each round."""
 
-    def __init__(self, cycle: Sequence[Any], state: Any, source: Any, *, repeat: int = 1):
-        """Compile.
-
-        Args:
-            cycle: Jitted steps that take turns; one for a step that is always the same.
-            state: Donated.
-            source: What every step reads.
-            repeat: A round runs so many times as many steps as asked for, where a step is too short to time.
-        """
-        start = time.perf_counter()
-        programs = {step: step.lower(state, source).compile() for step in dict.fromkeys(cycle)}
-        self.compile_s = time.perf_counter() - start
-        self._cycle = [programs[step] for step in cycle]
-        self._state, self._source, self._repeat = state, source, repeat
+    def __init__(self) -> None:
+        """Begin with no rounds."""
         self.times_s: list[float] = []
         self.cpu_times_s: list[float] = []
         """Processor time of all threads of this process: on a CPU what a busy machine leaves comparable."""
 
-    def run(self, steps: int, *, counts: bool) -> None:
-        """Time `steps` steps, rounded up to whole cycles; the time of a round is that of its mean step."""
-        cycles = -(-steps * self._repeat // len(self._cycle))
-        jax.block_until_ready(self._state)
-        start, cpu_start = time.perf_counter(), time.process_time()
-        for _ in range(cycles):
-            for step in self._cycle:
-                self._state, metrics = step(self._state, self._source)
-        jax.block_until_ready((self._state, metrics))
-        if counts:
-            self.times_s.append((time.perf_counter() - start) / (cycles * len(self._cycle)))
-            self.cpu_times_s.append((time.process_time() - cpu_start) / (cycles * len(self._cycle)))
+    @abstractmethod
+    def _work(self, steps: int) -> int:
+        """Start at least `steps` steps and return how many they are."""
 
-    def ratios(self, other: Timed) -> list[float]:
-        """Return this step's time as a multiple of the other's, for each round."""
+    @abstractmethod
+    def _wait(self) -> None:
+        """Wait for what was started."""
+
+    def run(self, steps: int, *, counts: bool) -> None:
+        """Time a round of at least `steps` steps; its time is that of its mean step."""
+        self._wait()
+        start, cpu_start = time.perf_counter(), time.process_time()
+        done = self._work(steps)
+        self._wait()
+        if counts:
+            self.times_s.append((time.perf_counter() - start) / done)
+            self.cpu_times_s.append((time.process_time() - cpu_start) / done)
+
+    def ratios(self, other: Rounds) -> list[float]:
+        """Return the time of a step as a multiple of the other's, for each round."""
         return [own / its for own, its in zip(self.times_s, other.times_s, strict=True)]
 
-    def over(self, other: Timed) -> float:
+    def over(self, other: Rounds) -> float:
         """Return the median of `ratios`."""
         return statistics.median(self.ratios(other))
 
-    def cpu_over(self, other: Timed) -> float:
+    def cpu_over(self, other: Rounds) -> float:
         """Return `over` in processor time."""
         return statistics.median(own / its for own, its in zip(self.cpu_times_s, other.cpu_times_s, strict=True))
 
@@ -175,6 +180,40 @@ class Timed:
     def step_s(self) -> float:
         """Median seconds per step over the rounds."""
         return statistics.median(self.times_s)
+
+
+class Timed(Rounds):
+    """Compiled steps ``(state, source) -> (state, result)`` with a state of their own."""
+
+    def __init__(self, cycle: Sequence[Any], state: Any, source: Any, *, repeat: int = 1, has_loop: bool = False):
+        """Compile.
+
+        Args:
+            cycle: Jitted steps that take turns; one for a step that is always the same.
+            state: Donated.
+            source: What every step reads.
+            repeat: A round runs so many times as many steps as asked for, where a step is too short to time.
+            has_loop: Whether a step loops over blocks or over slices of its batch, see `flops`.
+        """
+        super().__init__()
+        start = time.perf_counter()
+        programs = {step: step.lower(state, source).compile() for step in dict.fromkeys(cycle)}
+        self.compile_s = time.perf_counter() - start
+        self._cycle = [programs[step] for step in cycle]
+        self._state, self._source, self._repeat = state, source, repeat
+        self._result: Any = None
+        self._has_loop = has_loop
+
+    def _work(self, steps: int) -> int:
+        """Run whole cycles."""
+        cycles = -(-steps * self._repeat // len(self._cycle))
+        for _ in range(cycles):
+            for step in self._cycle:
+                self._state, self._result = step(self._state, self._source)
+        return cycles * len(self._cycle)
+
+    def _wait(self) -> None:
+        jax.block_until_ready((self._state, self._result))
 
     def figures(self, batch_size: int, peak_flops_per_s: float) -> dict[str, Any]:
         step_s, flops = self.step_s, self.flops
@@ -191,7 +230,12 @@ class Timed:
 
     @property
     def flops(self) -> float | None:
-        """Floating point operations of the mean step as the compiler counts them; None where it does not."""
+        """Floating point operations of the mean step as the compiler counts them; None where it does not.
+
+        Nor does it where there is a loop, whose body counts once however often it runs.
+        """
+        if self._has_loop:
+            return None
         counts: list[float] = []
         for step in self._cycle:
             counted = (step.cost_analysis() or {}).get("flops")

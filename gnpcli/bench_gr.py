@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 
-from gnpcli.bench import Report, Timed, interleave, random_images, regularized
+from gnpcli.bench import Report, Timed, has_loop, interleave, random_images, regularized
 from gnpcli.config import RunConfig
 from gnpcli.engine import build_task
 from gnpcli.errors import ConfigError, suggest
@@ -62,9 +62,9 @@ def bench_gr(config: RunConfig, *, variants: Sequence[str], rounds: int, steps: 
         JSON-able: the sizes, `environment`, and `measurements`, plain training first, each with `name`, `settings`,
         `step_ms`, `images_per_s`, `compile_s`, `over_plain` with its `over_plain_min` and `over_plain_max` over the
         rounds, `cpu_over_plain` (the same ratio in processor time, which other work on the machine disturbs less; null
-        on an accelerator), `flops_over_plain` (as the compiler counts them), `peak_bytes` (arguments, results and
-        temporaries of the compiled step, data set included) and `memory_over_plain`; null where the compiler does not
-        say.
+        on an accelerator), `flops_over_plain` (of `gnpcli.bench.Timed.flops`, null where that is), `peak_bytes`
+        (arguments, results and temporaries of the compiled step, data set included) and `memory_over_plain`; null
+        where the compiler does not say.
 
     Raises:
         ConfigError: An unknown variant, or one that the configuration cannot have.
@@ -82,7 +82,7 @@ def bench_gr(config: RunConfig, *, variants: Sequence[str], rounds: int, steps: 
         form = override(base, assignments)
         task = build_task(form, images, spec, make_mesh(form))
         cycle = [task.step_at(step) for step in range(task.config.gr.every)]
-        kinds[name] = Timed(cycle, task.init(), task.feed.source(0))
+        kinds[name] = Timed(cycle, task.init(), task.feed.source(0), has_loop=has_loop(form))
     interleave(list(kinds.values()), rounds=rounds, steps=steps, report=report)
     plain = kinds[PLAIN]
 

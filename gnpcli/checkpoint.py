@@ -233,15 +233,19 @@ def _items(state: TrainState) -> dict[str, dict[str, Any]]:
 
 @functools.cache
 def _silence_echoes() -> None:
-    """Drop, for the rest of the process, what the threads of a failed save print besides the error that it raises.
+    """Drop, for the rest of the process, what a failed save or restore prints besides the error that it raises.
 
-    The writes that were still under way find their event loop closed, and their results never asked for: both may show
-    long after the save was given up, so there is no moment to undo this at.
+    The writes that were still under way find their event loop closed, and their results never asked for; the reads that
+    were still under way are forgotten, and Orbax makes an error of being told so. All may show long after the failure,
+    so there is no moment to undo this at.
     """
     hook = sys.unraisablehook
 
     def quiet(unraisable: Any) -> None:
-        if not (isinstance(unraisable.exc_value, RuntimeError) and "Event loop is closed" in str(unraisable.exc_value)):
+        error = unraisable.exc_value
+        write = isinstance(error, RuntimeError) and "Event loop is closed" in str(error)
+        read = isinstance(getattr(error, "__cause__", None), GeneratorExit)
+        if not (write or read):
             hook(unraisable)
 
     sys.unraisablehook = quiet

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from gnpcli.config import TrainConfig
+from gnpcli.gnp.trees import joined, widest
 from gnpcli.state import Skips, TrainState
 
 WATCHED = {
@@ -40,8 +41,9 @@ def is_finite(metrics: Mapping[str, jax.Array], model_state: Any) -> jax.Array:
             without loss or gradient noticing.
     """
     floats = [leaf for leaf in jax.tree.leaves(model_state) if jnp.issubdtype(leaf.dtype, jnp.floating)]
-    parts = [jnp.isfinite(metrics[name]) for name in WATCHED] + [jnp.all(jnp.isfinite(leaf)) for leaf in floats]
-    return jnp.all(jnp.stack(parts))
+    # One reduction over all of them, as in `dot`: a network has hundreds of running statistics, and all are small.
+    values = joined([*(metrics[name] for name in WATCHED), *floats], widest(floats))
+    return jnp.all(jnp.isfinite(values))
 
 
 def guarded(old: TrainState, new: TrainState, is_good: jax.Array, limit: int) -> TrainState:

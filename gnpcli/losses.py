@@ -79,13 +79,3 @@ def metric_sums(logits: jax.Array, labels: jax.Array, mask: jax.Array) -> Metric
         top5_errors=total(is_outside_top(logits, labels, 5), jnp.int32),
         num_examples=jnp.sum(mask.astype(jnp.int32)),
     )
-
-
-def half_squared_norm(params: Any, mask: Any) -> jax.Array:
-    """Return ``||params||^2 / 2`` over the leaves where `mask`, a tree of bools of the same structure, is True."""
-    squares = [
-        jnp.sum(jnp.square(leaf.astype(jnp.float32)))
-        for leaf, is_on in zip(jax.tree.leaves(params), jax.tree.leaves(mask), strict=True)
-        if is_on
-    ]
-    return 0.5 * sum(squares, jnp.zeros((), jnp.float32))

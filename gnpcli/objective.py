@@ -13,10 +13,11 @@ from jax.sharding import Mesh
 from gnpcli.ascent import build_scales
 from gnpcli.config import GrConfig, TrainConfig
 from gnpcli.gnp import Scalar, accumulate, orthogonal_component, penalize, plain, reuse, with_gradient
-from gnpcli.losses import cross_entropy, half_squared_norm, is_outside_top, main_class
+from gnpcli.gnp.trees import half_squared_norm
+from gnpcli.losses import cross_entropy, is_outside_top, main_class
 from gnpcli.models.base import ApplyFn, Model
 from gnpcli.models.layers import batch_statistics_over
-from gnpcli.models.stack import rematerialised
+from gnpcli.models.stack import rematerialised, stored_blocks
 from gnpcli.optim import decay_mask
 from gnpcli.schedules import Kind
 from gnpcli.sharding import GROUP, cut_batch, over_groups
@@ -36,7 +37,7 @@ def make_objective(model: Model, train: TrainConfig, gr: GrConfig) -> Callable[.
     def objective(
         params: Any, model_state: Any, images: jax.Array, labels: jax.Array, key: jax.Array
     ) -> tuple[jax.Array, Any]:
-        with rematerialised(train.remat):
+        with rematerialised(train.remat), stored_blocks(key):
             logits, new_model_state = model.apply(params, model_state, images, True, key)
         loss = jnp.mean(cross_entropy(logits, labels, train.label_smoothing))
         if train.l2 and gr.penalize_l2:
@@ -144,4 +145,6 @@ def _grouped(value_and_grad: Callable[..., Any], mesh: Mesh, *, is_synchronised:
 
 
 def _l2(params: Any, train: TrainConfig) -> jax.Array:
-    return train.l2 * half_squared_norm(params, decay_mask(params, biases_and_norms=train.decay_biases_and_norms))
+    mask = decay_mask(params, biases_and_norms=train.decay_biases_and_norms)
+    pairs = zip(jax.tree.leaves(params), jax.tree.leaves(mask), strict=True)
+    return train.l2 * half_squared_norm([leaf for leaf, decays in pairs if decays])

@@ -22,8 +22,8 @@ CONFIG, METRICS, SUMMARY, ENVIRONMENT, CHECKPOINTS = (
 
 def default_run_dir(config: RunConfig) -> Path:
     """Return a new folder name under ``runs/`` that says model, data, strategy, seed and time."""
-    data = re.sub(r"[^\w.-]+", "-", config.data.name).strip("-")
-    stem = f"{config.model.name}-{data}-{config.gr.strategy}-s{config.train.seed}-{time.strftime('%Y%m%d-%H%M%S')}"
+    model, data = (re.sub(r"[^\w.-]+", "-", name).strip("-") for name in (config.model.name, config.data.name))
+    stem = f"{model}-{data}-{config.gr.strategy}-s{config.train.seed}-{time.strftime('%Y%m%d-%H%M%S')}"
     path = Path("runs") / stem
     number = 1
     while path.exists():

@@ -23,6 +23,9 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 REPOSITORY = Path(__file__).resolve().parents[1]
 SHARED_DATA = REPOSITORY.parent / "shared" / "data"
 
+FINDS_SMALL = {"PYTHONPATH": str(REPOSITORY)}
+"""The environment in which a command finds ``model.name=tests.small:small``."""
+
 Gnp = Callable[..., subprocess.CompletedProcess[str]]
 
 
@@ -41,13 +44,16 @@ def _isolated_caches(tmp_path_factory: pytest.TempPathFactory) -> None:
 
 @pytest.fixture
 def gnp(tmp_path: Path) -> Gnp:
-    """Run ``gnp ARGS`` in `tmp_path` as a user would; returns exit status, stdout and stderr."""
+    """Run ``gnp ARGS`` in `tmp_path` as a user would; returns exit status, stdout and stderr.
+
+    ``model.name=tests.small:small`` is found, a network that compiles in a second.
+    """
 
     def run(*args: object, env: dict[str, str] | None = None, timeout: float = 300) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             [sys.executable, "-c", "from gnpcli.cli import main; main()", *map(str, args)],
             cwd=tmp_path,
-            env={**os.environ, "COLUMNS": "200", **(env or {})},
+            env={**os.environ, **FINDS_SMALL, "COLUMNS": "200", **(env or {})},
             capture_output=True,
             text=True,
             timeout=timeout,

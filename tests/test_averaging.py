@@ -126,7 +126,7 @@ def test_averaged_weights_are_saved_and_evaluated(gnp, tmp_path: Path):
 
 
 def test_a_run_without_an_average_says_so(gnp):
-    plain = [*SHORT[:-4], "--gr", "none"]
+    plain = [*SHORT[:-4], "--gr", "none", "--set", "model.name=tests.small:small"]
     assert gnp("train", *plain, "--max-steps", "1", "--run-dir", "run").returncode == 0
     fails(gnp("eval", "run", "--weights", "ema"), "step 1", "has no averaged weights", "train.ema_decay=null")
     done = gnp("eval", "run", "--weights", "mean")

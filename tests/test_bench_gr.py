@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from gnpcli.bench import Timed, regularized
+from gnpcli.bench import Timed, has_loop, regularized
 from gnpcli.bench_gr import PLAIN, VARIANTS, WHOLE
 from gnpcli.config.loader import differences
 from gnpcli.presets import override, resolve
@@ -58,6 +58,13 @@ def test_steps_that_differ_take_turns_in_whole_cycles_and_count_as_their_mean():
     assert calls == ["full", "plain", "plain", "plain"] * 2
     assert timed.flops == 12.5
     assert len(timed.times_s) == 1
+    assert Timed([full], 0, None, has_loop=True).flops is None
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_forms_that_slice_the_batch_have_loops(name):
+    form = override(override(regularized(resolve(None)), WHOLE), VARIANTS[name])
+    assert has_loop(form) == (name in ("groups-4", "groups-8", "accumulate-4"))
 
 
 def test_an_unknown_form_is_refused_with_the_close_match(gnp: Gnp):
@@ -80,3 +87,4 @@ def test_bench_gr_measures_every_form_beside_plain_training(gnp: Gnp):
     assert 1.9 < rows["gnp"]["flops_over_plain"] < 2.1
     assert 2.5 < rows["exact"]["flops_over_plain"] < 3.5
     assert 1.2 < rows["every-4"]["flops_over_plain"] < 1.3
+    assert rows["groups-4"]["flops_over_plain"] is None  # a loop's body is counted once

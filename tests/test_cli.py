@@ -16,11 +16,11 @@ from PIL import Image
 
 from gnpcli.presets import preset_names, resolve
 from gnpcli.runlog import read_metrics
-from tests.conftest import Gnp, fails
+from tests.conftest import FINDS_SMALL, Gnp, fails
 
 QUICK = [
     "--epochs", "4", "--set", "data.batch_size=256", "--set", "schedule.warmup_epochs=1", "--set", "mesh.devices=1",
-    "--set", "checkpoint.every_epochs=1",
+    "--set", "checkpoint.every_epochs=1", "--set", "model.name=tests.small:small",
 ]  # fmt: skip
 """5 steps an epoch on the digits, 20 in all."""
 
@@ -45,6 +45,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("cli") / "run"
     done = subprocess.run(
         [sys.executable, "-c", "from gnpcli.cli import main; main()", "train", *QUICK, "--run-dir", str(folder)],
+        env={**os.environ, **FINDS_SMALL},
         capture_output=True,
         text=True,
         timeout=300,
@@ -142,7 +143,13 @@ def test_a_relative_run_folder_and_a_config_file_as_preset(gnp: Gnp, run: Path, 
 def test_kill_9_and_resume_equals_an_uninterrupted_run(gnp: Gnp, run: Path, tmp_path: Path):
     command = [sys.executable, "-c", "from gnpcli.cli import main; main()", "train", *QUICK, "--run-dir", "killed"]
     slow = ["--set", "checkpoint.every_steps=1", "--set", "checkpoint.keep=1"]
-    process = subprocess.Popen([*command, *slow], cwd=tmp_path, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        [*command, *slow],
+        cwd=tmp_path,
+        env={**os.environ, **FINDS_SMALL},
+        stderr=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+    )
     deadline = time.monotonic() + 120
     checkpoints = tmp_path / "killed" / "checkpoints"
     while time.monotonic() < deadline and process.poll() is None:
@@ -167,7 +174,13 @@ def test_kill_9_and_resume_equals_an_uninterrupted_run(gnp: Gnp, run: Path, tmp_
 
 def test_ctrl_c_saves_and_prints_the_resume_command(gnp: Gnp, tmp_path: Path):
     command = [sys.executable, "-c", "from gnpcli.cli import main; main()", "train", *QUICK, "--run-dir", "stopped"]
-    process = subprocess.Popen([*command, "--epochs", "4000"], cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [*command, "--epochs", "4000"],
+        cwd=tmp_path,
+        env={**os.environ, **FINDS_SMALL},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     metrics = tmp_path / "stopped" / "metrics.jsonl"
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and not (metrics.exists() and len(read_metrics(metrics)) > 2):
@@ -198,7 +211,7 @@ def test_an_image_folder_trains_and_evaluates(gnp: Gnp, tmp_path: Path):
         "--set",
         "data.batch_size=4",
         "--set",
-        "model.patch_size=4",
+        "model.name=tests.small:small",
         "--epochs",
         "1",
     ]
@@ -211,7 +224,8 @@ def test_an_image_folder_trains_and_evaluates(gnp: Gnp, tmp_path: Path):
 
 
 def test_bench_measures_both_steps(gnp: Gnp):
-    done = gnp("bench", "--rounds", "1", "--steps", "1", "--json")
+    small = ["--set", "model.name=tests.small:small"]
+    done = gnp("bench", "--rounds", "1", "--steps", "1", "--json", *small)
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
     plain, full = result["measurements"]
@@ -340,10 +354,10 @@ def test_a_run_whose_only_checkpoint_is_damaged_cannot_be_evaluated(gnp: Gnp, ru
 def test_a_checkpoint_of_another_model_is_refused(gnp: Gnp, run: Path, tmp_path: Path):
     shutil.copytree(run, tmp_path / "run")
     path = tmp_path / "run" / "config.yaml"
-    path.write_text(path.read_text().replace("patch_size: 2", "patch_size: 4"))
-    fails(gnp("eval", "run"), "the checkpoint of step 20", "model.patch_size: 2 -> 4")
+    path.write_text(path.read_text().replace("dropout: 0.1", "dropout: 0.2"))
+    fails(gnp("eval", "run"), "the checkpoint of step 20", "model.dropout: 0.1 -> 0.2")
     before = tree(tmp_path / "run")
-    fails(gnp("resume", "run"), "the checkpoint of step 20", "another configuration", "model.patch_size: 2 -> 4")
+    fails(gnp("resume", "run"), "the checkpoint of step 20", "another configuration", "model.dropout: 0.1 -> 0.2")
     assert tree(tmp_path / "run") == before
 
 
@@ -386,7 +400,7 @@ def test_a_read_only_run_evaluates_and_refuses_to_resume(gnp: Gnp, read_only_run
 def test_a_disk_that_fills_up_while_saving_keeps_what_was_saved(gnp: Gnp, tmp_path: Path):
     disk = tmp_path / "disk"
     disk.mkdir()
-    if os.geteuid() != 0 or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=5m", "tmpfs", disk]).returncode:
+    if os.geteuid() != 0 or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", disk]).returncode:
         pytest.skip("mounting a small file system needs root")
     try:
         keep_all = ["--set", "checkpoint.every_steps=1", "--set", "checkpoint.keep=100"]

@@ -185,10 +185,17 @@ def read(reader, count):
     return pieces
 
 
+def text(path):
+    try:
+        return open(path, "rb").read()
+    except (FileNotFoundError, ProcessLookupError):  # a thread or process that has just ended
+        return b""
+
+
 def children():
     own = f"/proc/{os.getpid()}/task"
-    found = [pid for task in os.listdir(own) for pid in open(f"{own}/{task}/children").read().split()]
-    return [int(pid) for pid in found if b"spawn_main" in open(f"/proc/{pid}/cmdline", "rb").read()]
+    found = [int(pid) for task in os.listdir(own) for pid in text(f"{own}/{task}/children").split()]
+    return [pid for pid in found if b"spawn_main" in text(f"/proc/{pid}/cmdline")]
 
 
 if __name__ == "__main__":

@@ -47,14 +47,16 @@ def python(code: str) -> Any:
 @pytest.mark.parametrize(
     ("model", "assignments"),
     [
-        ("vit-nano", ["model.dropout=0.1", "data.augment=basic"]),
+        ("tests.small:small", ["data.augment=basic"]),
+        pytest.param("vit-nano", ["model.dropout=0.1", "data.augment=basic"], marks=pytest.mark.slow),
         pytest.param("wrn-16-4", [], marks=pytest.mark.slow),
     ],
 )
 def test_steps_do_not_depend_on_the_number_of_devices(model, assignments):
     """GNP steps on 1, 2 and 8 devices: BatchNorm over the global batch and one perturbation for all of it.
 
-    With SGD: the first steps of an adaptive optimizer divide a gradient that is zero up to rounding by itself.
+    With SGD: the first steps of an adaptive optimizer divide a gradient that is zero up to rounding by itself. And with
+    a smooth function in the place of ReLU, whose derivative of 0 or 1 a rounding error decides near zero.
     """
     result = python(
         f"""
@@ -63,6 +65,7 @@ def test_steps_do_not_depend_on_the_number_of_devices(model, assignments):
         from gnpcli.data import load_dataset
         from gnpcli.engine import build_task
         from gnpcli.sharding import make_mesh
+        jax.nn.relu = jax.nn.softplus
         found = []
         for devices in (1, 2, 8):
             config = resolve(None, [
@@ -89,7 +92,7 @@ def test_steps_do_not_depend_on_the_number_of_devices(model, assignments):
         """
     )
     assert result["moved"] > 0.01
-    assert max(result["apart"]) < 1e-4 * result["moved"], result
+    assert max(result["apart"]) < 1e-5 * result["moved"], result
     first, *others = result["metrics"]
     for other in others:
         assert other == pytest.approx(first, rel=1e-4)

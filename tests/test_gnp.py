@@ -13,6 +13,7 @@ from optax import contrib
 
 from gnpcli import gnp_value_and_grad, penalize, perturbation_scales
 from gnpcli.gnp import ascent, global_norm, penalty, plain
+from gnpcli.gnp.trees import half_squared_norm
 
 R, ALPHA = 0.1, 0.8
 GRADIENTS = ("finite-difference", "exact")
@@ -471,3 +472,26 @@ def test_a_clean_pass_of_its_own_gives_the_direction_and_its_share(gradient, rec
     np.testing.assert_allclose(metrics.perturbed_grad_norm, np.linalg.norm(perturbed), rtol=1e-5)
     for nothing in (0.0, jnp.float32(0)):
         np.testing.assert_allclose(as_vector(mixed(nothing)[1]), clean, rtol=1e-4, atol=1e-5)
+
+
+def _program(arrays: int, size: int) -> str:
+    params = [jnp.full(size, float(index)) for index in range(arrays)]
+    transform = gnp_value_and_grad(
+        lambda leaves: 0.5 * sum(jnp.vdot(leaf, leaf) for leaf in leaves), r=0.1, alpha=0.5, with_metrics=True
+    )
+    return str(jax.jit(transform).lower(params).compile().as_text())
+
+
+def test_small_arrays_are_reduced_together():
+    # The loss sums each array, in either pass; the norms and the cosine do not.
+    assert _program(40, 64).count(" reduce(") < 3 * 40
+
+
+def test_the_gradient_of_half_the_squared_norm_is_the_tree_and_its_derivative_the_direction():
+    tree = {"kernel": jnp.full((2, 2), 3.0), "large": jnp.full(1 << 15, 0.5), "bias": jnp.full(2, 5.0, jnp.bfloat16)}
+    assert float(half_squared_norm(tree)) == 18 + (1 << 12) + 25
+    direction = jax.tree.map(lambda leaf: leaf + 1, tree)
+    gradient, along = jax.jvp(jax.grad(lambda tree: 2 * half_squared_norm(tree)), (tree,), (direction,))
+    for got, want in ((gradient, tree), (along, direction)):
+        jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, 2 * b), got, want)
+        assert jax.tree.map(jnp.result_type, got) == jax.tree.map(jnp.result_type, tree)

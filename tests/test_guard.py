@@ -176,7 +176,8 @@ def test_a_faulty_step_is_named_and_halts_the_state_with_all_that_follow(fault, 
 )
 def test_skipping_equals_a_run_that_leaves_that_update_out(optimizer, fault):
     settings = {"optimizer": optimizer, "on_nonfinite": "skip", "ema_decay": 0.5, "clip_norm": 1.0}
-    run, good = Run(faulty_model(fault, at=(3, 6)), **settings), Run(faulty_model("none", at=()), **settings)
+    # The good run is the same program up to the numbers of the steps: another one may round otherwise.
+    run, good = (Run(faulty_model(fault, at=at), **settings) for at in ((3, 6), (93, 96)))
     told = run.go(9)
     for step in range(9):
         if step in (3, 6):  # nothing but the number of the step moves: batch and learning rate stay the step's own

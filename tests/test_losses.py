@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gnpcli.losses import cross_entropy, half_squared_norm, is_outside_top, main_class, metric_sums, zero_sums
+from gnpcli.losses import cross_entropy, is_outside_top, main_class, metric_sums, zero_sums
 
 
 @pytest.fixture
@@ -82,12 +82,3 @@ def test_sums_ignore_padding_whatever_it_holds(batch):
     assert int(sums.errors) == int((logits.argmax(-1) != labels).sum())
     np.testing.assert_allclose(sums.loss, np.asarray(cross_entropy(logits, labels)).sum(), rtol=1e-6)
     assert [float(x) for x in zero_sums()] == [0, 0, 0, 0]
-
-
-def test_half_squared_norm_follows_the_mask():
-    params = {"kernel": jnp.full((2, 2), 3.0), "bias": jnp.full(2, 5.0)}
-    assert float(half_squared_norm(params, {"kernel": True, "bias": False})) == 18
-    assert float(half_squared_norm(params, {"kernel": True, "bias": True})) == 43
-    grads = jax.grad(lambda p: half_squared_norm(p, {"kernel": True, "bias": False}))(params)
-    np.testing.assert_array_equal(grads["kernel"], params["kernel"])
-    np.testing.assert_array_equal(grads["bias"], 0)

@@ -343,7 +343,8 @@ def test_shake_drop_of_rate_zero_is_the_plain_network():
 # --------------------------------------------------------------------------------------------------------- gradients
 
 
-@pytest.mark.parametrize("family", ["shakeshake", pytest.param("pyramidnet", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["shakeshake", "pyramidnet"])
 def test_the_clean_pass_takes_the_gradient_that_the_configuration_says(family):
     """At alpha = 1 the step is the shaken gradient at a point in the direction of the clean one: true or shaken."""
     shape, key = (8, 8, 3), jax.random.key(7)

@@ -1,9 +1,10 @@
-"""Scanned and rematerialised blocks: the same network, from the same weights."""
+"""Scanned, stored and rematerialised blocks: the same network, from the same weights."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
+from contextlib import nullcontext
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +13,7 @@ import pytest
 
 from gnpcli.config.schema import ModelConfig
 from gnpcli.models import MODELS, build_model
-from gnpcli.models.stack import rematerialised
+from gnpcli.models.stack import rematerialised, stored, stored_blocks
 
 SHAPE = (8, 8, 3)
 # A small member of each family that has blocks: (registered model to shrink, sizes, options).
@@ -54,12 +55,13 @@ def images(seed=0):
     return jnp.asarray(np.random.default_rng(seed).normal(size=(4, *SHAPE)), jnp.float32)
 
 
-def passes(model, params, state, train=True, is_rematerialised=False):
+def passes(model, params, state, train=True, is_rematerialised=False, is_stored=False):
     """Logits, new state and gradient of a function of the logits."""
 
     def loss(params):
-        with rematerialised(is_rematerialised):
-            logits, moved = model.apply(params, state, images(), train, jax.random.key(1))
+        key = jax.random.key(1)
+        with rematerialised(is_rematerialised), stored_blocks(key) if is_stored else nullcontext():
+            logits, moved = model.apply(params, state, images(), train, key)
         return jnp.sin(logits).sum(), (logits, moved)
 
     return jax.grad(loss, has_aux=True)
@@ -75,9 +77,12 @@ def assert_close(a, b):
 
 
 # Quick: a kind without state and one with; the others differ in what is compiled.
-@pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=() if n in ("vit", "shake-shake") else pytest.mark.slow) for n in SMALL]
+each_family = pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=() if n in ("vit", "wrn") else pytest.mark.slow) for n in SMALL]
 )
+
+
+@each_family
 def test_rematerialised_blocks_compute_the_same(small, name):
     model = small(name)
     params, state = weights(model)
@@ -85,6 +90,55 @@ def test_rematerialised_blocks_compute_the_same(small, name):
     assert "remat" in str(jax.make_jaxpr(again)(params))
     assert "remat" not in str(jax.make_jaxpr(plain)(params))
     assert_close(compiled(again)(params), compiled(plain)(params))
+
+
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="blocks are stored on a CPU alone")
+@pytest.mark.parametrize("name", SMALL)
+def test_every_family_stores_what_each_block_answers(small, name):
+    model = small(name)
+    params, state = weights(model)
+    blocks = [part for part in params if "block" in part and not part.startswith("class")]
+    texts = [str(jax.make_jaxpr(passes(model, params, state, is_stored=is_on))(params)) for is_on in (False, True)]
+    assert [text.count("while[") for text in texts] == [0, 2 * len(blocks)]  # once each way
+
+
+@each_family
+def test_stored_blocks_compute_the_same(small, name):
+    model = small(name)
+    params, state = weights(model)
+    plain, own = (passes(model, params, state, is_stored=is_on) for is_on in (False, True))
+    assert_close(compiled(own)(params), compiled(plain)(params))
+
+
+def deep(depth, x, weight, key):
+    with stored_blocks(key):
+        for _ in range(depth):
+            x = stored(x + jnp.tanh(x @ weight))
+    return (x**2).sum()
+
+
+def test_storing_changes_no_bit_and_has_a_gradient_of_second_order():
+    x = jnp.asarray([[0.0, -0.0, np.nan, np.inf, -np.inf, 1e-45, 0.1]], jnp.float32)
+    for key in jax.random.split(jax.random.key(0), 3):
+        with stored_blocks(key):
+            np.testing.assert_array_equal(np.asarray(stored(x)).view(np.int32), np.asarray(x).view(np.int32))
+    weight = jnp.asarray(np.random.default_rng(0).normal(size=(5, 5)) / 3, jnp.float32)
+    x, key = jnp.linspace(0.1, 1, 10, dtype=jnp.float32).reshape(2, 5), jax.random.key(1)
+    gradient = jax.grad(lambda w: deep(3, x, w, key))
+    product = jax.jvp(gradient, (weight,), (jnp.ones_like(weight),))[1]
+    step = 1e-2
+    difference = (gradient(weight + step) - gradient(weight - step)) / (2 * step)
+    np.testing.assert_allclose(product, difference, rtol=2e-2, atol=1e-2 * np.abs(product).max())
+
+
+def test_kernels_do_not_grow_with_the_depth():
+    """The program of a chain of residual blocks is twice as long for twice the blocks, not four times."""
+    x, weight = jnp.ones((4, 8)), jnp.ones((8, 8))
+    sizes = []
+    for depth in (8, 16):
+        program = jax.jit(jax.grad(deep, argnums=2), static_argnums=0).lower(depth, x, weight, jax.random.key(0))
+        sizes.append(program.compile().as_text().count("\n"))
+    assert sizes[1] < 2.3 * sizes[0], sizes
 
 
 @pytest.mark.parametrize("is_rematerialised", [pytest.param(False, marks=pytest.mark.slow), True])

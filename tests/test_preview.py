@@ -36,7 +36,12 @@ def cell(sheet: np.ndarray, index: int, columns: int, row: int, lines: int) -> n
     ("assignments", "step", "said"),
     [
         (["data.augment=none"], 0, "no augmentation"),
-        (["data.augment=randaugment", "data.mix=mixup", "train.seed=3"], 150, "randaugment and mixup"),
+        pytest.param(
+            ["data.augment=randaugment", "data.mix=mixup", "train.seed=3"],
+            150,
+            "randaugment and mixup",
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_preview_shows_what_the_step_sees(gnp: Gnp, tmp_path, assignments, step, said):

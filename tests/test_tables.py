@@ -248,6 +248,16 @@ def test_a_folder_with_another_configuration_is_refused_with_the_keys(tmp_path):
         check_folders(cells)
 
 
+def test_a_run_of_groups_per_device_is_the_cell_whatever_their_number(tmp_path):
+    table, changes = write(tmp_path), Changes(assignments=("gr.groups=per-device",))
+    (cell,) = make_cells(table, ["nano"], ["zero"], [0], changes, tmp_path)
+    create_run(cell.run_dir, table.resolve("nano", "zero", 0, Changes(assignments=("gr.groups=2",))))
+    assert list(check_folders([cell]).values()) == ["begun"]
+    (other,) = make_cells(table, ["nano"], ["zero"], [0], NO_CHANGES, tmp_path)
+    with pytest.raises(ConfigError, match=r"gr\.groups: 2 -> 1"):
+        check_folders([other])
+
+
 def test_shares_of_a_machine(monkeypatch):
     assert [(share.environment, share.cpus) for share in shares(1)] == [({}, None)]
     monkeypatch.delenv("JAX_PLATFORMS", raising=False)

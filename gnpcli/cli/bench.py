@@ -1,13 +1,17 @@
-"""``gnp bench``, ``gnp bench data`` and ``gnp bench gr``."""
+"""``gnp bench`` and its commands: each measures, and prints a table or JSON."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from gnpcli.cli.options import JsonOption, PresetOption, SetOption, resolve_options
+
+if TYPE_CHECKING:
+    from gnpcli.config import RunConfig
 
 app = typer.Typer(invoke_without_command=True)
 
@@ -26,41 +30,14 @@ def bench(
 ) -> None:
     """Measure plain and GNP training steps of a preset, interleaved, on random images of its shape.
 
-    `gnp bench data` measures the input pipelines, `gnp bench gr` every form of GR.
+    The commands measure the input pipelines, every form of GR, metrics and guard, and the same network in PyTorch.
     """
     if context.invoked_subcommand is not None:
         return
-    from gnpcli.runtime import keep_freed_memory
+    config = _configure(preset, assignments)
+    from gnpcli.bench import bench as measure
 
-    config = resolve_options(preset, assignments)
-    keep_freed_memory()
-    from gnpcli.bench import bench as run
-
-    result = run(config, rounds=rounds, steps=steps, report=lambda text: typer.echo(text, err=True))
-    if as_json:
-        import json
-
-        typer.echo(json.dumps(result, indent=2))
-        return
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(
-        title=f"{result['model']}, batch {result['batch_size']}, {result['dtype']}, {result['devices']} device(s)",
-        box=None, title_justify="left",
-    )  # fmt: skip
-    for column in ("", "img/s", "ms/step", "min-max", "compile s", "MB", "GFLOP/step", "of matmul peak"):
-        table.add_column(column, justify="right" if column else "left")
-    for row in result["measurements"]:
-        flops, share = row["flops_per_step"], row["share_of_matmul_peak"]
-        table.add_row(
-            row["name"], f"{row['images_per_s']:.1f}", f"{row['step_ms']:.1f}",
-            f"{row['step_ms_min']:.0f}-{row['step_ms_max']:.0f}", f"{row['compile_s']:.1f}",
-            "-" if row["peak_bytes"] is None else f"{row['peak_bytes'] / 1e6:,.0f}",
-            "-" if flops is None else f"{flops / 1e9:.1f}", "-" if share is None else f"{100 * share:.0f} %",
-        )  # fmt: skip
-    Console(highlight=False).print(table)
-    typer.echo(f"GNP / plain: {result['measurements'][0]['gnp_over_plain']:.3f} (median of {rounds} rounds)")
+    _tell(measure(config, rounds=rounds, steps=steps, report=_report), as_json, _print_steps)
 
 
 @app.command("data")
@@ -79,59 +56,15 @@ def data(
     as_json: JsonOption = False,
 ) -> None:
     """Measure what feeding a preset costs: in memory beside its training step, or decoding the files of a folder."""
-    config = resolve_options(preset, assignments)
-    from gnpcli.runtime import keep_freed_memory
-
-    keep_freed_memory()
-    from gnpcli import bench_data
-
-    def report(text: str) -> None:
-        typer.echo(text, err=True)
+    config = _configure(preset, assignments)
+    from gnpcli.bench_data import bench_in_memory, bench_streamed
 
     if images is None:
-        names = [name.strip() for name in variants.split(",")]
-        result = bench_data.bench_in_memory(config, variants=names, rounds=rounds, steps=steps, report=report)
+        result = bench_in_memory(config, variants=_names(variants), rounds=rounds, steps=steps, report=_report)
+        _tell(result, as_json, _print_in_memory)
     else:
-        result = bench_data.bench_streamed(config, images, count=count, rounds=rounds, report=report)
-    if as_json:
-        import json
-
-        typer.echo(json.dumps(result, indent=2))
-    elif images is None:
-        _print_in_memory(result)
-    else:
-        _print_streamed(result)
-
-
-def _print_in_memory(result: dict[str, Any]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(
-        title=f"{result['model']}, batch {result['batch_size']}, {result['image_size']} px, {result['dtype']}, "
-        f"{result['devices']} device(s)",
-        box=None, title_justify="left",
-    )  # fmt: skip
-    for column in ("", "empty model img/s", "training img/s", "feed / step", "of the first"):
-        table.add_column(column, justify="right" if column else "left")
-    for row in result["measurements"]:
-        table.add_row(
-            row["name"], f"{row['feed_images_per_s']:,.0f}", f"{row['images_per_s']:,.1f}",
-            f"{100 * row['feed_share']:.1f} %", f"{100 * row['relative_rate']:.1f} %",
-        )  # fmt: skip
-    Console(highlight=False).print(table)
-
-
-def _print_streamed(result: dict[str, Any]) -> None:
-    typer.echo(f"{result['images']} files to {result['image_size']} px, cropped, flipped, normalised, in one thread:")
-    for row in result["measurements"]:
-        typer.echo(f"  {row['name']:<12}{row['images_per_s']:6,.0f} img/s  {row['over_pillow']:.2f} times pillow")
-    feed = result["feed"]
-    workers = "one worker per core" if feed["workers"] is None else f"{feed['workers']} worker(s)"
-    typer.echo(f"feed, {workers}: {feed['images_per_s']:,.0f} img/s")
-    if feed["memory"][0][1] is not None:
-        told = ", ".join(f"{megabytes:,.0f} MB after {images:,}" for images, megabytes in feed["memory"])
-        typer.echo(f"memory: {told}")
+        result = bench_streamed(config, images, count=count, rounds=rounds, report=_report)
+        _tell(result, as_json, _print_streamed)
 
 
 @app.command("telemetry")
@@ -143,29 +76,10 @@ def telemetry(
     as_json: JsonOption = False,
 ) -> None:
     """Measure what a step's metrics, its guard and the statistics of its optimizer cost, over a bare plain step."""
-    config = resolve_options(preset, assignments)
-    from gnpcli.runtime import keep_freed_memory
-
-    keep_freed_memory()
+    config = _configure(preset, assignments)
     from gnpcli.bench_telemetry import bench_telemetry
 
-    result = bench_telemetry(config, rounds=rounds, steps=steps, report=lambda text: typer.echo(text, err=True))
-    if as_json:
-        import json
-
-        typer.echo(json.dumps(result, indent=2))
-        return
-    cpu = result["cpu_step_over_bare"]
-    typer.echo(f"{result['model']}, batch {result['batch_size']}, {result['dtype']}: {result['step_ms']:.1f} ms bare")
-    typer.echo(
-        f"metrics and guard: {result['step_over_bare']:.4f} times a bare step"
-        + ("" if cpu is None else f", {cpu:.4f} in processor time")
-    )
-    if result["statistics_ms"] is not None:
-        typer.echo(
-            f"adaptive rates: {result['statistics_ms']:.2f} ms every {result['log_every_steps']} steps, "
-            f"{100 * result['statistics_share']:.3f} % of a bare step"
-        )
+    _tell(bench_telemetry(config, rounds=rounds, steps=steps, report=_report), as_json, _print_telemetry)
 
 
 @app.command("gr")
@@ -180,43 +94,168 @@ def gr(
     as_json: JsonOption = False,
 ) -> None:
     """Measure every form of GR as time and memory over plain training, interleaved, on random images."""
+    config = _configure(preset, assignments)
+    from gnpcli.bench_gr import VARIANTS, bench_gr
+
+    names = list(VARIANTS) if variants is None else _names(variants)
+    _tell(bench_gr(config, variants=names, rounds=rounds, steps=steps, report=_report), as_json, _print_gr)
+
+
+@app.command("peer")
+def peer(
+    preset: PresetOption = None,
+    assignments: SetOption = [],  # noqa: B006 - typer copies it
+    is_compiled: Annotated[
+        bool, typer.Option("--compile", help="Put PyTorch's network through torch.compile.")
+    ] = False,
+    rounds: RoundsOption = 5,
+    steps: StepsOption = 3,
+    as_json: JsonOption = False,
+) -> None:
+    """Measure plain and GNP steps beside those of the same network in PyTorch (timm, torchvision), interleaved."""
+    config = _configure(preset, assignments)
+    from gnpcli.bench_peer import bench_peer
+
+    result = bench_peer(config, is_compiled=is_compiled, rounds=rounds, steps=steps, report=_report)
+    _tell(result, as_json, _print_peer)
+
+
+def _configure(preset: str | None, assignments: list[str]) -> RunConfig:
     config = resolve_options(preset, assignments)
     from gnpcli.runtime import keep_freed_memory
 
     keep_freed_memory()
-    from gnpcli.bench_gr import VARIANTS, bench_gr
+    return config
 
-    names = list(VARIANTS) if variants is None else [name.strip() for name in variants.split(",")]
-    result = bench_gr(
-        config, variants=names, rounds=rounds, steps=steps, report=lambda text: typer.echo(text, err=True)
-    )
+
+def _names(joined: str) -> list[str]:
+    return [name.strip() for name in joined.split(",")]
+
+
+def _report(text: str) -> None:
+    typer.echo(text, err=True)
+
+
+def _tell(result: dict[str, Any], as_json: bool, show: Callable[[dict[str, Any]], None]) -> None:
     if as_json:
         import json
 
         typer.echo(json.dumps(result, indent=2))
     else:
-        _print_gr(result)
+        show(result)
 
 
-def _print_gr(result: dict[str, Any]) -> None:
+def _print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(
-        title=f"{result['model']}, batch {result['batch_size']}, {result['dtype']}, {result['devices']} device(s), "
-        f"r {result['r']:g}, alpha {result['alpha']:g}; {result['rounds']} rounds",
-        box=None, title_justify="left",
-    )  # fmt: skip
-    for column in ("", "time", "min-max", "CPU time", "FLOP", "memory", "ms/step", "MB", "compile s"):
+    table = Table(title=title, box=None, title_justify="left")
+    for column in columns:
         table.add_column(column, justify="right" if column else "left", no_wrap=True)
-    for row in result["measurements"]:
-        cpu, flops, memory = row["cpu_over_plain"], row["flops_over_plain"], row["memory_over_plain"]
-        table.add_row(
-            row["name"], f"{row['over_plain']:.3f}", f"{row['over_plain_min']:.2f}-{row['over_plain_max']:.2f}",
-            "-" if cpu is None else f"{cpu:.3f}", "-" if flops is None else f"{flops:.2f}",
-            "-" if memory is None else f"{memory:.2f}", f"{row['step_ms']:.1f}",
-            "-" if row["peak_bytes"] is None else f"{row['peak_bytes'] / 1e6:,.0f}",
-            f"{row['compile_s']:.1f}",
-        )  # fmt: skip
+    for row in rows:
+        table.add_row(*row)
     Console(highlight=False).print(table)
+
+
+def _in_title(result: dict[str, Any]) -> str:
+    return f"{result['model']}, batch {result['batch_size']}, {result['dtype']}"
+
+
+def _or_dash(value: float | None, form: str, scale: float = 1) -> str:
+    return "-" if value is None else format(value * scale, form)
+
+
+def _print_steps(result: dict[str, Any]) -> None:
+    _print_table(
+        f"{_in_title(result)}, {result['devices']} device(s)",
+        ("", "img/s", "ms/step", "min-max", "compile s", "MB", "GFLOP/step", "of matmul peak"),
+        [
+            (
+                row["name"], f"{row['images_per_s']:.1f}", f"{row['step_ms']:.1f}",
+                f"{row['step_ms_min']:.0f}-{row['step_ms_max']:.0f}", f"{row['compile_s']:.1f}",
+                _or_dash(row["peak_bytes"], ",.0f", 1e-6), _or_dash(row["flops_per_step"], ".1f", 1e-9),
+                _or_dash(row["share_of_matmul_peak"], ".0%"),
+            )
+            for row in result["measurements"]
+        ],
+    )  # fmt: skip
+    ratio = result["measurements"][0]["gnp_over_plain"]
+    typer.echo(f"GNP / plain: {ratio:.3f} (median of {result['rounds']} rounds)")
+
+
+def _print_in_memory(result: dict[str, Any]) -> None:
+    _print_table(
+        f"{result['model']}, batch {result['batch_size']}, {result['image_size']} px, {result['dtype']}, "
+        f"{result['devices']} device(s)",
+        ("", "empty model img/s", "training img/s", "feed / step", "of the first"),
+        [
+            (
+                row["name"], f"{row['feed_images_per_s']:,.0f}", f"{row['images_per_s']:,.1f}",
+                f"{row['feed_share']:.1%}", f"{row['relative_rate']:.1%}",
+            )
+            for row in result["measurements"]
+        ],
+    )  # fmt: skip
+
+
+def _print_streamed(result: dict[str, Any]) -> None:
+    typer.echo(f"{result['images']} files to {result['image_size']} px, cropped, flipped, normalised, in one thread:")
+    for row in result["measurements"]:
+        typer.echo(f"  {row['name']:<12}{row['images_per_s']:6,.0f} img/s  {row['over_pillow']:.2f} times pillow")
+    feed = result["feed"]
+    workers = "one worker per core" if feed["workers"] is None else f"{feed['workers']} worker(s)"
+    typer.echo(f"feed, {workers}: {feed['images_per_s']:,.0f} img/s")
+    if feed["memory"][0][1] is not None:
+        told = ", ".join(f"{megabytes:,.0f} MB after {images:,}" for images, megabytes in feed["memory"])
+        typer.echo(f"memory: {told}")
+
+
+def _print_telemetry(result: dict[str, Any]) -> None:
+    cpu = result["cpu_step_over_bare"]
+    typer.echo(f"{_in_title(result)}: {result['step_ms']:.1f} ms bare")
+    typer.echo(
+        f"metrics and guard: {result['step_over_bare']:.4f} times a bare step"
+        + ("" if cpu is None else f", {cpu:.4f} in processor time")
+    )
+    if result["statistics_ms"] is not None:
+        typer.echo(
+            f"adaptive rates: {result['statistics_ms']:.2f} ms every {result['log_every_steps']} steps, "
+            f"{100 * result['statistics_share']:.3f} % of a bare step"
+        )
+
+
+def _print_gr(result: dict[str, Any]) -> None:
+    _print_table(
+        f"{_in_title(result)}, {result['devices']} device(s), r {result['r']:g}, alpha {result['alpha']:g}; "
+        f"{result['rounds']} rounds",
+        ("", "time", "min-max", "CPU time", "FLOP", "memory", "ms/step", "MB", "compile s"),
+        [
+            (
+                row["name"], f"{row['over_plain']:.3f}", f"{row['over_plain_min']:.2f}-{row['over_plain_max']:.2f}",
+                _or_dash(row["cpu_over_plain"], ".3f"), _or_dash(row["flops_over_plain"], ".2f"),
+                _or_dash(row["memory_over_plain"], ".2f"), f"{row['step_ms']:.1f}",
+                _or_dash(row["peak_bytes"], ",.0f", 1e-6), f"{row['compile_s']:.1f}",
+            )
+            for row in result["measurements"]
+        ],
+    )  # fmt: skip
     typer.echo("time, CPU time, FLOP and memory as multiples of plain training")
+
+
+def _print_peer(result: dict[str, Any]) -> None:
+    how = "compiled" if result["is_compiled"] else "eager"
+    peer = " and ".join(f"{name} {version}" for name, version in result["peer"].items())
+    _print_table(
+        f"{_in_title(result)}, {result['optimizer']}, beside {peer}, {how}; {result['rounds']} rounds",
+        ("", "img/s", "ms/step", "PyTorch img/s", "ms/step", "times as fast", "min-max", "in CPU time"),
+        [
+            (
+                row["name"], f"{row['images_per_s']:.1f}", f"{row['step_ms']:.1f}",
+                f"{row['torch_images_per_s']:.1f}", f"{row['torch_step_ms']:.1f}", f"{row['times_as_fast']:.2f}",
+                f"{row['times_as_fast_min']:.2f}-{row['times_as_fast_max']:.2f}",
+                _or_dash(row["cpu_times_as_fast"], ".2f"),
+            )
+            for row in result["measurements"]
+        ],
+    )  # fmt: skip
+    typer.echo(f"logits of both with the same weights differ by {result['difference']:.1e} of the largest")

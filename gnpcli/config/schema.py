@@ -295,7 +295,7 @@ class TrainConfig(Section):
     """Compute type of the model; parameters, optimizer, norms and losses stay float32."""
     remat: bool = False
     """Whether the blocks of a network keep their input alone and compute the rest again for the gradient: less memory
-    for the activations, about a third more work. A VGG has no blocks."""
+    for the activations, about a third more work. On a CPU it saved no memory. A VGG has no blocks."""
     clip_norm: Annotated[float, Field(gt=0)] | None = None
     """Global L2 norm to which the mixed gradient is clipped; null clips nothing."""
     l2: Annotated[float, Field(ge=0)] = 0.0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -17,19 +18,45 @@ Scalar = jax.Array | float
 def dot(left: Any, right: Any) -> jax.Array:
     """Return the sum over all leaves of ``left * right``, accumulated in float32 (in float64 where a leaf is)."""
     pairs = list(zip(jax.tree.leaves(left), jax.tree.leaves(right), strict=True))
-    wide = jnp.float64 if any(a.dtype == jnp.float64 for a, _ in pairs) else jnp.float32
-    products = [a.astype(wide) * b.astype(wide) for a, b in pairs]
-    # Most leaves of a network are small: reduced together they are one kernel to compile and to launch instead of a
-    # hundred. The large ones stay apart, so that no copy of them is made.
-    small = [product.reshape(-1) for product in products if product.size < _SMALL]
-    sums = [jnp.sum(product) for product in products if product.size >= _SMALL]
-    sums += [jnp.sum(jnp.concatenate(small))] if small else []
-    return sum(sums, jnp.zeros((), wide))
+    dtype = widest([leaf for pair in pairs for leaf in pair])
+    # Most leaves of a network are small: reduced together they are a few kernels to compile and to launch instead of
+    # hundreds. The large ones stay apart, so that no copy of them is made. The factors are joined and not the products:
+    # XLA takes the sum of joined arrays apart again.
+    small = [pair for pair in pairs if pair[0].size < _SMALL]
+    large = [(a.astype(dtype), b.astype(dtype)) for a, b in pairs if a.size >= _SMALL]
+    together = [(joined([a for a, _ in small], dtype), joined([b for _, b in small], dtype))] if small else []
+    return sum((jnp.sum(a * b) for a, b in large + together), jnp.zeros((), dtype))
+
+
+def joined(leaves: Sequence[jax.Array], dtype: Any) -> jax.Array:
+    """Return the elements of all `leaves`, at least one, as one vector of `dtype`."""
+    return jnp.concatenate([leaf.reshape(-1).astype(dtype) for leaf in leaves])
+
+
+def widest(leaves: Sequence[jax.Array]) -> Any:
+    """Return float64 where a leaf is of it, else float32."""
+    return jnp.float64 if any(leaf.dtype == jnp.float64 for leaf in leaves) else jnp.float32
 
 
 def global_norm(tree: Any) -> jax.Array:
     """Return the L2 norm over all leaves, accumulated as in `dot`: a scalar."""
     return jnp.sqrt(dot(tree, tree))
+
+
+@jax.custom_vjp
+def half_squared_norm(tree: Any) -> jax.Array:
+    """Return half the sum of squares over all leaves, accumulated as in `dot`; its gradient is `tree`.
+
+    There is no plain forward-mode derivative; forward over reverse there is.
+    """
+    return 0.5 * dot(tree, tree)
+
+
+# By hand, because `dot` joins leaves: the derivative of that would be cut up again.
+half_squared_norm.defvjp(
+    lambda tree: (0.5 * dot(tree, tree), tree),
+    lambda tree, rate: (jax.tree.map(lambda leaf: scaled(rate, leaf).astype(leaf.dtype), tree),),
+)
 
 
 def inverse(norm: jax.Array) -> jax.Array:
@@ -40,7 +67,7 @@ def inverse(norm: jax.Array) -> jax.Array:
 
 def wide(leaf: jax.Array) -> jax.Array:
     """Return `leaf` in float32, or as it is in float64."""
-    return leaf.astype(jnp.float64 if leaf.dtype == jnp.float64 else jnp.float32)
+    return leaf.astype(widest([leaf]))
 
 
 def scaled(scale: jax.Array, leaf: jax.Array) -> jax.Array:

@@ -175,9 +175,11 @@ class BatchNorm(nn.Module):
             running_var.value = self.momentum * running_var.value + (1 - self.momentum) * var
         else:
             mean, var = running_mean.value, running_var.value
+        # One product with x and one sum: the backward pass then sums over the batch twice and not three times, and x is
+        # all that is kept for it. What rounding does to it, it does to the variance above as well.
         gain = jax.lax.rsqrt(var + self.eps) * scale
-        centred = x - jnp.expand_dims(mean, axes)
-        return (centred * jnp.expand_dims(gain, axes) + jnp.expand_dims(bias, axes)).astype(self.dtype)
+        shift = bias - mean * gain
+        return (x * jnp.expand_dims(gain, axes) + jnp.expand_dims(shift, axes)).astype(self.dtype)
 
 
 class Dropout(nn.Module):

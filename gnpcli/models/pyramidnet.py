@@ -25,7 +25,7 @@ from gnpcli.models.base import Model
 from gnpcli.models.convolution import Conv
 from gnpcli.models.layers import DTYPES, BatchNorm, Dense, compact
 from gnpcli.models.shake import Factors, from_shaking, linear_rates, scale, shake_drop
-from gnpcli.models.stack import as_block
+from gnpcli.models.stack import as_block, stored
 from gnpcli.models.wide_resnet import STEM_CHANNELS, NormRelu, head_uniform, pool_and_pad
 
 EXPANSION = 4
@@ -117,13 +117,14 @@ class PyramidNet(nn.Module):
             x = BatchNorm(dtype=self.dtype, name="norm")(x, train)
         for index, width in enumerate(widths):
             group, index_in_group = divmod(index, len(widths) // 3)
-            x = as_block(Block, 3)(
+            block = as_block(Block, 3)(
                 width=width,
                 stride=2 if group > 0 and index_in_group == 0 else 1,
                 variant=self.variant,
                 dtype=self.dtype,
                 name=f"group_{group}_block_{index_in_group}",
-            )(x, None if factors is None else factors.of_block(index), train)
+            )
+            x = stored(block(x, None if factors is None else factors.of_block(index), train))
         x = NormRelu(self.dtype, name="act")(x, train)
         x = x.astype(jnp.float32).mean(axis=(1, 2))
         logits: jax.Array = Dense(self.num_classes, head_uniform, name="head")(x)

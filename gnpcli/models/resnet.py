@@ -26,7 +26,7 @@ from gnpcli.models.base import Model, Params, State, from_linen
 from gnpcli.models.convolution import Conv, max_pool
 from gnpcli.models.layers import DTYPES, BatchNorm, Dense, compact
 from gnpcli.models.pretrained import Facts
-from gnpcli.models.stack import as_block
+from gnpcli.models.stack import as_block, stored
 from gnpcli.models.state_dict import StateDict
 from gnpcli.models.torch_weights import batch_norm, conv
 
@@ -132,14 +132,15 @@ class ResNet(nn.Module):
             x = max_pool(x, 3, same=upstream)
         for stage, blocks in enumerate(self.stages):
             for index in range(blocks):
-                x = as_block(Block, 2)(
+                block = as_block(Block, 2)(
                     channels=2**stage * self.width,
                     stride=2 if stage > 0 and index == 0 else 1,
                     bottleneck=self.bottleneck,
                     variant=self.variant,
                     dtype=self.dtype,
                     name=f"stage_{stage}_block_{index}",
-                )(x, train)
+                )
+                x = stored(block(x, train))
         x = x.astype(jnp.float32).mean(axis=(1, 2))
         logits: jax.Array = Dense(self.num_classes, HEAD_INIT[self.variant], name="head")(x)
         return logits

@@ -22,7 +22,7 @@ from gnpcli.models.base import Model
 from gnpcli.models.convolution import Conv
 from gnpcli.models.layers import DTYPES, BatchNorm, Dense, compact
 from gnpcli.models.shake import Factors, from_shaking, scale, shake_shake
-from gnpcli.models.stack import as_block
+from gnpcli.models.stack import as_block, stored
 from gnpcli.models.wide_resnet import STEM_CHANNELS, NormRelu, head_uniform
 
 
@@ -130,13 +130,14 @@ class ShakeShake(nn.Module):
         x = BatchNorm(dtype=self.dtype, name="norm")(x, train)
         for index in range(blocks):
             group, index_in_group = divmod(index, blocks // 3)
-            x = as_block(Block, 3)(
+            block = as_block(Block, 3)(
                 channels=2**group * self.width,
                 stride=2 if group > 0 and index_in_group == 0 else 1,
                 variant=self.variant,
                 dtype=self.dtype,
                 name=f"group_{group}_block_{index_in_group}",
-            )(x, factors.of_block(index), train)
+            )
+            x = stored(block(x, factors.of_block(index), train))
         x = jax.nn.relu(x).astype(jnp.float32).mean(axis=(1, 2))
         logits: jax.Array = Dense(self.num_classes, head_uniform, name="head")(x)
         return logits

@@ -1,4 +1,4 @@
-"""How the blocks of a network are run: one after another, scanned, or computed again in the backward pass.
+"""How the blocks of a network are run: one after another, scanned, stored, or computed again in the backward pass.
 
 What a network computes and what its parameters are called does not depend on it.
 """
@@ -32,6 +32,51 @@ def rematerialised(is_on: bool) -> Iterator[None]:
         _is_rematerialised.reset(token)
 
 
+_never: ContextVar[jax.Array | None] = ContextVar("never", default=None)
+
+
+@contextmanager
+def stored_blocks(key: jax.Array) -> Iterator[None]:
+    """Make `stored` store what is traced inside, on a CPU.
+
+    Args:
+        key: Any scalar key from `jax.random.key` that the compiler does not know the value of.
+    """
+    if jax.default_backend() != "cpu":  # elsewhere the compiler weighs what a computation costs that is made twice
+        yield
+        return
+    bits = jax.random.key_data(key).reshape(-1)[0].astype(jnp.float32)
+    token = _never.set(bits * bits < -1)  # false, and no pass of the compiler sees it
+    try:
+        yield
+    finally:
+        _never.reset(token)
+
+
+def stored(x: jax.Array) -> jax.Array:
+    """Return `x`; under `stored_blocks` as an array that is written to memory once, and so is its gradient.
+
+    XLA's CPU compiler fuses a sum into each kernel that reads it, with all that the sum is made of. Along the residual
+    branches of a network the kernels of a block so add up the answers of all blocks before it, and in the backward pass
+    the gradients of all blocks behind it: a cost that grows with the square of the depth. A loop is nothing that it
+    fuses, and this one runs no round; optimization barriers are gone by the time it does. A plain forward-mode
+    derivative (`jax.jvp`) does not exist through it, forward over reverse does.
+    """
+    never = _never.get()
+    return x if never is None else _stored(x, never)
+
+
+def _through_a_loop(x: jax.Array, never: jax.Array) -> jax.Array:
+    start = (never, x)
+    return jax.lax.while_loop(lambda carry: carry[0], lambda carry: (jnp.zeros_like(carry[0]), -carry[1]), start)[1]
+
+
+_stored = jax.custom_vjp(_through_a_loop)
+_stored.defvjp(
+    lambda x, never: (_through_a_loop(x, never), never), lambda never, dy: (_through_a_loop(dy, never), None)
+)
+
+
 def as_block(module: Block, *static: int) -> Block:
     """Return the class of a block, or under `rematerialised` that of a block that is computed again.
 
@@ -60,7 +105,7 @@ def run_blocks(
     """
     if not is_scanned or root.is_initializing():
         for name in names:
-            x = make(name=name)(x, train)
+            x = stored(make(name=name)(x, train))
         return x
     params = [root.variables["params"][name] for name in names]
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *params)

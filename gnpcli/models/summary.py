@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from gnpcli.models.base import ImageShape, Model, Params, State
+from gnpcli.models.convolution import canonical
 
 
 @dataclass(frozen=True)
@@ -97,5 +98,6 @@ def _leaves(tree: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, 
 def _gflop(model: Model, params: Any, state: Any, image_shape: ImageShape) -> float | None:
     image = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
     forward = jax.jit(lambda params, state, image: model.apply(params, state, image, False, None)[0])
-    flops = (forward.lower(params, state, image).cost_analysis() or {}).get("flops")
+    with canonical():
+        flops = (forward.lower(params, state, image).cost_analysis() or {}).get("flops")
     return None if flops is None else float(flops) / 1e9

@@ -26,7 +26,7 @@ from gnpcli.models.base import Model, Params, State, from_linen
 from gnpcli.models.drop_path import DropPath, linear_rates
 from gnpcli.models.layers import DTYPES, Dense, Dropout, LayerNorm, compact, linear
 from gnpcli.models.pretrained import Facts, Path, patches, resize_grid
-from gnpcli.models.stack import as_block
+from gnpcli.models.stack import as_block, stored
 from gnpcli.models.state_dict import StateDict
 from gnpcli.models.transformer import FORMS, Form, Mlp, PatchEmbedding
 from gnpcli.models.vit import extract_patches
@@ -212,7 +212,7 @@ class SwinTransformer(nn.Module):
             window = min(self.window_size, *x.shape[1:3])
             for index in range(depth):
                 is_shifted = index % 2 == 1 and window < min(x.shape[1:3])
-                x = as_block(Block, 2)(
+                block = as_block(Block, 2)(
                     heads=2**stage * self.heads,
                     window=window,
                     shift=window // 2 if is_shifted else 0,
@@ -222,7 +222,8 @@ class SwinTransformer(nn.Module):
                     form=self.form,
                     dtype=self.dtype,
                     name=f"stage_{stage}_block_{index}",
-                )(x, train)
+                )
+                x = stored(block(x, train))
         x = LayerNorm(EPS, name="ln")(x).mean(axis=(1, 2))
         logits: jax.Array = Dense(self.num_classes, self.form.dense, name="head")(x)
         return logits

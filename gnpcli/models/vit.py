@@ -23,7 +23,7 @@ from gnpcli.errors import ConfigError
 from gnpcli.models.base import Model, Params, State, from_linen
 from gnpcli.models.layers import DTYPES, GELUS, Dense, Dropout, LayerNorm, compact, linear
 from gnpcli.models.pretrained import Facts, Path, patches, resize_positions
-from gnpcli.models.stack import as_block
+from gnpcli.models.stack import as_block, stored
 from gnpcli.models.state_dict import StateDict
 
 xavier_uniform = nn.initializers.xavier_uniform()
@@ -182,7 +182,7 @@ class VisionTransformer(nn.Module):
                 name=f"block_{index}",
             )
             # The head reads the class token alone: the last block computes no other, 5 % less time at depth 12.
-            x = block(x, train, index == self.depth - 1)
+            x = stored(block(x, train, index == self.depth - 1))
         x = LayerNorm(name="ln")(x[:, 0])
         logits: jax.Array = Dense(self.num_classes, nn.initializers.zeros, name="head")(x)
         return logits

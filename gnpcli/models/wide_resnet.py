@@ -22,7 +22,7 @@ from gnpcli.models.base import Model, Params, State, from_linen
 from gnpcli.models.convolution import Conv, avg_pool
 from gnpcli.models.layers import DTYPES, BatchNorm, Dense, Dropout, compact
 from gnpcli.models.pretrained import Facts
-from gnpcli.models.stack import as_block
+from gnpcli.models.stack import as_block, stored
 from gnpcli.models.state_dict import StateDict
 from gnpcli.models.torch_weights import batch_norm, conv
 
@@ -119,7 +119,7 @@ class WideResNet(nn.Module):
                 # The paper's code activates before the split wherever the channels change, the GNP papers' code in
                 # the first block of all, which in the widths of both is such a place too.
                 changes = x.shape[-1] != channels
-                x = as_block(Block, 2)(
+                block = as_block(Block, 2)(
                     channels=channels,
                     stride=2 if group > 0 and index == 0 else 1,
                     activate_first=changes if self.variant == "paper" else group == 0 and index == 0,
@@ -127,7 +127,8 @@ class WideResNet(nn.Module):
                     dropout=self.dropout,
                     dtype=self.dtype,
                     name=f"group_{group}_block_{index}",
-                )(x, train)
+                )
+                x = stored(block(x, train))
         x = NormRelu(self.dtype, name="act")(x, train)
         x = x.astype(jnp.float32).mean(axis=(1, 2))
         logits: jax.Array = Dense(self.num_classes, head_uniform, name="head")(x)

@@ -104,7 +104,10 @@ def check_folders(cells: Iterable[Cell]) -> dict[str, State]:
 def _state(cell: Cell) -> tuple[State, list[str]]:
     if not (cell.run_dir / CONFIG).is_file():
         return "absent", []
-    different = differences(read_config(cell.run_dir), cell.config)
+    recorded, wanted = read_config(cell.run_dir), cell.config
+    if wanted.gr.groups == "per-device":  # of the devices that the run began on: it recorded how many they were
+        wanted = wanted.model_copy(update={"gr": wanted.gr.model_copy(update={"groups": recorded.gr.groups})})
+    different = differences(recorded, wanted)
     is_finished = read_summary(cell.run_dir).get("status") == "finished"
     return ("finished" if is_finished else "begun"), different
 

@@ -1,0 +1,36 @@
+"""A network that compiles in a second, for tests of what goes on around a network: ``model.name=tests.small:small``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from gnpcli.models import Entry
+from gnpcli.models.base import Model, from_linen
+from gnpcli.models.layers import BatchNorm, Dropout
+
+
+class Small(nn.Module):
+    """One hidden layer, with the statistics of BatchNorm to keep and dropout to draw."""
+
+    width: int
+    classes: int
+    dropout: float
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, images: jax.Array, train: bool) -> jax.Array:
+        x = nn.Dense(self.width, use_bias=False, dtype=self.dtype)(images.reshape(images.shape[0], -1))
+        x = Dropout(self.dropout)(jnp.tanh(BatchNorm(dtype=self.dtype)(x, train)), train)
+        return nn.Dense(self.classes, dtype=self.dtype, name="head")(x).astype(jnp.float32)
+
+
+def build(architecture: Any, config: Any, *, num_classes: int, image_size: int, channels: int, dtype: Any) -> Model:
+    """Build it, as `gnpcli.models.build_model` asks."""
+    return from_linen(Small(**architecture, classes=num_classes, dropout=config.dropout, dtype=dtype))
+
+
+small = Entry(__name__, {"width": 32}, {"dropout": 0.1})
