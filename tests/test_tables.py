@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import scipy.stats
-from rich.console import Console
 
 from gnpcli.config.loader import differences
 from gnpcli.errors import ConfigError
@@ -20,52 +19,17 @@ from gnpcli.plan import count_steps
 from gnpcli.presets import preset_dir
 from gnpcli.runs import create_run
 from gnpcli.tables.cells import check_folders, make_cells, run_dir
-from gnpcli.tables.display import TableDisplay
 from gnpcli.tables.outputs import write_outputs
 from gnpcli.tables.report import make_report, to_csv, to_latex, to_markdown
 from gnpcli.tables.results import collect, judge, to_dict
-from gnpcli.tables.runner import Progress
 from gnpcli.tables.shares import shares
 from gnpcli.tables.spec import Changes, Claim, Table, choose, load_table, table_names
 from gnpcli.tables.statistics import Interval, describe, interval, paired
 from tests.browser import Browser, needs_browser
+from tests.tables import NO_CHANGES, SMALL, write
 from tests.tracing import trace
 
 TABLES = table_names()
-NO_CHANGES = Changes()
-SMALL = """\
-title: Small
-purpose: A table for the tests
-preset: vit-nano-digits
-seeds: [0, 1, 2]
-baseline: adam
-rows:
-  nano: {label: ViT-nano}
-columns:
-  adam:
-    label: Adam
-    set:
-      gr: {strategy: none}
-  zero:
-    set:
-      gr: {strategy: zero-warmup, r: 0.1}
-variants:
-  paper: {about: the formula}
-  unit: {about: the code, set: {gr: {mix: unit}}}
-published:
-  source: a paper
-  variant: unit
-  values:
-    nano: {adam: 4.0, zero: 3.0}
-  unknown: [the number of devices]
-notes: [a note]
-"""
-
-
-def write(tmp_path: Path, text: str = SMALL) -> Table:
-    path = tmp_path / "small.yaml"
-    path.write_text(text)
-    return load_table(str(path))
 
 
 def pretend(table: Table, out: Path, values: dict[tuple[str, int], float], changes: Changes = NO_CHANGES) -> None:
@@ -497,44 +461,3 @@ def test_the_page_opens_offline_and_shows_values_verdicts_deviations_and_curves(
         red = int(re.findall(r"\d+", browser.evaluate("getComputedStyle(document.body).backgroundColor"))[0])
         assert (red < 60) == dark
         assert (len(browser.requests), browser.complaints) == (1, [])
-
-
-# --- while cells run
-
-
-def some_progress(table: Table) -> list[Progress]:
-    cells = make_cells(table, ["nano"], ["adam", "zero"], [0, 1], NO_CHANGES, Path("out"))
-    return [
-        Progress(cells[0], "kept", value=4.0),
-        Progress(cells[1], "running", epoch=3.0, value=55.0),
-        Progress(cells[2], "finished", value=5.0),
-        Progress(cells[3], "failed", problem="step 1: the loss is nan"),
-    ]
-
-
-def test_a_terminal_shows_a_table_that_fills_in(tmp_path):
-    table = write(tmp_path)
-    console = Console(file=io.StringIO(), force_terminal=True, width=110)
-    with TableDisplay(table, console, quiet=False) as display:
-        display(some_progress(table))
-    shown = console.file.getvalue()
-    for part in ("2 of 4 cells, 1 failed", "4.50 ± 0.71 (2 of 2)", "seed 0 epoch 3/16 55.00 %", "seed 1 failed"):
-        assert part in shown
-
-
-def test_without_a_terminal_a_line_is_told_once(tmp_path):
-    table = write(tmp_path)
-    console = Console(file=io.StringIO(), width=200)
-    with TableDisplay(table, console, quiet=False) as display:
-        display(some_progress(table))
-        display(some_progress(table))
-    assert console.file.getvalue().splitlines() == [
-        "nano adam seed 0: finished before, 4.00 %",
-        "nano zero seed 0: running, out/cells/nano/zero/seed0.log tells more",
-        "nano adam seed 1: 5.00 % (2 of 4 cells)",
-        "nano zero seed 1: failed: step 1: the loss is nan",
-    ]
-    silent = Console(file=io.StringIO())
-    with TableDisplay(table, silent, quiet=True) as display:
-        display(some_progress(table))
-    assert silent.file.getvalue() == ""

@@ -204,6 +204,7 @@ def _dry_run(table: Table, cells: Sequence[Cell], states: dict[str, State], fold
     keep_freed_memory()
     keep_compiled_programs()
     from gnpcli.tables.estimate import estimate
+    from gnpcli.tables.left import duration
 
     found, left_s = estimate(cells, states, lambda text: typer.echo(text, err=True))
     if as_json:
@@ -230,20 +231,13 @@ def _dry_run(table: Table, cells: Sequence[Cell], states: dict[str, State], fold
         finished = sum(each.state == "finished" for each in own)
         grid.add_row(
             *place, ",".join(str(each.cell.seed) for each in own), f"{own[0].plain_steps:,}", f"{own[0].gnp_steps:,}",
-            _duration(own[0].whole_s), str(finished), _duration(sum(each.left_s for each in own)),
+            duration(own[0].whole_s), str(finished), duration(sum(each.left_s for each in own)),
         )  # fmt: skip
     Console(highlight=False).print(grid)
     typer.echo(
-        f"{len(found)} cells in {folder}, about {_duration(left_s)} left on this machine, from a few steps on random "
+        f"{len(found)} cells in {folder}, about {duration(left_s)} left on this machine, from a few steps on random "
         "images; nothing was run"
     )
-
-
-def _duration(seconds: float) -> str:
-    for size, unit in ((86400, "days"), (3600, "h"), (60, "min")):
-        if seconds >= size:
-            return f"{seconds / size:.1f} {unit}"
-    return f"{seconds:.0f} s"
 
 
 @app.command("list")

@@ -11,6 +11,7 @@ from rich.live import Live
 from rich.table import Table as RichTable
 from rich.text import Text
 
+from gnpcli.tables.left import TimeLeft, duration
 from gnpcli.tables.runner import Progress, Status
 from gnpcli.tables.spec import Table
 from gnpcli.tables.statistics import describe
@@ -35,6 +36,7 @@ class TableDisplay:
         self._table, self._console, self._quiet = table, console, quiet
         self._unit = " %" if is_percentage(table.spec.metric) else ""
         self._start = time.monotonic()
+        self._left = TimeLeft(self._start)
         self._told: dict[str, tuple[Status, float]] = {}
         self._live: Live | None = None
         if console.is_terminal and not quiet:
@@ -52,10 +54,12 @@ class TableDisplay:
         failed = sum(item.status == "failed" for item in progress)
         minutes, seconds = divmod(int(time.monotonic() - self._start), 60)
         title = f"{self._table.spec.title}: {done} of {len(progress)} cells" + (f", {failed} failed" if failed else "")
+        left_s = self._left(progress)
+        left = "" if left_s is None else f", about {duration(left_s)} left"
         rows = list(dict.fromkeys(item.cell.row for item in progress))
         columns = list(dict.fromkeys(item.cell.column for item in progress))
         picture = RichTable(
-            title=f"{title}, {minutes}:{seconds:02d}; Ctrl-C saves and stops",
+            title=f"{title}, {minutes}:{seconds:02d}{left}; Ctrl-C saves and stops",
             box=None, title_justify="left", pad_edge=False,
         )  # fmt: skip
         for name in ("", *(self._table.label("columns", column) for column in columns)):

@@ -42,6 +42,13 @@ class Progress:
     problem: str = ""
     """Why it failed, in a line."""
 
+    @property
+    def share(self) -> float:
+        """Of the epochs that are done, 0 to 1."""
+        if self.status in ("kept", "finished"):
+            return 1.0
+        return min((self.epoch or 0.0) / self.cell.config.train.epochs, 1.0)
+
 
 @dataclass
 class _Job:
@@ -79,6 +86,8 @@ def run_cells(
     for item in progress:
         if states[item.cell.name] == "finished":
             item.status, item.value = "kept", final_value(item.cell.run_dir, metric)
+        elif states[item.cell.name] == "begun":
+            item.epoch, item.value = latest_value(item.cell.run_dir, metric)
     queue = deque(item for item in progress if item.status == "waiting")
     free, jobs = deque(shares), list[_Job]()
     told = False

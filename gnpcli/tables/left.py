@@ -1,0 +1,60 @@
+"""How long the cells of a table still take, from how fast those that ran have come on."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+from gnpcli.config import RunConfig
+from gnpcli.data import describe
+from gnpcli.data.feed import steps_per_epoch
+from gnpcli.models import find_model
+from gnpcli.plan import count_steps
+from gnpcli.tables.runner import Progress
+
+_UNKNOWN_STEPS = 100
+"""Steps of an epoch where the data set's size is not known: the same for all cells of a table, hence no matter."""
+
+
+def work(config: RunConfig) -> float:
+    """Return what a run computes, comparable among the cells of a table: FLOP of its model times gradients taken.
+
+    A model of the user's own that does not say its `gnpcli.models.Entry.gflop` counts as 1.
+    """
+    data = describe(config.data)
+    steps = _UNKNOWN_STEPS if data is None else steps_per_epoch(data.num_train, config.data.batch_size)
+    plain, gnp = count_steps(config, steps)
+    return (find_model(config.model.name).gflop or 1.0) * config.data.batch_size * (plain + 2 * gnp)
+
+
+class TimeLeft:
+    """Seconds that the cells of a table still take; call it with where all of them stand, from the start on.
+
+    The estimate is ``time passed * work left / work done in that time``, work being `work` times the share of the
+    epochs: compilation, evaluation and how many cells run at a time are in it as they were up to now.
+    """
+
+    def __init__(self, start: float | None = None):
+        self._start = time.monotonic() if start is None else start
+        self._work: dict[str, float] = {}
+        self._at_start: dict[str, float] = {}
+
+    def __call__(self, progress: Sequence[Progress], now: float | None = None) -> float | None:
+        """Return the estimate; None before anything has been done. A cell that failed has nothing left."""
+        done = left = 0.0
+        for item in progress:
+            name = item.cell.name
+            if name not in self._work:
+                self._work[name], self._at_start[name] = work(item.cell.config), item.share
+            done += self._work[name] * (item.share - self._at_start[name])
+            left += self._work[name] * (0.0 if item.status == "failed" else 1 - item.share)
+        passed = (time.monotonic() if now is None else now) - self._start
+        return passed * left / done if done > 0 else None
+
+
+def duration(seconds: float) -> str:
+    """Return a length of time in its largest unit."""
+    for size, unit in ((86400, "days"), (3600, "h"), (60, "min")):
+        if seconds >= size:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{seconds:.0f} s"
