@@ -21,6 +21,7 @@ from gnpcli.data import describe
 from gnpcli.data.base import DataSpec, Split
 from gnpcli.engine import build_task
 from gnpcli.errors import DataError
+from gnpcli.models.convolution import canonical
 from gnpcli.runtime import describe_environment
 from gnpcli.sharding import make_mesh
 
@@ -43,8 +44,8 @@ def bench(config: RunConfig, *, rounds: int, steps: int, report: Report) -> dict
         JSON-able: `environment`, the sizes, `matmul_flops_per_s` (a large square product in the compute type, the
         practical peak of the device), and `measurements`, one each for ``plain`` and ``gnp``, with `images_per_s`,
         `step_ms`, `step_ms_min`, `step_ms_max`, `compile_s` (tracing and compilation), `peak_bytes` (arguments, results
-        and temporaries of the compiled step, data set included), `flops_per_step` (as the compiler counts them; null
-        where it does not), `share_of_matmul_peak` and `gnp_over_plain`.
+        and temporaries of the compiled step, data set included), `flops_per_step` (`Timed.flops`),
+        `share_of_matmul_peak` and `gnp_over_plain`.
 
     Raises:
         DataError: The shape of the data set is not known without its files, and they are missing.
@@ -199,6 +200,7 @@ class Timed(Rounds):
         start = time.perf_counter()
         programs = {step: step.lower(state, source).compile() for step in dict.fromkeys(cycle)}
         self.compile_s = time.perf_counter() - start
+        self._steps = cycle
         self._cycle = [programs[step] for step in cycle]
         self._state, self._source, self._repeat = state, source, repeat
         self._result: Any = None
@@ -232,17 +234,14 @@ class Timed(Rounds):
     def flops(self) -> float | None:
         """Floating point operations of the mean step as the compiler counts them; None where it does not.
 
-        Nor does it where there is a loop, whose body counts once however often it runs.
+        Counted in what was traced and not in what was compiled, and with XLA's own convolutions, so that on every
+        backend they are the same. A loop's body counts once however often it runs: where there is one, None.
         """
         if self._has_loop:
             return None
-        counts: list[float] = []
-        for step in self._cycle:
-            counted = (step.cost_analysis() or {}).get("flops")
-            if counted is None:
-                return None
-            counts.append(float(counted))
-        return statistics.fmean(counts)
+        counts = {step: _count_flops(step, self._state, self._source) for step in dict.fromkeys(self._steps)}
+        known = [count for step in self._steps if (count := counts[step]) is not None]
+        return statistics.fmean(known) if len(known) == len(self._steps) else None
 
     @property
     def peak_bytes(self) -> int | None:
@@ -255,6 +254,17 @@ class Timed(Rounds):
             held = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
             peaks.append(int(held + memory.temp_size_in_bytes))
         return max(peaks)
+
+
+def _count_flops(step: Any, state: Any, source: Any) -> float | None:
+    def again(
+        state: Any, source: Any
+    ) -> Any:  # a function that jit has not traced yet: it would not trace `step` again
+        return step.__wrapped__(state, source)
+
+    with canonical():
+        counted = (jax.jit(again).lower(state, source).cost_analysis() or {}).get("flops")
+    return None if counted is None else float(counted)
 
 
 def _matmul_flops_per_s(dtype: str) -> float:

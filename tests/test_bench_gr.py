@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import json
 
+import jax
+import jax.numpy as jnp
 import pytest
 
 from gnpcli.bench import Timed, has_loop, regularized
 from gnpcli.bench_gr import PLAIN, VARIANTS, WHOLE
 from gnpcli.config.loader import differences
+from gnpcli.models.convolution import convolve
 from gnpcli.presets import override, resolve
 from tests.conftest import Gnp, fails
 
@@ -31,19 +35,19 @@ def test_the_configured_gr_is_kept_and_made_constant():
 
 
 class FakeStep:
-    """A step that notes its calls, with the interface of a jitted one."""
+    """A step of so many products of the state, which notes its calls, with the interface of a jitted one."""
 
-    def __init__(self, name, calls, flops):
-        self.name, self.calls, self._flops = name, calls, flops
+    def __init__(self, name, calls, products):
+        self.name, self.calls, self._products = name, calls, products
+
+    def __wrapped__(self, state, source):
+        return functools.reduce(jnp.matmul, [state] * (1 + self._products))
 
     def lower(self, state, source):
         return self
 
     def compile(self):
         return self
-
-    def cost_analysis(self):
-        return {"flops": self._flops}
 
     def __call__(self, state, source):
         self.calls.append(self.name)
@@ -52,13 +56,26 @@ class FakeStep:
 
 def test_steps_that_differ_take_turns_in_whole_cycles_and_count_as_their_mean():
     calls: list[str] = []
-    full, plain = FakeStep("full", calls, 20.0), FakeStep("plain", calls, 10.0)
-    timed = Timed([full, plain, plain, plain], 0, None)
+    full, plain = FakeStep("full", calls, 2), FakeStep("plain", calls, 1)
+    timed = Timed([full, plain, plain, plain], jnp.ones((3, 3)), None)
     timed.run(5, counts=True)
     assert calls == ["full", "plain", "plain", "plain"] * 2
-    assert timed.flops == 12.5
+    assert timed.flops == 1.25 * 2 * 3**3
     assert len(timed.times_s) == 1
     assert Timed([full], 0, None, has_loop=True).flops is None
+
+
+def test_convolutions_count_as_the_compilers_own_whatever_they_are_computed_by():
+    """On a CPU the gradient of this one loops over pieces of the batch, and a loop's body counts once."""
+    size, batch, channels = 20, 16, 64
+    x, kernel = jnp.ones((batch, size, size, channels)), jnp.ones((3, 3, channels, channels))
+
+    def step(kernel, x):
+        return jax.grad(lambda kernel: convolve(x, kernel, 1, False).sum())(kernel), {}
+
+    counted = Timed([jax.jit(step)], kernel, x).flops
+    windows = (3 * size - 2) ** 2  # pairs of a pixel and of a place in the kernel, but for those outside of the image
+    assert counted == pytest.approx(2 * batch * channels**2 * windows, rel=1e-2)
 
 
 @pytest.mark.parametrize("name", VARIANTS)

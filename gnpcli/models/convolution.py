@@ -6,7 +6,7 @@ the type that a layer computes and answers in.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import partial, reduce
@@ -25,6 +25,13 @@ LAYOUT = ("NHWC", "HWIO", "NHWC")
 SMALL_MAP = 4
 """Largest side of an answer that a product of matrices is taken for on a CPU: XLA's convolution of a 3x3 kernel takes
 1.2 to 1.4 times as long at 4 x 4 pixels, and 50 to 80 times at 2 x 2."""
+
+PIECE = 3 * 2**19
+"""Most scalars of windows that are laid out at a time on a CPU: what its caches hold."""
+
+MAX_OUTPUTS, MIN_PAIRS, MIN_SIDE = 64, 1024, 16
+"""Most channels out, fewest pairs of channels in and out, and smallest side of the convolutions that products of
+matrices are taken for on a CPU: XLA's take 1.3 to 1.6 times as long there."""
 
 Borders = tuple[tuple[int, int], ...]
 """Pixels added before and after, along H and along W; fewer than 0 cuts."""
@@ -68,7 +75,7 @@ def convolve(x: jax.Array, kernel: jax.Array, stride: int, same: bool) -> jax.Ar
     steps = [(side + sum(border) - size) // stride + 1 for side, border in zip(x.shape[1:3], borders, strict=True)]
     if max(steps) > SMALL_MAP:
         return _windowed_on_cpu(x, kernel, stride, borders)
-    product = jnp.concatenate(_windows(x, size, stride, borders), axis=1) @ kernel.reshape(-1, kernel.shape[-1])
+    product = _windows(x, size, stride, borders) @ kernel.reshape(-1, kernel.shape[-1])
     return product.reshape(x.shape[0], *steps, -1)
 
 
@@ -76,17 +83,70 @@ def _windowed(x: jax.Array, kernel: jax.Array, stride: int, borders: Borders) ->
     return jax.lax.conv_general_dilated(x, kernel, (stride, stride), borders, dimension_numbers=LAYOUT)
 
 
-def _windows(x: jax.Array, size: int, stride: int, borders: Sequence[tuple[int, int]]) -> list[jax.Array]:
-    """Return what the rows of a kernel meet: for each a matrix ``[B * H' * W', size * I]``, a line for each window."""
+def _windows(x: jax.Array, size: int, stride: int, borders: Borders) -> jax.Array:
+    """Return what a kernel meets: ``[B * H' * W', size * size * I]``, a line for each window."""
     padded = jax.lax.pad(x, np.zeros((), x.dtype), ((0, 0, 0), *((*border, 0) for border in borders), (0, 0, 0)))
     height, width = ((side - size) // stride * stride + 1 for side in padded.shape[1:3])  # from first to last window
-    return [
-        jnp.concatenate(
-            [padded[:, i : i + height : stride, j : j + width : stride].reshape(-1, x.shape[-1]) for j in range(size)],
-            axis=1,
-        )
-        for i in range(size)
-    ]
+    shifted = [padded[:, i : i + height : stride, j : j + width : stride] for i in range(size) for j in range(size)]
+    return jnp.concatenate(shifted, axis=-1).reshape(-1, size * size * x.shape[-1])
+
+
+def _in_pieces(x: jax.Array, windows: int, size: int) -> jax.Array:
+    """Cut ``[B, H, W, I]`` into ``[pieces, B / pieces, H, W, I]``, as few as fit `PIECE`.
+
+    One alone where there are several devices, among which the batch is divided: a loop over pieces would gather it.
+
+    Args:
+        x: The images.
+        windows: Windows of an image.
+        size: Side of the kernel.
+    """
+    batch, scalars = len(x), windows * size * size * x.shape[-1]
+    fitting = [images for images in range(1, batch + 1) if batch % images == 0 and images * scalars <= PIECE]
+    images = batch if jax.device_count() > 1 else max(fitting, default=1)
+    return x.reshape(batch // images, images, *x.shape[1:])
+
+
+def _is_narrow(x: tuple[int, ...], kernel: tuple[int, ...]) -> bool:
+    """Return whether `_by_products` is the faster one, for images and a kernel of these shapes."""
+    _, height, width, _ = x
+    size, _, inputs, outputs = kernel
+    is_cached = height * width * size * size * inputs <= PIECE
+    return is_cached and outputs <= MAX_OUTPUTS and inputs * outputs >= MIN_PAIRS and min(height, width) >= MIN_SIDE
+
+
+def _by_products(x: jax.Array, kernel: jax.Array, borders: Borders) -> jax.Array:
+    """Return what `_windowed` does at a stride of 1, by products of matrices."""
+    size, outputs = kernel.shape[0], kernel.shape[-1]
+    height, width = (side + sum(border) - size + 1 for side, border in zip(x.shape[1:3], borders, strict=True))
+    matrix = kernel.reshape(-1, outputs)
+    pieces = _in_pieces(x, height * width, size)
+    lines: jax.Array = jax.lax.map(lambda piece: _windows(piece, size, 1, borders) @ matrix, pieces)
+    return lines.reshape(len(x), height, width, outputs)
+
+
+def _kernel_gradient(x: jax.Array, dy: jax.Array, size: int, stride: int, borders: Borders) -> jax.Array:
+    """Return ``[size, size, I, O]``, the derivative with respect to the kernel of `_windowed`, added up in float32."""
+
+    def product(x: jax.Array, dy: jax.Array) -> jax.Array:
+        lines = dy.reshape(-1, dy.shape[-1])
+        wide = np.promote_types(dy.dtype, np.float32)
+        return jnp.matmul(lines.T, _windows(x, size, stride, borders), preferred_element_type=wide)
+
+    pieces = _in_pieces(x, dy.shape[1] * dy.shape[2], size)
+    none = product(x[:0], dy[:0])  # zero, and it varies over the mesh as a product does
+    total, _ = jax.lax.scan(
+        lambda total, piece: (total + product(*piece), None),
+        none,
+        (pieces, dy.reshape(*pieces.shape[:2], *dy.shape[1:])),
+    )
+    gradient: jax.Array = total.T.astype(dy.dtype).reshape(size, size, x.shape[-1], dy.shape[-1])
+    return gradient
+
+
+def _turned(kernel: jax.Array) -> jax.Array:
+    """Return the kernel of the derivative with respect to the images: ``[size, size, O, I]``, turned by 180 degrees."""
+    return kernel[::-1, ::-1].transpose(0, 1, 3, 2)
 
 
 # XLA's CPU backend has fast code for a convolution in `LAYOUT` alone. Others it rewrites into it, but not inside loops:
@@ -96,33 +156,35 @@ def _windows(x: jax.Array, size: int, stride: int, borders: Sequence[tuple[int, 
 # forward. Forward over reverse, for Hessian-vector products, it has.
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def _windowed_on_cpu(x: jax.Array, kernel: jax.Array, stride: int, borders: Borders) -> jax.Array:
+    return _fastest(x, kernel, stride, borders)
+
+
+def _fastest(x: jax.Array, kernel: jax.Array, stride: int, borders: Borders) -> jax.Array:
+    if stride == 1 and _is_narrow(x.shape, kernel.shape) and jax.device_count() == 1:
+        return _by_products(x, kernel, borders)
     return _windowed(x, kernel, stride, borders)
 
 
 def _forward(x: jax.Array, kernel: jax.Array, stride: int, borders: Borders) -> tuple[jax.Array, Any]:
-    return _windowed(x, kernel, stride, borders), (x, kernel)
+    return _fastest(x, kernel, stride, borders), (x, kernel)
 
 
 def _backward(stride: int, borders: Borders, kept: Any, dy: jax.Array) -> tuple[jax.Array, jax.Array]:
     x, kernel = kept
     size = kernel.shape[0]
-    x_borders = [
+    x_borders = tuple(
         (size - 1 - low, side - (steps - 1) * stride - 1 + low)
         for side, steps, (low, _) in zip(x.shape[1:3], dy.shape[1:3], borders, strict=True)
-    ]
-    turned = jnp.transpose(kernel[::-1, ::-1], (0, 1, 3, 2))
-    dx = jax.lax.conv_general_dilated(
-        dy, turned, (1, 1), x_borders, lhs_dilation=(stride, stride), dimension_numbers=LAYOUT
     )
-    outputs = kernel.shape[3]
     if stride == 1:
-        # The windows are those of dy, for a kernel turned around: those of x would be computed, and kept, long before.
-        pixels = x.reshape(-1, x.shape[-1]).T
-        rows = [(pixels @ windows).reshape(-1, size, outputs) for windows in _windows(dy, size, 1, x_borders)]
-        return dx, jnp.stack(rows).transpose(0, 2, 1, 3)[::-1, ::-1]
-    lines = dy.reshape(-1, outputs)
-    rows = [(windows.T @ lines).reshape(size, -1, outputs) for windows in _windows(x, size, stride, borders)]
-    return dx, jnp.stack(rows)
+        dx = _fastest(dy, _turned(kernel), 1, x_borders)
+    else:
+        dx = jax.lax.conv_general_dilated(
+            dy, _turned(kernel), (1, 1), x_borders, lhs_dilation=(stride, stride), dimension_numbers=LAYOUT
+        )
+    if stride == 1 and dy.shape[-1] < x.shape[-1]:  # the windows of dy are the fewer scalars
+        return dx, _turned(_kernel_gradient(dy, x, size, 1, x_borders))
+    return dx, _kernel_gradient(x, dy, size, stride, borders)
 
 
 _windowed_on_cpu.defvjp(_forward, _backward)
