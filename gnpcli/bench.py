@@ -240,7 +240,7 @@ class Timed(Rounds):
         if self._has_loop:
             return None
         counts = {step: _count_flops(step, self._state, self._source) for step in dict.fromkeys(self._steps)}
-        known = [count for step in self._steps if (count := counts[step]) is not None]
+        known = [count for count in map(counts.get, self._steps) if count is not None]
         return statistics.fmean(known) if len(known) == len(self._steps) else None
 
     @property
@@ -257,9 +257,8 @@ class Timed(Rounds):
 
 
 def _count_flops(step: Any, state: Any, source: Any) -> float | None:
-    def again(
-        state: Any, source: Any
-    ) -> Any:  # a function that jit has not traced yet: it would not trace `step` again
+    # A function that jit has not traced yet: it would not trace `step` again.
+    def again(state: Any, source: Any) -> Any:
         return step.__wrapped__(state, source)
 
     with canonical():

@@ -6,14 +6,12 @@ import time
 from collections.abc import Sequence
 
 from gnpcli.config import RunConfig
-from gnpcli.data import describe
-from gnpcli.data.feed import steps_per_epoch
 from gnpcli.models import find_model
 from gnpcli.plan import count_steps
 from gnpcli.tables.runner import Progress
 
-_UNKNOWN_STEPS = 100
-"""Steps of an epoch where the data set's size is not known: the same for all cells of a table, hence no matter."""
+STEPS_PER_EPOCH = 100
+"""An epoch is the same images in every cell of a table, in however many steps: any number compares them."""
 
 
 def work(config: RunConfig) -> float:
@@ -21,10 +19,8 @@ def work(config: RunConfig) -> float:
 
     A model of the user's own that does not say its `gnpcli.models.Entry.gflop` counts as 1.
     """
-    data = describe(config.data)
-    steps = _UNKNOWN_STEPS if data is None else steps_per_epoch(data.num_train, config.data.batch_size)
-    plain, gnp = count_steps(config, steps)
-    return (find_model(config.model.name).gflop or 1.0) * config.data.batch_size * (plain + 2 * gnp)
+    plain, gnp = count_steps(config, STEPS_PER_EPOCH)
+    return (find_model(config.model.name).gflop or 1.0) * (plain + 2 * gnp)
 
 
 class TimeLeft:
@@ -34,8 +30,9 @@ class TimeLeft:
     epochs: compilation, evaluation and how many cells run at a time are in it as they were up to now.
     """
 
-    def __init__(self, start: float | None = None):
-        self._start = time.monotonic() if start is None else start
+    def __init__(self, start: float):
+        """Begin at `start`, a time of `time.monotonic`."""
+        self._start = start
         self._work: dict[str, float] = {}
         self._at_start: dict[str, float] = {}
 
