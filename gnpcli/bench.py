@@ -19,11 +19,11 @@ import numpy as np
 from gnpcli.config import RunConfig
 from gnpcli.data import describe
 from gnpcli.data.base import DataSpec, Split
+from gnpcli.devices.mesh import make_mesh
+from gnpcli.devices.process import describe_environment
 from gnpcli.engine import build_task
 from gnpcli.errors import DataError
 from gnpcli.models.convolution import canonical
-from gnpcli.runtime import describe_environment
-from gnpcli.sharding import make_mesh
 
 Report = Callable[[str], None]
 

@@ -26,10 +26,10 @@ from gnpcli.data.feed import TrainFeed
 from gnpcli.data.folder import STREAMED_MEAN, STREAMED_SIZE, STREAMED_STD
 from gnpcli.data.layout import SUFFIXES
 from gnpcli.data.stream import StreamedFeed
+from gnpcli.devices.mesh import make_mesh
+from gnpcli.devices.process import describe_environment
 from gnpcli.engine import build_task
 from gnpcli.errors import ConfigError, DataError
-from gnpcli.runtime import describe_environment
-from gnpcli.sharding import make_mesh
 
 VARIANTS: dict[str, dict[str, str]] = {
     **{name: {"augment": name, "mix": "none"} for name in ("none", "crop", "basic", "autoaugment", "randaugment")},

@@ -10,11 +10,11 @@ import jax
 
 from gnpcli.bench import Report, Timed, has_loop, interleave, random_images, regularized
 from gnpcli.config import RunConfig
+from gnpcli.devices.mesh import make_mesh
+from gnpcli.devices.process import describe_environment
 from gnpcli.engine import build_task
 from gnpcli.errors import ConfigError, suggest
 from gnpcli.presets import override
-from gnpcli.runtime import describe_environment
-from gnpcli.sharding import make_mesh
 
 PLAIN = "plain"
 WHOLE = (

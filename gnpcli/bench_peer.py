@@ -21,12 +21,12 @@ from gnpcli.bench import Report, Rounds, compile_steps, interleave, random_image
 from gnpcli.config import RunConfig
 from gnpcli.config.schema import ModelConfig
 from gnpcli.data.base import DataSpec
+from gnpcli.devices.process import describe_environment
 from gnpcli.errors import ConfigError
 from gnpcli.models import build_for, find_model, resolve_model
 from gnpcli.models.resnet import STAGES as RESNET_STAGES
 from gnpcli.models.vgg import STAGES as VGG_STAGES
 from gnpcli.models.vgg import WIDTHS as VGG_WIDTHS
-from gnpcli.runtime import describe_environment
 
 Build = Callable[[ModuleType, Mapping[str, int], ModelConfig, DataSpec], Any]
 """``build(library's module, architecture, options, data) -> torch.nn.Module``."""

@@ -9,13 +9,13 @@ import optax
 
 from gnpcli.bench import Report, Timed, interleave, random_images
 from gnpcli.config import RunConfig
+from gnpcli.devices.mesh import make_mesh, replicated
+from gnpcli.devices.process import describe_environment
 from gnpcli.engine import Task, build_task
 from gnpcli.gnp import global_norm
 from gnpcli.objective import make_value_and_grad
 from gnpcli.optim import build_optimizer, clip_by_norm
-from gnpcli.runtime import describe_environment
 from gnpcli.schedules import lr_schedule
-from gnpcli.sharding import make_mesh, replicated
 from gnpcli.state import TrainState
 from gnpcli.steps import step_batch
 

@@ -24,6 +24,8 @@ import jax.numpy as jnp
 from gnpcli.ascent import build_scales
 from gnpcli.config import RunConfig
 from gnpcli.data.feed import make_train_feed
+from gnpcli.devices.mesh import make_mesh, replicated
+from gnpcli.devices.process import describe_environment
 from gnpcli.errors import GnpError
 from gnpcli.evaluation import check_fit, load_with_progress, warn_of_skipped
 from gnpcli.gnp import Scales, global_norm, gnp_value_and_grad
@@ -31,8 +33,6 @@ from gnpcli.gnp.ascent import steepest
 from gnpcli.models import build_for
 from gnpcli.objective import make_objective
 from gnpcli.runlog import Screen
-from gnpcli.runtime import describe_environment
-from gnpcli.sharding import make_mesh, replicated
 from gnpcli.state import run_keys
 from gnpcli.steps import step_batch
 from gnpcli.trained import Trained

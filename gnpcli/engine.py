@@ -25,6 +25,8 @@ from gnpcli.config.loader import differences
 from gnpcli.data import describe
 from gnpcli.data.base import Dataset, DataSpec, FileSplit, Split
 from gnpcli.data.feed import TrainFeed, make_train_feed
+from gnpcli.devices.mesh import abstract, check_cut, make_mesh, replicated, settle_groups
+from gnpcli.devices.process import describe_environment, stop_signals
 from gnpcli.errors import CheckpointError, DivergenceError, GnpError, Interrupted
 from gnpcli.evaluation import Evaluator, Recalibration, load_with_progress, warn_of_skipped
 from gnpcli.models import build_for
@@ -33,9 +35,7 @@ from gnpcli.optim import build_optimizer, make_statistics
 from gnpcli.plan import fit, objective
 from gnpcli.runlog import Clock, MetricsLog, Screen, write_atomically
 from gnpcli.runs import CHECKPOINTS, SUMMARY, check_free, config_from_meta, create_run, note_session, read_config
-from gnpcli.runtime import describe_environment, stop_signals
 from gnpcli.schedules import GrSchedule, Horizon, Kind, gr_schedule, lr_schedule
-from gnpcli.sharding import abstract, check_cut, make_mesh, replicated, settle_groups
 from gnpcli.state import TrainState, init_state, run_keys
 from gnpcli.steps import make_diagnosis, make_rounding_measure, make_train_step
 from gnpcli.weights.source import Pretrained, complete, fit_pretrained, open_pretrained

@@ -15,13 +15,13 @@ from gnpcli.config import RunConfig, Weights
 from gnpcli.data import describe, load_dataset
 from gnpcli.data.base import DataInfo, Dataset, DataSpec, FileSplit, Split, numbered
 from gnpcli.data.feed import TrainFeed, make_eval_feed, make_train_feed
+from gnpcli.devices.mesh import make_mesh, replicated
 from gnpcli.errors import CheckpointError, DataError
 from gnpcli.loading import LoadingDisplay
 from gnpcli.losses import zero_sums
 from gnpcli.models.base import Model
 from gnpcli.runlog import Screen
 from gnpcli.runs import Location
-from gnpcli.sharding import make_mesh, replicated
 from gnpcli.state import run_keys
 from gnpcli.steps import make_eval_step, make_recalibration_step
 from gnpcli.trained import Trained, open_trained

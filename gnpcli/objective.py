@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 
 from gnpcli.ascent import build_scales
 from gnpcli.config import GrConfig, TrainConfig
+from gnpcli.devices.mesh import GROUP, cut_batch, over_groups
 from gnpcli.gnp import Scalar, accumulate, orthogonal_component, penalize, plain, reuse, with_gradient
 from gnpcli.gnp.trees import half_squared_norm
 from gnpcli.losses import cross_entropy, is_outside_top, main_class
@@ -20,7 +21,6 @@ from gnpcli.models.layers import batch_statistics_over
 from gnpcli.models.stack import rematerialised, stored_blocks
 from gnpcli.optim import decay_mask
 from gnpcli.schedules import Kind
-from gnpcli.sharding import GROUP, cut_batch, over_groups
 
 
 def make_objective(model: Model, train: TrainConfig, gr: GrConfig) -> Callable[..., tuple[jax.Array, Any]]:

@@ -12,9 +12,9 @@ from PIL import Image, ImageDraw, ImageFont
 from gnpcli.config import MeshConfig, RunConfig
 from gnpcli.data.base import DataSpec, Images
 from gnpcli.data.feed import make_train_feed
+from gnpcli.devices.mesh import make_mesh
 from gnpcli.evaluation import load_with_progress
 from gnpcli.runlog import Screen
-from gnpcli.sharding import make_mesh
 from gnpcli.state import run_keys
 from gnpcli.steps import augment_key
 

@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 from gnpcli.ascent import build_scales, perturbed_mask
 from gnpcli.averaging import batch_statistics, ema_decay, moved
 from gnpcli.config import GrConfig, TrainConfig
+from gnpcli.devices.mesh import replicated, split_batch
 from gnpcli.gnp import global_norm
 from gnpcli.gnp.ascent import steepest
 from gnpcli.gnp.trees import inverse, scaled
@@ -25,7 +26,6 @@ from gnpcli.objective import make_value_and_grad
 from gnpcli.optim import clip_by_norm, clip_ratio
 from gnpcli.precision import lost_share
 from gnpcli.schedules import GrSchedule, Kind, Schedule
-from gnpcli.sharding import replicated, split_batch
 from gnpcli.state import TrainState
 from gnpcli.telemetry import surrogate_gap, update_ratio
 

@@ -13,12 +13,12 @@ import pytest
 from flax import linen as nn
 
 from gnpcli.averaging import ema_decay, moved
+from gnpcli.devices.mesh import make_mesh
 from gnpcli.evaluation import Recalibration
 from gnpcli.models.base import from_linen
 from gnpcli.models.layers import BatchNorm
 from gnpcli.presets import resolve
 from gnpcli.runlog import read_metrics
-from gnpcli.sharding import make_mesh
 from gnpcli.state import run_keys
 from gnpcli.steps import augment_key
 from tests.conftest import Gnp, fails

@@ -159,7 +159,7 @@ from gnpcli.data.crops import Transform
 from gnpcli.data.pieces import PackedPaths, Pieces, ShuffledOrder
 from gnpcli.data.reading import PieceReader
 from gnpcli.errors import DataError
-from gnpcli.runtime import stop_signals
+from gnpcli.devices.process import stop_signals
 
 
 def policy(image, rng):

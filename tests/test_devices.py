@@ -64,7 +64,7 @@ def test_steps_do_not_depend_on_the_number_of_devices(model, assignments):
         from gnpcli.presets import resolve
         from gnpcli.data import load_dataset
         from gnpcli.engine import build_task
-        from gnpcli.sharding import make_mesh
+        from gnpcli.devices.mesh import make_mesh
         jax.nn.relu = jax.nn.softplus
         found = []
         for devices in (1, 2, 8):
@@ -128,7 +128,7 @@ def test_groups_and_pieces_do_not_depend_on_the_number_of_devices(cases, counts)
         from gnpcli.models.layers import BatchNorm, Dropout
         from gnpcli.objective import make_value_and_grad
         from gnpcli.presets import resolve
-        from gnpcli.sharding import make_mesh
+        from gnpcli.devices.mesh import make_mesh
 
         class Network(nn.Module):
             dropout: float

@@ -17,6 +17,7 @@ from PIL import Image
 
 from gnpcli.cli.inspect import _told
 from gnpcli.data.base import DataSpec, Split
+from gnpcli.devices.mesh import make_mesh
 from gnpcli.engine import train
 from gnpcli.errors import CheckpointError, ConfigError, DataError
 from gnpcli.gnp import global_norm
@@ -32,7 +33,6 @@ from gnpcli.presets import resolve
 from gnpcli.report.charts import save
 from gnpcli.report.grouping import by_seed
 from gnpcli.runlog import read_metrics
-from gnpcli.sharding import make_mesh
 from tests.conftest import Gnp, fails
 from tests.test_devices import python
 
@@ -172,7 +172,7 @@ def test_several_devices_see_the_same_landscape():
         import json, jax, numpy as np
         from gnpcli.inspect.landscape import Landscape, Sums
         from gnpcli.presets import resolve
-        from gnpcli.sharding import make_mesh, replicated
+        from gnpcli.devices.mesh import make_mesh, replicated
         from tests.test_inspect import SIZE, SPEC, images, network
         found = []
         for devices in (1, 8):

@@ -11,6 +11,7 @@ import optax
 import pytest
 
 from gnpcli.config.schema import ModelConfig
+from gnpcli.devices.mesh import make_mesh
 from gnpcli.gnp import global_norm, gnp_value_and_grad
 from gnpcli.models import pyramidnet, shake_shake
 from gnpcli.models.base import count_parameters
@@ -21,7 +22,6 @@ from gnpcli.models.shake import shake_shake as shake_shake_factors
 from gnpcli.models.shake_shake import ShakeShake
 from gnpcli.objective import make_value_and_grad
 from gnpcli.presets import resolve
-from gnpcli.sharding import make_mesh
 
 CIFAR = (32, 32, 3)
 # Compiling is what these tests spend their time on; unoptimised code compiles in half of it.

@@ -9,8 +9,8 @@ from PIL import Image
 
 from gnpcli.data import load_dataset
 from gnpcli.data.feed import make_train_feed
+from gnpcli.devices.mesh import make_mesh
 from gnpcli.presets import resolve
-from gnpcli.sharding import make_mesh
 from gnpcli.state import run_keys
 from gnpcli.steps import augment_key
 from tests.conftest import Gnp, fails

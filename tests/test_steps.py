@@ -12,6 +12,7 @@ import pytest
 
 from gnpcli.config import GrConfig, RunConfig, TrainConfig
 from gnpcli.config.schema import ConstantConfig, SgdConfig
+from gnpcli.devices.mesh import make_mesh, replicated
 from gnpcli.gnp import global_norm
 from gnpcli.losses import cross_entropy, zero_sums
 from gnpcli.models.base import Model
@@ -19,7 +20,6 @@ from gnpcli.objective import make_value_and_grad
 from gnpcli.optim import build_optimizer
 from gnpcli.presets import resolve
 from gnpcli.schedules import GrSchedule, Horizon, Kind, gr_schedule, lr_schedule
-from gnpcli.sharding import make_mesh, replicated
 from gnpcli.state import TrainState, init_state
 from gnpcli.steps import make_eval_step, make_train_step
 

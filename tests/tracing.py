@@ -8,8 +8,8 @@ import numpy as np
 from gnpcli.config import RunConfig
 from gnpcli.data import describe
 from gnpcli.data.base import DataSpec, FileSplit, Split
+from gnpcli.devices.mesh import make_mesh
 from gnpcli.engine import build_task
-from gnpcli.sharding import make_mesh
 
 
 def trace(config: RunConfig) -> None:

@@ -122,7 +122,7 @@ def peer(
 
 def _configure(preset: str | None, assignments: list[str]) -> RunConfig:
     config = resolve_options(preset, assignments)
-    from gnpcli.runtime import keep_freed_memory
+    from gnpcli.devices.process import keep_freed_memory
 
     keep_freed_memory()
     return config

@@ -67,7 +67,7 @@ def check(
     config, trained = None, None
     if target is None or not Path(target).expanduser().is_dir():
         config = resolve_options(target, assignments, flags=flags)
-    from gnpcli.runtime import keep_compiled_programs, keep_freed_memory
+    from gnpcli.devices.process import keep_compiled_programs, keep_freed_memory
 
     keep_freed_memory()
     keep_compiled_programs()

@@ -33,7 +33,7 @@ def evaluate(
     quiet: QuietOption = False,
 ) -> None:
     """Print the error and loss of a trained model on its own data set, or on another that fits it."""
-    from gnpcli.runtime import keep_compiled_programs, keep_freed_memory
+    from gnpcli.devices.process import keep_compiled_programs, keep_freed_memory
 
     if split not in ("test", "val", "train"):
         raise typer.BadParameter("must be test, val or train", param_hint="--split")

@@ -64,8 +64,8 @@ def inspect(
     """
     if best and step is not None:
         raise typer.BadParameter("--best and --step name two checkpoints: give one", param_hint="--best")
+    from gnpcli.devices.process import keep_compiled_programs, keep_freed_memory
     from gnpcli.report.charts import check_out, save
-    from gnpcli.runtime import keep_compiled_programs, keep_freed_memory
 
     check_out(out)
     keep_freed_memory()

@@ -199,7 +199,7 @@ def _print(result: TableResult) -> None:
 
 
 def _dry_run(table: Table, cells: Sequence[Cell], states: dict[str, State], folder: Path, as_json: bool) -> None:
-    from gnpcli.runtime import keep_compiled_programs, keep_freed_memory
+    from gnpcli.devices.process import keep_compiled_programs, keep_freed_memory
 
     keep_freed_memory()
     keep_compiled_programs()

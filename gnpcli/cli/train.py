@@ -65,7 +65,7 @@ def train(
         for line in describe(config, str(folder)):
             typer.echo(f"# {line}")
         return
-    from gnpcli.runtime import keep_compiled_programs, keep_freed_memory
+    from gnpcli.devices.process import keep_compiled_programs, keep_freed_memory
 
     keep_freed_memory()
     keep_compiled_programs()
@@ -81,7 +81,7 @@ def resume(
     quiet: QuietOption = False,
 ) -> None:
     """Continue a run from its last good checkpoint, bit for bit."""
-    from gnpcli.runtime import keep_compiled_programs, keep_freed_memory
+    from gnpcli.devices.process import keep_compiled_programs, keep_freed_memory
 
     keep_freed_memory()
     keep_compiled_programs()

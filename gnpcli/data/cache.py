@@ -20,7 +20,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from gnpcli.runtime import cache_dir
+from gnpcli.devices.process import cache_dir
 
 FORMAT = 1
 """Part of every fingerprint: raise it whenever the same files would decode to something else."""

@@ -20,8 +20,8 @@ from gnpcli.config.schema import DataConfig
 from gnpcli.data.augment.basic import normalize
 from gnpcli.data.augment.pipeline import make_pipeline
 from gnpcli.data.base import DataSpec, FileSplit, Split
+from gnpcli.devices.mesh import Place, batch_placer, placer
 from gnpcli.errors import ConfigError, DataError
-from gnpcli.sharding import Place, batch_placer, placer
 
 Source = dict[str, jax.Array]
 """What a step reads its batches from; an argument of the jitted step, so that no image becomes a constant of it."""

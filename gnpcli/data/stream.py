@@ -24,8 +24,8 @@ from gnpcli.data.crops import Transform
 from gnpcli.data.feed import Source, steps_per_epoch
 from gnpcli.data.pieces import FileOrder, PackedPaths, Pieces, ShuffledOrder
 from gnpcli.data.reading import PieceReader
+from gnpcli.devices.mesh import Place
 from gnpcli.errors import ConfigError, DataError
-from gnpcli.sharding import Place
 
 _WORTH_A_PROCESS = 256
 """Files that are decoded in about the time in which a process starts and ends."""

@@ -14,6 +14,7 @@ import numpy as np
 
 from gnpcli.config import RunConfig
 from gnpcli.data.base import Dataset, FileSplit, Split
+from gnpcli.devices.mesh import make_mesh
 from gnpcli.errors import DataError, DivergenceError
 from gnpcli.evaluation import load_with_progress, recalibrated, warn_of_skipped
 from gnpcli.gnp import global_norm
@@ -25,7 +26,6 @@ from gnpcli.models import build_for
 from gnpcli.models.base import Params
 from gnpcli.runlog import Screen
 from gnpcli.runs import locate
-from gnpcli.sharding import make_mesh
 from gnpcli.trained import Trained, open_trained
 
 Plane = Literal["random", "gradient", "none"]

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from gnpcli.devices.process import stop_signals
 from gnpcli.errors import Interrupted
 from gnpcli.runs import METRICS
-from gnpcli.runtime import stop_signals
 from gnpcli.tables.cells import Cell, State, read_summary
 from gnpcli.tables.shares import Share
 from gnpcli.tables.spec import Metric

@@ -40,7 +40,7 @@ def main() -> None:
 
 
 def _run(task: dict[str, Any]) -> None:
-    from gnpcli.runtime import keep_compiled_programs, keep_freed_memory
+    from gnpcli.devices.process import keep_compiled_programs, keep_freed_memory
 
     keep_freed_memory()
     keep_compiled_programs()
