@@ -23,7 +23,7 @@ from gnpcli.devices.mesh import make_mesh
 from gnpcli.devices.process import describe_environment
 from gnpcli.engine import build_task
 from gnpcli.errors import DataError
-from gnpcli.models.convolution import canonical
+from gnpcli.models.layers.convolution import canonical
 
 Report = Callable[[str], None]
 

@@ -23,10 +23,10 @@ from gnpcli.config.schema import ModelConfig
 from gnpcli.data.base import DataSpec
 from gnpcli.devices.process import describe_environment
 from gnpcli.errors import ConfigError
-from gnpcli.models import build_for, find_model, resolve_model
-from gnpcli.models.resnet import STAGES as RESNET_STAGES
-from gnpcli.models.vgg import STAGES as VGG_STAGES
-from gnpcli.models.vgg import WIDTHS as VGG_WIDTHS
+from gnpcli.models.families.resnet import STAGES as RESNET_STAGES
+from gnpcli.models.families.vgg import STAGES as VGG_STAGES
+from gnpcli.models.families.vgg import WIDTHS as VGG_WIDTHS
+from gnpcli.models.registry import build_for, find_model, resolve_model
 
 Build = Callable[[ModuleType, Mapping[str, int], ModelConfig, DataSpec], Any]
 """``build(library's module, architecture, options, data) -> torch.nn.Module``."""

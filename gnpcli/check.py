@@ -30,7 +30,7 @@ from gnpcli.errors import GnpError
 from gnpcli.evaluation import check_fit, load_with_progress, warn_of_skipped
 from gnpcli.gnp import Scales, global_norm, gnp_value_and_grad
 from gnpcli.gnp.ascent import steepest
-from gnpcli.models import build_for
+from gnpcli.models.registry import build_for
 from gnpcli.objective import make_objective
 from gnpcli.runlog import Screen
 from gnpcli.state import run_keys

@@ -29,8 +29,8 @@ from gnpcli.devices.mesh import abstract, check_cut, make_mesh, replicated, sett
 from gnpcli.devices.process import describe_environment, stop_signals
 from gnpcli.errors import CheckpointError, DivergenceError, GnpError, Interrupted
 from gnpcli.evaluation import Evaluator, Recalibration, load_with_progress, warn_of_skipped
-from gnpcli.models import build_for
 from gnpcli.models.base import Model, Params, State, parameter_shapes, starting_from
+from gnpcli.models.registry import build_for
 from gnpcli.optim import build_optimizer, make_statistics
 from gnpcli.plan import fit, objective
 from gnpcli.runlog import Clock, MetricsLog, Screen, write_atomically

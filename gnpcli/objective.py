@@ -17,8 +17,8 @@ from gnpcli.gnp import Scalar, accumulate, orthogonal_component, penalize, plain
 from gnpcli.gnp.trees import half_squared_norm
 from gnpcli.losses import cross_entropy, is_outside_top, main_class
 from gnpcli.models.base import ApplyFn, Model
-from gnpcli.models.layers import batch_statistics_over
-from gnpcli.models.stack import rematerialised, stored_blocks
+from gnpcli.models.layers.blocks import rematerialised, stored_blocks
+from gnpcli.models.layers.dense import batch_statistics_over
 from gnpcli.optim import decay_mask
 from gnpcli.schedules import Kind
 

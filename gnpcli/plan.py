@@ -88,7 +88,7 @@ def fit(config: RunConfig, data: DataInfo) -> tuple[Model, int]:
     """
     from gnpcli.data.augment.pipeline import check_pipeline
     from gnpcli.data.feed import steps_per_epoch
-    from gnpcli.models import build_for
+    from gnpcli.models.registry import build_for
 
     check_pipeline(config.data, data.image_size, is_streamed=data.is_streamed)
     return build_for(config, data), steps_per_epoch(data.num_train, config.data.batch_size)

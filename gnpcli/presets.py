@@ -13,7 +13,7 @@ from gnpcli.config.loader import Layer, located, merge, parse_overrides, read_ya
 from gnpcli.config.schema import ModelConfig
 from gnpcli.data import check_data
 from gnpcli.errors import ConfigError, suggest
-from gnpcli.models import MODELS, find_model, resolve_model
+from gnpcli.models.registry import MODELS, find_model, resolve_model
 
 DEFAULT_PRESET = "vit-nano-digits"
 """What ``gnp train`` trains when nothing is named: a small ViT on the bundled digits."""

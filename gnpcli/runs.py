@@ -12,7 +12,7 @@ from typing import Any
 from gnpcli.config import RunConfig
 from gnpcli.config.loader import Layer, differences, dump, read_yaml, validate
 from gnpcli.errors import CheckpointError, ConfigError
-from gnpcli.models import resolve_model
+from gnpcli.models.registry import resolve_model
 from gnpcli.runlog import write_atomically
 
 CONFIG, METRICS, SUMMARY, ENVIRONMENT, CHECKPOINTS = (

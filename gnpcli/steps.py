@@ -21,7 +21,7 @@ from gnpcli.gnp.trees import inverse, scaled
 from gnpcli.guard import guarded, is_finite, max_in_a_row
 from gnpcli.losses import MetricSums, metric_sums
 from gnpcli.models.base import Model
-from gnpcli.models.layers import DTYPES
+from gnpcli.models.layers.dense import DTYPES
 from gnpcli.objective import make_value_and_grad
 from gnpcli.optim import clip_by_norm, clip_ratio
 from gnpcli.precision import lost_share

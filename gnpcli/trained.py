@@ -13,8 +13,8 @@ from gnpcli.config.loader import differences
 from gnpcli.data.base import DataSpec
 from gnpcli.devices.mesh import abstract, make_mesh
 from gnpcli.errors import CheckpointError
-from gnpcli.models import build_for
 from gnpcli.models.base import Model, Params, State
+from gnpcli.models.registry import build_for
 from gnpcli.runlog import Screen
 from gnpcli.runs import Location, config_from_meta, read_config
 

@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from gnpcli.models import Entry
 from gnpcli.models.base import Model, from_linen
-from gnpcli.models.layers import BatchNorm, Dropout
+from gnpcli.models.layers.dense import BatchNorm, Dropout
+from gnpcli.models.registry import Entry
 
 
 class Small(nn.Module):
@@ -29,7 +29,7 @@ class Small(nn.Module):
 
 
 def build(architecture: Any, config: Any, *, num_classes: int, image_size: int, channels: int, dtype: Any) -> Model:
-    """Build it, as `gnpcli.models.build_model` asks."""
+    """Build it, as `gnpcli.models.registry.build_model` asks."""
     return from_linen(Small(**architecture, classes=num_classes, dropout=config.dropout, dtype=dtype))
 
 

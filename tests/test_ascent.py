@@ -11,8 +11,8 @@ from gnpcli.ascent import build_scales, count_perturbed, perturbed_mask
 from gnpcli.config import GrConfig
 from gnpcli.data import describe
 from gnpcli.errors import ConfigError
-from gnpcli.models import build_for
 from gnpcli.models.base import parameter_shapes
+from gnpcli.models.registry import build_for
 from gnpcli.presets import resolve
 
 

@@ -16,7 +16,7 @@ from gnpcli.averaging import ema_decay, moved
 from gnpcli.devices.mesh import make_mesh
 from gnpcli.evaluation import Recalibration
 from gnpcli.models.base import from_linen
-from gnpcli.models.layers import BatchNorm
+from gnpcli.models.layers.dense import BatchNorm
 from gnpcli.presets import resolve
 from gnpcli.runlog import read_metrics
 from gnpcli.state import run_keys

@@ -15,7 +15,7 @@ from gnpcli.bench import random_images
 from gnpcli.bench_peer import PEERS, TorchSteps, _difference, bench_peer
 from gnpcli.errors import ConfigError
 from gnpcli.gnp import penalize
-from gnpcli.models import MODELS, find_model, resolve_model
+from gnpcli.models.registry import MODELS, find_model, resolve_model
 from gnpcli.presets import resolve
 from tests.conftest import Gnp, fails
 

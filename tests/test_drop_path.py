@@ -5,10 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gnpcli.models import cait, swin
-from gnpcli.models.drop_path import DropPath, drop_path, linear_rates
-from gnpcli.models.layers import DTYPES
-from gnpcli.models.transformer import FORMS
+from gnpcli.models.families import cait, swin
+from gnpcli.models.layers.dense import DTYPES
+from gnpcli.models.layers.drop_path import DropPath, drop_path, linear_rates
+from gnpcli.models.layers.transformer import FORMS
 from tests.test_models import randomised
 
 COMMON = {"dropout": 0.0, "attention_dropout": 0.0, "form": FORMS["paper"], "dtype": DTYPES["float32"]}

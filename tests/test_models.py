@@ -10,8 +10,8 @@ import pytest
 
 from gnpcli.config.schema import ModelConfig
 from gnpcli.errors import ConfigError
-from gnpcli.models import MODELS, build_model
-from gnpcli.models.layers import dropout
+from gnpcli.models.layers.dense import dropout
+from gnpcli.models.registry import MODELS, build_model
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")

@@ -11,10 +11,10 @@ from flax import linen as nn
 from scipy.special import erf
 
 from gnpcli.config.schema import ModelConfig
-from gnpcli.models import cait
-from gnpcli.models.drop_path import DropPath
-from gnpcli.models.layers import DTYPES, Dropout
-from gnpcli.models.transformer import FORMS
+from gnpcli.models.families import cait
+from gnpcli.models.layers.dense import DTYPES, Dropout
+from gnpcli.models.layers.drop_path import DropPath
+from gnpcli.models.layers.transformer import FORMS
 from tests.test_models import compiled, images_of, shapes_of
 from tests.test_models_swin import random_weights
 

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from gnpcli.config.schema import ModelConfig
-from gnpcli.models import build_model, convolution
-from gnpcli.models.convolution import LAYOUT, Conv, avg_pool, convolve, max_pool
-from gnpcli.models.layers import DTYPES
+from gnpcli.models.layers import convolution
+from gnpcli.models.layers.convolution import LAYOUT, Conv, avg_pool, convolve, max_pool
+from gnpcli.models.layers.dense import DTYPES
+from gnpcli.models.registry import build_model
 
 
 def integers(*shape, dtype=np.float32):

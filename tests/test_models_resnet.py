@@ -9,8 +9,8 @@ import pytest
 
 from gnpcli.errors import CheckpointError
 from gnpcli.models.base import from_linen
-from gnpcli.models.layers import DTYPES
-from gnpcli.models.resnet import STAGES, ResNet, from_torch
+from gnpcli.models.families.resnet import STAGES, ResNet, from_torch
+from gnpcli.models.layers.dense import DTYPES
 from tests.test_models import build, compiled, images_of, np_conv, randomised, shapes_of
 
 VARIANTS = ["paper", "upstream"]

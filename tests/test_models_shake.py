@@ -13,13 +13,13 @@ import pytest
 from gnpcli.config.schema import ModelConfig
 from gnpcli.devices.mesh import make_mesh
 from gnpcli.gnp import global_norm, gnp_value_and_grad
-from gnpcli.models import pyramidnet, shake_shake
 from gnpcli.models.base import count_parameters
-from gnpcli.models.layers import DTYPES
-from gnpcli.models.pyramidnet import PyramidNet, bottleneck_widths
-from gnpcli.models.shake import Factors, linear_rates, scale, shake_drop
-from gnpcli.models.shake import shake_shake as shake_shake_factors
-from gnpcli.models.shake_shake import ShakeShake
+from gnpcli.models.families import pyramidnet, shake_shake
+from gnpcli.models.families.pyramidnet import PyramidNet, bottleneck_widths
+from gnpcli.models.families.shake_shake import ShakeShake
+from gnpcli.models.layers.dense import DTYPES
+from gnpcli.models.layers.shake import Factors, linear_rates, scale, shake_drop
+from gnpcli.models.layers.shake import shake_shake as shake_shake_factors
 from gnpcli.objective import make_value_and_grad
 from gnpcli.presets import resolve
 

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from gnpcli.config.schema import ModelConfig
-from gnpcli.models import MODELS, build_model
-from gnpcli.models.stack import rematerialised, stored, stored_blocks
+from gnpcli.models.layers.blocks import rematerialised, stored, stored_blocks
+from gnpcli.models.registry import MODELS, build_model
 
 SHAPE = (8, 8, 3)
 # A small member of each family that has blocks: (registered model to shrink, sizes, options).

@@ -12,10 +12,10 @@ from scipy.special import erf
 
 from gnpcli.config.schema import ModelConfig
 from gnpcli.errors import ConfigError
-from gnpcli.models import swin
-from gnpcli.models.drop_path import DropPath
-from gnpcli.models.layers import DTYPES, Dropout
-from gnpcli.models.transformer import FORMS
+from gnpcli.models.families import swin
+from gnpcli.models.layers.dense import DTYPES, Dropout
+from gnpcli.models.layers.drop_path import DropPath
+from gnpcli.models.layers.transformer import FORMS
 from tests.test_models import compiled, images_of, shapes_of
 
 TINY = {"dim": 8, "depth": 2, "heads": 1}

@@ -9,8 +9,8 @@ import pytest
 
 from gnpcli.errors import CheckpointError, ConfigError
 from gnpcli.models.base import from_linen
-from gnpcli.models.layers import DTYPES
-from gnpcli.models.vgg import STAGES, Vgg, from_torch
+from gnpcli.models.families.vgg import STAGES, Vgg, from_torch
+from gnpcli.models.layers.dense import DTYPES
 from tests.test_models import build, compiled, drawn, images_of, np_conv, randomised, shapes_of
 
 SHAPE = (32, 32, 3)

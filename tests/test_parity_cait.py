@@ -6,7 +6,7 @@ import pytest
 
 from gnpcli.config.schema import ModelConfig
 from gnpcli.errors import CheckpointError
-from gnpcli.models import cait
+from gnpcli.models.families import cait
 
 torch = pytest.importorskip("torch")
 timm_cait = pytest.importorskip("timm.models.cait")

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 from gnpcli.models.base import from_linen
-from gnpcli.models.layers import DTYPES
-from gnpcli.models.resnet import STAGES, ResNet, from_torch
+from gnpcli.models.families.resnet import STAGES, ResNet, from_torch
+from gnpcli.models.layers.dense import DTYPES
 
 torch = pytest.importorskip("torch")
 

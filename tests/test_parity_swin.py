@@ -6,7 +6,7 @@ import pytest
 
 from gnpcli.config.schema import ModelConfig
 from gnpcli.errors import CheckpointError
-from gnpcli.models import swin
+from gnpcli.models.families import swin
 
 torch = pytest.importorskip("torch")
 timm_swin = pytest.importorskip("timm.models.swin_transformer")

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from gnpcli.models.base import from_linen
-from gnpcli.models.layers import DTYPES
-from gnpcli.models.vgg import STAGES, Vgg, from_torch
+from gnpcli.models.families.vgg import STAGES, Vgg, from_torch
+from gnpcli.models.layers.dense import DTYPES
 
 torch = pytest.importorskip("torch")
 

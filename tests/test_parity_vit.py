@@ -6,7 +6,7 @@ import pytest
 
 from gnpcli.config.schema import ModelConfig
 from gnpcli.errors import CheckpointError
-from gnpcli.models import vit
+from gnpcli.models.families import vit
 
 torch = pytest.importorskip("torch")
 

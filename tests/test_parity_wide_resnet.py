@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from gnpcli.config.schema import ModelConfig
-from gnpcli.models import wide_resnet
+from gnpcli.models.families import wide_resnet
 
 torch = pytest.importorskip("torch")
 nn = torch.nn

@@ -15,7 +15,8 @@ from gnpcli.config.schema import DataConfig, ModelConfig
 from gnpcli.data import load_dataset
 from gnpcli.gnp import gnp_value_and_grad
 from gnpcli.losses import cross_entropy
-from gnpcli.models import MODELS, build_model, vit, wide_resnet
+from gnpcli.models.families import vit, wide_resnet
+from gnpcli.models.registry import MODELS, build_model
 from gnpcli.precision import half_ulp, lost_share
 from gnpcli.presets import resolve
 

@@ -8,7 +8,7 @@ import pytest
 
 from gnpcli.config.loader import differences, flatten
 from gnpcli.errors import ConfigError
-from gnpcli.models import MODELS
+from gnpcli.models.registry import MODELS
 from gnpcli.plan import objective
 from gnpcli.presets import DEFAULT_PRESET, load_preset, preset_dir, preset_names, resolve
 from tests.tracing import trace

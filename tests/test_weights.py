@@ -12,8 +12,9 @@ from safetensors.numpy import save_file
 
 from gnpcli.config.schema import ModelConfig
 from gnpcli.errors import CheckpointError, ConfigError
-from gnpcli.models import MODELS, build_model, vit
 from gnpcli.models.base import HEAD
+from gnpcli.models.families import vit
+from gnpcli.models.registry import MODELS, build_model
 from gnpcli.runlog import Screen
 from gnpcli.runs import locate, read_config
 from gnpcli.trained import open_trained

@@ -16,8 +16,8 @@ import pytest
 
 from gnpcli.config.schema import ModelConfig
 from gnpcli.errors import ConfigError
-from gnpcli.models import MODELS, OPTION_NAMES, build_model, resolve_model
 from gnpcli.models.base import count_parameters
+from gnpcli.models.registry import MODELS, OPTION_NAMES, build_model, resolve_model
 from gnpcli.models.summary import summarize
 from gnpcli.presets import resolve
 from tests.conftest import SHARED_DATA, fails
@@ -257,17 +257,17 @@ def test_option_that_the_model_does_not_have(name, option, value, has):
     ("name", "parts"),
     [
         ("nowhere:small", ["'nowhere' cannot be imported: No module named 'nowhere'"]),
-        ("own:large", ["own has no gnpcli.models.Entry of that name"]),
-        ("own:build", ["own has no gnpcli.models.Entry of that name"]),
+        ("own:large", ["own has no gnpcli.models.registry.Entry of that name"]),
+        ("own:build", ["own has no gnpcli.models.registry.Entry of that name"]),
         ("own:strange", ["options that a configuration does not: depth_drop"]),
         ("broken:small", ["'broken' cannot be imported: cannot import name 'nothing'"]),
     ],
 )
 def test_models_of_ones_own_that_cannot_be_found(tmp_path, monkeypatch, name, parts):
     (tmp_path / "own.py").write_text(
-        "from gnpcli.models import Entry\ndef build(): ...\nstrange = Entry(__name__, {}, {'depth_drop': 0.1})\n"
+        "from gnpcli.models.registry import Entry\ndef build(): ...\nstrange = Entry(__name__, {}, {'depth_drop': 0.1})\n"
     )
-    (tmp_path / "broken.py").write_text("from gnpcli.models import nothing\n")
+    (tmp_path / "broken.py").write_text("from gnpcli.models.registry import nothing\n")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.delitem(sys.modules, name.partition(":")[0], raising=False)
@@ -279,7 +279,7 @@ def test_models_of_ones_own_that_cannot_be_found(tmp_path, monkeypatch, name, pa
 
 def test_a_model_of_ones_own_takes_its_own_options_and_drops_those_of_the_preset(tmp_path, monkeypatch):
     (tmp_path / "mine.py").write_text(
-        "from gnpcli.models import Entry\nsmall = Entry(__name__, {}, {'dropout': 0.1, 'variant': None})\n"
+        "from gnpcli.models.registry import Entry\nsmall = Entry(__name__, {}, {'dropout': 0.1, 'variant': None})\n"
     )
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))

@@ -46,7 +46,7 @@ def import_weights(
     if (means is None) != (stds is None):
         raise typer.BadParameter("--mean and --std go together", param_hint="--mean")
     from gnpcli.config import ModelConfig
-    from gnpcli.models import resolve_model
+    from gnpcli.models.registry import resolve_model
 
     resolve_model(ModelConfig(name=model))  # an unknown name is said before anything heavy is loaded
     from gnpcli.runlog import Screen

@@ -12,7 +12,7 @@ from gnpcli.cli.options import JsonOption, SetOption
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from gnpcli.models import Entry
+    from gnpcli.models.registry import Entry
 
 app = typer.Typer(help="The architectures.", no_args_is_help=True)
 
@@ -20,7 +20,7 @@ app = typer.Typer(help="The architectures.", no_args_is_help=True)
 @app.command("list")
 def list_models(as_json: JsonOption = False) -> None:
     """List the models: family, parameters and work per image at the size that the defaults suit, paper, options."""
-    from gnpcli.models import MODELS
+    from gnpcli.models.registry import MODELS
 
     if as_json:
         _print_json(
@@ -63,7 +63,7 @@ def show_model(
     """Show a model layer by layer: the arrays of each, parameters, and work per image."""
     if strangers := [text for text in assignments if not text.strip().startswith("model.")]:
         raise typer.BadParameter(f"'{strangers[0]}': a model has keys model.* only", param_hint="--set")
-    from gnpcli.models import build_model, find_model
+    from gnpcli.models.registry import build_model, find_model
     from gnpcli.models.summary import group, summarize
     from gnpcli.presets import resolve_architecture
 

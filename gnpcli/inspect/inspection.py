@@ -22,8 +22,8 @@ from gnpcli.inspect.directions import filter_normalized, random_direction, with_
 from gnpcli.inspect.hessian import basis_size, largest_eigenvalues
 from gnpcli.inspect.landscape import Landscape, Sums
 from gnpcli.loading import LoadingDisplay
-from gnpcli.models import build_for
 from gnpcli.models.base import Params
+from gnpcli.models.registry import build_for
 from gnpcli.runlog import Screen
 from gnpcli.runs import locate
 from gnpcli.trained import Trained, open_trained

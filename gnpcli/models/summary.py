@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from gnpcli.models.base import ImageShape, Model, Params, State
-from gnpcli.models.convolution import canonical
+from gnpcli.models.layers.convolution import canonical
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Summary:
         layers: In the order of the network.
         parameters: Trained scalars.
         statistics: Scalars of the state.
-        gflop: As `gnpcli.models.Entry.gflop`, for images of this shape; None where the backend does not count.
+        gflop: As `gnpcli.models.registry.Entry.gflop`, for images of this shape; None where the backend does not count.
     """
 
     layers: tuple[Layer, ...]

@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 
 from gnpcli.config import RunConfig
-from gnpcli.models import find_model
+from gnpcli.models.registry import find_model
 from gnpcli.plan import count_steps
 from gnpcli.tables.runner import Progress
 
@@ -17,7 +17,7 @@ STEPS_PER_EPOCH = 100
 def work(config: RunConfig) -> float:
     """Return what a run computes, comparable among the cells of a table: FLOP of its model times gradients taken.
 
-    A model of the user's own that does not say its `gnpcli.models.Entry.gflop` counts as 1.
+    A model of the user's own that does not say its `gnpcli.models.registry.Entry.gflop` counts as 1.
     """
     plain, gnp = count_steps(config, STEPS_PER_EPOCH)
     return (find_model(config.model.name).gflop or 1.0) * (plain + 2 * gnp)

@@ -11,10 +11,10 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from gnpcli.errors import CheckpointError
 from gnpcli.models.base import HEAD, Params, State
-from gnpcli.models.pretrained import Path
+from gnpcli.models.torch.facts import Path
 
 Resize = Callable[[Path, np.ndarray, tuple[int, ...]], np.ndarray | None]
-"""See `gnpcli.models.pretrained`."""
+"""See `gnpcli.models.torch.facts`."""
 
 
 class Fitted(NamedTuple):

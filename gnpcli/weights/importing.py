@@ -15,9 +15,9 @@ from gnpcli.config.loader import Layer, located, merge, parse_overrides, validat
 from gnpcli.data import check_data, describe
 from gnpcli.data.base import DataSpec, numbered
 from gnpcli.errors import CheckpointError, ConfigError
-from gnpcli.models import build_for, resolve_model
 from gnpcli.models.base import HEAD, starting_from
-from gnpcli.models.pretrained import Facts
+from gnpcli.models.registry import build_for, resolve_model
+from gnpcli.models.torch.facts import Facts
 from gnpcli.runlog import Screen
 from gnpcli.state import init_state, run_keys
 from gnpcli.weights.source import Pretrained, fit_pretrained, read_torch, usual_statistics

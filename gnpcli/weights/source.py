@@ -16,9 +16,9 @@ from flax.traverse_util import flatten_dict
 from gnpcli.config import RunConfig
 from gnpcli.data.folder import STREAMED_MEAN, STREAMED_STD
 from gnpcli.errors import CheckpointError, ConfigError
-from gnpcli.models import MODELS, find_model
 from gnpcli.models.base import Params, State
-from gnpcli.models.pretrained import Facts
+from gnpcli.models.registry import MODELS, find_model
+from gnpcli.models.torch.facts import Facts
 from gnpcli.runlog import Screen
 from gnpcli.runs import locate
 from gnpcli.trained import open_trained

@@ -23,12 +23,12 @@ from flax import linen as nn
 
 from gnpcli.config.schema import ModelConfig
 from gnpcli.models.base import Model, Params, State, from_linen
-from gnpcli.models.convolution import Conv, max_pool
-from gnpcli.models.layers import DTYPES, BatchNorm, Dense, compact
-from gnpcli.models.pretrained import Facts
-from gnpcli.models.stack import as_block, stored
-from gnpcli.models.state_dict import StateDict
-from gnpcli.models.torch_weights import batch_norm, conv
+from gnpcli.models.layers.blocks import as_block, stored
+from gnpcli.models.layers.convolution import Conv, max_pool
+from gnpcli.models.layers.dense import DTYPES, BatchNorm, Dense, compact
+from gnpcli.models.torch.convolutional import batch_norm, conv
+from gnpcli.models.torch.facts import Facts
+from gnpcli.models.torch.state_dict import StateDict
 
 BOTTLENECK_EXPANSION = 4
 
@@ -155,7 +155,7 @@ def build(
     channels: int,
     dtype: str,
 ) -> Model:
-    """Build a residual network of ``depth`` and ``width``; see `gnpcli.models.build_model` for the arguments."""
+    """Build a residual network of ``depth`` and ``width``; see `gnpcli.models.registry.build_model` for the arguments."""
     del image_size, channels  # convolutions and the mean over the pixels take any
     depth = architecture["depth"]
     assert config.stem is not None  # resolved

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from gnpcli.models.state_dict import StateDict
+from gnpcli.models.torch.state_dict import StateDict
 
 
 def conv(weights: StateDict, prefix: str, bias: bool = False) -> dict[str, np.ndarray]:

@@ -24,11 +24,11 @@ from flax import linen as nn
 from gnpcli.config.schema import ModelConfig
 from gnpcli.errors import ConfigError
 from gnpcli.models.base import Model, Params, State, from_linen
-from gnpcli.models.convolution import Conv, max_pool
-from gnpcli.models.layers import DTYPES, BatchNorm, Dense, Dropout, compact
-from gnpcli.models.pretrained import Facts
-from gnpcli.models.state_dict import StateDict
-from gnpcli.models.torch_weights import batch_norm, conv
+from gnpcli.models.layers.convolution import Conv, max_pool
+from gnpcli.models.layers.dense import DTYPES, BatchNorm, Dense, Dropout, compact
+from gnpcli.models.torch.convolutional import batch_norm, conv
+from gnpcli.models.torch.facts import Facts
+from gnpcli.models.torch.state_dict import StateDict
 
 STAGES: dict[int, tuple[int, ...]] = {16: (2, 2, 3, 3, 3), 19: (2, 2, 4, 4, 4)}
 """Convolutions of each stage by depth; a stage ends in a pooling that halves the resolution."""
@@ -96,7 +96,7 @@ def build(
     channels: int,
     dtype: str,
 ) -> Model:
-    """Build a VGG of ``depth``, ``width`` and ``hidden``, with ``batch_norm`` 0 or 1; see `gnpcli.models.build_model`.
+    """Build a VGG of ``depth``, ``width`` and ``hidden``, with ``batch_norm`` 0 or 1; see `gnpcli.models.registry.build_model`.
 
     Raises:
         ConfigError: The poolings leave nothing of the images.

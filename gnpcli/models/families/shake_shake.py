@@ -19,11 +19,11 @@ from flax import linen as nn
 
 from gnpcli.config.schema import ModelConfig
 from gnpcli.models.base import Model
-from gnpcli.models.convolution import Conv
-from gnpcli.models.layers import DTYPES, BatchNorm, Dense, compact
-from gnpcli.models.shake import Factors, from_shaking, scale, shake_shake
-from gnpcli.models.stack import as_block, stored
-from gnpcli.models.wide_resnet import STEM_CHANNELS, NormRelu, head_uniform
+from gnpcli.models.families.wide_resnet import STEM_CHANNELS, NormRelu, head_uniform
+from gnpcli.models.layers.blocks import as_block, stored
+from gnpcli.models.layers.convolution import Conv
+from gnpcli.models.layers.dense import DTYPES, BatchNorm, Dense, compact
+from gnpcli.models.layers.shake import Factors, from_shaking, scale, shake_shake
 
 
 class Branch(nn.Module):
@@ -82,7 +82,7 @@ class Shortcut(nn.Module):
 
 
 class Block(nn.Module):
-    """Shortcut and two branches, the branches combined by `gnpcli.models.shake`; attributes as in `Branch`."""
+    """Shortcut and two branches, the branches combined by `gnpcli.models.layers.shake`; attributes as in `Branch`."""
 
     channels: int
     stride: int
@@ -110,7 +110,7 @@ class ShakeShake(nn.Module):
         num_classes: Number of logits.
         variant: ``paper`` or ``upstream``, see the module.
         dtype: Compute type; the statistics of BatchNorm, the mean over the pixels and the head are float32 always.
-        true_gradient: Whether the backward factors are the forward ones, see `gnpcli.models.shake`.
+        true_gradient: Whether the backward factors are the forward ones, see `gnpcli.models.layers.shake`.
     """
 
     depth: int
@@ -152,7 +152,7 @@ def build(
     channels: int,
     dtype: str,
 ) -> Model:
-    """Build a Shake-Shake network; see `gnpcli.models.build_model` for the arguments."""
+    """Build a Shake-Shake network; see `gnpcli.models.registry.build_model` for the arguments."""
     del image_size, channels  # convolutions and the mean over the pixels take any
     if (architecture["depth"] - 2) % 6:
         raise ValueError(f"the depth of a Shake-Shake network is 6 n + 2, not {architecture['depth']}")

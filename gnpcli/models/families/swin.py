@@ -7,7 +7,7 @@ Where a feature map is not larger than the window, the window shrinks to it and 
 code. The index of the relative positions and the mask of the shifted windows follow from the shapes: they are neither
 parameters nor state.
 
-Two variants, see `gnpcli.models.transformer.FORMS`: ``paper`` and ``upstream`` differ in the initialisation and in the
+Two variants, see `gnpcli.models.layers.transformer.FORMS`: ``paper`` and ``upstream`` differ in the initialisation and in the
 form of the GELU alone.
 """
 
@@ -23,13 +23,13 @@ from flax import linen as nn
 from gnpcli.config.schema import ModelConfig
 from gnpcli.errors import ConfigError
 from gnpcli.models.base import Model, Params, State, from_linen
-from gnpcli.models.drop_path import DropPath, linear_rates
-from gnpcli.models.layers import DTYPES, Dense, Dropout, LayerNorm, compact, linear
-from gnpcli.models.pretrained import Facts, Path, patches, resize_grid
-from gnpcli.models.stack import as_block, stored
-from gnpcli.models.state_dict import StateDict
-from gnpcli.models.transformer import FORMS, Form, Mlp, PatchEmbedding
-from gnpcli.models.vit import extract_patches
+from gnpcli.models.families.vit import extract_patches
+from gnpcli.models.layers.blocks import as_block, stored
+from gnpcli.models.layers.dense import DTYPES, Dense, Dropout, LayerNorm, compact, linear
+from gnpcli.models.layers.drop_path import DropPath, linear_rates
+from gnpcli.models.layers.transformer import FORMS, Form, Mlp, PatchEmbedding
+from gnpcli.models.torch.facts import Facts, Path, patches, resize_grid
+from gnpcli.models.torch.state_dict import StateDict
 
 STAGES = 4
 MLP_RATIO = 4
@@ -267,7 +267,7 @@ def build(
     channels: int,
     dtype: str,
 ) -> Model:
-    """Build a Swin Transformer; see `gnpcli.models.build_model` for the arguments.
+    """Build a Swin Transformer; see `gnpcli.models.registry.build_model` for the arguments.
 
     Raises:
         ConfigError: Patches or windows do not tile the images, or a feature map with an odd side would be merged.

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from gnpcli.models.layers import compact
+from gnpcli.models.layers.dense import compact
 
 
 def linear_rates(last: float, depth: int) -> tuple[float, ...]:

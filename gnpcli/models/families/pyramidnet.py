@@ -22,11 +22,11 @@ from flax import linen as nn
 
 from gnpcli.config.schema import ModelConfig
 from gnpcli.models.base import Model
-from gnpcli.models.convolution import Conv
-from gnpcli.models.layers import DTYPES, BatchNorm, Dense, compact
-from gnpcli.models.shake import Factors, from_shaking, linear_rates, scale, shake_drop
-from gnpcli.models.stack import as_block, stored
-from gnpcli.models.wide_resnet import STEM_CHANNELS, NormRelu, head_uniform, pool_and_pad
+from gnpcli.models.families.wide_resnet import STEM_CHANNELS, NormRelu, head_uniform, pool_and_pad
+from gnpcli.models.layers.blocks import as_block, stored
+from gnpcli.models.layers.convolution import Conv
+from gnpcli.models.layers.dense import DTYPES, BatchNorm, Dense, compact
+from gnpcli.models.layers.shake import Factors, from_shaking, linear_rates, scale, shake_drop
 
 EXPANSION = 4
 """Channels that leave a block, over those of its bottleneck."""
@@ -92,7 +92,7 @@ class PyramidNet(nn.Module):
         shake_drop: Probability with which the branch of the last block shakes; None builds the plain network.
         variant: ``paper`` or ``upstream``, see the module.
         dtype: Compute type; the statistics of BatchNorm, the mean over the pixels and the head are float32 always.
-        true_gradient: Whether ShakeDrop's backward factors are its forward ones, see `gnpcli.models.shake`.
+        true_gradient: Whether ShakeDrop's backward factors are its forward ones, see `gnpcli.models.layers.shake`.
     """
 
     depth: int
@@ -140,7 +140,7 @@ def build(
     channels: int,
     dtype: str,
 ) -> Model:
-    """Build a pyramidal network; see `gnpcli.models.build_model` for the arguments.
+    """Build a pyramidal network; see `gnpcli.models.registry.build_model` for the arguments.
 
     It has ShakeDrop where the model has the option `drop_path`, the probability with which the last branch shakes.
     """

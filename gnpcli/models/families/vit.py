@@ -21,10 +21,10 @@ from flax import linen as nn
 from gnpcli.config.schema import ModelConfig
 from gnpcli.errors import ConfigError
 from gnpcli.models.base import Model, Params, State, from_linen
-from gnpcli.models.layers import DTYPES, GELUS, Dense, Dropout, LayerNorm, compact, linear
-from gnpcli.models.pretrained import Facts, Path, patches, resize_positions
-from gnpcli.models.stack import as_block, stored
-from gnpcli.models.state_dict import StateDict
+from gnpcli.models.layers.blocks import as_block, stored
+from gnpcli.models.layers.dense import DTYPES, GELUS, Dense, Dropout, LayerNorm, compact, linear
+from gnpcli.models.torch.facts import Facts, Path, patches, resize_positions
+from gnpcli.models.torch.state_dict import StateDict
 
 xavier_uniform = nn.initializers.xavier_uniform()
 
@@ -215,7 +215,7 @@ def build(
     channels: int,
     dtype: str,
 ) -> Model:
-    """Build a Vision Transformer; see `gnpcli.models.build_model` for the arguments.
+    """Build a Vision Transformer; see `gnpcli.models.registry.build_model` for the arguments.
 
     Raises:
         ConfigError: The patches do not tile the images.

@@ -19,12 +19,12 @@ from flax import linen as nn
 
 from gnpcli.config.schema import ModelConfig
 from gnpcli.models.base import Model, Params, State, from_linen
-from gnpcli.models.convolution import Conv, avg_pool
-from gnpcli.models.layers import DTYPES, BatchNorm, Dense, Dropout, compact
-from gnpcli.models.pretrained import Facts
-from gnpcli.models.stack import as_block, stored
-from gnpcli.models.state_dict import StateDict
-from gnpcli.models.torch_weights import batch_norm, conv
+from gnpcli.models.layers.blocks import as_block, stored
+from gnpcli.models.layers.convolution import Conv, avg_pool
+from gnpcli.models.layers.dense import DTYPES, BatchNorm, Dense, Dropout, compact
+from gnpcli.models.torch.convolutional import batch_norm, conv
+from gnpcli.models.torch.facts import Facts
+from gnpcli.models.torch.state_dict import StateDict
 
 STEM_CHANNELS = 16
 
@@ -144,7 +144,7 @@ def build(
     channels: int,
     dtype: str,
 ) -> Model:
-    """Build a wide residual network; see `gnpcli.models.build_model` for the arguments."""
+    """Build a wide residual network; see `gnpcli.models.registry.build_model` for the arguments."""
     del image_size, channels  # convolutions and the mean over the pixels take any
     if (architecture["depth"] - 4) % 6:
         raise ValueError(f"the depth of a wide residual network is 6 n + 4, not {architecture['depth']}")

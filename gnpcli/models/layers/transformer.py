@@ -12,8 +12,8 @@ import jax
 import numpy as np
 from flax import linen as nn
 
-from gnpcli.models.layers import Dense, Dropout, Initializer, compact, exact_gelu, tanh_gelu
-from gnpcli.models.vit import extract_patches
+from gnpcli.models.families.vit import extract_patches
+from gnpcli.models.layers.dense import Dense, Dropout, Initializer, compact, exact_gelu, tanh_gelu
 
 
 @dataclass(frozen=True)

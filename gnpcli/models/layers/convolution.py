@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from gnpcli.models.layers import DTYPES, compact
+from gnpcli.models.layers.dense import DTYPES, compact
 
 LAYOUT = ("NHWC", "HWIO", "NHWC")
 """Order of the axes of images, kernel and answer."""

@@ -5,7 +5,7 @@ Legend: ``[B, H, W, C]`` images; ``[B, T, D]`` features of T tokens, one per pat
 The class token enters only after the self-attention blocks, and two blocks of class attention change nothing else.
 
 Two variants. ``paper``: the authors' initialisation and exact GELU, and LayerScale that starts at a value by depth.
-``upstream``: as in the GNP papers' code, see `gnpcli.models.transformer.FORMS`, and LayerScale by width.
+``upstream``: as in the GNP papers' code, see `gnpcli.models.layers.transformer.FORMS`, and LayerScale by width.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from flax import linen as nn
 
 from gnpcli.config.schema import ModelConfig
 from gnpcli.models.base import Model, Params, State, from_linen
-from gnpcli.models.drop_path import DropPath
-from gnpcli.models.layers import DTYPES, Dense, Dropout, LayerNorm, compact, linear
-from gnpcli.models.pretrained import Facts, Path, patches, resize_positions
-from gnpcli.models.stack import as_block, run_blocks
-from gnpcli.models.state_dict import StateDict
-from gnpcli.models.transformer import FORMS, Form, Mlp, PatchEmbedding
-from gnpcli.models.vit import attend, check_patches, split_heads
+from gnpcli.models.families.vit import attend, check_patches, split_heads
+from gnpcli.models.layers.blocks import as_block, run_blocks
+from gnpcli.models.layers.dense import DTYPES, Dense, Dropout, LayerNorm, compact, linear
+from gnpcli.models.layers.drop_path import DropPath
+from gnpcli.models.layers.transformer import FORMS, Form, Mlp, PatchEmbedding
+from gnpcli.models.torch.facts import Facts, Path, patches, resize_positions
+from gnpcli.models.torch.state_dict import StateDict
 
 CLASS_BLOCKS = 2
 MLP_RATIO = 4
@@ -248,7 +248,7 @@ def build(
     channels: int,
     dtype: str,
 ) -> Model:
-    """Build a CaiT; see `gnpcli.models.build_model` for the arguments.
+    """Build a CaiT; see `gnpcli.models.registry.build_model` for the arguments.
 
     Raises:
         ConfigError: The patches do not tile the images.

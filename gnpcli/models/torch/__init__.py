@@ -1,0 +1,1 @@
+"""State dicts of PyTorch: their names, their layout, and what is known of published weights."""
