@@ -17,8 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from gnpcli.config import RunConfig
-from gnpcli.data import describe
 from gnpcli.data.base import DataSpec, Split
+from gnpcli.data.registry import describe
 from gnpcli.devices.mesh import make_mesh
 from gnpcli.devices.process import describe_environment
 from gnpcli.engine import build_task

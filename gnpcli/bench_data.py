@@ -21,11 +21,11 @@ from gnpcli.bench import Report, Timed, interleave, random_images
 from gnpcli.config import RunConfig
 from gnpcli.data.augment.basic import normalize
 from gnpcli.data.base import DataSpec, FileSplit
-from gnpcli.data.crops import Transform, random_box
-from gnpcli.data.feed import TrainFeed
-from gnpcli.data.folder import STREAMED_MEAN, STREAMED_SIZE, STREAMED_STD
-from gnpcli.data.layout import SUFFIXES
-from gnpcli.data.stream import StreamedFeed
+from gnpcli.data.feeds.memory import TrainFeed
+from gnpcli.data.feeds.streamed import StreamedFeed
+from gnpcli.data.images.crops import Transform, random_box
+from gnpcli.data.images.layout import SUFFIXES
+from gnpcli.data.sources.folder import STREAMED_MEAN, STREAMED_SIZE, STREAMED_STD
 from gnpcli.devices.mesh import make_mesh
 from gnpcli.devices.process import describe_environment
 from gnpcli.engine import build_task

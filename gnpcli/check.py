@@ -23,7 +23,7 @@ import jax.numpy as jnp
 
 from gnpcli.ascent import build_scales
 from gnpcli.config import RunConfig
-from gnpcli.data.feed import make_train_feed
+from gnpcli.data.feeds.memory import make_train_feed
 from gnpcli.devices.mesh import make_mesh, replicated
 from gnpcli.devices.process import describe_environment
 from gnpcli.errors import GnpError

@@ -22,9 +22,9 @@ from gnpcli.ascent import perturbed_mask
 from gnpcli.checkpoint import Checkpoints
 from gnpcli.config import RunConfig
 from gnpcli.config.loader import differences
-from gnpcli.data import describe
 from gnpcli.data.base import Dataset, DataSpec, FileSplit, Split
-from gnpcli.data.feed import TrainFeed, make_train_feed
+from gnpcli.data.feeds.memory import TrainFeed, make_train_feed
+from gnpcli.data.registry import describe
 from gnpcli.devices.mesh import abstract, check_cut, make_mesh, replicated, settle_groups
 from gnpcli.devices.process import describe_environment, stop_signals
 from gnpcli.errors import CheckpointError, DivergenceError, GnpError, Interrupted

@@ -12,9 +12,9 @@ import numpy as np
 from jax.sharding import Mesh
 
 from gnpcli.config import RunConfig, Weights
-from gnpcli.data import describe, load_dataset
 from gnpcli.data.base import DataInfo, Dataset, DataSpec, FileSplit, Split, numbered
-from gnpcli.data.feed import TrainFeed, make_eval_feed, make_train_feed
+from gnpcli.data.feeds.memory import TrainFeed, make_eval_feed, make_train_feed
+from gnpcli.data.registry import describe, load_dataset
 from gnpcli.devices.mesh import make_mesh, replicated
 from gnpcli.errors import CheckpointError, DataError
 from gnpcli.loading import LoadingDisplay

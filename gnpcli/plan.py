@@ -39,7 +39,7 @@ def count_steps(config: RunConfig, steps_per_epoch: int, until: int | None = Non
 
     Args:
         config: The run.
-        steps_per_epoch: As `gnpcli.data.feed.steps_per_epoch` says.
+        steps_per_epoch: As `gnpcli.data.feeds.memory.steps_per_epoch` says.
         until: Count the steps before this one; None counts all.
     """
     from gnpcli.schedules import Horizon, gr_schedule
@@ -87,7 +87,7 @@ def fit(config: RunConfig, data: DataInfo) -> tuple[Model, int]:
         ConfigError: Model, augmentation or batch size do not fit the data.
     """
     from gnpcli.data.augment.pipeline import check_pipeline
-    from gnpcli.data.feed import steps_per_epoch
+    from gnpcli.data.feeds.memory import steps_per_epoch
     from gnpcli.models.registry import build_for
 
     check_pipeline(config.data, data.image_size, is_streamed=data.is_streamed)
@@ -102,7 +102,7 @@ def describe(config: RunConfig, run_dir: str) -> list[str]:
     Raises:
         ConfigError: As `fit`.
     """
-    from gnpcli.data import describe as describe_data
+    from gnpcli.data.registry import describe as describe_data
 
     train, checkpoint = config.train, config.checkpoint
     lines = [f"objective    {objective(config)}"]

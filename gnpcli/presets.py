@@ -11,7 +11,7 @@ from typing import Any
 from gnpcli.config import RunConfig
 from gnpcli.config.loader import Layer, located, merge, parse_overrides, read_yaml, validate
 from gnpcli.config.schema import ModelConfig
-from gnpcli.data import check_data
+from gnpcli.data.registry import check_data
 from gnpcli.errors import ConfigError, suggest
 from gnpcli.models.registry import MODELS, find_model, resolve_model
 

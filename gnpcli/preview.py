@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from gnpcli.config import MeshConfig, RunConfig
 from gnpcli.data.base import DataSpec, Images
-from gnpcli.data.feed import make_train_feed
+from gnpcli.data.feeds.memory import make_train_feed
 from gnpcli.devices.mesh import make_mesh
 from gnpcli.evaluation import load_with_progress
 from gnpcli.runlog import Screen
@@ -43,7 +43,7 @@ def preview(config: RunConfig, path: Path, *, count: int, step: int, columns: in
 
     Raises:
         ConfigError: Augmentation does not fit the image size.
-        DataError: As `gnpcli.data.load_dataset`.
+        DataError: As `gnpcli.data.registry.load_dataset`.
     """
     dataset = load_with_progress(config, Screen(quiet=quiet))
     count = min(count, len(dataset.train))

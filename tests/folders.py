@@ -8,8 +8,8 @@ import numpy as np
 from PIL import Image
 
 from gnpcli.config.schema import DataConfig
-from gnpcli.data import describe, load_dataset
 from gnpcli.data.base import Dataset
+from gnpcli.data.registry import describe, load_dataset
 
 
 def pixels(seed: int, size: int = 6, mode: str = "RGB") -> Image.Image:

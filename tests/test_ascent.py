@@ -9,7 +9,7 @@ import pytest
 
 from gnpcli.ascent import build_scales, count_perturbed, perturbed_mask
 from gnpcli.config import GrConfig
-from gnpcli.data import describe
+from gnpcli.data.registry import describe
 from gnpcli.errors import ConfigError
 from gnpcli.models.base import parameter_shapes
 from gnpcli.models.registry import build_for

@@ -29,7 +29,7 @@ from gnpcli.data.augment.policies import (
 )
 from gnpcli.data.augment.rows import make_layer
 from gnpcli.data.base import Split
-from gnpcli.data.digits import load as load_digits
+from gnpcli.data.sources.digits import load as load_digits
 from tests.conftest import SHARED_DATA
 
 KEY = jax.random.key(3)

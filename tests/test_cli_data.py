@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from gnpcli.data import SOURCES
+from gnpcli.data.registry import SOURCES
 from gnpcli.errors import ConfigError
 from gnpcli.loading import LoadingDisplay
 from tests.archives import random_images, write_own_tfds, write_tfds

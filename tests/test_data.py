@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 
 from gnpcli.config.schema import DataConfig
-from gnpcli.data import SOURCES, check_data, describe, load_dataset
 from gnpcli.data.base import Dataset, DataSpec, Split, carve_validation, channel_statistics, validation_counts
-from gnpcli.data.cifar10 import CLASS_NAMES
+from gnpcli.data.registry import SOURCES, check_data, describe, load_dataset
+from gnpcli.data.sources.cifar10 import CLASS_NAMES
 from gnpcli.errors import ConfigError, DataError
 from tests.conftest import SHARED_DATA
 from tests.folders import check_described, put

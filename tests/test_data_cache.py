@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from gnpcli.config.schema import DataConfig
-from gnpcli.data import folder as folder_source
-from gnpcli.data import load_dataset
+from gnpcli.data.registry import load_dataset
+from gnpcli.data.sources import folder as folder_source
 from tests.folders import of, pixels, put
 
 pytestmark = pytest.mark.usefixtures("cache")

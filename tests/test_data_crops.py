@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFile
 
-from gnpcli.data import crops
 from gnpcli.data.base import Images
-from gnpcli.data.crops import Transform, centre_box, cut, random_box
-from gnpcli.data.decode import opened, read_pixels
+from gnpcli.data.images import crops
+from gnpcli.data.images.crops import Transform, centre_box, cut, random_box
+from gnpcli.data.images.decode import opened, read_pixels
 from gnpcli.errors import DataError
 from tests.conftest import SHARED_DATA
 

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from gnpcli.data import decode, resize
-from gnpcli.data.decode import opened, read_pixels, read_square
+from gnpcli.data.images import decode, resize
+from gnpcli.data.images.decode import opened, read_pixels, read_square
 from tests.conftest import SHARED_DATA
 
 SAMPLES = SHARED_DATA / "imagenet-samples-120.tar"

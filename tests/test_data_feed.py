@@ -16,7 +16,7 @@ import pytest
 from gnpcli.config.schema import DataConfig
 from gnpcli.data.augment.basic import normalize, random_flip, random_reflect_crop, reflect_crop
 from gnpcli.data.base import DataSpec, Split
-from gnpcli.data.feed import InMemoryEvalFeed, InMemoryFeed, steps_per_epoch
+from gnpcli.data.feeds.memory import InMemoryEvalFeed, InMemoryFeed, steps_per_epoch
 from gnpcli.errors import ConfigError, DataError
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
@@ -186,8 +186,8 @@ SPLIT_BATCH = """
 import jax, numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from gnpcli.config.schema import DataConfig
-from gnpcli.data import load_dataset
-from gnpcli.data.feed import InMemoryFeed
+from gnpcli.data.registry import load_dataset
+from gnpcli.data.feeds.memory import InMemoryFeed
 
 config = DataConfig(name="digits", batch_size=64, augment="basic")
 data, key = load_dataset(config), jax.random.key(0)

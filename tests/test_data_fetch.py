@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gnpcli.data import fetch as fetch_module
-from gnpcli.data.fetch import Archive, Origin, fetch, format_bytes
+from gnpcli.data.archives import fetch as fetch_module
+from gnpcli.data.archives.fetch import Archive, Origin, fetch, format_bytes
 from gnpcli.errors import DataError
 from tests.archives import Server, serve, write_sums
 

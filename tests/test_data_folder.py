@@ -12,9 +12,9 @@ import pytest
 from PIL import Image
 
 from gnpcli.config.schema import DataConfig
-from gnpcli.data import describe, load_dataset
 from gnpcli.data.base import DataSpec
-from gnpcli.data.resize import resize
+from gnpcli.data.images.resize import resize
+from gnpcli.data.registry import describe, load_dataset
 from gnpcli.errors import ConfigError, DataError
 from tests.folders import check_described, of, pixels, put
 

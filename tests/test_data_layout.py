@@ -14,9 +14,10 @@ import pytest
 from PIL import Image
 
 from gnpcli.config.schema import DataConfig
-from gnpcli.data import describe, imagenet, load_dataset
 from gnpcli.data.base import FileSplit
-from gnpcli.data.layout import Layout, SplitFiles, scan
+from gnpcli.data.images.layout import Layout, SplitFiles, scan
+from gnpcli.data.registry import describe, load_dataset
+from gnpcli.data.sources import imagenet
 from gnpcli.errors import ConfigError, DataError
 
 
@@ -234,7 +235,7 @@ def test_bad_names_end_in_one_line_with_the_path(
 
 UNPRIVILEGED = """
 import os, sys
-from gnpcli.data.layout import scan
+from gnpcli.data.images.layout import scan
 from gnpcli.errors import DataError
 if os.getuid() == 0:
     os.setgroups([]); os.setgid(65534); os.setuid(65534)

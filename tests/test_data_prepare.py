@@ -16,11 +16,11 @@ import pytest
 from PIL import Image
 
 from gnpcli.config.schema import DataConfig
-from gnpcli.data import SOURCES, describe, load_dataset
-from gnpcli.data import prepare as prepare_module
+from gnpcli.data.archives import prepare as prepare_module
+from gnpcli.data.archives.fetch import Origin
+from gnpcli.data.archives.published import Published
 from gnpcli.data.base import channel_statistics
-from gnpcli.data.fetch import Origin
-from gnpcli.data.published import Published
+from gnpcli.data.registry import SOURCES, describe, load_dataset
 from gnpcli.errors import DataError
 from tests.archives import (
     Images,

@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from gnpcli.data import reading
-from gnpcli.data.crops import Transform
-from gnpcli.data.pieces import FileOrder, PackedPaths, Pieces, ShuffledOrder
-from gnpcli.data.reading import PieceReader
+from gnpcli.data.feeds import reading
+from gnpcli.data.feeds.pieces import FileOrder, PackedPaths, Pieces, ShuffledOrder
+from gnpcli.data.feeds.reading import PieceReader
+from gnpcli.data.images.crops import Transform
 from gnpcli.errors import DataError
 
 COUNT = 30
@@ -85,13 +85,13 @@ def test_file_order_ends_with_what_is_left_and_then_nothing() -> None:
 def test_a_row_does_not_depend_on_its_piece_or_host(paths: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     whole = pieces(paths)
     assert whole.per_batch == 1
-    monkeypatch.setattr("gnpcli.data.pieces._PIECE_BYTES", 3 * 3 * 16 * 16)
+    monkeypatch.setattr("gnpcli.data.feeds.pieces._PIECE_BYTES", 3 * 3 * 16 * 16)
     parts = pieces(paths)
     assert (parts.piece_rows, parts.per_batch) == (3, 3)
     for step in (0, 4):
         monkeypatch.undo()
         want = whole[step]
-        monkeypatch.setattr("gnpcli.data.pieces._PIECE_BYTES", 3 * 3 * 16 * 16)
+        monkeypatch.setattr("gnpcli.data.feeds.pieces._PIECE_BYTES", 3 * 3 * 16 * 16)
         got = [parts[3 * step + part] for part in range(3)]
         assert [len(piece["files"]) for piece in got] == [3, 3, 2]
         np.testing.assert_array_equal(np.concatenate([piece["images"] for piece in got]), want["images"])
@@ -155,9 +155,9 @@ def test_too_little_shared_memory_means_fewer_processes_or_an_error(
 PROGRAM = """
 import multiprocessing, os, signal, subprocess, sys, time
 import numpy as np
-from gnpcli.data.crops import Transform
-from gnpcli.data.pieces import PackedPaths, Pieces, ShuffledOrder
-from gnpcli.data.reading import PieceReader
+from gnpcli.data.images.crops import Transform
+from gnpcli.data.feeds.pieces import PackedPaths, Pieces, ShuffledOrder
+from gnpcli.data.feeds.reading import PieceReader
 from gnpcli.errors import DataError
 from gnpcli.devices.process import stop_signals
 

@@ -10,10 +10,10 @@ import pytest
 from PIL import Image
 
 from gnpcli.config.schema import DataConfig
-from gnpcli.data import describe, load_dataset
 from gnpcli.data.base import DataSpec, FileSplit
-from gnpcli.data.crops import centre_box, random_box
-from gnpcli.data.stream import StreamedEvalFeed, StreamedFeed
+from gnpcli.data.feeds.streamed import StreamedEvalFeed, StreamedFeed
+from gnpcli.data.images.crops import centre_box, random_box
+from gnpcli.data.registry import describe, load_dataset
 from gnpcli.errors import ConfigError, DataError
 from tests.conftest import SHARED_DATA, Gnp, fails
 

@@ -18,12 +18,12 @@ import pytest
 from PIL import Image
 
 from gnpcli.config.schema import DataConfig
-from gnpcli.data import describe, load_dataset
-from gnpcli.data import records as records_module
-from gnpcli.data import tfds as tfds_module
+from gnpcli.data.archives import records as records_module
+from gnpcli.data.archives import tfds as tfds_module
 from gnpcli.data.base import Dataset, validation_counts
-from gnpcli.data.cifar10 import CLASS_NAMES, PUBLISHED
-from gnpcli.data.resize import resize
+from gnpcli.data.images.resize import resize
+from gnpcli.data.registry import describe, load_dataset
+from gnpcli.data.sources.cifar10 import CLASS_NAMES, PUBLISHED
 from gnpcli.errors import ConfigError, DataError
 from tests.archives import Images, check_images, random_images, write_tfds
 
@@ -211,7 +211,7 @@ def test_image_folder_goes_first_and_needs_no_tfds(data_dir: Path) -> None:
             path.parent.mkdir(parents=True)
             Image.new("RGB", (32, 32)).save(path)
     code = (
-        "import sys; from gnpcli.config.schema import DataConfig; from gnpcli.data import load_dataset\n"
+        "import sys; from gnpcli.config.schema import DataConfig; from gnpcli.data.registry import load_dataset\n"
         f"print(len(load_dataset(DataConfig(name='cifar10', dir={str(data_dir)!r})).train))\n"
         "print([m for m in ('tensorflow_datasets', 'array_record', 'jax') if m in sys.modules])"
     )
@@ -221,7 +221,7 @@ def test_image_folder_goes_first_and_needs_no_tfds(data_dir: Path) -> None:
 
 def test_reading_says_nothing_on_stderr(data_dir: Path) -> None:
     code = (
-        "from gnpcli.config.schema import DataConfig; from gnpcli.data import load_dataset\n"
+        "from gnpcli.config.schema import DataConfig; from gnpcli.data.registry import load_dataset\n"
         f"print(len(load_dataset(DataConfig(name='cifar10', dir={str(data_dir)!r})).train))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=REPOSITORY)

@@ -62,7 +62,7 @@ def test_steps_do_not_depend_on_the_number_of_devices(model, assignments):
         f"""
         import json, jax, numpy as np
         from gnpcli.presets import resolve
-        from gnpcli.data import load_dataset
+        from gnpcli.data.registry import load_dataset
         from gnpcli.engine import build_task
         from gnpcli.devices.mesh import make_mesh
         jax.nn.relu = jax.nn.softplus

@@ -12,7 +12,7 @@ import pytest
 
 from gnpcli import engine, precision
 from gnpcli.config.schema import DataConfig, ModelConfig
-from gnpcli.data import load_dataset
+from gnpcli.data.registry import load_dataset
 from gnpcli.gnp import gnp_value_and_grad
 from gnpcli.losses import cross_entropy
 from gnpcli.models.families import vit, wide_resnet

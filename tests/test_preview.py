@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from gnpcli.data import load_dataset
-from gnpcli.data.feed import make_train_feed
+from gnpcli.data.feeds.memory import make_train_feed
+from gnpcli.data.registry import load_dataset
 from gnpcli.devices.mesh import make_mesh
 from gnpcli.presets import resolve
 from gnpcli.state import run_keys

@@ -6,8 +6,8 @@ import jax
 import numpy as np
 
 from gnpcli.config import RunConfig
-from gnpcli.data import describe
 from gnpcli.data.base import DataSpec, FileSplit, Split
+from gnpcli.data.registry import describe
 from gnpcli.devices.mesh import make_mesh
 from gnpcli.engine import build_task
 

@@ -21,7 +21,7 @@ app.command("preview")(preview)
 @app.command("list")
 def list_data(data_dir: DataDirOption = None, as_json: JsonOption = False) -> None:
     """List the data sets: images, classes, and what is present, where, in which format and how big."""
-    from gnpcli.data import list_sources
+    from gnpcli.data.registry import list_sources
 
     rows = list_sources(data_dir)
     if as_json:
@@ -51,7 +51,7 @@ _COLUMNS = {
 
 
 def _cells(row: Listing) -> list[str]:
-    from gnpcli.data.fetch import format_bytes
+    from gnpcli.data.archives.fetch import format_bytes
 
     pixels = f"{row.image_size}x{row.image_size}x{row.channels}" if row.image_size is not None else ""
     return [
@@ -66,7 +66,7 @@ def _cells(row: Listing) -> list[str]:
 
 
 def _how_to_get(row: Listing) -> str:
-    from gnpcli.data.fetch import format_bytes
+    from gnpcli.data.archives.fetch import format_bytes
 
     if row.download_bytes is not None:
         return f"absent; gnp data prepare {row.name} downloads {format_bytes(row.download_bytes)}"
@@ -97,8 +97,8 @@ def prepare(
     """Download a data set and prepare it, unless it is there."""
     from rich.console import Console
 
-    from gnpcli.data import prepare_source
-    from gnpcli.data.fetch import Origin, format_bytes
+    from gnpcli.data.archives.fetch import Origin, format_bytes
+    from gnpcli.data.registry import prepare_source
     from gnpcli.loading import LoadingDisplay
 
     origin = Origin.of(mirror, str(checksums) if checksums is not None else None)

@@ -45,7 +45,7 @@ def evaluate(
     given = {key: value for key, value in data.items() if value is not None}
     if dataset is not None:
         from gnpcli.config import DataConfig
-        from gnpcli.data import check_data
+        from gnpcli.data.registry import check_data
 
         # Another data set lives elsewhere, keeps its own image size and splits, and has nothing carved out of it.
         own = ("dir", "image_size", "train_split", "test_split", "val_labels", "stream", "mean", "std")

@@ -110,7 +110,7 @@ class Split:
 
 @dataclass(frozen=True, eq=False)
 class FileSplit:
-    """Image files with their labels, decoded batch by batch (`gnpcli.data.stream`).
+    """Image files with their labels, decoded batch by batch (`gnpcli.data.feeds.streamed`).
 
     Args:
         paths: One a file, in an order that depends on names only.

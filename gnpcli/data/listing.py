@@ -8,10 +8,10 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 
-from gnpcli.data import tfds
+from gnpcli.data.archives import tfds
+from gnpcli.data.archives.published import Published
 from gnpcli.data.base import DataInfo
-from gnpcli.data.published import Published
-from gnpcli.data.tfds_any import prepared_names
+from gnpcli.data.sources.tfds_any import prepared_names
 from gnpcli.errors import DataError
 
 
@@ -30,7 +30,7 @@ class Listing:
     where: str | None = None
     """Folder where it lies; None where it is absent, or is no folder."""
     format: str | None = None
-    """``bundled``, ``image folder``, or one of `gnpcli.data.tfds.FORMATS`; None where it is absent."""
+    """``bundled``, ``image folder``, or one of `gnpcli.data.archives.tfds.FORMATS`; None where it is absent."""
     num_bytes: int | None = None
     """What it takes on disk."""
     download_bytes: int | None = None

@@ -118,7 +118,7 @@ def data_copies(configs: Iterable[RunConfig]) -> list[str]:
 
     Where the folder is not here any more, that is said: a result must not pass for more than is known of it.
     """
-    from gnpcli.data import list_published
+    from gnpcli.data.registry import list_published
 
     lines = []
     for name, directory in sorted({(config.data.name, config.data.dir or "") for config in configs}):

@@ -10,8 +10,8 @@ import jax
 
 from gnpcli.bench import time_steps
 from gnpcli.config import RunConfig
-from gnpcli.data import describe
-from gnpcli.data.feed import steps_per_epoch
+from gnpcli.data.feeds.memory import steps_per_epoch
+from gnpcli.data.registry import describe
 from gnpcli.errors import DataError
 from gnpcli.plan import count_steps
 from gnpcli.runlog import read_metrics

@@ -12,8 +12,8 @@ import optax
 from gnpcli.checkpoint import Checkpoints
 from gnpcli.config import CheckpointConfig, DataConfig, RunConfig
 from gnpcli.config.loader import Layer, located, merge, parse_overrides, validate
-from gnpcli.data import check_data, describe
 from gnpcli.data.base import DataSpec, numbered
+from gnpcli.data.registry import check_data, describe
 from gnpcli.errors import CheckpointError, ConfigError
 from gnpcli.models.base import HEAD, starting_from
 from gnpcli.models.registry import build_for, resolve_model

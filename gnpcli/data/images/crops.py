@@ -13,8 +13,8 @@ import numpy as np
 from PIL import Image, ImageFile
 
 from gnpcli.data.base import Images
-from gnpcli.data.decode import opened, read_pixels
-from gnpcli.data.resize import Box, resize
+from gnpcli.data.images.decode import opened, read_pixels
+from gnpcli.data.images.resize import Box, resize
 
 Policy = Callable[[Image.Image, np.random.Generator], Image.Image]
 """What `gnpcli.data.augment.host.make_host_policy` returns."""
@@ -104,7 +104,7 @@ def cut(image: ImageFile.ImageFile, box: Box, size: int, *, detail: float = 1) -
     twice that it differs by half a level, so that evaluation is what it would be without.
 
     Args:
-        image: From `gnpcli.data.decode.opened`.
+        image: From `gnpcli.data.images.decode.opened`.
         box: Within the image.
         size: Side of the result.
         detail: Pixels of the decoded box, along its shorter side, over `size`: at least, where the file is so large.

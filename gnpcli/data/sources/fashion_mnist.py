@@ -12,8 +12,8 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 import numpy.typing as npt
 
-from gnpcli.data.fetch import Archive
-from gnpcli.data.published import Example, Published
+from gnpcli.data.archives.fetch import Archive
+from gnpcli.data.archives.published import Example, Published
 
 CLASS_NAMES = (
     "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",

@@ -13,16 +13,16 @@ import contextlib
 import os
 
 from gnpcli.config.schema import DataConfig
-from gnpcli.data import places, tfds
+from gnpcli.data.archives import places, tfds
+from gnpcli.data.archives.published import check_disjoint, split_names
 from gnpcli.data.base import DataInfo, Dataset, DataSpec, Split, validation_counts
 from gnpcli.data.progress import Progress
-from gnpcli.data.published import check_disjoint, split_names
 from gnpcli.errors import ConfigError, DataError, suggest
 
 
 def describe(config: DataConfig) -> DataInfo | None:
-    """Answer `gnpcli.data.describe` from dataset_info.json; from the records what that does not tell."""
-    from gnpcli.data.records import first_size, read_labels
+    """Answer `gnpcli.data.registry.describe` from dataset_info.json; from the records what that does not tell."""
+    from gnpcli.data.archives.records import first_size, read_labels
 
     name = _name(config)
     root = _find(name, config.dir)
@@ -57,7 +57,7 @@ def load(config: DataConfig, progress: Progress | None = None) -> Dataset:
         DataError: If nothing is there, it is no image classification set, its images are not squares of one size and
             `image_size` is null, or a record is bad.
     """
-    from gnpcli.data.records import load_arrays
+    from gnpcli.data.archives.records import load_arrays
 
     name = _name(config)
     root = _find(name, config.dir)
@@ -80,7 +80,7 @@ def load(config: DataConfig, progress: Progress | None = None) -> Dataset:
 
 
 def prepared_names(directory: str | None) -> dict[str, str]:
-    """Return the folders in `gnpcli.data.places.data_dirs` that are laid out as by TFDS, by ``NAME[/CONFIG]``."""
+    """Return the folders in `gnpcli.data.archives.places.data_dirs` that are laid out as by TFDS, by ``NAME[/CONFIG]``."""
     found: dict[str, str] = {}
     for place in places.data_dirs(directory):
         for name in _folders(place):

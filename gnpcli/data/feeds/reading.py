@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from gnpcli.data.base import Images
-from gnpcli.data.pieces import Piece, Pieces, Positions
+from gnpcli.data.feeds.pieces import Piece, Pieces, Positions
 from gnpcli.errors import DataError
 
 _T = TypeVar("_T")

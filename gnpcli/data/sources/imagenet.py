@@ -1,23 +1,24 @@
 """``imagenet``: ILSVRC 2012, 1,281,167 training and 50,000 validation photographs in 1,000 classes, or any part of it.
 
 O. Russakovsky et al., "ImageNet Large Scale Visual Recognition Challenge", arXiv 1409.0575. A folder as of
-`gnpcli.data.layout`, streamed unless `data.stream` says otherwise; the validation images are tested on. It is not
+`gnpcli.data.images.layout`, streamed unless `data.stream` says otherwise; the validation images are tested on. It is not
 downloaded: its owners give it to those who register. The classes sorted by name are the official labels.
 """
 
 from __future__ import annotations
 
 from gnpcli.config.schema import DataConfig
-from gnpcli.data import folder, places
+from gnpcli.data.archives import places
 from gnpcli.data.base import DataInfo, Dataset
 from gnpcli.data.progress import Progress
+from gnpcli.data.sources import folder
 from gnpcli.errors import DataError
 
 NUM_TRAIN, NUM_VALIDATION, NUM_CLASSES = 1_281_167, 50_000, 1_000
 
 
 def describe(config: DataConfig) -> DataInfo:
-    """Answer `gnpcli.data.describe` from the names in the folder, else from the published sizes.
+    """Answer `gnpcli.data.registry.describe` from the names in the folder, else from the published sizes.
 
     Of those `num_validation` is right to a few images: classes are not all of one size.
     """

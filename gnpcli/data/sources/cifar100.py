@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from gnpcli.data.cifar10 import read_binary
-from gnpcli.data.fetch import Archive
-from gnpcli.data.published import Example, Published
+from gnpcli.data.archives.fetch import Archive
+from gnpcli.data.archives.published import Example, Published
+from gnpcli.data.sources.cifar10 import read_binary
 
 CLASS_NAMES = (
     "apple", "aquarium_fish", "baby", "bear", "beaver", "bed", "bee", "beetle", "bicycle", "bottle", "bowl", "boy",

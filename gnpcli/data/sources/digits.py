@@ -23,7 +23,7 @@ import numpy as np
 
 from gnpcli.config.schema import DataConfig
 from gnpcli.data.base import DataInfo, Dataset, DataSpec, Images, Split, channel_statistics, validation_counts
-from gnpcli.data.resize import resize
+from gnpcli.data.images.resize import resize
 
 IMAGE_SIZE = 8
 NUM_TEST = 360
@@ -32,7 +32,7 @@ TRAIN_COUNTS = (136, 154, 151, 135, 143, 143, 151, 153, 138, 133)
 
 
 def describe(config: DataConfig) -> DataInfo:
-    """Answer `gnpcli.data.describe` from constants."""
+    """Answer `gnpcli.data.registry.describe` from constants."""
     num_validation = sum(validation_counts(TRAIN_COUNTS, config.validation_fraction))
     return DataInfo(
         name="digits",

@@ -2,7 +2,7 @@
 
 TFDS's builder of the data set does the work: its features, version, keys, order and files. Only where the examples
 come from is ours, since its own way of unpacking and encoding needs TensorFlow: the archives are verified by
-`gnpcli.data.fetch`, and images are given as Pillow's, which TFDS encodes itself.
+`gnpcli.data.archives.fetch`, and images are given as Pillow's, which TFDS encodes itself.
 
     DATA_DIR/downloads/manual/<archive>
     DATA_DIR/<name>/<version>/
@@ -24,13 +24,13 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
-from gnpcli.data import tfds
-from gnpcli.data.fetch import Origin, fetch
+from gnpcli.data.archives import tfds
+from gnpcli.data.archives.fetch import Origin, fetch
 from gnpcli.data.progress import Progress
 from gnpcli.errors import DataError
 
 if TYPE_CHECKING:
-    from gnpcli.data.published import Published
+    from gnpcli.data.archives.published import Published
 
 _log = logging.getLogger("gnpcli")
 _TEMPORARY = "incomplete.gnp"
@@ -54,7 +54,7 @@ def prepare(
         progress: Told of downloads and of the images written.
 
     Raises:
-        DataError: As `gnpcli.data.fetch.fetch`; if an archive cannot be unpacked, or the folder cannot be written.
+        DataError: As `gnpcli.data.archives.fetch.fetch`; if an archive cannot be unpacked, or the folder cannot be written.
     """
     home = os.path.join(data_dir, published.name)
     temporary = os.path.join(home, _TEMPORARY)

@@ -13,8 +13,8 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
-from gnpcli.data.fetch import Archive
-from gnpcli.data.published import Example, Published
+from gnpcli.data.archives.fetch import Archive
+from gnpcli.data.archives.published import Example, Published
 
 CLASS_NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 ARCHIVE = Archive(

@@ -2,7 +2,7 @@
 
 A data set that fits lives on the devices: the whole split is placed once, as uint8, and a training step takes its batch
 inside the jitted step, by position in the epoch's order. Streamed images are decoded on the host, a batch ahead
-(`gnpcli.data.stream`). Either way resuming in the middle of an epoch is passing the step number.
+(`gnpcli.data.feeds.streamed`). Either way resuming in the middle of an epoch is passing the step number.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def make_train_feed(
     """Return the feed of a split in memory or streamed; arguments and errors as of `InMemoryFeed`."""
     if isinstance(split, Split):
         return InMemoryFeed(split, spec, config, key=key, place=placer(mesh), dtype=dtype)
-    from gnpcli.data.stream import StreamedFeed
+    from gnpcli.data.feeds.streamed import StreamedFeed
 
     return StreamedFeed(split, spec, config, key=key, place=batch_placer(mesh), dtype=dtype)
 
@@ -79,7 +79,7 @@ def make_eval_feed(
     """Return the feed of a split in memory or streamed; arguments and errors as of `InMemoryEvalFeed`."""
     if isinstance(split, Split):
         return InMemoryEvalFeed(split, spec, config, place=placer(mesh), dtype=dtype)
-    from gnpcli.data.stream import StreamedEvalFeed
+    from gnpcli.data.feeds.streamed import StreamedEvalFeed
 
     return StreamedEvalFeed(split, spec, config, place=batch_placer(mesh), dtype=dtype)
 

@@ -11,8 +11,8 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
-from gnpcli.data.fetch import Archive
-from gnpcli.data.published import Example, Published
+from gnpcli.data.archives.fetch import Archive
+from gnpcli.data.archives.published import Example, Published
 
 ADDRESS = "http://ufldl.stanford.edu/housenumbers/"
 ARCHIVES = {

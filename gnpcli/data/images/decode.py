@@ -18,10 +18,10 @@ import simplejpeg
 from PIL import Image, ImageFile, UnidentifiedImageError
 
 from gnpcli.data.base import Images
-from gnpcli.data.resize import resize
+from gnpcli.data.images.resize import resize
 from gnpcli.errors import DataError
 
-# What the suffixes of `gnpcli.data.layout` promise. Pillow goes by the content: a PNG named .jpg is read as a PNG,
+# What the suffixes of `gnpcli.data.images.layout` promise. Pillow goes by the content: a PNG named .jpg is read as a PNG,
 # and nothing else that Pillow knows is ever started by a file that lies about its name.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF")
 _JPEG_COLOURS = {"L": "GRAY", "RGB": "RGB"}
@@ -217,7 +217,7 @@ def read_square(image: ImageFile.ImageFile, side: int, channels: int) -> Images:
 
 @contextmanager
 def opened(path: str) -> Iterator[ImageFile.ImageFile]:
-    """Open an image file by its content, whatever its name, among the formats that `gnpcli.data.layout` looks for.
+    """Open an image file by its content, whatever its name, among the formats that `gnpcli.data.images.layout` looks for.
 
     Raises:
         DataError: Also on what the body's decoding brings up: a file that is damaged, cannot be read, or is no image.

@@ -3,7 +3,7 @@
     DIR/train/<class>/<image>        required
     DIR/test/<class>/<image>         held out
     DIR/val/<class>/<image>          validation where there is a test folder besides, else the held-out split
-    DIR/val/<image>                  the same, with a file that gives the classes (`gnpcli.data.val_labels`)
+    DIR/val/<image>                  the same, with a file that gives the classes (`gnpcli.data.images.val_labels`)
 
 Images may lie one folder deeper, in ``<class>/images/`` or ``val/images/``. A test folder without class folders has no
 labels and is passed over. Class folders are one level deep; sorted by name they are labels 0, 1, ...
@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from gnpcli.data.val_labels import read_classes
+from gnpcli.data.images.val_labels import read_classes
 from gnpcli.errors import ConfigError, DataError
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif")

@@ -1,6 +1,6 @@
 """Streamed batches: image files decoded on the host ahead of the step that takes them, normalised on the device.
 
-The batch of a step is a function of (split, configuration, key, step), whoever decodes it: see `gnpcli.data.pieces`.
+The batch of a step is a function of (split, configuration, key, step), whoever decodes it: see `gnpcli.data.feeds.pieces`.
 Nothing needs to be saved to go on in the middle of an epoch.
 """
 
@@ -20,10 +20,10 @@ from gnpcli.data.augment.host import make_host_policy
 from gnpcli.data.augment.pipeline import make_pipeline
 from gnpcli.data.augment.policies import is_flipped
 from gnpcli.data.base import DataSpec, FileSplit, Images, Labels
-from gnpcli.data.crops import Transform
-from gnpcli.data.feed import Source, steps_per_epoch
-from gnpcli.data.pieces import FileOrder, PackedPaths, Pieces, ShuffledOrder
-from gnpcli.data.reading import PieceReader
+from gnpcli.data.feeds.memory import Source, steps_per_epoch
+from gnpcli.data.feeds.pieces import FileOrder, PackedPaths, Pieces, ShuffledOrder
+from gnpcli.data.feeds.reading import PieceReader
+from gnpcli.data.images.crops import Transform
 from gnpcli.devices.mesh import Place
 from gnpcli.errors import ConfigError, DataError
 

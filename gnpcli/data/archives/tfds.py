@@ -1,4 +1,4 @@
-"""What a folder that TensorFlow Datasets has prepared says of itself; `gnpcli.data.records` reads its images.
+"""What a folder that TensorFlow Datasets has prepared says of itself; `gnpcli.data.archives.records` reads its images.
 
     DATA_DIR/<name>[/<config>]/<version>/dataset_info.json, features.json, label.labels.txt, <name>-<split>.<format>-*
 

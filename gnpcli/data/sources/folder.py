@@ -1,8 +1,8 @@
 """``folder:DIR``: images in ``DIR/{train,test,val}/<class>/``: small ones in memory, large ones streamed.
 
 Small images are decoded once and cached, and normalised by the channel statistics of the training images. Large ones
-are decoded batch by batch (`gnpcli.data.stream`), in colour, and normalised by ImageNet's statistics.
-`gnpcli.data.layout` says which files count, `gnpcli.data.decode` how they become pixels.
+are decoded batch by batch (`gnpcli.data.feeds.streamed`), in colour, and normalised by ImageNet's statistics.
+`gnpcli.data.images.layout` says which files count, `gnpcli.data.images.decode` how they become pixels.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from gnpcli.data.base import (
     channel_statistics,
     validation_counts,
 )
-from gnpcli.data.cache import cache_key, read_cache, write_cache
-from gnpcli.data.decode import ColourFound, decode_files, read_header, short_side
-from gnpcli.data.layout import Layout, SplitFiles, scan
+from gnpcli.data.images.cache import cache_key, read_cache, write_cache
+from gnpcli.data.images.decode import ColourFound, decode_files, read_header, short_side
+from gnpcli.data.images.layout import Layout, SplitFiles, scan
 from gnpcli.data.progress import Progress
 
 STREAMED_SIZE = 224
@@ -41,7 +41,7 @@ LARGEST_IN_MEMORY = 96
 
 
 def describe(config: DataConfig) -> DataInfo | None:
-    """Answer `gnpcli.data.describe` from the names in the folder and the first image's header; None without one."""
+    """Answer `gnpcli.data.registry.describe` from the names in the folder and the first image's header; None without one."""
     if not os.path.isdir(_root(config)):
         return None
     layout = scan_for(config, _root(config))
@@ -74,7 +74,7 @@ def is_streamed(layout: Layout, config: DataConfig) -> bool:
 
 
 def scan_for(config: DataConfig, root: str) -> Layout:
-    """Return the names in an image folder as `config` takes them; errors as `gnpcli.data.layout.scan`."""
+    """Return the names in an image folder as `config` takes them; errors as `gnpcli.data.images.layout.scan`."""
     return scan(root, validation_fraction=config.validation_fraction, val_labels=config.val_labels)
 
 
@@ -138,7 +138,7 @@ def load_images(layout: Layout, image_size: int | None, progress: Progress | Non
         ``[2, C]``, mean and standard deviation of the training images.
 
     Raises:
-        DataError: As `gnpcli.data.decode.decode_files`.
+        DataError: As `gnpcli.data.images.decode.decode_files`.
     """
     key = cache_key(layout.root, layout.splits, image_size)
     arrays = read_cache(key, {name: len(files.paths) for name, files in layout.splits.items()})

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gnpcli.data.base import Images
-from gnpcli.data.crops import Transform
+from gnpcli.data.images.crops import Transform
 from gnpcli.errors import DataError
 
 Positions = npt.NDArray[np.int64]

@@ -11,10 +11,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from gnpcli.config.schema import DataConfig
-from gnpcli.data import places, tfds
+from gnpcli.data.archives import places, tfds
+from gnpcli.data.archives.fetch import Archive, Origin
 from gnpcli.data.base import DataInfo, Dataset, DataSpec, Split, validation_counts
-from gnpcli.data.fetch import Archive, Origin
-from gnpcli.data.layout import Layout, scan
+from gnpcli.data.images.layout import Layout, scan
 from gnpcli.data.progress import Progress
 from gnpcli.errors import ConfigError, DataError
 
@@ -28,7 +28,7 @@ class Located:
 
     path: str
     format: str
-    """``image folder``, or one of `gnpcli.data.tfds.FORMATS`."""
+    """``image folder``, or one of `gnpcli.data.archives.tfds.FORMATS`."""
     counts: dict[str, int] | None
     """Images of each split, where they need not be counted."""
     num_bytes: int | None
@@ -63,10 +63,10 @@ class Published:
     std: tuple[float, ...] | None = None
 
     def describe(self, config: DataConfig) -> DataInfo:
-        """Answer `gnpcli.data.describe` from the images where they are present, else from the published sizes."""
+        """Answer `gnpcli.data.registry.describe` from the images where they are present, else from the published sizes."""
         train, test = self._splits(config)
         if (folder := self._image_folder(config.dir, (*train, test))) is not None:
-            from gnpcli.data.folder import describe_layout
+            from gnpcli.data.sources.folder import describe_layout
 
             return describe_layout(self._scan(folder, config), config)
         prepared = self._prepared(config.dir, (*train, test))
@@ -75,7 +75,7 @@ class Published:
         if prepared is not None:
             # Only a part of a data set has classes of unknown sizes, and only validation has to know them.
             if config.validation_fraction > 0 and any(prepared.counts[split] != counts[split] for split in train):
-                from gnpcli.data.records import read_labels
+                from gnpcli.data.archives.records import read_labels
 
                 labels = read_labels(prepared, self._features(prepared), train).tolist()
                 class_counts = [labels.count(label) for label in range(len(self.class_names))]
@@ -110,7 +110,7 @@ class Published:
         if prepared is None:
             located, _ = self.prepare(config.dir, (*train, test), Origin.from_environment(), progress)
             prepared = tfds.examine(located.path, name=self.name, splits=(*train, test))
-        from gnpcli.data.records import load_arrays
+        from gnpcli.data.archives.records import load_arrays
 
         arrays = load_arrays(
             prepared,
@@ -135,7 +135,7 @@ class Published:
         """Say where the data set lies, if it is present with `splits`.
 
         Raises:
-            DataError: As `gnpcli.data.tfds.find` and `gnpcli.data.tfds.examine`.
+            DataError: As `gnpcli.data.archives.tfds.find` and `gnpcli.data.archives.tfds.examine`.
         """
         if (folder := self._image_folder(directory, splits)) is not None:
             return Located(folder, "image folder", None, None)
@@ -158,13 +158,13 @@ class Published:
 
         Raises:
             ConfigError: On splits that the data set does not have.
-            DataError: As `locate` and `gnpcli.data.prepare.prepare`.
+            DataError: As `locate` and `gnpcli.data.archives.prepare.prepare`.
         """
         self._check_names(splits, None)
         wanted = [split for split in self.class_counts if split in splits or split not in self.optional_splits]
         if (found := self.locate(directory, wanted)) is not None:
             return found, True
-        from gnpcli.data.prepare import prepare
+        from gnpcli.data.archives.prepare import prepare
 
         return _located(prepare(self, places.target_dir(directory), wanted, origin, progress)), False
 
@@ -214,7 +214,7 @@ class Published:
         return features
 
     def _load_folder(self, folder: str, config: DataConfig, progress: Progress | None) -> Dataset:
-        from gnpcli.data.folder import assemble, load_images
+        from gnpcli.data.sources.folder import assemble, load_images
 
         layout = self._scan(folder, config)
         images = load_images(layout, config.image_size, progress)

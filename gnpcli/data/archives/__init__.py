@@ -1,0 +1,1 @@
+"""Published archives: fetched, verified, prepared in TFDS's own format, and read again."""

@@ -1,0 +1,1 @@
+"""Batches for a step: from memory, or streamed from files."""

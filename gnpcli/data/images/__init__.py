@@ -1,0 +1,1 @@
+"""Image files to arrays: decoding, cropping, resizing, the layout of folders, the cache."""
