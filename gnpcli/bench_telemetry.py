@@ -13,11 +13,11 @@ from gnpcli.devices.mesh import make_mesh, replicated
 from gnpcli.devices.process import describe_environment
 from gnpcli.engine import Task, build_task
 from gnpcli.gnp import global_norm
-from gnpcli.objective import make_value_and_grad
-from gnpcli.optim import build_optimizer, clip_by_norm
-from gnpcli.schedules import lr_schedule
-from gnpcli.state import TrainState
-from gnpcli.steps import step_batch
+from gnpcli.step.gradient import make_value_and_grad
+from gnpcli.step.optimizer import build_optimizer, clip_by_norm
+from gnpcli.step.schedules import lr_schedule
+from gnpcli.step.state import TrainState
+from gnpcli.step.train import step_batch
 
 
 def bench_telemetry(config: RunConfig, *, rounds: int, steps: int, report: Report) -> dict[str, Any]:
@@ -67,7 +67,7 @@ def bench_telemetry(config: RunConfig, *, rounds: int, steps: int, report: Repor
 
 
 def _bare_step(task: Task) -> Any:
-    """Build a plain train step without metrics and without a guard: what `gnpcli.steps.make_train_step` adds to."""
+    """Build a plain train step without metrics and without a guard: what `gnpcli.step.train.make_train_step` adds to."""
     config = task.config
     optimizer = build_optimizer(config.optimizer, config.train)
     lr = lr_schedule(config.schedule, config.optimizer.lr, task.horizon)

@@ -21,7 +21,6 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from gnpcli.ascent import build_scales
 from gnpcli.config import RunConfig
 from gnpcli.data.feeds.memory import make_train_feed
 from gnpcli.devices.mesh import make_mesh, replicated
@@ -31,10 +30,11 @@ from gnpcli.evaluation import check_fit, load_with_progress, warn_of_skipped
 from gnpcli.gnp import Scales, global_norm, gnp_value_and_grad
 from gnpcli.gnp.ascent import steepest
 from gnpcli.models.registry import build_for
-from gnpcli.objective import make_objective
 from gnpcli.runlog import Screen
-from gnpcli.state import run_keys
-from gnpcli.steps import step_batch
+from gnpcli.step.gradient import make_objective
+from gnpcli.step.perturbation import build_scales
+from gnpcli.step.state import run_keys
+from gnpcli.step.train import step_batch
 from gnpcli.trained import Trained
 
 DEFAULT_ALPHA = 0.8

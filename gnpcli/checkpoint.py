@@ -22,7 +22,7 @@ from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, L
 
 from gnpcli.config import CheckpointConfig, Weights
 from gnpcli.errors import CheckpointError
-from gnpcli.state import TrainState
+from gnpcli.step.state import TrainState
 
 # Orbax narrates every save, and prints every error of its threads before it raises it where we can say it in one line.
 logging.getLogger("absl").setLevel(logging.CRITICAL + 1)

@@ -17,8 +17,6 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from gnpcli import guard, precision
-from gnpcli.ascent import perturbed_mask
 from gnpcli.checkpoint import Checkpoints
 from gnpcli.config import RunConfig
 from gnpcli.config.loader import differences
@@ -31,13 +29,15 @@ from gnpcli.errors import CheckpointError, DivergenceError, GnpError, Interrupte
 from gnpcli.evaluation import Evaluator, Recalibration, load_with_progress, warn_of_skipped
 from gnpcli.models.base import Model, Params, State, parameter_shapes, starting_from
 from gnpcli.models.registry import build_for
-from gnpcli.optim import build_optimizer, make_statistics
 from gnpcli.plan import fit, objective
 from gnpcli.runlog import Clock, MetricsLog, Screen, write_atomically
 from gnpcli.runs import CHECKPOINTS, SUMMARY, check_free, config_from_meta, create_run, note_session, read_config
-from gnpcli.schedules import GrSchedule, Horizon, Kind, gr_schedule, lr_schedule
-from gnpcli.state import TrainState, init_state, run_keys
-from gnpcli.steps import make_diagnosis, make_rounding_measure, make_train_step
+from gnpcli.step import guard, precision
+from gnpcli.step.optimizer import build_optimizer, make_statistics
+from gnpcli.step.perturbation import perturbed_mask
+from gnpcli.step.schedules import GrSchedule, Horizon, Kind, gr_schedule, lr_schedule
+from gnpcli.step.state import TrainState, init_state, run_keys
+from gnpcli.step.train import make_diagnosis, make_rounding_measure, make_train_step
 from gnpcli.weights.source import Pretrained, complete, fit_pretrained, open_pretrained
 
 LOOKAHEAD = 2
@@ -61,7 +61,7 @@ class Task:
     statistics: Any | None
     """``opt_state -> metrics`` of an adaptive optimizer, for the steps that are logged."""
     rounding: Any | None
-    """See `gnpcli.steps.make_rounding_measure`; None where nothing is perturbed or it is all in float32."""
+    """See `gnpcli.step.train.make_rounding_measure`; None where nothing is perturbed or it is all in float32."""
     init: Callable[..., TrainState]
     """``init(weights=None)``: the state before the first step, from parameters and model state where they are given."""
 
@@ -75,7 +75,7 @@ class Task:
         return state
 
     def diagnose(self, state: TrainState, step: int) -> Any:
-        """Return the findings of `gnpcli.steps.make_diagnosis` about `step`, which began in `state`."""
+        """Return the findings of `gnpcli.step.train.make_diagnosis` about `step`, which began in `state`."""
         config, kind = self.config, self.gr.kinds[step]
         program = make_diagnosis(self.model, self.feed, config.train, config.gr, self.gr, self.mesh, kind=kind)
         return jax.device_get(program(state, self.feed.source(step)))

@@ -18,12 +18,12 @@ from gnpcli.data.registry import describe, load_dataset
 from gnpcli.devices.mesh import make_mesh, replicated
 from gnpcli.errors import CheckpointError, DataError
 from gnpcli.loading import LoadingDisplay
-from gnpcli.losses import zero_sums
 from gnpcli.models.base import Model
 from gnpcli.runlog import Screen
 from gnpcli.runs import Location
-from gnpcli.state import run_keys
-from gnpcli.steps import make_eval_step, make_recalibration_step
+from gnpcli.step.losses import zero_sums
+from gnpcli.step.state import run_keys
+from gnpcli.step.train import make_eval_step, make_recalibration_step
 from gnpcli.trained import Trained, open_trained
 
 

@@ -42,7 +42,7 @@ def count_steps(config: RunConfig, steps_per_epoch: int, until: int | None = Non
         steps_per_epoch: As `gnpcli.data.feeds.memory.steps_per_epoch` says.
         until: Count the steps before this one; None counts all.
     """
-    from gnpcli.schedules import Horizon, gr_schedule
+    from gnpcli.step.schedules import Horizon, gr_schedule
 
     horizon = Horizon(steps_per_epoch, config.train.epochs)
     steps = horizon.total_steps if until is None else until
@@ -113,8 +113,8 @@ def describe(config: RunConfig, run_dir: str) -> list[str]:
         unknown = f"unknown until {config.data.name} is present"
         lines += [f"parameters   {unknown}", f"steps        {unknown}"]
     else:
-        from gnpcli.ascent import count_perturbed
         from gnpcli.models.base import count_parameters, parameter_shapes
+        from gnpcli.step.perturbation import count_perturbed
 
         model, steps_per_epoch = fit(config, data)
         image_shape = (data.image_size, data.image_size, data.channels)

@@ -15,8 +15,8 @@ from gnpcli.data.feeds.memory import make_train_feed
 from gnpcli.devices.mesh import make_mesh
 from gnpcli.evaluation import load_with_progress
 from gnpcli.runlog import Screen
-from gnpcli.state import run_keys
-from gnpcli.steps import augment_key
+from gnpcli.step.state import run_keys
+from gnpcli.step.train import augment_key
 
 CELL = 128
 """Smallest side of an image on the sheet, in pixels; smaller images are enlarged by a whole factor."""

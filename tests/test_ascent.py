@@ -7,13 +7,13 @@ import math
 import jax
 import pytest
 
-from gnpcli.ascent import build_scales, count_perturbed, perturbed_mask
 from gnpcli.config import GrConfig
 from gnpcli.data.registry import describe
 from gnpcli.errors import ConfigError
 from gnpcli.models.base import parameter_shapes
 from gnpcli.models.registry import build_for
 from gnpcli.presets import resolve
+from gnpcli.step.perturbation import build_scales, count_perturbed, perturbed_mask
 
 
 def shapes(model: str):

@@ -12,15 +12,15 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from gnpcli.averaging import ema_decay, moved
 from gnpcli.devices.mesh import make_mesh
 from gnpcli.evaluation import Recalibration
 from gnpcli.models.base import from_linen
 from gnpcli.models.layers.dense import BatchNorm
 from gnpcli.presets import resolve
 from gnpcli.runlog import read_metrics
-from gnpcli.state import run_keys
-from gnpcli.steps import augment_key
+from gnpcli.step.averaging import ema_decay, moved
+from gnpcli.step.state import run_keys
+from gnpcli.step.train import augment_key
 from tests.conftest import Gnp, fails
 
 

@@ -17,7 +17,7 @@ import pytest
 from gnpcli.checkpoint import Checkpoints, DamagedCheckpoint
 from gnpcli.config import CheckpointConfig
 from gnpcli.errors import CheckpointError
-from gnpcli.state import Skips, TrainState
+from gnpcli.step.state import Skips, TrainState
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # raised inside Orbax, about itself
 

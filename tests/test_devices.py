@@ -126,7 +126,7 @@ def test_groups_and_pieces_do_not_depend_on_the_number_of_devices(cases, counts)
         from flax import linen as nn
         from gnpcli.models.base import from_linen
         from gnpcli.models.layers.dense import BatchNorm, Dropout
-        from gnpcli.objective import make_value_and_grad
+        from gnpcli.step.gradient import make_value_and_grad
         from gnpcli.presets import resolve
         from gnpcli.devices.mesh import make_mesh
 

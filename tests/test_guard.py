@@ -10,16 +10,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gnpcli import guard
 from gnpcli.config import GrConfig, TrainConfig
 from gnpcli.config.schema import AdamWConfig, ConstantConfig, OptimizerConfig, SgdConfig
 from gnpcli.devices.mesh import make_mesh
 from gnpcli.models.base import Model
-from gnpcli.optim import build_optimizer
 from gnpcli.presets import resolve
-from gnpcli.schedules import Horizon, Kind, gr_schedule, lr_schedule
-from gnpcli.state import TrainState, init_state
-from gnpcli.steps import make_diagnosis, make_train_step
+from gnpcli.step import guard
+from gnpcli.step.optimizer import build_optimizer
+from gnpcli.step.schedules import Horizon, Kind, gr_schedule, lr_schedule
+from gnpcli.step.state import TrainState, init_state
+from gnpcli.step.train import make_diagnosis, make_train_step
 from tests.test_steps import SIDE, FixedFeed, assert_same, small_model, source
 
 HORIZON = Horizon(steps_per_epoch=20, epochs=2)

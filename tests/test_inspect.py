@@ -27,12 +27,12 @@ from gnpcli.inspect.figures import draw
 from gnpcli.inspect.hessian import largest_eigenvalues
 from gnpcli.inspect.inspection import Inspection, Plan, _with_radii, inspect
 from gnpcli.inspect.landscape import Landscape, Sums
-from gnpcli.losses import cross_entropy
 from gnpcli.models.base import Model
 from gnpcli.presets import resolve
 from gnpcli.report.charts import save
 from gnpcli.report.grouping import by_seed
 from gnpcli.runlog import read_metrics
+from gnpcli.step.losses import cross_entropy
 from tests.conftest import Gnp, fails
 from tests.test_devices import python
 

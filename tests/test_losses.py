@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gnpcli.losses import cross_entropy, is_outside_top, main_class, metric_sums, zero_sums
+from gnpcli.step.losses import cross_entropy, is_outside_top, main_class, metric_sums, zero_sums
 
 
 @pytest.fixture

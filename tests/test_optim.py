@@ -12,7 +12,7 @@ import pytest
 from gnpcli.config import TrainConfig
 from gnpcli.config.schema import AdamWConfig, OptimizerConfig, RmsPropConfig, SgdConfig
 from gnpcli.gnp import global_norm
-from gnpcli.optim import build_optimizer, clip_by_norm, decay_mask
+from gnpcli.step.optimizer import build_optimizer, clip_by_norm, decay_mask
 
 CONFIGS = {
     "sgd": SgdConfig(name="sgd", momentum=0.9),

@@ -10,15 +10,16 @@ import numpy as np
 import optax
 import pytest
 
-from gnpcli import engine, precision
+from gnpcli import engine
 from gnpcli.config.schema import DataConfig, ModelConfig
 from gnpcli.data.registry import load_dataset
 from gnpcli.gnp import gnp_value_and_grad
-from gnpcli.losses import cross_entropy
 from gnpcli.models.families import vit, wide_resnet
 from gnpcli.models.registry import MODELS, build_model
-from gnpcli.precision import half_ulp, lost_share
 from gnpcli.presets import resolve
+from gnpcli.step import precision
+from gnpcli.step.losses import cross_entropy
+from gnpcli.step.precision import half_ulp, lost_share
 
 ONE_OF_EACH = sorted({entry.module: name for name, entry in reversed(MODELS.items())}.values())
 # Tracing two passes with their gradients takes seconds, of the deepest half a minute.

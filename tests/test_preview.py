@@ -11,8 +11,8 @@ from gnpcli.data.feeds.memory import make_train_feed
 from gnpcli.data.registry import load_dataset
 from gnpcli.devices.mesh import make_mesh
 from gnpcli.presets import resolve
-from gnpcli.state import run_keys
-from gnpcli.steps import augment_key
+from gnpcli.step.state import run_keys
+from gnpcli.step.train import augment_key
 from tests.conftest import Gnp, fails
 
 SIDE, GAP, LINE = 128, 8, 14  # 8-pixel digits, enlarged 16 times

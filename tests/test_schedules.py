@@ -9,7 +9,7 @@ import pytest
 
 from gnpcli.config import GrConfig, Strategy
 from gnpcli.config.schema import WARMUP_STRATEGIES, ConstantConfig, CosineConfig, ExponentialConfig, SteppedConfig
-from gnpcli.schedules import Horizon, gr_schedule, lr_schedule
+from gnpcli.step.schedules import Horizon, gr_schedule, lr_schedule
 
 HORIZON = Horizon(steps_per_epoch=10, epochs=20)
 PEAK = 0.4

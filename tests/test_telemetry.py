@@ -9,8 +9,8 @@ import pytest
 
 from gnpcli.config import TrainConfig
 from gnpcli.config.schema import AdamWConfig, RmsPropConfig, SgdConfig
-from gnpcli.optim import build_optimizer, clip_ratio, make_statistics
-from gnpcli.telemetry import mean_and_variance, surrogate_gap, update_ratio
+from gnpcli.step.optimizer import build_optimizer, clip_ratio, make_statistics
+from gnpcli.step.telemetry import mean_and_variance, surrogate_gap, update_ratio
 
 
 @pytest.mark.parametrize("shapes", [[(3,), (4, 5), ()], [(200, 300), (7,), (2**15,), (50_000,)]])

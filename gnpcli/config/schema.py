@@ -18,7 +18,7 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 Strategy = Literal["none", "constant", "sam", "lambda-warmup", "r-warmup", "zero-warmup"]
-"""Gradient regularization strategies; see `gnpcli.schedules.gr_schedule` for what each does step by step."""
+"""Gradient regularization strategies; see `gnpcli.step.schedules.gr_schedule` for what each does step by step."""
 
 Weights = Literal["raw", "ema"]
 """The trained parameters themselves, or their moving average."""

@@ -16,8 +16,8 @@ from gnpcli.data.base import DataSpec, FileSplit, Split
 from gnpcli.data.feeds.memory import make_eval_feed
 from gnpcli.devices.mesh import replicated, split_batch
 from gnpcli.errors import DataError
-from gnpcli.losses import MetricSums, metric_sums, zero_sums
 from gnpcli.models.base import Model, Params, State
+from gnpcli.step.losses import MetricSums, metric_sums, zero_sums
 
 Batch = tuple[jax.Array, jax.Array, jax.Array]
 """Normalised images float32 ``[B, H, W, C]``, labels int32 ``[B]`` and a mask bool ``[B]``, split over the devices."""

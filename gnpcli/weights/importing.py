@@ -19,7 +19,7 @@ from gnpcli.models.base import HEAD, starting_from
 from gnpcli.models.registry import build_for, resolve_model
 from gnpcli.models.torch.facts import Facts
 from gnpcli.runlog import Screen
-from gnpcli.state import init_state, run_keys
+from gnpcli.step.state import init_state, run_keys
 from gnpcli.weights.source import Pretrained, fit_pretrained, read_torch, usual_statistics
 
 

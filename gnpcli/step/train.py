@@ -11,23 +11,23 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from gnpcli.ascent import build_scales, perturbed_mask
-from gnpcli.averaging import batch_statistics, ema_decay, moved
 from gnpcli.config import GrConfig, TrainConfig
 from gnpcli.devices.mesh import replicated, split_batch
 from gnpcli.gnp import global_norm
 from gnpcli.gnp.ascent import steepest
 from gnpcli.gnp.trees import inverse, scaled
-from gnpcli.guard import guarded, is_finite, max_in_a_row
-from gnpcli.losses import MetricSums, metric_sums
 from gnpcli.models.base import Model
 from gnpcli.models.layers.dense import DTYPES
-from gnpcli.objective import make_value_and_grad
-from gnpcli.optim import clip_by_norm, clip_ratio
-from gnpcli.precision import lost_share
-from gnpcli.schedules import GrSchedule, Kind, Schedule
-from gnpcli.state import TrainState
-from gnpcli.telemetry import surrogate_gap, update_ratio
+from gnpcli.step.averaging import batch_statistics, ema_decay, moved
+from gnpcli.step.gradient import make_value_and_grad
+from gnpcli.step.guard import guarded, is_finite, max_in_a_row
+from gnpcli.step.losses import MetricSums, metric_sums
+from gnpcli.step.optimizer import clip_by_norm, clip_ratio
+from gnpcli.step.perturbation import build_scales, perturbed_mask
+from gnpcli.step.precision import lost_share
+from gnpcli.step.schedules import GrSchedule, Kind, Schedule
+from gnpcli.step.state import TrainState
+from gnpcli.step.telemetry import surrogate_gap, update_ratio
 
 TrainStep = Callable[[TrainState, Any], tuple[TrainState, dict[str, jax.Array]]]
 """``(state, source) -> (state, metrics)``; the given state's buffers are reused and must not be touched again."""
@@ -92,7 +92,7 @@ def make_train_step(
 
     The gradient is that of `make_value_and_grad` over the global batch. Both passes see the same batch and the same
     dropout; the model's state comes from the clean pass. A step in which something is not finite changes nothing (see
-    `gnpcli.guard.guarded`).
+    `gnpcli.step.guard.guarded`).
 
     Args:
         model: Traced with ``train=True``.
@@ -209,7 +209,7 @@ def make_rounding_measure(model: Model, feed: TrainFeed, train: TrainConfig, gr:
     """Build the program that measures how much of the perturbation the compute type of the model can represent.
 
     Returns:
-        Jitted, ``(state, source) -> share``: `gnpcli.precision.lost_share` of the perturbation at full radius, by the
+        Jitted, ``(state, source) -> share``: `gnpcli.step.precision.lost_share` of the perturbation at full radius, by the
         plain gradient of the whole batch of the step that begins in `state`, which is not donated.
     """
     scales, plain = build_scales(gr), gr.model_copy(update={"between": "plain"})

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from gnpcli.config import OptimizerConfig, TrainConfig
-from gnpcli.telemetry import adam_rates, mean_and_variance, rms_rates
+from gnpcli.step.telemetry import adam_rates, mean_and_variance, rms_rates
 
 
 def decay_mask(params: Any, *, biases_and_norms: bool) -> Any:
@@ -79,7 +79,7 @@ def make_statistics(config: OptimizerConfig) -> Any | None:
 
     Returns:
         Jitted, ``opt_state -> metrics``: float32 scalars over all parameters, of the adaptive learning rate psi that
-        the last update used (see `gnpcli.telemetry`): `adaptive_lr_mean`, `adaptive_lr_variance` and
+        the last update used (see `gnpcli.step.telemetry`): `adaptive_lr_mean`, `adaptive_lr_variance` and
         `adaptive_lr_log_variance`, of ln psi. A few parameters that have no gradient yet, with their psi of
         ``1 / eps``, are all that the first two show; the last one weighs a factor the same wherever it is.
     """

@@ -11,7 +11,7 @@ import jax
 from gnpcli.config import GrConfig
 from gnpcli.errors import ConfigError
 from gnpcli.gnp import Scales, perturbation_scales
-from gnpcli.optim import decay_mask
+from gnpcli.step.optimizer import decay_mask
 
 
 def build_scales(gr: GrConfig) -> Scales | None:

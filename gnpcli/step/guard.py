@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from gnpcli.config import TrainConfig
 from gnpcli.gnp.trees import joined, widest
-from gnpcli.state import Skips, TrainState
+from gnpcli.step.state import Skips, TrainState
 
 WATCHED = {
     "loss": "the loss of the clean pass",

@@ -10,17 +10,17 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from gnpcli.ascent import build_scales
 from gnpcli.config import GrConfig, TrainConfig
 from gnpcli.devices.mesh import GROUP, cut_batch, over_groups
 from gnpcli.gnp import Scalar, accumulate, orthogonal_component, penalize, plain, reuse, with_gradient
 from gnpcli.gnp.trees import half_squared_norm
-from gnpcli.losses import cross_entropy, is_outside_top, main_class
 from gnpcli.models.base import ApplyFn, Model
 from gnpcli.models.layers.blocks import rematerialised, stored_blocks
 from gnpcli.models.layers.dense import batch_statistics_over
-from gnpcli.optim import decay_mask
-from gnpcli.schedules import Kind
+from gnpcli.step.losses import cross_entropy, is_outside_top, main_class
+from gnpcli.step.optimizer import decay_mask
+from gnpcli.step.perturbation import build_scales
+from gnpcli.step.schedules import Kind
 
 
 def make_objective(model: Model, train: TrainConfig, gr: GrConfig) -> Callable[..., tuple[jax.Array, Any]]:
