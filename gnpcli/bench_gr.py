@@ -14,7 +14,7 @@ from gnpcli.devices.mesh import make_mesh
 from gnpcli.devices.process import describe_environment
 from gnpcli.engine import build_task
 from gnpcli.errors import ConfigError, suggest
-from gnpcli.presets import override
+from gnpcli.recipes.presets import override
 
 PLAIN = "plain"
 WHOLE = (

@@ -12,7 +12,7 @@ from gnpcli.config import RunConfig
 from gnpcli.config.loader import flatten
 from gnpcli.config.recipe import DATA_KEYS
 from gnpcli.errors import ConfigError
-from gnpcli.plan import count_steps
+from gnpcli.recipes.plan import count_steps
 from gnpcli.runlog import Record, read_metrics, training_time_s
 from gnpcli.runs import ENVIRONMENT, METRICS, SUMMARY, read_config
 

@@ -29,7 +29,7 @@ from gnpcli.errors import CheckpointError, DivergenceError, GnpError, Interrupte
 from gnpcli.evaluation import Evaluator, Recalibration, load_with_progress, warn_of_skipped
 from gnpcli.models.base import Model, Params, State, parameter_shapes, starting_from
 from gnpcli.models.registry import build_for
-from gnpcli.plan import fit, objective
+from gnpcli.recipes.plan import fit, objective
 from gnpcli.runlog import Clock, MetricsLog, Screen, write_atomically
 from gnpcli.runs import CHECKPOINTS, SUMMARY, check_free, config_from_meta, create_run, note_session, read_config
 from gnpcli.step import guard, precision

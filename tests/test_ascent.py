@@ -12,7 +12,7 @@ from gnpcli.data.registry import describe
 from gnpcli.errors import ConfigError
 from gnpcli.models.base import parameter_shapes
 from gnpcli.models.registry import build_for
-from gnpcli.presets import resolve
+from gnpcli.recipes.presets import resolve
 from gnpcli.step.perturbation import build_scales, count_perturbed, perturbed_mask
 
 

@@ -16,7 +16,7 @@ from gnpcli.devices.mesh import make_mesh
 from gnpcli.evaluation import Recalibration
 from gnpcli.models.base import from_linen
 from gnpcli.models.layers.dense import BatchNorm
-from gnpcli.presets import resolve
+from gnpcli.recipes.presets import resolve
 from gnpcli.runlog import read_metrics
 from gnpcli.step.averaging import ema_decay, moved
 from gnpcli.step.state import run_keys

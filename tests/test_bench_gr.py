@@ -13,7 +13,7 @@ from gnpcli.bench import Timed, has_loop, regularized
 from gnpcli.bench_gr import PLAIN, VARIANTS, WHOLE
 from gnpcli.config.loader import differences
 from gnpcli.models.layers.convolution import convolve
-from gnpcli.presets import override, resolve
+from gnpcli.recipes.presets import override, resolve
 from tests.conftest import Gnp, fails
 
 

@@ -16,7 +16,7 @@ from gnpcli.bench_peer import PEERS, TorchSteps, _difference, bench_peer
 from gnpcli.errors import ConfigError
 from gnpcli.gnp import penalize
 from gnpcli.models.registry import MODELS, find_model, resolve_model
-from gnpcli.presets import resolve
+from gnpcli.recipes.presets import resolve
 from tests.conftest import Gnp, fails
 
 SMALLEST = {"vit": "vit-nano", "swin": "swin-t", "cait": "cait-xxs12", "resnet": "resnet18", "vgg": "vgg16-bn"}

@@ -15,7 +15,7 @@ import gnpcli.check
 from gnpcli.check import Deviation, check, deviation, exact_products, judge, plot
 from gnpcli.errors import GnpError
 from gnpcli.models.base import Model
-from gnpcli.presets import resolve
+from gnpcli.recipes.presets import resolve
 from gnpcli.runlog import Screen
 from tests.conftest import Gnp, fails
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from gnpcli.presets import preset_names, resolve
+from gnpcli.recipes.presets import preset_names, resolve
 from gnpcli.runlog import read_metrics
 from tests.conftest import FINDS_SMALL, Gnp, fails
 

@@ -185,7 +185,7 @@ def test_a_configuration_that_does_not_fit_is_refused_before_anything_is_fetched
     assignment: str, tmp_path: Path
 ) -> None:
     from gnpcli.engine import train
-    from gnpcli.presets import resolve
+    from gnpcli.recipes.presets import resolve
 
     # Nobody answers at the mirror of the tests: had it been asked, the error would be another one.
     with pytest.raises(ConfigError) as caught:

@@ -10,7 +10,7 @@ import pytest
 
 from gnpcli.compare import compare
 from gnpcli.errors import ConfigError
-from gnpcli.presets import resolve
+from gnpcli.recipes.presets import resolve
 from gnpcli.runs import create_run
 from tests.conftest import Gnp, fails
 

@@ -61,7 +61,7 @@ def test_steps_do_not_depend_on_the_number_of_devices(model, assignments):
     result = python(
         f"""
         import json, jax, numpy as np
-        from gnpcli.presets import resolve
+        from gnpcli.recipes.presets import resolve
         from gnpcli.data.registry import load_dataset
         from gnpcli.engine import build_task
         from gnpcli.devices.mesh import make_mesh
@@ -127,7 +127,7 @@ def test_groups_and_pieces_do_not_depend_on_the_number_of_devices(cases, counts)
         from gnpcli.models.base import from_linen
         from gnpcli.models.layers.dense import BatchNorm, Dropout
         from gnpcli.step.gradient import make_value_and_grad
-        from gnpcli.presets import resolve
+        from gnpcli.recipes.presets import resolve
         from gnpcli.devices.mesh import make_mesh
 
         class Network(nn.Module):

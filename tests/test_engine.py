@@ -19,7 +19,7 @@ from gnpcli.config.loader import read_yaml, validate
 from gnpcli.engine import resume, train
 from gnpcli.errors import CheckpointError, ConfigError, DivergenceError, Interrupted
 from gnpcli.evaluation import evaluate
-from gnpcli.presets import resolve
+from gnpcli.recipes.presets import resolve
 from gnpcli.runlog import MetricsLog, read_metrics
 from gnpcli.runs import check_free, default_run_dir, locate
 

@@ -14,7 +14,7 @@ from gnpcli.config import GrConfig, TrainConfig
 from gnpcli.config.schema import AdamWConfig, ConstantConfig, OptimizerConfig, SgdConfig
 from gnpcli.devices.mesh import make_mesh
 from gnpcli.models.base import Model
-from gnpcli.presets import resolve
+from gnpcli.recipes.presets import resolve
 from gnpcli.step import guard
 from gnpcli.step.optimizer import build_optimizer
 from gnpcli.step.schedules import Horizon, Kind, gr_schedule, lr_schedule

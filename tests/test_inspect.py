@@ -28,7 +28,7 @@ from gnpcli.inspect.hessian import largest_eigenvalues
 from gnpcli.inspect.inspection import Inspection, Plan, _with_radii, inspect
 from gnpcli.inspect.landscape import Landscape, Sums
 from gnpcli.models.base import Model
-from gnpcli.presets import resolve
+from gnpcli.recipes.presets import resolve
 from gnpcli.report.charts import save
 from gnpcli.report.grouping import by_seed
 from gnpcli.runlog import read_metrics
@@ -171,7 +171,7 @@ def test_several_devices_see_the_same_landscape():
         """
         import json, jax, numpy as np
         from gnpcli.inspect.landscape import Landscape, Sums
-        from gnpcli.presets import resolve
+        from gnpcli.recipes.presets import resolve
         from gnpcli.devices.mesh import make_mesh, replicated
         from tests.test_inspect import SIZE, SPEC, images, network
         found = []

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from gnpcli.presets import preset_names
+from gnpcli.recipes.presets import preset_names
 from gnpcli.tables.spec import table_names
 from tests.conftest import REPOSITORY
 

@@ -25,7 +25,7 @@ LIGHT = [
     "gnpcli.cli",
     "gnpcli.config",
     "gnpcli.config.loader",
-    "gnpcli.presets",
+    "gnpcli.recipes.presets",
     "gnpcli.errors",
     "gnpcli.models",
     "gnpcli.data",
@@ -106,7 +106,7 @@ def test_the_core_knows_no_engine_no_presets_and_no_files(name):
         todo += GRAPH[current] - seen
     assert not seen & {
         "gnpcli.engine",
-        "gnpcli.presets",
+        "gnpcli.recipes.presets",
         "gnpcli.checkpoint",
         "gnpcli.runlog",
         "gnpcli.data",

@@ -20,7 +20,7 @@ from gnpcli.models.families.shake_shake import ShakeShake
 from gnpcli.models.layers.dense import DTYPES
 from gnpcli.models.layers.shake import Factors, linear_rates, scale, shake_drop
 from gnpcli.models.layers.shake import shake_shake as shake_shake_factors
-from gnpcli.presets import resolve
+from gnpcli.recipes.presets import resolve
 from gnpcli.step.gradient import make_value_and_grad
 
 CIFAR = (32, 32, 3)

@@ -16,7 +16,7 @@ from gnpcli.data.registry import load_dataset
 from gnpcli.gnp import gnp_value_and_grad
 from gnpcli.models.families import vit, wide_resnet
 from gnpcli.models.registry import MODELS, build_model
-from gnpcli.presets import resolve
+from gnpcli.recipes.presets import resolve
 from gnpcli.step import precision
 from gnpcli.step.losses import cross_entropy
 from gnpcli.step.precision import half_ulp, lost_share

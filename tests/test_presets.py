@@ -9,8 +9,8 @@ import pytest
 from gnpcli.config.loader import differences, flatten
 from gnpcli.errors import ConfigError
 from gnpcli.models.registry import MODELS
-from gnpcli.plan import objective
-from gnpcli.presets import DEFAULT_PRESET, load_preset, preset_dir, preset_names, resolve
+from gnpcli.recipes.plan import objective
+from gnpcli.recipes.presets import DEFAULT_PRESET, load_preset, preset_dir, preset_names, resolve
 from tests.tracing import trace
 
 NAMES = preset_names()

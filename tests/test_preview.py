@@ -10,7 +10,7 @@ from PIL import Image
 from gnpcli.data.feeds.memory import make_train_feed
 from gnpcli.data.registry import load_dataset
 from gnpcli.devices.mesh import make_mesh
-from gnpcli.presets import resolve
+from gnpcli.recipes.presets import resolve
 from gnpcli.step.state import run_keys
 from gnpcli.step.train import augment_key
 from tests.conftest import Gnp, fails

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from gnpcli.config.loader import parse_overrides
-from gnpcli.presets import preset_names, resolve
+from gnpcli.recipes.presets import preset_names, resolve
 from gnpcli.tables.spec import load_table
 from tests.conftest import REPOSITORY, Gnp, fails
 

@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 from gnpcli.errors import DataError, GnpError
-from gnpcli.presets import preset_names, resolve
+from gnpcli.recipes.presets import preset_names, resolve
 from gnpcli.report import page
 from gnpcli.report.bands import MAX_POINTS, band, group_runs, named_groups, panels_of
 from gnpcli.report.charts import learning_curves, picture, save, spread_note

@@ -15,7 +15,7 @@ from gnpcli.config.schema import ConstantConfig, SgdConfig
 from gnpcli.devices.mesh import make_mesh, replicated
 from gnpcli.gnp import global_norm
 from gnpcli.models.base import Model
-from gnpcli.presets import resolve
+from gnpcli.recipes.presets import resolve
 from gnpcli.step.gradient import make_value_and_grad
 from gnpcli.step.losses import cross_entropy, zero_sums
 from gnpcli.step.optimizer import build_optimizer

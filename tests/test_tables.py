@@ -15,8 +15,8 @@ import scipy.stats
 
 from gnpcli.config.loader import differences
 from gnpcli.errors import ConfigError
-from gnpcli.plan import count_steps
-from gnpcli.presets import preset_dir
+from gnpcli.recipes.plan import count_steps
+from gnpcli.recipes.presets import preset_dir
 from gnpcli.runs import create_run
 from gnpcli.tables.cells import check_folders, make_cells, run_dir
 from gnpcli.tables.outputs import write_outputs

@@ -19,7 +19,7 @@ from gnpcli.errors import ConfigError
 from gnpcli.models.base import count_parameters
 from gnpcli.models.registry import MODELS, OPTION_NAMES, build_model, resolve_model
 from gnpcli.models.summary import summarize
-from gnpcli.presets import resolve
+from gnpcli.recipes.presets import resolve
 from tests.conftest import SHARED_DATA, fails
 
 # Row of the reference table, our model, and trained parameters: of our default form with 10 classes; of the papers'

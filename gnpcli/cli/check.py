@@ -96,7 +96,7 @@ def _open(
     path: Path, assignments: list[str], flags: dict[str, tuple[str, Any]], screen: Screen
 ) -> tuple[RunConfig, Trained]:
     from gnpcli.errors import ConfigError
-    from gnpcli.presets import override
+    from gnpcli.recipes.presets import override
     from gnpcli.runs import locate
     from gnpcli.trained import open_trained
 

@@ -124,7 +124,7 @@ def _next_command(name: str, data_dir: str | None) -> str:
     import shlex
 
     from gnpcli.errors import GnpError
-    from gnpcli.presets import preset_names, resolve
+    from gnpcli.recipes.presets import preset_names, resolve
 
     choice = f"--dataset {name}"
     for preset in preset_names():

@@ -65,7 +65,7 @@ def show_model(
         raise typer.BadParameter(f"'{strangers[0]}': a model has keys model.* only", param_hint="--set")
     from gnpcli.models.registry import build_model, find_model
     from gnpcli.models.summary import group, summarize
-    from gnpcli.presets import resolve_architecture
+    from gnpcli.recipes.presets import resolve_architecture
 
     config = resolve_architecture(name, assignments)
     entry = find_model(name)

@@ -72,10 +72,10 @@ def resolve_options(
 ) -> RunConfig:
     """Resolve a preset under the short flags and the ``--set`` assignments, and print what is doubtful about it.
 
-    `flags` are those of one command alone, as in `gnpcli.presets.resolve`.
+    `flags` are those of one command alone, as in `gnpcli.recipes.presets.resolve`.
     """
     from gnpcli.config.checks import advice
-    from gnpcli.presets import resolve
+    from gnpcli.recipes.presets import resolve
 
     shared: dict[str, tuple[str, Any]] = {
         "gr.strategy": ("--gr", gr),

@@ -14,7 +14,7 @@ app = typer.Typer(help="The shipped recipes.", no_args_is_help=True)
 @app.command("list")
 def list_presets(as_json: JsonOption = False) -> None:
     """List the presets: model, data set, epochs, GR and purpose."""
-    from gnpcli.presets import load_preset, preset_names, resolve
+    from gnpcli.recipes.presets import load_preset, preset_names, resolve
 
     rows = []
     for name in preset_names():
@@ -54,7 +54,7 @@ def show_preset(
 ) -> None:
     """Print a preset with every key resolved; the output is itself a preset."""
     from gnpcli.config.loader import dump
-    from gnpcli.presets import load_preset, resolve
+    from gnpcli.recipes.presets import load_preset, resolve
 
     preset = load_preset(name)
     if preset.purpose:

@@ -59,7 +59,7 @@ def train(
     folder = run_dir if run_dir is not None else default_run_dir(config)
     if dry_run:
         from gnpcli.config.loader import dump
-        from gnpcli.plan import describe
+        from gnpcli.recipes.plan import describe
 
         typer.echo(dump(config))
         for line in describe(config, str(folder)):

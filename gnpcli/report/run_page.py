@@ -12,7 +12,7 @@ from gnpcli import __version__
 from gnpcli.config import RunConfig
 from gnpcli.config.checks import advice
 from gnpcli.errors import DataError
-from gnpcli.plan import objective
+from gnpcli.recipes.plan import objective
 from gnpcli.report import page
 from gnpcli.report.bands import Group, panels_of
 from gnpcli.report.charts import check_place, inline_charts

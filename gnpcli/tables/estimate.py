@@ -13,7 +13,7 @@ from gnpcli.config import RunConfig
 from gnpcli.data.feeds.memory import steps_per_epoch
 from gnpcli.data.registry import describe
 from gnpcli.errors import DataError
-from gnpcli.plan import count_steps
+from gnpcli.recipes.plan import count_steps
 from gnpcli.runlog import read_metrics
 from gnpcli.runs import METRICS
 from gnpcli.tables.cells import Cell, State

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from gnpcli.config import RunConfig
 from gnpcli.models.registry import find_model
-from gnpcli.plan import count_steps
+from gnpcli.recipes.plan import count_steps
 from gnpcli.tables.runner import Progress
 
 STEPS_PER_EPOCH = 100

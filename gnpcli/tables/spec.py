@@ -17,7 +17,7 @@ from gnpcli.config import RunConfig
 from gnpcli.config.loader import Layer, Tree, explain, parse_overrides, read_yaml
 from gnpcli.config.schema import Section
 from gnpcli.errors import ConfigError, suggest
-from gnpcli.presets import load_preset, preset_dir, resolve_layers
+from gnpcli.recipes.presets import load_preset, preset_dir, resolve_layers
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9._+-]*")
 

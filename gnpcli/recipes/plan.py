@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 def objective(config: RunConfig) -> str:
     """Return the training objective as a formula with its numbers.
 
-    >>> from gnpcli.presets import resolve
+    >>> from gnpcli.recipes.presets import resolve
     >>> objective(resolve("vit-s-cifar10-zero-warmup"))
     'L + 0.1 ||grad L||  (alpha 1, r 0.1, finite-difference), plain for the first 40 epochs'
     """
