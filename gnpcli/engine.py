@@ -17,7 +17,6 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from gnpcli.checkpoint import Checkpoints
 from gnpcli.config import RunConfig
 from gnpcli.config.loader import differences
 from gnpcli.data.base import Dataset, DataSpec, FileSplit, Split
@@ -30,8 +29,9 @@ from gnpcli.evaluation import Evaluator, Recalibration, load_with_progress, warn
 from gnpcli.models.base import Model, Params, State, parameter_shapes, starting_from
 from gnpcli.models.registry import build_for
 from gnpcli.recipes.plan import fit, objective
-from gnpcli.runlog import Clock, MetricsLog, Screen, write_atomically
-from gnpcli.runs import CHECKPOINTS, SUMMARY, check_free, config_from_meta, create_run, note_session, read_config
+from gnpcli.runs.checkpoint import Checkpoints
+from gnpcli.runs.folder import CHECKPOINTS, SUMMARY, check_free, config_from_meta, create_run, note_session, read_config
+from gnpcli.runs.log import Clock, MetricsLog, Screen, write_atomically
 from gnpcli.step import guard, precision
 from gnpcli.step.optimizer import build_optimizer, make_statistics
 from gnpcli.step.perturbation import perturbed_mask

@@ -19,12 +19,12 @@ from gnpcli.devices.mesh import make_mesh, replicated
 from gnpcli.errors import CheckpointError, DataError
 from gnpcli.loading import LoadingDisplay
 from gnpcli.models.base import Model
-from gnpcli.runlog import Screen
-from gnpcli.runs import Location
+from gnpcli.runs.folder import Location
+from gnpcli.runs.log import Screen
+from gnpcli.runs.trained import Trained, open_trained
 from gnpcli.step.losses import zero_sums
 from gnpcli.step.state import run_keys
 from gnpcli.step.train import make_eval_step, make_recalibration_step
-from gnpcli.trained import Trained, open_trained
 
 
 class Evaluator:
@@ -122,7 +122,7 @@ def evaluate(
     """Evaluate a checkpoint on its own data set or on another.
 
     Args:
-        location: From `gnpcli.runs.locate`.
+        location: From `gnpcli.runs.folder.locate`.
         data: Keys of the `data` section to override, such as `name` and `dir`.
         split: ``test``, ``val`` or ``train``.
         step: Which checkpoint; None takes the one of `location`, else the last good one.

@@ -17,7 +17,7 @@ from gnpcli.evaluation import Recalibration
 from gnpcli.models.base import from_linen
 from gnpcli.models.layers.dense import BatchNorm
 from gnpcli.recipes.presets import resolve
-from gnpcli.runlog import read_metrics
+from gnpcli.runs.log import read_metrics
 from gnpcli.step.averaging import ema_decay, moved
 from gnpcli.step.state import run_keys
 from gnpcli.step.train import augment_key

@@ -16,7 +16,7 @@ from gnpcli.check import Deviation, check, deviation, exact_products, judge, plo
 from gnpcli.errors import GnpError
 from gnpcli.models.base import Model
 from gnpcli.recipes.presets import resolve
-from gnpcli.runlog import Screen
+from gnpcli.runs.log import Screen
 from tests.conftest import Gnp, fails
 
 RADII = [1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0]

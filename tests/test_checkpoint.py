@@ -14,9 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gnpcli.checkpoint import Checkpoints, DamagedCheckpoint
 from gnpcli.config import CheckpointConfig
 from gnpcli.errors import CheckpointError
+from gnpcli.runs.checkpoint import Checkpoints, DamagedCheckpoint
 from gnpcli.step.state import Skips, TrainState
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # raised inside Orbax, about itself

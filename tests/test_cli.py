@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from gnpcli.recipes.presets import preset_names, resolve
-from gnpcli.runlog import read_metrics
+from gnpcli.runs.log import read_metrics
 from tests.conftest import FINDS_SMALL, Gnp, fails
 
 QUICK = [

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from gnpcli.compare import compare
 from gnpcli.errors import ConfigError
 from gnpcli.recipes.presets import resolve
-from gnpcli.runs import create_run
+from gnpcli.runs.compare import compare
+from gnpcli.runs.folder import create_run
 from tests.conftest import Gnp, fails
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from gnpcli.runlog import read_metrics
+from gnpcli.runs.log import read_metrics
 from tests.conftest import Gnp
 
 EIGHT = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}

@@ -13,15 +13,15 @@ import numpy as np
 import pytest
 
 from gnpcli import engine
-from gnpcli.checkpoint import Checkpoints
 from gnpcli.config import RunConfig
 from gnpcli.config.loader import read_yaml, validate
 from gnpcli.engine import resume, train
 from gnpcli.errors import CheckpointError, ConfigError, DivergenceError, Interrupted
 from gnpcli.evaluation import evaluate
 from gnpcli.recipes.presets import resolve
-from gnpcli.runlog import MetricsLog, read_metrics
-from gnpcli.runs import check_free, default_run_dir, locate
+from gnpcli.runs.checkpoint import Checkpoints
+from gnpcli.runs.folder import check_free, default_run_dir, locate
+from gnpcli.runs.log import MetricsLog, read_metrics
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # raised inside Orbax, about itself
 

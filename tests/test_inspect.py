@@ -30,8 +30,8 @@ from gnpcli.inspect.landscape import Landscape, Sums
 from gnpcli.models.base import Model
 from gnpcli.recipes.presets import resolve
 from gnpcli.report.charts import save
-from gnpcli.report.grouping import by_seed
-from gnpcli.runlog import read_metrics
+from gnpcli.runs.grouping import by_seed
+from gnpcli.runs.log import read_metrics
 from gnpcli.step.losses import cross_entropy
 from tests.conftest import Gnp, fails
 from tests.test_devices import python

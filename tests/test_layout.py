@@ -90,7 +90,7 @@ def test_files_of_a_folder_do_not_import_its_init(folder):
 
 
 @pytest.mark.parametrize(
-    "leaf", ["gnpcli.errors", "gnpcli.gnp", "gnpcli.step.losses", "gnpcli.runlog", "gnpcli.devices.process"]
+    "leaf", ["gnpcli.errors", "gnpcli.gnp", "gnpcli.step.losses", "gnpcli.runs.log", "gnpcli.devices.process"]
 )
 def test_leaves_import_nothing_of_ours(leaf):
     inside = [name for name in GRAPH if name == leaf or name.startswith(f"{leaf}.")]
@@ -107,8 +107,8 @@ def test_the_core_knows_no_engine_no_presets_and_no_files(name):
     assert not seen & {
         "gnpcli.engine",
         "gnpcli.recipes.presets",
-        "gnpcli.checkpoint",
-        "gnpcli.runlog",
+        "gnpcli.runs.checkpoint",
+        "gnpcli.runs.log",
         "gnpcli.data",
         "gnpcli.cli",
     }

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from gnpcli.runlog import read_metrics
+from gnpcli.runs.log import read_metrics
 from tests.conftest import Gnp, fails
 
 TABLE = """\

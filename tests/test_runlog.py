@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from gnpcli.runlog import MetricsLog, read_metrics
+from gnpcli.runs.log import MetricsLog, read_metrics
 
 RECORDS = [{"step": step, "split": "train", "loss": 1.0 / step} for step in (1, 2, 3, 4)]
 

@@ -17,7 +17,7 @@ from gnpcli.config.loader import differences
 from gnpcli.errors import ConfigError
 from gnpcli.recipes.plan import count_steps
 from gnpcli.recipes.presets import preset_dir
-from gnpcli.runs import create_run
+from gnpcli.runs.folder import create_run
 from gnpcli.tables.cells import check_folders, make_cells, run_dir
 from gnpcli.tables.outputs import write_outputs
 from gnpcli.tables.report import make_report, to_csv, to_latex, to_markdown

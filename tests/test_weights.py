@@ -15,9 +15,9 @@ from gnpcli.errors import CheckpointError, ConfigError
 from gnpcli.models.base import HEAD
 from gnpcli.models.families import vit
 from gnpcli.models.registry import MODELS, build_model
-from gnpcli.runlog import Screen
-from gnpcli.runs import locate, read_config
-from gnpcli.trained import open_trained
+from gnpcli.runs.folder import locate, read_config
+from gnpcli.runs.log import Screen
+from gnpcli.runs.trained import open_trained
 from gnpcli.weights.fit import fit
 from gnpcli.weights.importing import import_file
 from gnpcli.weights.source import read_pretrained

@@ -11,8 +11,8 @@ from gnpcli.cli.options import DataDirOption, JsonOption, QuietOption, SetOption
 
 if TYPE_CHECKING:
     from gnpcli.config import RunConfig
-    from gnpcli.runlog import Screen
-    from gnpcli.trained import Trained
+    from gnpcli.runs.log import Screen
+    from gnpcli.runs.trained import Trained
 
 DTYPES = ("float32", "bfloat16")
 
@@ -73,7 +73,7 @@ def check(
     keep_compiled_programs()
     from gnpcli.check import check as run
     from gnpcli.check import log_spaced, plot
-    from gnpcli.runlog import Screen
+    from gnpcli.runs.log import Screen
 
     screen = Screen(quiet=quiet or as_json)
     if config is None:
@@ -97,8 +97,8 @@ def _open(
 ) -> tuple[RunConfig, Trained]:
     from gnpcli.errors import ConfigError
     from gnpcli.recipes.presets import override
-    from gnpcli.runs import locate
-    from gnpcli.trained import open_trained
+    from gnpcli.runs.folder import locate
+    from gnpcli.runs.trained import open_trained
 
     trained = open_trained(locate(path), step=None, best=False, screen=screen)
     config = override(trained.config, assignments, flags)

@@ -15,7 +15,7 @@ def compare(
     as_json: JsonOption = False,
 ) -> None:
     """Show several runs side by side: what differs in their configuration, final and best errors, and cost."""
-    from gnpcli.compare import compare as run
+    from gnpcli.runs.compare import compare as run
 
     result = run(runs, lambda text: typer.secho(f"warning: {text}", fg=typer.colors.YELLOW, err=True))
     if as_json:

@@ -54,7 +54,7 @@ def evaluate(
     keep_freed_memory()
     keep_compiled_programs()
     from gnpcli.evaluation import evaluate as run
-    from gnpcli.runs import locate
+    from gnpcli.runs.folder import locate
 
     result = run(
         locate(path), data=given, split=split, step=step, best=best, quiet=quiet or as_json,

@@ -73,7 +73,7 @@ def inspect(
     from gnpcli.inspect.figures import draw
     from gnpcli.inspect.inspection import Plan
     from gnpcli.inspect.inspection import inspect as run
-    from gnpcli.report.grouping import by_seed
+    from gnpcli.runs.grouping import by_seed
 
     plan = Plan(
         examples=examples, split=split, top=top, radii=tuple(map(float, radii)), directions=directions, plane=surface,

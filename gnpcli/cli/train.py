@@ -54,7 +54,7 @@ def train(
         preset, assignments, gr=gr, dataset=dataset, data_dir=data_dir, epochs=epochs, seed=seed,
         flags={"train.init_from": ("--init-from", init_from)},
     )  # fmt: skip
-    from gnpcli.runs import default_run_dir
+    from gnpcli.runs.folder import default_run_dir
 
     folder = run_dir if run_dir is not None else default_run_dir(config)
     if dry_run:

@@ -10,9 +10,9 @@ from typing import Literal
 import numpy as np
 
 from gnpcli.errors import DataError
-from gnpcli.report.grouping import by_seed, data_sets
-from gnpcli.report.history import Axis, History, Values, read_histories
 from gnpcli.report.metrics import Curve, Panel, present_panels
+from gnpcli.runs.grouping import by_seed, data_sets
+from gnpcli.runs.history import Axis, History, Values, read_histories
 
 Spread = Literal["range", "std"]
 """What the band around a mean shows: from the lowest to the highest run, or one standard deviation either way."""
@@ -46,7 +46,7 @@ class Band:
 
 
 def group_runs(histories: Sequence[History]) -> list[Group]:
-    """Put runs together that differ only in their seed, as `gnpcli.report.grouping.by_seed`."""
+    """Put runs together that differ only in their seed, as `gnpcli.runs.grouping.by_seed`."""
     return [Group(label, tuple(runs)) for label, runs in by_seed(histories).items()]
 
 

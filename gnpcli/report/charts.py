@@ -26,9 +26,9 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from gnpcli.errors import DataError
 from gnpcli.report.bands import Band, Group, Spread, band, named_groups, panels_of
-from gnpcli.report.history import Axis
 from gnpcli.report.metrics import PANELS, Curve, Panel, choose_panels
 from gnpcli.report.palette import COLOURS, GRID, INK, MUTED
+from gnpcli.runs.history import Axis
 
 FORMATS = (".png", ".svg", ".pdf")
 """What a picture's name may end in."""

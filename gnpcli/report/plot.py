@@ -8,9 +8,9 @@ from pathlib import Path
 from gnpcli.errors import DataError
 from gnpcli.report.bands import Group, Spread, group_runs, panels_of
 from gnpcli.report.charts import check_out, picture, save, spread_note
-from gnpcli.report.grouping import data_sets
-from gnpcli.report.history import Axis, read_histories
 from gnpcli.report.metrics import choose_panels, default_panels
+from gnpcli.runs.grouping import data_sets
+from gnpcli.runs.history import Axis, read_histories
 
 
 def plot(

@@ -16,10 +16,10 @@ from gnpcli.recipes.plan import objective
 from gnpcli.report import page
 from gnpcli.report.bands import Group, panels_of
 from gnpcli.report.charts import check_place, inline_charts
-from gnpcli.report.history import History, read_history
 from gnpcli.report.metrics import EVALUATED
-from gnpcli.runlog import training_time_s
-from gnpcli.runs import CHECKPOINTS, ENVIRONMENT, SUMMARY
+from gnpcli.runs.folder import CHECKPOINTS, ENVIRONMENT, SUMMARY
+from gnpcli.runs.history import History, read_history
+from gnpcli.runs.log import training_time_s
 
 _STRATEGIES = {
     "constant": "at full strength from the first step",

@@ -11,7 +11,7 @@ from typing import Any, Literal
 from gnpcli.config import RunConfig
 from gnpcli.config.loader import differences, flatten
 from gnpcli.errors import ConfigError
-from gnpcli.runs import CONFIG, SUMMARY, read_config
+from gnpcli.runs.folder import CONFIG, SUMMARY, read_config
 from gnpcli.tables.spec import Changes, Table
 
 CELLS = "cells"

@@ -14,8 +14,8 @@ from gnpcli.data.feeds.memory import steps_per_epoch
 from gnpcli.data.registry import describe
 from gnpcli.errors import DataError
 from gnpcli.recipes.plan import count_steps
-from gnpcli.runlog import read_metrics
-from gnpcli.runs import METRICS
+from gnpcli.runs.folder import METRICS
+from gnpcli.runs.log import read_metrics
 from gnpcli.tables.cells import Cell, State
 
 CPU_BATCH = 32

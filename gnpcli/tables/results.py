@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from gnpcli.config import RunConfig
-from gnpcli.runlog import read_metrics, training_time_s
-from gnpcli.runs import ENVIRONMENT, METRICS, read_config
+from gnpcli.runs.folder import ENVIRONMENT, METRICS, read_config
+from gnpcli.runs.log import read_metrics, training_time_s
 from gnpcli.tables.cells import find_runs, read_summary, run_dir
 from gnpcli.tables.deviations import check_alike, check_comparable, data_copies, deviations, tell, variant_of
 from gnpcli.tables.spec import Claim, Table

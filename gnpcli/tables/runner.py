@@ -17,7 +17,7 @@ from typing import Literal
 
 from gnpcli.devices.process import stop_signals
 from gnpcli.errors import Interrupted
-from gnpcli.runs import METRICS
+from gnpcli.runs.folder import METRICS
 from gnpcli.tables.cells import Cell, State, read_summary
 from gnpcli.tables.shares import Share
 from gnpcli.tables.spec import Metric

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from gnpcli.runlog import Record, read_metrics
-from gnpcli.runs import METRICS
+from gnpcli.runs.folder import METRICS
+from gnpcli.runs.log import Record, read_metrics
 from gnpcli.tables.cells import read_summary
 from gnpcli.tables.spec import Metric
 

@@ -17,7 +17,7 @@ from typing import Any
 
 from gnpcli.config.loader import Layer, validate
 from gnpcli.errors import explain
-from gnpcli.runs import CONFIG
+from gnpcli.runs.folder import CONFIG
 
 
 def main() -> None:

@@ -9,7 +9,6 @@ from typing import Any
 
 import optax
 
-from gnpcli.checkpoint import Checkpoints
 from gnpcli.config import CheckpointConfig, DataConfig, RunConfig
 from gnpcli.config.loader import Layer, located, merge, parse_overrides, validate
 from gnpcli.data.base import DataSpec, numbered
@@ -18,7 +17,8 @@ from gnpcli.errors import CheckpointError, ConfigError
 from gnpcli.models.base import HEAD, starting_from
 from gnpcli.models.registry import build_for, resolve_model
 from gnpcli.models.torch.facts import Facts
-from gnpcli.runlog import Screen
+from gnpcli.runs.checkpoint import Checkpoints
+from gnpcli.runs.log import Screen
 from gnpcli.step.state import init_state, run_keys
 from gnpcli.weights.source import Pretrained, fit_pretrained, read_torch, usual_statistics
 

@@ -19,9 +19,9 @@ from gnpcli.errors import CheckpointError, ConfigError
 from gnpcli.models.base import Params, State
 from gnpcli.models.registry import MODELS, find_model
 from gnpcli.models.torch.facts import Facts
-from gnpcli.runlog import Screen
-from gnpcli.runs import locate
-from gnpcli.trained import open_trained
+from gnpcli.runs.folder import locate
+from gnpcli.runs.log import Screen
+from gnpcli.runs.trained import open_trained
 from gnpcli.weights.files import read_tensors
 from gnpcli.weights.fit import Fitted, fit
 
@@ -62,7 +62,7 @@ def read_pretrained(path: Path, model: str, screen: Screen) -> Pretrained:
     Tensors say nothing of how their images were normalised: ImageNet's statistics are taken to be it.
 
     Args:
-        path: See `gnpcli.runs.locate` and `gnpcli.weights.files.read_tensors`.
+        path: See `gnpcli.runs.folder.locate` and `gnpcli.weights.files.read_tensors`.
         model: Registered name; a file of tensors is read as its family's.
         screen: Told of damaged checkpoints that were stepped over.
 

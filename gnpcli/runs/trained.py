@@ -7,7 +7,6 @@ from dataclasses import dataclass
 import jax
 from jax.sharding import Mesh
 
-from gnpcli.checkpoint import Checkpoints, DamagedCheckpoint
 from gnpcli.config import CheckpointConfig, RunConfig, Weights
 from gnpcli.config.loader import differences
 from gnpcli.data.base import DataSpec
@@ -15,8 +14,9 @@ from gnpcli.devices.mesh import abstract, make_mesh
 from gnpcli.errors import CheckpointError
 from gnpcli.models.base import Model, Params, State
 from gnpcli.models.registry import build_for
-from gnpcli.runlog import Screen
-from gnpcli.runs import Location, config_from_meta, read_config
+from gnpcli.runs.checkpoint import Checkpoints, DamagedCheckpoint
+from gnpcli.runs.folder import Location, config_from_meta, read_config
+from gnpcli.runs.log import Screen
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ def open_trained(
     """Restore the model of a checkpoint; the optimizer's state stays on disk.
 
     Args:
-        location: From `gnpcli.runs.locate`.
+        location: From `gnpcli.runs.folder.locate`.
         step: Which checkpoint; None takes the one of `location`, else the last good one.
         best: Take the one with the lowest error instead.
         screen: Told which damaged ones were stepped over.

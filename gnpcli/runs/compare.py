@@ -13,8 +13,8 @@ from gnpcli.config.loader import flatten
 from gnpcli.config.recipe import DATA_KEYS
 from gnpcli.errors import ConfigError
 from gnpcli.recipes.plan import count_steps
-from gnpcli.runlog import Record, read_metrics, training_time_s
-from gnpcli.runs import ENVIRONMENT, METRICS, SUMMARY, read_config
+from gnpcli.runs.folder import ENVIRONMENT, METRICS, SUMMARY, read_config
+from gnpcli.runs.log import Record, read_metrics, training_time_s
 
 SPLITS = ("val", "test")
 

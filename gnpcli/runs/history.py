@@ -13,8 +13,8 @@ import numpy.typing as npt
 
 from gnpcli.config import RunConfig
 from gnpcli.errors import DataError
-from gnpcli.runlog import Record, read_metrics
-from gnpcli.runs import METRICS, read_config
+from gnpcli.runs.folder import METRICS, read_config
+from gnpcli.runs.log import Record, read_metrics
 
 Axis = Literal["step", "epoch", "time"]
 """What a curve is drawn over: steps, epochs, or seconds of wall time."""
