@@ -13,7 +13,7 @@ from gnpcli.config import MeshConfig, RunConfig
 from gnpcli.data.base import DataSpec, Images
 from gnpcli.data.feeds.memory import make_train_feed
 from gnpcli.devices.mesh import make_mesh
-from gnpcli.evaluation import load_with_progress
+from gnpcli.engine.evaluate import load_with_progress
 from gnpcli.runs.log import Screen
 from gnpcli.step.state import run_keys
 from gnpcli.step.train import augment_key

@@ -184,7 +184,7 @@ WRONG = {
 def test_a_configuration_that_does_not_fit_is_refused_before_anything_is_fetched(
     assignment: str, tmp_path: Path
 ) -> None:
-    from gnpcli.engine import train
+    from gnpcli.engine.train import train
     from gnpcli.recipes.presets import resolve
 
     # Nobody answers at the mirror of the tests: had it been asked, the error would be another one.

@@ -63,7 +63,7 @@ def test_steps_do_not_depend_on_the_number_of_devices(model, assignments):
         import json, jax, numpy as np
         from gnpcli.recipes.presets import resolve
         from gnpcli.data.registry import load_dataset
-        from gnpcli.engine import build_task
+        from gnpcli.engine.train import build_task
         from gnpcli.devices.mesh import make_mesh
         jax.nn.relu = jax.nn.softplus
         found = []

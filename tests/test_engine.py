@@ -11,13 +11,14 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+from gnpcli.engine.train.train import resume
 
 from gnpcli import engine
 from gnpcli.config import RunConfig
 from gnpcli.config.loader import read_yaml, validate
-from gnpcli.engine import resume, train
+from gnpcli.engine.evaluate import evaluate
+from gnpcli.engine.train import train
 from gnpcli.errors import CheckpointError, ConfigError, DivergenceError, Interrupted
-from gnpcli.evaluation import evaluate
 from gnpcli.recipes.presets import resolve
 from gnpcli.runs.checkpoint import Checkpoints
 from gnpcli.runs.folder import check_free, default_run_dir, locate

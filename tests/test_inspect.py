@@ -18,7 +18,7 @@ from PIL import Image
 from gnpcli.cli.inspect import _told
 from gnpcli.data.base import DataSpec, Split
 from gnpcli.devices.mesh import make_mesh
-from gnpcli.engine import train
+from gnpcli.engine.train import train
 from gnpcli.errors import CheckpointError, ConfigError, DataError
 from gnpcli.gnp import global_norm
 from gnpcli.inspect import hessian

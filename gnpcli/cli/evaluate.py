@@ -53,7 +53,7 @@ def evaluate(
         check_data(DataConfig(name=dataset, dir=data_dir))
     keep_freed_memory()
     keep_compiled_programs()
-    from gnpcli.evaluation import evaluate as run
+    from gnpcli.engine.evaluate import evaluate as run
     from gnpcli.runs.folder import locate
 
     result = run(

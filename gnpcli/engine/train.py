@@ -24,8 +24,8 @@ from gnpcli.data.feeds.memory import TrainFeed, make_train_feed
 from gnpcli.data.registry import describe
 from gnpcli.devices.mesh import abstract, check_cut, make_mesh, replicated, settle_groups
 from gnpcli.devices.process import describe_environment, stop_signals
+from gnpcli.engine.evaluate import Evaluator, Recalibration, load_with_progress, warn_of_skipped
 from gnpcli.errors import CheckpointError, DivergenceError, GnpError, Interrupted
-from gnpcli.evaluation import Evaluator, Recalibration, load_with_progress, warn_of_skipped
 from gnpcli.models.base import Model, Params, State, parameter_shapes, starting_from
 from gnpcli.models.registry import build_for
 from gnpcli.recipes.plan import fit, objective

@@ -1,0 +1,1 @@
+"""The training loop and evaluation: all side effects of a run."""
