@@ -11,9 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-import gnpcli.check
-from gnpcli.check import Deviation, check, deviation, exact_products, judge, plot
+import gnpcli.measure.fidelity
 from gnpcli.errors import GnpError
+from gnpcli.measure.fidelity import Deviation, check, deviation, exact_products, judge, plot
 from gnpcli.models.base import Model
 from gnpcli.recipes.presets import resolve
 from gnpcli.runs.log import Screen
@@ -186,7 +186,7 @@ def tiny_model(config, spec):
 
 
 def test_all_passes_and_types_see_the_same_batch_and_the_same_dropout(monkeypatch, tmp_path):
-    monkeypatch.setattr(gnpcli.check, "build_for", tiny_model)
+    monkeypatch.setattr(gnpcli.measure.fidelity, "build_for", tiny_model)
     config = resolve(None, ["data.batch_size=32", "gr.r=0.02", "gr.alpha=0.5"])
     result = check(
         config, None, radii=[1e-3, 1e-2, 1e-1], dtypes=["bfloat16", "float32"], batches=3, threshold=0.2,
@@ -209,13 +209,13 @@ def test_all_passes_and_types_see_the_same_batch_and_the_same_dropout(monkeypatc
 
 def test_a_batch_without_a_gradient_is_an_error_that_says_so(monkeypatch):
     flat = Model(lambda key, shape: ({"w": jnp.ones(2)}, {}), lambda p, s, x, t, k: (jnp.zeros((x.shape[0], 10)), s))
-    monkeypatch.setattr(gnpcli.check, "build_for", lambda config, spec: flat)
+    monkeypatch.setattr(gnpcli.measure.fidelity, "build_for", lambda config, spec: flat)
     with pytest.raises(GnpError, match="the gradient is zero on training batch 0"):
         check(resolve(None), None, radii=[0.1], dtypes=["float32"], batches=1, threshold=0.1, screen=Screen(quiet=True))
 
 
 def test_doctests():
-    assert doctest.testmod(gnpcli.check).failed == 0
+    assert doctest.testmod(gnpcli.measure.fidelity).failed == 0
 
 
 @pytest.mark.slow

@@ -21,12 +21,12 @@ from gnpcli.devices.mesh import make_mesh
 from gnpcli.engine.train import train
 from gnpcli.errors import CheckpointError, ConfigError, DataError
 from gnpcli.gnp import global_norm
-from gnpcli.inspect import hessian
-from gnpcli.inspect.directions import filter_normalized, random_direction, with_norm
-from gnpcli.inspect.figures import draw
-from gnpcli.inspect.hessian import largest_eigenvalues
-from gnpcli.inspect.inspection import Inspection, Plan, _with_radii, inspect
-from gnpcli.inspect.landscape import Landscape, Sums
+from gnpcli.measure import hessian
+from gnpcli.measure.directions import filter_normalized, random_direction, with_norm
+from gnpcli.measure.figures import draw
+from gnpcli.measure.flatness import Inspection, Plan, _with_radii, inspect
+from gnpcli.measure.hessian import largest_eigenvalues
+from gnpcli.measure.landscape import Landscape, Sums
 from gnpcli.models.base import Model
 from gnpcli.recipes.presets import resolve
 from gnpcli.report.charts import save
@@ -170,7 +170,7 @@ def test_several_devices_see_the_same_landscape():
     found = python(
         """
         import json, jax, numpy as np
-        from gnpcli.inspect.landscape import Landscape, Sums
+        from gnpcli.measure.landscape import Landscape, Sums
         from gnpcli.recipes.presets import resolve
         from gnpcli.devices.mesh import make_mesh, replicated
         from tests.test_inspect import SIZE, SPEC, images, network

@@ -71,8 +71,8 @@ def check(
 
     keep_freed_memory()
     keep_compiled_programs()
-    from gnpcli.check import check as run
-    from gnpcli.check import log_spaced, plot
+    from gnpcli.measure.fidelity import check as run
+    from gnpcli.measure.fidelity import log_spaced, plot
     from gnpcli.runs.log import Screen
 
     screen = Screen(quiet=quiet or as_json)

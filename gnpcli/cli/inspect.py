@@ -12,7 +12,7 @@ import typer
 from gnpcli.cli.options import DataDirOption, JsonOption, QuietOption, RunsArgument
 
 if TYPE_CHECKING:
-    from gnpcli.inspect.inspection import Inspection
+    from gnpcli.measure.flatness import Inspection
 
 
 def _distances(texts: list[str]) -> list[str]:
@@ -70,9 +70,9 @@ def inspect(
     check_out(out)
     keep_freed_memory()
     keep_compiled_programs()
-    from gnpcli.inspect.figures import draw
-    from gnpcli.inspect.inspection import Plan
-    from gnpcli.inspect.inspection import inspect as run
+    from gnpcli.measure.figures import draw
+    from gnpcli.measure.flatness import Plan
+    from gnpcli.measure.flatness import inspect as run
     from gnpcli.runs.grouping import by_seed
 
     plan = Plan(

@@ -37,7 +37,7 @@ def preview(
     config = resolve_options(preset, assignments, dataset=dataset, data_dir=data_dir, seed=seed)
     if not out.absolute().parent.is_dir():
         raise typer.BadParameter(f"no folder {out.absolute().parent}", param_hint="--out")
-    from gnpcli.preview import preview as run
+    from gnpcli.measure.augmentation import preview as run
 
     shown = run(config, out, count=count, step=step, columns=columns, quiet=quiet)
     typer.echo(f"{out}: {shown} images of {config.data.name}, before and after {_augmentation(config.data)}")

@@ -18,10 +18,10 @@ from gnpcli.devices.mesh import make_mesh
 from gnpcli.engine.evaluate import load_with_progress, recalibrated, warn_of_skipped
 from gnpcli.errors import DataError, DivergenceError
 from gnpcli.gnp import global_norm
-from gnpcli.inspect.directions import filter_normalized, random_direction, with_norm
-from gnpcli.inspect.hessian import basis_size, largest_eigenvalues
-from gnpcli.inspect.landscape import Landscape, Sums
 from gnpcli.loading import LoadingDisplay
+from gnpcli.measure.directions import filter_normalized, random_direction, with_norm
+from gnpcli.measure.hessian import basis_size, largest_eigenvalues
+from gnpcli.measure.landscape import Landscape, Sums
 from gnpcli.models.base import Params
 from gnpcli.models.registry import build_for
 from gnpcli.runs.folder import locate
@@ -82,7 +82,7 @@ def inspect(
     """Measure the flatness of trained models, one after the other, on the same images and in the same directions.
 
     L is the mean cross-entropy over a subset, without label smoothing and L2, the model in evaluation mode, in float32
-    (`gnpcli.inspect.landscape.Landscape`); w are the trained parameters.
+    (`gnpcli.measure.landscape.Landscape`); w are the trained parameters.
 
     Args:
         paths: Run folders, or checkpoints.

@@ -11,7 +11,7 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from gnpcli.inspect.inspection import Inspection
+from gnpcli.measure.flatness import Inspection
 from gnpcli.report.charts import style
 from gnpcli.report.palette import COLOURS, INK, MUTED
 
