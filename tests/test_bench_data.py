@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from gnpcli import bench_data
+from gnpcli.bench import data as bench_data
 from tests.conftest import Gnp, fails
 
 

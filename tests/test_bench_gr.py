@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from gnpcli.bench import Timed, has_loop, regularized
-from gnpcli.bench_gr import PLAIN, VARIANTS, WHOLE
+from gnpcli.bench.gr import PLAIN, VARIANTS, WHOLE
+from gnpcli.bench.steps import Timed, has_loop, regularized
 from gnpcli.config.loader import differences
 from gnpcli.models.layers.convolution import convolve
 from gnpcli.recipes.presets import override, resolve

@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gnpcli.bench import random_images
-from gnpcli.bench_peer import PEERS, TorchSteps, _difference, bench_peer
+from gnpcli.bench.peer import PEERS, TorchSteps, _difference, bench_peer
+from gnpcli.bench.steps import random_images
 from gnpcli.errors import ConfigError
 from gnpcli.gnp import penalize
 from gnpcli.models.registry import MODELS, find_model, resolve_model

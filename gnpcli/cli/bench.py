@@ -35,7 +35,7 @@ def bench(
     if context.invoked_subcommand is not None:
         return
     config = _configure(preset, assignments)
-    from gnpcli.bench import bench as measure
+    from gnpcli.bench.steps import bench as measure
 
     _tell(measure(config, rounds=rounds, steps=steps, report=_report), as_json, _print_steps)
 
@@ -57,7 +57,7 @@ def data(
 ) -> None:
     """Measure what feeding a preset costs: in memory beside its training step, or decoding the files of a folder."""
     config = _configure(preset, assignments)
-    from gnpcli.bench_data import bench_in_memory, bench_streamed
+    from gnpcli.bench.data import bench_in_memory, bench_streamed
 
     if images is None:
         result = bench_in_memory(config, variants=_names(variants), rounds=rounds, steps=steps, report=_report)
@@ -77,7 +77,7 @@ def telemetry(
 ) -> None:
     """Measure what a step's metrics, its guard and the statistics of its optimizer cost, over a bare plain step."""
     config = _configure(preset, assignments)
-    from gnpcli.bench_telemetry import bench_telemetry
+    from gnpcli.bench.telemetry import bench_telemetry
 
     _tell(bench_telemetry(config, rounds=rounds, steps=steps, report=_report), as_json, _print_telemetry)
 
@@ -95,7 +95,7 @@ def gr(
 ) -> None:
     """Measure every form of GR as time and memory over plain training, interleaved, on random images."""
     config = _configure(preset, assignments)
-    from gnpcli.bench_gr import VARIANTS, bench_gr
+    from gnpcli.bench.gr import VARIANTS, bench_gr
 
     names = list(VARIANTS) if variants is None else _names(variants)
     _tell(bench_gr(config, variants=names, rounds=rounds, steps=steps, report=_report), as_json, _print_gr)
@@ -114,7 +114,7 @@ def peer(
 ) -> None:
     """Measure plain and GNP steps beside those of the same network in PyTorch (timm, torchvision), interleaved."""
     config = _configure(preset, assignments)
-    from gnpcli.bench_peer import bench_peer
+    from gnpcli.bench.peer import bench_peer
 
     result = bench_peer(config, is_compiled=is_compiled, rounds=rounds, steps=steps, report=_report)
     _tell(result, as_json, _print_peer)

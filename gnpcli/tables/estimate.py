@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import jax
 
-from gnpcli.bench import time_steps
+from gnpcli.bench.steps import time_steps
 from gnpcli.config import RunConfig
 from gnpcli.data.feeds.memory import steps_per_epoch
 from gnpcli.data.registry import describe

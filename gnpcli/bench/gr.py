@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 
-from gnpcli.bench import Report, Timed, has_loop, interleave, random_images, regularized
+from gnpcli.bench.steps import Report, Timed, has_loop, interleave, random_images, regularized
 from gnpcli.config import RunConfig
 from gnpcli.devices.mesh import make_mesh
 from gnpcli.devices.process import describe_environment
@@ -62,13 +62,13 @@ def bench_gr(config: RunConfig, *, variants: Sequence[str], rounds: int, steps: 
         JSON-able: the sizes, `environment`, and `measurements`, plain training first, each with `name`, `settings`,
         `step_ms`, `images_per_s`, `compile_s`, `over_plain` with its `over_plain_min` and `over_plain_max` over the
         rounds, `cpu_over_plain` (the same ratio in processor time, which other work on the machine disturbs less; null
-        on an accelerator), `flops_over_plain` (of `gnpcli.bench.Timed.flops`, null where that is), `peak_bytes`
+        on an accelerator), `flops_over_plain` (of `gnpcli.bench.steps.Timed.flops`, null where that is), `peak_bytes`
         (arguments, results and temporaries of the compiled step, data set included) and `memory_over_plain`; null
         where the compiler does not say.
 
     Raises:
         ConfigError: An unknown variant, or one that the configuration cannot have.
-        DataError: As `gnpcli.bench.random_images`.
+        DataError: As `gnpcli.bench.steps.random_images`.
     """
     for name in variants:
         if name not in VARIANTS:

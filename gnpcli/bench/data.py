@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
-from gnpcli.bench import Report, Timed, interleave, random_images
+from gnpcli.bench.steps import Report, Timed, interleave, random_images
 from gnpcli.config import RunConfig
 from gnpcli.data.augment.basic import normalize
 from gnpcli.data.base import DataSpec, FileSplit
@@ -60,7 +60,7 @@ def bench_in_memory(
 
     Raises:
         ConfigError: An unknown variant.
-        DataError: As `gnpcli.bench.random_images`.
+        DataError: As `gnpcli.bench.steps.random_images`.
     """
     if unknown := sorted(set(variants) - VARIANTS.keys()):
         raise ConfigError(f"unknown variant {unknown[0]!r} (choices: {', '.join(VARIANTS)})")

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import optax
 
-from gnpcli.bench import Report, Timed, interleave, random_images
+from gnpcli.bench.steps import Report, Timed, interleave, random_images
 from gnpcli.config import RunConfig
 from gnpcli.devices.mesh import make_mesh, replicated
 from gnpcli.devices.process import describe_environment
@@ -24,7 +24,7 @@ def bench_telemetry(config: RunConfig, *, rounds: int, steps: int, report: Repor
     """Measure plain steps of `config` as they are against bare ones, which tell their loss and guard nothing.
 
     Plain, because telemetry then is the largest share of a step. Figures are medians over rounds as in
-    `gnpcli.bench.bench`.
+    `gnpcli.bench.steps.bench`.
 
     Returns:
         JSON-able: `environment`, the sizes, `step_ms` of a bare step, `step_over_bare` and `cpu_step_over_bare` (the

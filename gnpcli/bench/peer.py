@@ -17,7 +17,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from gnpcli.bench import Report, Rounds, compile_steps, interleave, random_images, regularized
+from gnpcli.bench.steps import Report, Rounds, compile_steps, interleave, random_images, regularized
 from gnpcli.config import RunConfig
 from gnpcli.config.schema import ModelConfig
 from gnpcli.data.base import DataSpec
@@ -113,12 +113,12 @@ PEERS: dict[str, Peer] = {
 def bench_peer(config: RunConfig, *, is_compiled: bool, rounds: int, steps: int, report: Report) -> dict[str, Any]:
     """Measure a configuration's plain and GNP steps beside those of the same network in PyTorch, interleaved.
 
-    Ours are those of `gnpcli.bench.bench`, feed and augmentation included. PyTorch's get one batch that lies ready in
+    Ours are those of `gnpcli.bench.steps.bench`, feed and augmentation included. PyTorch's get one batch that lies ready in
     float32, which favours them: gradient (for GNP two, with the perturbation between them by `torch._foreach_*`),
     clipping, the optimizer in its fused form, which does L2 too. Both run in this process, one after the other.
 
     Args:
-        config: As in `gnpcli.bench.bench`.
+        config: As in `gnpcli.bench.steps.bench`.
         is_compiled: Whether PyTorch's network goes through `torch.compile`.
         rounds: Rounds counted, after one that is not.
         steps: Steps of each kind in a round.
@@ -134,7 +134,7 @@ def bench_peer(config: RunConfig, *, is_compiled: bool, rounds: int, steps: int,
 
     Raises:
         ConfigError: The libraries have no such model or optimizer, or are not installed.
-        DataError: As `gnpcli.bench.random_images`.
+        DataError: As `gnpcli.bench.steps.random_images`.
     """
     config = regularized(config)
     peer = _find_peer(config)

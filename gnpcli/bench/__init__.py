@@ -1,0 +1,1 @@
+"""Speed, measured interleaved in one run."""
