@@ -15,7 +15,7 @@ from rich.console import Console
 
 from gnpcli.data.registry import SOURCES
 from gnpcli.errors import ConfigError
-from gnpcli.loading import LoadingDisplay
+from gnpcli.terminal.loading import LoadingDisplay
 from tests.archives import random_images, write_own_tfds, write_tfds
 from tests.conftest import Gnp, fails, on_a_terminal
 

@@ -11,9 +11,9 @@ from rich.console import Console
 
 from gnpcli.tables.cells import Cell, make_cells
 from gnpcli.tables.display import TableDisplay
-from gnpcli.tables.left import TimeLeft, duration, work
 from gnpcli.tables.runner import Progress
 from gnpcli.tables.spec import Table
+from gnpcli.tables.time_left import TimeLeft, duration, work
 from tests.tables import NO_CHANGES, write
 
 

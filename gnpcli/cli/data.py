@@ -99,7 +99,7 @@ def prepare(
 
     from gnpcli.data.archives.fetch import Origin, format_bytes
     from gnpcli.data.registry import prepare_source
-    from gnpcli.loading import LoadingDisplay
+    from gnpcli.terminal.loading import LoadingDisplay
 
     origin = Origin.of(mirror, str(checksums) if checksums is not None else None)
     console = Console(stderr=True, highlight=False, soft_wrap=True)

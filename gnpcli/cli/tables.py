@@ -204,7 +204,7 @@ def _dry_run(table: Table, cells: Sequence[Cell], states: dict[str, State], fold
     keep_freed_memory()
     keep_compiled_programs()
     from gnpcli.tables.estimate import estimate
-    from gnpcli.tables.left import duration
+    from gnpcli.tables.time_left import duration
 
     found, left_s = estimate(cells, states, lambda text: typer.echo(text, err=True))
     if as_json:

@@ -18,7 +18,6 @@ from gnpcli.devices.mesh import make_mesh
 from gnpcli.engine.evaluate import load_with_progress, recalibrated, warn_of_skipped
 from gnpcli.errors import DataError, DivergenceError
 from gnpcli.gnp import global_norm
-from gnpcli.loading import LoadingDisplay
 from gnpcli.measure.directions import filter_normalized, random_direction, with_norm
 from gnpcli.measure.hessian import basis_size, largest_eigenvalues
 from gnpcli.measure.landscape import Landscape, Sums
@@ -27,6 +26,7 @@ from gnpcli.models.registry import build_for
 from gnpcli.runs.folder import locate
 from gnpcli.runs.log import Screen
 from gnpcli.runs.trained import Trained, open_trained
+from gnpcli.terminal.loading import LoadingDisplay
 
 Plane = Literal["random", "gradient", "none"]
 """The two axes of the loss surface: two random directions, the gradient and a random one, or no surface."""

@@ -11,10 +11,10 @@ from rich.live import Live
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from gnpcli.tables.left import TimeLeft, duration
 from gnpcli.tables.runner import Progress, Status
 from gnpcli.tables.spec import Table
 from gnpcli.tables.statistics import describe
+from gnpcli.tables.time_left import TimeLeft, duration
 from gnpcli.tables.values import is_percentage
 
 PLAIN_EVERY_S = 60.0
