@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
-from gnpcli.engine.train.train import resume
+from gnpcli.engine.train import resume
 
 from gnpcli import engine
 from gnpcli.config import RunConfig

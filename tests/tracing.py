@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import jax
 import numpy as np
-from gnpcli.engine.train.train import build_task
+from gnpcli.engine.train import build_task
 
 from gnpcli.config import RunConfig
 from gnpcli.data.base import DataSpec, FileSplit, Split

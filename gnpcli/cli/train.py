@@ -85,7 +85,7 @@ def resume(
 
     keep_freed_memory()
     keep_compiled_programs()
-    from gnpcli.engine.train.train import resume as continue_run
+    from gnpcli.engine.train import resume as continue_run
 
     _report(continue_run(run, max_steps=max_steps, quiet=quiet), as_json)
 

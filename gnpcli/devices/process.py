@@ -78,7 +78,7 @@ def _processor() -> str:
 
 
 def _git_commit() -> str | None:
-    root = Path(__file__).resolve().parent.parent
+    root = Path(__file__).resolve().parents[2]
     if not (root / ".git").exists():
         return None
     with contextlib.suppress(OSError, subprocess.SubprocessError):

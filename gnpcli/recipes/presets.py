@@ -30,7 +30,7 @@ class Preset:
 
 def preset_dir() -> Path:
     """Return the folder of the shipped presets: inside the package in a wheel, beside it in a checkout."""
-    package = Path(__file__).resolve().parent
+    package = Path(__file__).resolve().parents[1]
     inside = package / "_presets"
     return inside if inside.is_dir() else package.parent / "presets"
 
