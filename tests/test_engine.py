@@ -11,13 +11,12 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
-from gnpcli.engine.train import resume
 
 from gnpcli import engine
 from gnpcli.config import RunConfig
 from gnpcli.config.loader import read_yaml, validate
 from gnpcli.engine.evaluate import evaluate
-from gnpcli.engine.train import train
+from gnpcli.engine.train import resume, train
 from gnpcli.errors import CheckpointError, ConfigError, DivergenceError, Interrupted
 from gnpcli.recipes.presets import resolve
 from gnpcli.runs.checkpoint import Checkpoints

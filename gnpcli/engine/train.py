@@ -26,12 +26,13 @@ from gnpcli.devices.mesh import abstract, check_cut, make_mesh, replicated, sett
 from gnpcli.devices.process import describe_environment, stop_signals
 from gnpcli.engine.evaluate import Evaluator, Recalibration, load_with_progress, warn_of_skipped
 from gnpcli.errors import CheckpointError, DivergenceError, GnpError, Interrupted
+from gnpcli.files import write_atomically
 from gnpcli.models.base import Model, Params, State, parameter_shapes, starting_from
 from gnpcli.models.registry import build_for
 from gnpcli.recipes.plan import fit, objective
 from gnpcli.runs.checkpoint import Checkpoints
 from gnpcli.runs.folder import CHECKPOINTS, SUMMARY, check_free, config_from_meta, create_run, note_session, read_config
-from gnpcli.runs.log import Clock, MetricsLog, Screen, write_atomically
+from gnpcli.runs.log import Clock, MetricsLog, Screen
 from gnpcli.step import guard, precision
 from gnpcli.step.optimizer import build_optimizer, make_statistics
 from gnpcli.step.perturbation import perturbed_mask

@@ -6,8 +6,8 @@ import html
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from gnpcli.files import write_atomically
 from gnpcli.report.palette import COLOURS, GRID, GRID_DARK, INK, INK_DARK, MUTED, MUTED_DARK
-from gnpcli.runs.log import write_atomically
 
 _LIGHT = f"--ground: #ffffff; --card: #f6f8fa; --ink: {INK}; --muted: {MUTED}; --grid: {GRID}; --warn: #fff4de; " + (
     "--warn-ink: #7a4a00; " + " ".join(f"--c{index}: {light};" for index, (light, _) in enumerate(COLOURS))

@@ -12,8 +12,8 @@ from typing import Any
 from gnpcli.config import RunConfig
 from gnpcli.config.loader import Layer, differences, dump, read_yaml, validate
 from gnpcli.errors import CheckpointError, ConfigError
+from gnpcli.files import write_atomically
 from gnpcli.models.registry import resolve_model
-from gnpcli.runs.log import write_atomically
 
 CONFIG, METRICS, SUMMARY, ENVIRONMENT, CHECKPOINTS = (
     "config.yaml", "metrics.jsonl", "summary.json", "environment.json", "checkpoints",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from gnpcli.runs.log import write_atomically
+from gnpcli.files import write_atomically
 from gnpcli.tables.page import to_html
 from gnpcli.tables.report import make_report, to_csv, to_latex, to_markdown, to_runs_csv
 from gnpcli.tables.results import TableResult, to_dict

@@ -44,8 +44,7 @@ def _run(task: dict[str, Any]) -> None:
 
     keep_freed_memory()
     keep_compiled_programs()
-    from gnpcli.engine.train import train
-    from gnpcli.engine.train import resume
+    from gnpcli.engine.train import resume, train
 
     run_dir = Path(task["run_dir"])
     if (run_dir / CONFIG).is_file():
