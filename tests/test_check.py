@@ -16,7 +16,7 @@ from gnpcli.errors import GnpError
 from gnpcli.measure.fidelity import Deviation, check, deviation, exact_products, judge, plot
 from gnpcli.models.base import Model
 from gnpcli.recipes.presets import resolve
-from gnpcli.runs.log import Screen
+from gnpcli.terminal.screen import Screen
 from tests.conftest import Gnp, fails
 
 RADII = [1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0]

@@ -16,8 +16,8 @@ from gnpcli.models.base import HEAD
 from gnpcli.models.families import vit
 from gnpcli.models.registry import MODELS, build_model
 from gnpcli.runs.folder import locate, read_config
-from gnpcli.runs.log import Screen
 from gnpcli.runs.trained import open_trained
+from gnpcli.terminal.screen import Screen
 from gnpcli.weights.fit import fit
 from gnpcli.weights.importing import import_file
 from gnpcli.weights.source import read_pretrained

@@ -11,8 +11,8 @@ from gnpcli.cli.options import DataDirOption, JsonOption, QuietOption, SetOption
 
 if TYPE_CHECKING:
     from gnpcli.config import RunConfig
-    from gnpcli.runs.log import Screen
     from gnpcli.runs.trained import Trained
+    from gnpcli.terminal.screen import Screen
 
 DTYPES = ("float32", "bfloat16")
 
@@ -73,7 +73,7 @@ def check(
     keep_compiled_programs()
     from gnpcli.measure.fidelity import check as run
     from gnpcli.measure.fidelity import log_spaced, plot
-    from gnpcli.runs.log import Screen
+    from gnpcli.terminal.screen import Screen
 
     screen = Screen(quiet=quiet or as_json)
     if config is None:

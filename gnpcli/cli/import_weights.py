@@ -49,7 +49,7 @@ def import_weights(
     from gnpcli.models.registry import resolve_model
 
     resolve_model(ModelConfig(name=model))  # an unknown name is said before anything heavy is loaded
-    from gnpcli.runs.log import Screen
+    from gnpcli.terminal.screen import Screen
     from gnpcli.weights.importing import import_file
 
     made = import_file(

@@ -19,12 +19,12 @@ from gnpcli.devices.mesh import make_mesh, replicated
 from gnpcli.errors import CheckpointError, DataError
 from gnpcli.models.base import Model
 from gnpcli.runs.folder import Location
-from gnpcli.runs.log import Screen
 from gnpcli.runs.trained import Trained, open_trained
 from gnpcli.step.losses import zero_sums
 from gnpcli.step.state import run_keys
 from gnpcli.step.train import make_eval_step, make_recalibration_step
 from gnpcli.terminal.loading import LoadingDisplay
+from gnpcli.terminal.screen import Screen
 
 
 class Evaluator:

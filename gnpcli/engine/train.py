@@ -24,6 +24,7 @@ from gnpcli.data.feeds.memory import TrainFeed, make_train_feed
 from gnpcli.data.registry import describe
 from gnpcli.devices.mesh import abstract, check_cut, make_mesh, replicated, settle_groups
 from gnpcli.devices.process import describe_environment, stop_signals
+from gnpcli.engine.clock import Clock
 from gnpcli.engine.evaluate import Evaluator, Recalibration, load_with_progress, warn_of_skipped
 from gnpcli.errors import CheckpointError, DivergenceError, GnpError, Interrupted
 from gnpcli.files import write_atomically
@@ -32,13 +33,14 @@ from gnpcli.models.registry import build_for
 from gnpcli.recipes.plan import fit, objective
 from gnpcli.runs.checkpoint import Checkpoints
 from gnpcli.runs.folder import CHECKPOINTS, SUMMARY, check_free, config_from_meta, create_run, note_session, read_config
-from gnpcli.runs.log import Clock, MetricsLog, Screen
+from gnpcli.runs.log import MetricsLog
 from gnpcli.step import guard, precision
 from gnpcli.step.optimizer import build_optimizer, make_statistics
 from gnpcli.step.perturbation import perturbed_mask
 from gnpcli.step.schedules import GrSchedule, Horizon, Kind, gr_schedule, lr_schedule
 from gnpcli.step.state import TrainState, init_state, run_keys
 from gnpcli.step.train import make_diagnosis, make_rounding_measure, make_train_step
+from gnpcli.terminal.screen import Screen
 from gnpcli.weights.source import Pretrained, complete, fit_pretrained, open_pretrained
 
 LOOKAHEAD = 2

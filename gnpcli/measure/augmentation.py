@@ -14,9 +14,9 @@ from gnpcli.data.base import DataSpec, Images
 from gnpcli.data.feeds.memory import make_train_feed
 from gnpcli.devices.mesh import make_mesh
 from gnpcli.engine.evaluate import load_with_progress
-from gnpcli.runs.log import Screen
 from gnpcli.step.state import run_keys
 from gnpcli.step.train import augment_key
+from gnpcli.terminal.screen import Screen
 
 CELL = 128
 """Smallest side of an image on the sheet, in pixels; smaller images are enlarged by a whole factor."""

@@ -30,12 +30,12 @@ from gnpcli.errors import GnpError
 from gnpcli.gnp import Scales, global_norm, gnp_value_and_grad
 from gnpcli.gnp.ascent import steepest
 from gnpcli.models.registry import build_for
-from gnpcli.runs.log import Screen
 from gnpcli.runs.trained import Trained
 from gnpcli.step.gradient import make_objective
 from gnpcli.step.perturbation import build_scales
 from gnpcli.step.state import run_keys
 from gnpcli.step.train import step_batch
+from gnpcli.terminal.screen import Screen
 
 DEFAULT_ALPHA = 0.8
 """Mixing weight of the mixed gradient where the configuration has none (the papers' value)."""

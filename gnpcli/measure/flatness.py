@@ -24,9 +24,9 @@ from gnpcli.measure.landscape import Landscape, Sums
 from gnpcli.models.base import Params
 from gnpcli.models.registry import build_for
 from gnpcli.runs.folder import locate
-from gnpcli.runs.log import Screen
 from gnpcli.runs.trained import Trained, open_trained
 from gnpcli.terminal.loading import LoadingDisplay
+from gnpcli.terminal.screen import Screen
 
 Plane = Literal["random", "gradient", "none"]
 """The two axes of the loss surface: two random directions, the gradient and a random one, or no surface."""

@@ -4,18 +4,12 @@ from __future__ import annotations
 
 import json
 import math
-import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
-
-from rich.console import Console
-from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
-from rich.table import Column
-from rich.text import Text
 
 from gnpcli.files import write_atomically
 
@@ -130,110 +124,3 @@ class MetricsLog:
 
 def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-class Clock:
-    """Wall time of training: since the start, and images/s between pauses (compilation, evaluation, saving)."""
-
-    def __init__(self, batch_size: int):
-        self._batch_size = batch_size
-        self._start = self._mark = time.perf_counter()
-        self._marked_step: int | None = None
-        self._trained_s = 0.0
-        self._trained_steps = 0
-
-    def pause(self, step: int) -> None:
-        """Leave out the time since the last rate, and start again behind `step`."""
-        self._mark, self._marked_step = time.perf_counter(), step
-
-    def rate(self, step: int) -> dict[str, Any]:
-        """Return images/s since the mark (None for the first step behind a pause) and the seconds since the start."""
-        now = time.perf_counter()
-        rate = None
-        if self._marked_step is not None and step > self._marked_step:
-            steps, elapsed = step - self._marked_step, now - self._mark
-            rate = steps * self._batch_size / elapsed
-            self._trained_s += elapsed
-            self._trained_steps += steps
-        self._mark, self._marked_step = now, step
-        return {"images_per_s": rate, "elapsed_s": round(now - self._start, 3)}
-
-    def totals(self) -> dict[str, Any]:
-        """Return the seconds since the start, and the images/s over all steps that a rate was given for."""
-        images = self._trained_steps * self._batch_size
-        return {
-            "elapsed_s": round(time.perf_counter() - self._start, 3),
-            "images_per_s": images / self._trained_s if self._trained_s else None,
-        }
-
-
-class _Rate(ProgressColumn):
-    """Images per second of training alone, as the engine measured it."""
-
-    def render(self, task: Task) -> Text:
-        rate = task.fields.get("images_per_s")
-        return Text(f"{rate:,.0f} img/s" if rate else "", style="progress.data.speed")
-
-
-class Screen:
-    """Progress for a person, on stderr: a bar on a terminal, plain lines elsewhere, only warnings when quiet."""
-
-    PLAIN_EVERY_S = 10.0
-
-    def __init__(self, *, quiet: bool = False, console: Console | None = None):
-        self.console = console or Console(stderr=True, highlight=False, soft_wrap=not sys.stderr.isatty())
-        self.is_quiet = quiet
-        self._total = 0
-        self._last_line = time.monotonic()
-        self._progress: Progress | None = None
-
-    @contextmanager
-    def progress(self, total_steps: int, start_step: int) -> Iterator[None]:
-        """Show a bar up to `total_steps` inside the block, if this is a terminal."""
-        self._total = total_steps
-        if not self.console.is_terminal or self.is_quiet:
-            yield
-            return
-        self._progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=None),
-            TextColumn("{task.percentage:.0f}%"),
-            _Rate(table_column=Column(no_wrap=True)),
-            TimeRemainingColumn(compact=True),
-            TextColumn("{task.fields[values]}"),
-            console=self.console,
-            expand=True,
-        )
-        self._bar = self._progress.add_task(
-            "starting", total=total_steps, completed=start_step, values="", images_per_s=None
-        )
-        try:
-            with self._progress:
-                yield
-        finally:
-            self._progress = None
-
-    def status(self, text: str) -> None:
-        """Say in the bar what is going on now."""
-        if self._progress:
-            self._progress.update(self._bar, description=text)
-
-    def line(self, text: str, style: str | None = None) -> None:
-        """Print a line that stays."""
-        if not self.is_quiet or style:
-            self.console.print(text, markup=False, style=style)
-
-    def update(self, step: int, epoch: str, record: Mapping[str, float], images_per_s: float | None) -> None:
-        """Show the values of a finished step; without a terminal, one line every `PLAIN_EVERY_S` seconds."""
-        values = (
-            f"loss {record['loss']:.2f} error {100 * record['error_rate']:.1f}%"
-            f" r {record['r']:.3g} alpha {record['alpha']:.3g}"
-        )
-        if self._progress:
-            self._progress.update(
-                self._bar, completed=step, description=epoch, values=values, images_per_s=images_per_s
-            )
-        elif not self.is_quiet and time.monotonic() - self._last_line >= self.PLAIN_EVERY_S:
-            self._last_line = time.monotonic()
-            rate = f"  {images_per_s:,.0f} img/s" if images_per_s else ""
-            self.console.print(f"{epoch}  step {step}/{self._total}  {values}{rate}", markup=False)

@@ -16,7 +16,7 @@ from gnpcli.models.base import Model, Params, State
 from gnpcli.models.registry import build_for
 from gnpcli.runs.checkpoint import Checkpoints, DamagedCheckpoint
 from gnpcli.runs.folder import Location, config_from_meta, read_config
-from gnpcli.runs.log import Screen
+from gnpcli.terminal.screen import Screen
 
 
 @dataclass(frozen=True)

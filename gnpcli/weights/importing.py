@@ -18,8 +18,8 @@ from gnpcli.models.base import HEAD, starting_from
 from gnpcli.models.registry import build_for, resolve_model
 from gnpcli.models.torch.facts import Facts
 from gnpcli.runs.checkpoint import Checkpoints
-from gnpcli.runs.log import Screen
 from gnpcli.step.state import init_state, run_keys
+from gnpcli.terminal.screen import Screen
 from gnpcli.weights.source import Pretrained, fit_pretrained, read_torch, usual_statistics
 
 

@@ -20,8 +20,8 @@ from gnpcli.models.base import Params, State
 from gnpcli.models.registry import MODELS, find_model
 from gnpcli.models.torch.facts import Facts
 from gnpcli.runs.folder import locate
-from gnpcli.runs.log import Screen
 from gnpcli.runs.trained import open_trained
+from gnpcli.terminal.screen import Screen
 from gnpcli.weights.files import read_tensors
 from gnpcli.weights.fit import Fitted, fit
 
