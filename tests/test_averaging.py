@@ -14,13 +14,12 @@ from flax import linen as nn
 
 from gnpcli.devices.mesh import make_mesh
 from gnpcli.engine.evaluate import Recalibration
+from gnpcli.keys import augment_key, run_keys
 from gnpcli.models.base import from_linen
 from gnpcli.models.layers.dense import BatchNorm
 from gnpcli.recipes.presets import resolve
 from gnpcli.runs.log import read_metrics
 from gnpcli.step.averaging import ema_decay, moved
-from gnpcli.step.state import run_keys
-from gnpcli.step.train import augment_key
 from tests.conftest import Gnp, fails
 
 

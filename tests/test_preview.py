@@ -10,9 +10,8 @@ from PIL import Image
 from gnpcli.data.feeds.memory import make_train_feed
 from gnpcli.data.registry import load_dataset
 from gnpcli.devices.mesh import make_mesh
+from gnpcli.keys import augment_key, run_keys
 from gnpcli.recipes.presets import resolve
-from gnpcli.step.state import run_keys
-from gnpcli.step.train import augment_key
 from tests.conftest import Gnp, fails
 
 SIDE, GAP, LINE = 128, 8, 14  # 8-pixel digits, enlarged 16 times

@@ -17,11 +17,11 @@ from gnpcli.data.feeds.memory import TrainFeed, make_eval_feed, make_train_feed
 from gnpcli.data.registry import describe, load_dataset
 from gnpcli.devices.mesh import make_mesh, replicated
 from gnpcli.errors import CheckpointError, DataError
+from gnpcli.keys import run_keys
 from gnpcli.models.base import Model
 from gnpcli.runs.folder import Location
 from gnpcli.runs.trained import Trained, open_trained
 from gnpcli.step.losses import zero_sums
-from gnpcli.step.state import run_keys
 from gnpcli.step.train import make_eval_step, make_recalibration_step
 from gnpcli.terminal.loading import LoadingDisplay
 from gnpcli.terminal.screen import Screen

@@ -28,6 +28,7 @@ from gnpcli.engine.clock import Clock
 from gnpcli.engine.evaluate import Evaluator, Recalibration, load_with_progress, warn_of_skipped
 from gnpcli.errors import CheckpointError, DivergenceError, GnpError, Interrupted
 from gnpcli.files import write_atomically
+from gnpcli.keys import run_keys
 from gnpcli.models.base import Model, Params, State, parameter_shapes, starting_from
 from gnpcli.models.registry import build_for
 from gnpcli.recipes.plan import fit, objective
@@ -38,7 +39,7 @@ from gnpcli.step import guard, precision
 from gnpcli.step.optimizer import build_optimizer, make_statistics
 from gnpcli.step.perturbation import perturbed_mask
 from gnpcli.step.schedules import GrSchedule, Horizon, Kind, gr_schedule, lr_schedule
-from gnpcli.step.state import TrainState, init_state, run_keys
+from gnpcli.step.state import TrainState, init_state
 from gnpcli.step.train import make_diagnosis, make_rounding_measure, make_train_step
 from gnpcli.terminal.screen import Screen
 from gnpcli.weights.source import Pretrained, complete, fit_pretrained, open_pretrained

@@ -14,8 +14,7 @@ from gnpcli.data.base import DataSpec, Images
 from gnpcli.data.feeds.memory import make_train_feed
 from gnpcli.devices.mesh import make_mesh
 from gnpcli.engine.evaluate import load_with_progress
-from gnpcli.step.state import run_keys
-from gnpcli.step.train import augment_key
+from gnpcli.keys import augment_key, run_keys
 from gnpcli.terminal.screen import Screen
 
 CELL = 128

@@ -29,11 +29,11 @@ from gnpcli.engine.evaluate import check_fit, load_with_progress, warn_of_skippe
 from gnpcli.errors import GnpError
 from gnpcli.gnp import Scales, global_norm, gnp_value_and_grad
 from gnpcli.gnp.ascent import steepest
+from gnpcli.keys import run_keys
 from gnpcli.models.registry import build_for
 from gnpcli.runs.trained import Trained
 from gnpcli.step.gradient import make_objective
 from gnpcli.step.perturbation import build_scales
-from gnpcli.step.state import run_keys
 from gnpcli.step.train import step_batch
 from gnpcli.terminal.screen import Screen
 

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from gnpcli.keys import run_keys
 from gnpcli.models.base import Model
 
 
@@ -39,22 +40,6 @@ class TrainState(NamedTuple):
     """Moving average of the parameters, a tree like `params`; an empty dict where none is kept."""
     component: Any
     """What reuse steps add to their gradient, a tree like `params` (LookSAM); an empty dict where nothing is reused."""
-
-
-class RunKeys(NamedTuple):
-    """The independent random streams of a run, all from its seed."""
-
-    init: jax.Array
-    """Initial parameters."""
-    steps: jax.Array
-    """Augmentation and dropout; becomes `TrainState.key`."""
-    order: jax.Array
-    """Order of the examples; epoch e is shuffled with ``fold_in(order, e)``."""
-
-
-def run_keys(seed: int) -> RunKeys:
-    """Return the random streams of a run."""
-    return RunKeys(*jax.random.split(jax.random.key(seed), 3))
 
 
 def init_state(

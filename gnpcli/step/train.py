@@ -16,6 +16,7 @@ from gnpcli.devices.mesh import replicated, split_batch
 from gnpcli.gnp import global_norm
 from gnpcli.gnp.ascent import steepest
 from gnpcli.gnp.trees import inverse, scaled
+from gnpcli.keys import step_keys
 from gnpcli.models.base import Model
 from gnpcli.models.layers.dense import DTYPES
 from gnpcli.step.averaging import batch_statistics, ema_decay, moved
@@ -55,16 +56,6 @@ class EvalFeed(Protocol):
     def batch(self, source: Any, index: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Return images ``[B, H, W, C]``, labels ``[B]`` and a mask ``[B]`` bool that is False on padding."""
         ...
-
-
-def augment_key(steps_key: jax.Array, step: jax.Array | int) -> jax.Array:
-    """Return the key of a step's augmentation; `steps_key` is `TrainState.key`."""
-    return step_keys(steps_key, step)[0]
-
-
-def step_keys(steps_key: jax.Array, step: jax.Array | int) -> jax.Array:
-    """Return the keys of augmentation and of the model, of one step."""
-    return jax.random.split(jax.random.fold_in(steps_key, step))
 
 
 def step_batch(

@@ -14,11 +14,12 @@ from gnpcli.config.loader import Layer, located, merge, parse_overrides, validat
 from gnpcli.data.base import DataSpec, numbered
 from gnpcli.data.registry import check_data, describe
 from gnpcli.errors import CheckpointError, ConfigError
+from gnpcli.keys import run_keys
 from gnpcli.models.base import HEAD, starting_from
 from gnpcli.models.registry import build_for, resolve_model
 from gnpcli.models.torch.facts import Facts
 from gnpcli.runs.checkpoint import Checkpoints
-from gnpcli.step.state import init_state, run_keys
+from gnpcli.step.state import init_state
 from gnpcli.terminal.screen import Screen
 from gnpcli.weights.source import Pretrained, fit_pretrained, read_torch, usual_statistics
 
