@@ -17,9 +17,10 @@ from gnpcli.models.base import Model
 from gnpcli.recipes.presets import resolve
 from gnpcli.step import guard
 from gnpcli.step.optimizer import build_optimizer
+from gnpcli.step.probes import make_diagnosis
 from gnpcli.step.schedules import Horizon, Kind, gr_schedule, lr_schedule
 from gnpcli.step.state import TrainState, init_state
-from gnpcli.step.train import make_diagnosis, make_train_step
+from gnpcli.step.train import make_train_step
 from tests.test_steps import SIDE, FixedFeed, assert_same, small_model, source
 
 HORIZON = Horizon(steps_per_epoch=20, epochs=2)

@@ -16,12 +16,13 @@ from gnpcli.devices.mesh import make_mesh, replicated
 from gnpcli.gnp import global_norm
 from gnpcli.models.base import Model
 from gnpcli.recipes.presets import resolve
+from gnpcli.step.evaluate import make_eval_step
 from gnpcli.step.gradient import make_value_and_grad
 from gnpcli.step.losses import cross_entropy, zero_sums
 from gnpcli.step.optimizer import build_optimizer
 from gnpcli.step.schedules import GrSchedule, Horizon, Kind, gr_schedule, lr_schedule
 from gnpcli.step.state import TrainState, init_state
-from gnpcli.step.train import make_eval_step, make_train_step
+from gnpcli.step.train import make_train_step
 
 CLASSES, SIDE = 4, 3
 HORIZON = Horizon(steps_per_epoch=5, epochs=2)

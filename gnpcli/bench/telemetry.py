@@ -13,11 +13,11 @@ from gnpcli.devices.mesh import make_mesh, replicated
 from gnpcli.devices.process import describe_environment
 from gnpcli.engine.train import Task, build_task
 from gnpcli.gnp import global_norm
+from gnpcli.step.batch import step_batch
 from gnpcli.step.gradient import make_value_and_grad
 from gnpcli.step.optimizer import build_optimizer, clip_by_norm
 from gnpcli.step.schedules import lr_schedule
 from gnpcli.step.state import TrainState
-from gnpcli.step.train import step_batch
 
 
 def bench_telemetry(config: RunConfig, *, rounds: int, steps: int, report: Report) -> dict[str, Any]:

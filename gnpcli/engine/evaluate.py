@@ -21,8 +21,8 @@ from gnpcli.keys import run_keys
 from gnpcli.models.base import Model
 from gnpcli.runs.folder import Location
 from gnpcli.runs.trained import Trained, open_trained
+from gnpcli.step.evaluate import make_eval_step, make_recalibration_step
 from gnpcli.step.losses import zero_sums
-from gnpcli.step.train import make_eval_step, make_recalibration_step
 from gnpcli.terminal.loading import LoadingDisplay
 from gnpcli.terminal.screen import Screen
 

@@ -38,9 +38,10 @@ from gnpcli.runs.log import MetricsLog
 from gnpcli.step import guard, precision
 from gnpcli.step.optimizer import build_optimizer, make_statistics
 from gnpcli.step.perturbation import perturbed_mask
+from gnpcli.step.probes import make_diagnosis, make_rounding_measure
 from gnpcli.step.schedules import GrSchedule, Horizon, Kind, gr_schedule, lr_schedule
 from gnpcli.step.state import TrainState, init_state
-from gnpcli.step.train import make_diagnosis, make_rounding_measure, make_train_step
+from gnpcli.step.train import make_train_step
 from gnpcli.terminal.screen import Screen
 from gnpcli.weights.source import Pretrained, complete, fit_pretrained, open_pretrained
 
@@ -65,7 +66,7 @@ class Task:
     statistics: Any | None
     """``opt_state -> metrics`` of an adaptive optimizer, for the steps that are logged."""
     rounding: Any | None
-    """See `gnpcli.step.train.make_rounding_measure`; None where nothing is perturbed or it is all in float32."""
+    """See `gnpcli.step.probes.make_rounding_measure`; None where nothing is perturbed or it is all in float32."""
     init: Callable[..., TrainState]
     """``init(weights=None)``: the state before the first step, from parameters and model state where they are given."""
 
@@ -79,7 +80,7 @@ class Task:
         return state
 
     def diagnose(self, state: TrainState, step: int) -> Any:
-        """Return the findings of `gnpcli.step.train.make_diagnosis` about `step`, which began in `state`."""
+        """Return the findings of `gnpcli.step.probes.make_diagnosis` about `step`, which began in `state`."""
         config, kind = self.config, self.gr.kinds[step]
         program = make_diagnosis(self.model, self.feed, config.train, config.gr, self.gr, self.mesh, kind=kind)
         return jax.device_get(program(state, self.feed.source(step)))

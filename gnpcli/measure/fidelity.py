@@ -32,9 +32,9 @@ from gnpcli.gnp.ascent import steepest
 from gnpcli.keys import run_keys
 from gnpcli.models.registry import build_for
 from gnpcli.runs.trained import Trained
+from gnpcli.step.batch import step_batch
 from gnpcli.step.gradient import make_objective
 from gnpcli.step.perturbation import build_scales
-from gnpcli.step.train import step_batch
 from gnpcli.terminal.screen import Screen
 
 DEFAULT_ALPHA = 0.8
