@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from gnpcli.data.feeds.memory import make_train_feed
+from gnpcli.data.feeds.make import make_train_feed
 from gnpcli.data.registry import load_dataset
 from gnpcli.devices.mesh import make_mesh
 from gnpcli.keys import augment_key, run_keys

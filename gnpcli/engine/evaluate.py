@@ -13,7 +13,8 @@ from jax.sharding import Mesh
 
 from gnpcli.config import RunConfig, Weights
 from gnpcli.data.base import DataInfo, Dataset, DataSpec, FileSplit, Split, numbered
-from gnpcli.data.feeds.memory import TrainFeed, make_eval_feed, make_train_feed
+from gnpcli.data.feeds.make import make_eval_feed, make_train_feed
+from gnpcli.data.feeds.memory import TrainFeed
 from gnpcli.data.registry import describe, load_dataset
 from gnpcli.devices.mesh import make_mesh, replicated
 from gnpcli.errors import CheckpointError, DataError

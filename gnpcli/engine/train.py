@@ -20,7 +20,8 @@ from jax.sharding import Mesh
 from gnpcli.config import RunConfig
 from gnpcli.config.loader import differences
 from gnpcli.data.base import Dataset, DataSpec, FileSplit, Split
-from gnpcli.data.feeds.memory import TrainFeed, make_train_feed
+from gnpcli.data.feeds.make import make_train_feed
+from gnpcli.data.feeds.memory import TrainFeed
 from gnpcli.data.registry import describe
 from gnpcli.devices.mesh import abstract, check_cut, make_mesh, replicated, settle_groups
 from gnpcli.devices.process import describe_environment, stop_signals

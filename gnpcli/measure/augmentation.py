@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from gnpcli.config import MeshConfig, RunConfig
 from gnpcli.data.base import DataSpec, Images
-from gnpcli.data.feeds.memory import make_train_feed
+from gnpcli.data.feeds.make import make_train_feed
 from gnpcli.devices.mesh import make_mesh
 from gnpcli.engine.evaluate import load_with_progress
 from gnpcli.keys import augment_key, run_keys

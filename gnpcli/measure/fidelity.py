@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 
 from gnpcli.config import RunConfig
-from gnpcli.data.feeds.memory import make_train_feed
+from gnpcli.data.feeds.make import make_train_feed
 from gnpcli.devices.mesh import make_mesh, replicated
 from gnpcli.devices.process import describe_environment
 from gnpcli.engine.evaluate import check_fit, load_with_progress, warn_of_skipped

@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 
 from gnpcli.config import RunConfig
 from gnpcli.data.base import DataSpec, FileSplit, Split
-from gnpcli.data.feeds.memory import make_eval_feed
+from gnpcli.data.feeds.make import make_eval_feed
 from gnpcli.devices.mesh import replicated, split_batch
 from gnpcli.errors import DataError
 from gnpcli.models.base import Model, Params, State

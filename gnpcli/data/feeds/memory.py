@@ -13,14 +13,13 @@ from typing import Protocol
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
 from gnpcli.config.schema import DataConfig
 from gnpcli.data.augment.basic import normalize
 from gnpcli.data.augment.pipeline import make_pipeline
-from gnpcli.data.base import DataSpec, FileSplit, Split
-from gnpcli.devices.mesh import Place, batch_placer, placer
+from gnpcli.data.base import DataSpec, Split
+from gnpcli.devices.mesh import Place
 from gnpcli.errors import ConfigError, DataError
 
 Source = dict[str, jax.Array]
@@ -60,28 +59,6 @@ class EvalFeed(Protocol):
 
     def batch(self, source: Source, index: jax.Array | int) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Return normalised images, labels and a mask that is False on padding; pure."""
-
-
-def make_train_feed(
-    split: Split | FileSplit, spec: DataSpec, config: DataConfig, mesh: Mesh, *, key: jax.Array, dtype: DTypeLike
-) -> TrainFeed:
-    """Return the feed of a split in memory or streamed; arguments and errors as of `InMemoryFeed`."""
-    if isinstance(split, Split):
-        return InMemoryFeed(split, spec, config, key=key, place=placer(mesh), dtype=dtype)
-    from gnpcli.data.feeds.streamed import StreamedFeed
-
-    return StreamedFeed(split, spec, config, key=key, place=batch_placer(mesh), dtype=dtype)
-
-
-def make_eval_feed(
-    split: Split | FileSplit, spec: DataSpec, config: DataConfig, mesh: Mesh, *, dtype: DTypeLike
-) -> EvalFeed:
-    """Return the feed of a split in memory or streamed; arguments and errors as of `InMemoryEvalFeed`."""
-    if isinstance(split, Split):
-        return InMemoryEvalFeed(split, spec, config, place=placer(mesh), dtype=dtype)
-    from gnpcli.data.feeds.streamed import StreamedEvalFeed
-
-    return StreamedEvalFeed(split, spec, config, place=batch_placer(mesh), dtype=dtype)
 
 
 class InMemoryFeed:

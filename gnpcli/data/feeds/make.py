@@ -1,0 +1,34 @@
+"""The feed of a split, in memory or streamed."""
+
+from __future__ import annotations
+
+import jax
+from jax.sharding import Mesh
+from jax.typing import DTypeLike
+
+from gnpcli.config.schema import DataConfig
+from gnpcli.data.base import DataSpec, FileSplit, Split
+from gnpcli.data.feeds.memory import EvalFeed, InMemoryEvalFeed, InMemoryFeed, TrainFeed
+from gnpcli.devices.mesh import batch_placer, placer
+
+
+def make_train_feed(
+    split: Split | FileSplit, spec: DataSpec, config: DataConfig, mesh: Mesh, *, key: jax.Array, dtype: DTypeLike
+) -> TrainFeed:
+    """Return the feed of a split in memory or streamed; arguments and errors as of `InMemoryFeed`."""
+    if isinstance(split, Split):
+        return InMemoryFeed(split, spec, config, key=key, place=placer(mesh), dtype=dtype)
+    from gnpcli.data.feeds.streamed import StreamedFeed
+
+    return StreamedFeed(split, spec, config, key=key, place=batch_placer(mesh), dtype=dtype)
+
+
+def make_eval_feed(
+    split: Split | FileSplit, spec: DataSpec, config: DataConfig, mesh: Mesh, *, dtype: DTypeLike
+) -> EvalFeed:
+    """Return the feed of a split in memory or streamed; arguments and errors as of `InMemoryEvalFeed`."""
+    if isinstance(split, Split):
+        return InMemoryEvalFeed(split, spec, config, place=placer(mesh), dtype=dtype)
+    from gnpcli.data.feeds.streamed import StreamedEvalFeed
+
+    return StreamedEvalFeed(split, spec, config, place=batch_placer(mesh), dtype=dtype)
