@@ -13,7 +13,7 @@ import pytest
 from flax import linen as nn
 
 from gnpcli.devices.mesh import make_mesh
-from gnpcli.engine.evaluate import Recalibration
+from gnpcli.engine.evaluator import Recalibration
 from gnpcli.keys import augment_key, run_keys
 from gnpcli.models.base import from_linen
 from gnpcli.models.layers.dense import BatchNorm

@@ -9,7 +9,7 @@ from gnpcli.config import RunConfig
 from gnpcli.data.base import DataSpec, FileSplit, Split
 from gnpcli.data.registry import describe
 from gnpcli.devices.mesh import make_mesh
-from gnpcli.engine.train import build_task
+from gnpcli.engine.task import build_task
 
 
 def trace(config: RunConfig) -> None:

@@ -28,7 +28,7 @@ from gnpcli.data.images.layout import SUFFIXES
 from gnpcli.data.sources.folder import STREAMED_MEAN, STREAMED_SIZE, STREAMED_STD
 from gnpcli.devices.mesh import make_mesh
 from gnpcli.devices.process import describe_environment
-from gnpcli.engine.train import build_task
+from gnpcli.engine.task import build_task
 from gnpcli.errors import ConfigError, DataError
 
 VARIANTS: dict[str, dict[str, str]] = {

@@ -12,7 +12,7 @@ from gnpcli.bench.steps import Report, Timed, has_loop, interleave, random_image
 from gnpcli.config import RunConfig
 from gnpcli.devices.mesh import make_mesh
 from gnpcli.devices.process import describe_environment
-from gnpcli.engine.train import build_task
+from gnpcli.engine.task import build_task
 from gnpcli.errors import ConfigError, suggest
 from gnpcli.recipes.presets import override
 

@@ -21,7 +21,7 @@ from gnpcli.data.base import DataSpec, Split
 from gnpcli.data.registry import describe
 from gnpcli.devices.mesh import make_mesh
 from gnpcli.devices.process import describe_environment
-from gnpcli.engine.train import build_task
+from gnpcli.engine.task import build_task
 from gnpcli.errors import DataError
 from gnpcli.models.layers.convolution import canonical
 

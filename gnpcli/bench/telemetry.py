@@ -11,7 +11,7 @@ from gnpcli.bench.steps import Report, Timed, interleave, random_images
 from gnpcli.config import RunConfig
 from gnpcli.devices.mesh import make_mesh, replicated
 from gnpcli.devices.process import describe_environment
-from gnpcli.engine.train import Task, build_task
+from gnpcli.engine.task import Task, build_task
 from gnpcli.gnp import global_norm
 from gnpcli.step.batch import step_batch
 from gnpcli.step.gradient import make_value_and_grad

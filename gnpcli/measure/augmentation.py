@@ -13,7 +13,7 @@ from gnpcli.config import MeshConfig, RunConfig
 from gnpcli.data.base import DataSpec, Images
 from gnpcli.data.feeds.make import make_train_feed
 from gnpcli.devices.mesh import make_mesh
-from gnpcli.engine.evaluate import load_with_progress
+from gnpcli.engine.loading import load_with_progress
 from gnpcli.keys import augment_key, run_keys
 from gnpcli.terminal.screen import Screen
 

@@ -25,7 +25,8 @@ from gnpcli.config import RunConfig
 from gnpcli.data.feeds.make import make_train_feed
 from gnpcli.devices.mesh import make_mesh, replicated
 from gnpcli.devices.process import describe_environment
-from gnpcli.engine.evaluate import check_fit, load_with_progress, warn_of_skipped
+from gnpcli.engine.evaluate import check_fit
+from gnpcli.engine.loading import load_with_progress, warn_of_skipped
 from gnpcli.errors import GnpError
 from gnpcli.gnp import Scales, global_norm, gnp_value_and_grad
 from gnpcli.gnp.ascent import steepest

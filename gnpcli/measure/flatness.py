@@ -15,7 +15,8 @@ import numpy as np
 from gnpcli.config import RunConfig
 from gnpcli.data.base import Dataset, FileSplit, Split
 from gnpcli.devices.mesh import make_mesh
-from gnpcli.engine.evaluate import load_with_progress, recalibrated, warn_of_skipped
+from gnpcli.engine.evaluate import recalibrated
+from gnpcli.engine.loading import load_with_progress, warn_of_skipped
 from gnpcli.errors import DataError, DivergenceError
 from gnpcli.gnp import global_norm
 from gnpcli.measure.directions import filter_normalized, random_direction, with_norm

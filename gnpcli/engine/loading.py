@@ -1,0 +1,27 @@
+"""Loading of a run's data, with what a person sees of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from gnpcli.config import RunConfig
+from gnpcli.data.base import Dataset
+from gnpcli.data.registry import load_dataset
+from gnpcli.terminal.loading import LoadingDisplay
+from gnpcli.terminal.screen import Screen
+
+
+def warn_of_skipped(screen: Screen, skipped: Sequence[str], split: str) -> None:
+    """Say how many files of a split could not be read and were skipped, and name the first ones."""
+    if skipped:
+        more = f" and {len(skipped) - 3} more" if len(skipped) > 3 else ""
+        screen.line(
+            f"warning: {len(skipped)} unreadable image(s) of the {split} split skipped: {', '.join(skipped[:3])}{more}",
+            style="yellow",
+        )
+
+
+def load_with_progress(config: RunConfig, screen: Screen) -> Dataset:
+    """Load the data set, saying how far it is fetched, prepared and decoded."""
+    with LoadingDisplay(config.data.name, screen.console, screen.line, quiet=screen.is_quiet) as display:
+        return load_dataset(config.data, display)
