@@ -13,9 +13,9 @@ import jax
 from gnpcli.engine.clock import Clock
 from gnpcli.engine.evaluator import Evaluator, Recalibration
 from gnpcli.engine.loading import warn_of_skipped
+from gnpcli.engine.loop import Loop
 from gnpcli.engine.task import Task
-from gnpcli.engine.train import _last_good, _meta
-from gnpcli.errors import DivergenceError, GnpError
+from gnpcli.errors import CheckpointError, DivergenceError, GnpError
 from gnpcli.runs.checkpoint import Checkpoints
 from gnpcli.runs.log import MetricsLog
 from gnpcli.step import guard, precision
@@ -26,7 +26,7 @@ LOOKAHEAD = 2
 """Steps dispatched before the metrics of a step are read: the device never waits for the host, nor runs far ahead."""
 
 
-class _Loop:
+class Loop:
     """The training loop and what it carries from step to step."""
 
     def __init__(
@@ -48,7 +48,7 @@ class _Loop:
         self.results: dict[str, dict[str, Any]] = {}
         self.skipped: dict[str, int] = {}
         self.saved_step: int | None = None
-        self.meta = _meta(task)
+        self.meta = checkpoint_meta(task)
         self.rounding = task.rounding
         self.clock = Clock(task.config.data.batch_size)
 
@@ -185,7 +185,7 @@ class _Loop:
         remedies = ["a lower optimizer.lr", "a lower gr.r", "train.clip_norm"]
         if self.task.config.train.on_nonfinite == "stop":
             remedies.append("train.on_nonfinite=skip")
-        return f"{_last_good(self.checkpoints)}; try {', '.join(remedies[:-1])} or {remedies[-1]}"
+        return f"{last_good(self.checkpoints)}; try {', '.join(remedies[:-1])} or {remedies[-1]}"
 
     def _summary(self, step: int, *, is_interrupted: bool) -> dict[str, Any]:
         best = self.checkpoints.best_step()
@@ -202,3 +202,13 @@ class _Loop:
             "best_split": next(iter(self.evaluators), None),
             **self.clock.totals(),
         }
+
+
+def checkpoint_meta(task: Task) -> dict[str, Any]:
+    return {"config": task.config.model_dump(mode="json"), "data": task.spec.to_dict()}
+
+
+def last_good(checkpoints: Checkpoints) -> str:
+    with suppress(CheckpointError):  # of a pending save; what is on disk is what counts here
+        checkpoints.wait()
+    return checkpoints.last_good()

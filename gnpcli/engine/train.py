@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from gnpcli.devices.mesh import make_mesh, settle_groups
 from gnpcli.devices.process import describe_environment, stop_signals
 from gnpcli.engine.evaluator import Evaluator
 from gnpcli.engine.loading import load_with_progress
-from gnpcli.engine.loop import _Loop
+from gnpcli.engine.loop import Loop, checkpoint_meta, last_good
 from gnpcli.engine.task import Task, build_task
 from gnpcli.errors import CheckpointError, DivergenceError, GnpError, Interrupted
 from gnpcli.files import write_atomically
@@ -107,7 +106,7 @@ def _run(
             return summary
         if state is None and task.config.train.init_from is not None:
             state = initial or _start_from(open_pretrained(task.config, screen), task, screen)
-            checkpoints.save(state, _meta(task))  # so that resuming does not need the weights' own file
+            checkpoints.save(state, checkpoint_meta(task))  # so that resuming does not need the weights' own file
             checkpoints.wait()
         state = task.init() if state is None else state
         note_session(run_dir, describe_environment(), start)
@@ -123,12 +122,12 @@ def _run(
                 screen.progress(total, start),
                 stop_signals() as received,
             ):
-                summary = _Loop(task, state, evaluators, checkpoints, log, screen).run(start, stop, received)
+                summary = Loop(task, state, evaluators, checkpoints, log, screen).run(start, stop, received)
         except DivergenceError as error:
             _write_summary(run_dir, {"status": "diverged", "error": str(error)})
             raise
         except OSError as error:
-            raise GnpError(f"cannot write to {run_dir}: {error.strerror}; {_last_good(checkpoints)}") from error
+            raise GnpError(f"cannot write to {run_dir}: {error.strerror}; {last_good(checkpoints)}") from error
     finally:
         task.feed.close()
         checkpoints.close()
@@ -150,16 +149,6 @@ def _write_summary(run_dir: Path, summary: dict[str, Any]) -> dict[str, Any]:
     summary = {"run_dir": str(run_dir), **summary}
     write_atomically(run_dir / SUMMARY, json.dumps(summary, indent=2) + "\n")
     return summary
-
-
-def _meta(task: Task) -> dict[str, Any]:
-    return {"config": task.config.model_dump(mode="json"), "data": task.spec.to_dict()}
-
-
-def _last_good(checkpoints: Checkpoints) -> str:
-    with suppress(CheckpointError):  # of a pending save; what is on disk is what counts here
-        checkpoints.wait()
-    return checkpoints.last_good()
 
 
 def _restore(task: Task, checkpoints: Checkpoints, screen: Screen) -> TrainState | None:
