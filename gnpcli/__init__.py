@@ -5,7 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["GnpMetrics", "__version__", "accumulate", "gnp_value_and_grad", "penalize", "perturbation_scales"]
+__all__ = [
+    "GnpMetrics",
+    "__version__",
+    "accumulate",
+    "gnp_value_and_grad",
+    "penalize",
+    "perturbation_scales",
+]
 
 if TYPE_CHECKING:
     from gnpcli.gnp import GnpMetrics, accumulate, gnp_value_and_grad, penalize, perturbation_scales

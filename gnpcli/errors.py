@@ -52,7 +52,10 @@ def explain(error: BaseException) -> tuple[str | None, int]:
     if isinstance(error, OSError) and error.strerror:
         return f"{error.strerror}: {error.filename}" if error.filename else error.strerror, 1
     if "RESOURCE_EXHAUSTED" in str(error):
-        return "out of device memory: lower data.batch_size, or spread the batch over more devices", 1
+        return (
+            "out of device memory: lower data.batch_size, or spread the batch over more devices",
+            1,
+        )
     return None, 1
 
 

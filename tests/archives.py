@@ -49,16 +49,26 @@ def write_archives(name: str, images: Images, folder: Path) -> None:
 def _write_cifar(name: str, images: Images, folder: Path) -> None:
     members: dict[str, bytes] = {"readme.html": b"<html></html>"}
     for split, (pixels, labels) in images.items():
-        columns = [labels.astype(np.uint8)[:, None], pixels.transpose(0, 3, 1, 2).reshape(len(pixels), -1)]
+        columns = [
+            labels.astype(np.uint8)[:, None],
+            pixels.transpose(0, 3, 1, 2).reshape(len(pixels), -1),
+        ]
         if name == "cifar100":
             columns.insert(0, (labels.astype(np.uint8) // 5)[:, None])
         records = np.concatenate(columns, axis=1)
         files = [f"{split}.bin"] if name == "cifar100" else ["test_batch.bin"]
         if name == "cifar10" and split == "train":
             files = [f"data_batch_{number}.bin" for number in range(1, 6)]
-        members |= {file: part.tobytes() for file, part in zip(files, np.array_split(records, len(files)), strict=True)}
-    with tarfile.open(folder / f"{name.replace('cifar', 'cifar-')}-binary.tar.gz", "w:gz") as archive:
-        for file, content in sorted(members.items(), reverse=True):  # in no order that anyone should rely on
+        members |= {
+            file: part.tobytes()
+            for file, part in zip(files, np.array_split(records, len(files)), strict=True)
+        }
+    with tarfile.open(
+        folder / f"{name.replace('cifar', 'cifar-')}-binary.tar.gz", "w:gz"
+    ) as archive:
+        for file, content in sorted(
+            members.items(), reverse=True
+        ):  # in no order that anyone should rely on
             member = tarfile.TarInfo(f"{CIFAR_FOLDERS[name]}/{file}")
             member.size = len(content)
             archive.addfile(member, io.BytesIO(content))
@@ -68,20 +78,31 @@ def _write_svhn(images: Images, folder: Path) -> None:
     from scipy.io import savemat
 
     for split, (pixels, labels) in images.items():
-        content = {"X": pixels.transpose(1, 2, 3, 0), "y": np.where(labels == 0, 10, labels).astype(np.uint8)[:, None]}
+        content = {
+            "X": pixels.transpose(1, 2, 3, 0),
+            "y": np.where(labels == 0, 10, labels).astype(np.uint8)[:, None],
+        }
         savemat(folder / f"{split}_32x32.mat", content, do_compression=True)
 
 
 def _write_idx(images: Images, folder: Path) -> None:
     for split, (pixels, labels) in images.items():
         prefix = {"train": "train", "test": "t10k"}[split]
-        for what, values in (("images-idx3", pixels[..., 0]), ("labels-idx1", labels.astype(np.uint8))):
+        for what, values in (
+            ("images-idx3", pixels[..., 0]),
+            ("labels-idx1", labels.astype(np.uint8)),
+        ):
             header = struct.pack(f">HBB{values.ndim}I", 0, 8, values.ndim, *values.shape)
-            (folder / f"{prefix}-{what}-ubyte.gz").write_bytes(gzip.compress(header + values.tobytes()))
+            (folder / f"{prefix}-{what}-ubyte.gz").write_bytes(
+                gzip.compress(header + values.tobytes())
+            )
 
 
 def write_tfds(
-    data_dir: Path, images: Images, name: str = "cifar10", names: dict[str, tuple[str, ...]] | None = None
+    data_dir: Path,
+    images: Images,
+    name: str = "cifar10",
+    names: dict[str, tuple[str, ...]] | None = None,
 ) -> None:
     """Prepare `images` with the registered builder of `name`, where only the examples' origin is replaced.
 
@@ -115,7 +136,9 @@ def write_tfds(
 
     members = {"name": name, "__module__": base.__module__, "_split_generators": split_generators}
     with tfds.core.registered.skip_registration():
-        builder = type(base)(base.__name__, (base,), members)(data_dir=data_dir, file_format="array_record")
+        builder = type(base)(base.__name__, (base,), members)(
+            data_dir=data_dir, file_format="array_record"
+        )
     builder.download_and_prepare()
 
 
@@ -146,7 +169,9 @@ def write_own_tfds(
         "__module__": __name__,
     }
     with tfds.core.registered.skip_registration():
-        cls = type(tfds.core.GeneratorBasedBuilder)("Own", (tfds.core.GeneratorBasedBuilder,), members)
+        cls = type(tfds.core.GeneratorBasedBuilder)(
+            "Own", (tfds.core.GeneratorBasedBuilder,), members
+        )
         cls.pkg_dir_path = data_dir
         builder = cls(data_dir=data_dir, file_format="array_record")
     builder.download_and_prepare()
@@ -156,7 +181,9 @@ def write_own_tfds(
 def write_sums(folder: Path, path: Path) -> Path:
     """Write the file that ``sha256sum *`` prints in `folder`."""
     files = sorted(file for file in folder.iterdir() if file.is_file())
-    path.write_text("".join(f"{hashlib.sha256(file.read_bytes()).hexdigest()}  {file.name}\n" for file in files))
+    path.write_text(
+        "".join(f"{hashlib.sha256(file.read_bytes()).hexdigest()}  {file.name}\n" for file in files)
+    )
     return path
 
 
@@ -217,7 +244,9 @@ def serve(folder: Path) -> Iterator[Server]:
     http.daemon_threads = True
     http.handle_error = lambda request, address: None  # type: ignore[method-assign] # a client that left
     server.url = f"http://127.0.0.1:{http.server_port}"
-    thread = threading.Thread(target=http.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
+    thread = threading.Thread(
+        target=http.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True
+    )
     thread.start()
     try:
         yield server
@@ -229,7 +258,9 @@ def serve(folder: Path) -> Iterator[Server]:
 
 def as_pairs(images: np.ndarray, labels: Sequence[int] | np.ndarray) -> list[tuple[bytes, int]]:
     """Return images with their labels, sorted: TFDS shuffles as it writes."""
-    return sorted((image.tobytes(), int(label)) for image, label in zip(images, labels, strict=True))
+    return sorted(
+        (image.tobytes(), int(label)) for image, label in zip(images, labels, strict=True)
+    )
 
 
 def check_images(data: Dataset, images: Images, train: tuple[str, ...] = ("train",)) -> None:

@@ -15,9 +15,14 @@ from typing import Any
 
 import pytest
 
-EXECUTABLE = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
+EXECUTABLE = next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))),
+    None,
+)
 
-needs_browser = pytest.mark.skipif(EXECUTABLE is None, reason="no Chromium here: apt-get install chromium")
+needs_browser = pytest.mark.skipif(
+    EXECUTABLE is None, reason="no Chromium here: apt-get install chromium"
+)
 
 
 class Browser:
@@ -51,7 +56,9 @@ class Browser:
 
     def __enter__(self) -> Browser:
         target = self.send("Target.createTarget", url="about:blank")["targetId"]
-        self._session = self.send("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
+        self._session = self.send("Target.attachToTarget", targetId=target, flatten=True)[
+            "sessionId"
+        ]
         for domain in ("Page", "Network", "Runtime", "Log"):
             self.send(f"{domain}.enable")
         return self
@@ -75,10 +82,22 @@ class Browser:
                 return answer["result"]
 
     def open(
-        self, path: Path, *, dark: bool = False, width: int = 1200, height: int = 900, mobile: bool = False
+        self,
+        path: Path,
+        *,
+        dark: bool = False,
+        width: int = 1200,
+        height: int = 900,
+        mobile: bool = False,
     ) -> None:
         """Load a file, as seen in a colour scheme and a window size (CSS pixels)."""
-        self.send("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=mobile)
+        self.send(
+            "Emulation.setDeviceMetricsOverride",
+            width=width,
+            height=height,
+            deviceScaleFactor=1,
+            mobile=mobile,
+        )
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self.send("Emulation.setEmulatedMedia", features=[scheme])
         wanted = self.loads + 1
@@ -88,7 +107,9 @@ class Browser:
 
     def evaluate(self, expression: str) -> Any:
         """Return the value of a JavaScript expression on the page."""
-        return self.send("Runtime.evaluate", expression=expression, returnByValue=True)["result"].get("value")
+        return self.send("Runtime.evaluate", expression=expression, returnByValue=True)[
+            "result"
+        ].get("value")
 
     def hover(self, x: float, y: float) -> None:
         """Move the mouse."""

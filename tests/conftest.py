@@ -39,7 +39,9 @@ def _isolated_caches(tmp_path_factory: pytest.TempPathFactory) -> None:
     jax.config.update("jax_compilation_cache_dir", str(cache / "xla"))
     for name in ("GNP_DEBUG", "XLA_FLAGS", "TFDS_DATA_DIR", "GNP_DATA_DIR", "GNP_CHECKSUMS"):
         os.environ.pop(name, None)
-    os.environ["GNP_MIRROR"] = "http://127.0.0.1:9"  # what is absent is not fetched: nobody listens there
+    os.environ["GNP_MIRROR"] = (
+        "http://127.0.0.1:9"  # what is absent is not fetched: nobody listens there
+    )
 
 
 @pytest.fixture
@@ -49,7 +51,9 @@ def gnp(tmp_path: Path) -> Gnp:
     ``model.name=tests.small:small`` is found, a network that compiles in a second.
     """
 
-    def run(*args: object, env: dict[str, str] | None = None, timeout: float = 300) -> subprocess.CompletedProcess[str]:
+    def run(
+        *args: object, env: dict[str, str] | None = None, timeout: float = 300
+    ) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             [sys.executable, "-c", "from gnpcli.cli import main; main()", *map(str, args)],
             cwd=tmp_path,

@@ -38,5 +38,9 @@ def check_described(config: DataConfig) -> Dataset:
     assert (info.image_size, info.channels) == (data.spec.image_size, data.spec.channels)
     assert (info.num_classes, info.name) == (data.spec.num_classes, config.name)
     for split in (data.train, data.validation, data.test):
-        assert split is None or split.images.shape[1:] == (info.image_size, info.image_size, info.channels)
+        assert split is None or split.images.shape[1:] == (
+            info.image_size,
+            info.image_size,
+            info.channels,
+        )
     return data

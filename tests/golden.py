@@ -133,7 +133,9 @@ def hash_arrays(checkpoint: Path) -> dict[str, str]:
             continue
         tree = ocp.PyTreeCheckpointer().restore(checkpoint / item)
         digest = hashlib.sha256()
-        for path, leaf in sorted((jax.tree_util.keystr(path), leaf) for path, leaf in jax.tree.leaves_with_path(tree)):
+        for path, leaf in sorted(
+            (jax.tree_util.keystr(path), leaf) for path, leaf in jax.tree.leaves_with_path(tree)
+        ):
             is_key = jax.dtypes.issubdtype(getattr(leaf, "dtype", None), jax.dtypes.prng_key)
             array = np.asarray(jax.random.key_data(leaf) if is_key else leaf)
             digest.update(f"{path} {array.dtype} {array.shape}".encode())
@@ -151,10 +153,20 @@ def collect(tree: Path, only: str = "") -> dict[str, Any]:
             if only not in case:
                 continue
             run = folder / case.replace(" ", "-")
-            sets = [part for key, value in keys.items() for part in ("--set", f"{key}={_yaml(value)}")]
-            run_gnp(tree, folder, ["train", "--quiet", "--max-steps", str(STEPS), "--run-dir", str(run), *sets])
+            sets = [
+                part for key, value in keys.items() for part in ("--set", f"{key}={_yaml(value)}")
+            ]
+            run_gnp(
+                tree,
+                folder,
+                ["train", "--quiet", "--max-steps", str(STEPS), "--run-dir", str(run), *sets],
+            )
             found[case] = hash_arrays(run / "checkpoints" / str(STEPS))
-            print(f"{case}  {' '.join(value[:12] for value in found[case].values())}", file=sys.stderr, flush=True)
+            print(
+                f"{case}  {' '.join(value[:12] for value in found[case].values())}",
+                file=sys.stderr,
+                flush=True,
+            )
         for command, arguments in COMMANDS.items():
             if only not in f"json {command}":
                 continue
@@ -176,11 +188,15 @@ def compare(revision: str, only: str = "") -> list[str]:
     """Run a commit, and this checkout; return the names of the values that differ."""
     with tempfile.TemporaryDirectory() as name:
         tree = Path(name) / "tree"
-        subprocess.run(["git", "worktree", "add", "--detach", str(tree), revision], cwd=REPOSITORY, check=True)
+        subprocess.run(
+            ["git", "worktree", "add", "--detach", str(tree), revision], cwd=REPOSITORY, check=True
+        )
         try:
             return differing(collect(tree, only), collect(REPOSITORY, only))
         finally:
-            subprocess.run(["git", "worktree", "remove", "--force", str(tree)], cwd=REPOSITORY, check=True)
+            subprocess.run(
+                ["git", "worktree", "remove", "--force", str(tree)], cwd=REPOSITORY, check=True
+            )
 
 
 def main(arguments: list[str]) -> int:

@@ -23,14 +23,20 @@ class Small(nn.Module):
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool) -> jax.Array:
-        x = nn.Dense(self.width, use_bias=False, dtype=self.dtype)(images.reshape(images.shape[0], -1))
+        x = nn.Dense(self.width, use_bias=False, dtype=self.dtype)(
+            images.reshape(images.shape[0], -1)
+        )
         x = Dropout(self.dropout)(jnp.tanh(BatchNorm(dtype=self.dtype)(x, train)), train)
         return nn.Dense(self.classes, dtype=self.dtype, name="head")(x).astype(jnp.float32)
 
 
-def build(architecture: Any, config: Any, *, num_classes: int, image_size: int, channels: int, dtype: Any) -> Model:
+def build(
+    architecture: Any, config: Any, *, num_classes: int, image_size: int, channels: int, dtype: Any
+) -> Model:
     """Build it, as `gnpcli.models.registry.build_model` asks."""
-    return from_linen(Small(**architecture, classes=num_classes, dropout=config.dropout, dtype=dtype))
+    return from_linen(
+        Small(**architecture, classes=num_classes, dropout=config.dropout, dtype=dtype)
+    )
 
 
 small = Entry(__name__, {"width": 32}, {"dropout": 0.1})

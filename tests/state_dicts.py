@@ -33,7 +33,9 @@ def vit_tensors(*, dim=64, depth=2, patch=2, side=4, channels=3, classes=10, mlp
             "norm1": (dim,), "attn.qkv": (3 * dim, dim), "attn.proj": (dim, dim), "norm2": (dim,),
             "mlp.fc1": (mlp, dim), "mlp.fc2": (dim, mlp),
         }.items():  # fmt: skip
-            tensors[f"blocks.{index}.{name}.weight"] = draw(*shape) + (1 if name.startswith("norm") else 0)
+            tensors[f"blocks.{index}.{name}.weight"] = draw(*shape) + (
+                1 if name.startswith("norm") else 0
+            )
             tensors[f"blocks.{index}.{name}.bias"] = draw(shape[0])
     return tensors
 
@@ -53,7 +55,11 @@ def write_torch(path, content, *, extra=()):
     torch, utils = types.ModuleType("torch"), types.ModuleType("torch._utils")
     utils._rebuild_tensor_v2 = _global("torch._utils", "_rebuild_tensor_v2")
     storages = {}
-    for dtype, name in (("float32", "FloatStorage"), ("float16", "HalfStorage"), ("int64", "LongStorage")):
+    for dtype, name in (
+        ("float32", "FloatStorage"),
+        ("float16", "HalfStorage"),
+        ("int64", "LongStorage"),
+    ):
         storages[dtype] = _global("torch", name)
         setattr(torch, name, storages[dtype])
     saved = []
@@ -73,7 +79,14 @@ def write_torch(path, content, *, extra=()):
                 stored = _Stored(base, str(len(saved)))
                 saved.append(base)
                 strides = tuple(stride // obj.itemsize for stride in obj.strides)
-                return utils._rebuild_tensor_v2, (stored, offset, obj.shape, strides, False, OrderedDict())
+                return utils._rebuild_tensor_v2, (
+                    stored,
+                    offset,
+                    obj.shape,
+                    strides,
+                    False,
+                    OrderedDict(),
+                )
             return NotImplemented
 
     modules = {"torch": torch, "torch._utils": utils}

@@ -23,7 +23,10 @@ def shapes(model: str):
 
 def paths(params, perturb):
     mask = perturbed_mask(params, perturb)
-    return {"/".join(entry.key for entry in path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(mask)}
+    return {
+        "/".join(entry.key for entry in path): leaf
+        for path, leaf in jax.tree_util.tree_leaves_with_path(mask)
+    }
 
 
 @pytest.mark.parametrize("model", ["vit-nano", "wrn-16-4"])
@@ -35,26 +38,42 @@ def test_norms_and_weights_split_the_parameters(model):
         path for path in norms if path.rpartition("/")[0].split("/")[-1].startswith(("norm", "ln"))
     }
     total = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
-    counts = [count_perturbed(params, GrConfig(perturb=perturb)) for perturb in ("norms", "weights", "all")]
+    counts = [
+        count_perturbed(params, GrConfig(perturb=perturb))
+        for perturb in ("norms", "weights", "all")
+    ]
     assert sum(counts[:2]) == counts[2] == total
     assert 0 < counts[0] < 0.1 * total
 
 
 def test_a_layer_scale_is_no_normalisation_layer():
-    params = {"norm": {"scale": 0, "bias": 0}, "scale_1": {"scale": 0}, "head": {"kernel": 0, "bias": 0}}
-    assert [path for path, moves in paths(params, "norms").items() if moves] == ["norm/bias", "norm/scale"]
+    params = {
+        "norm": {"scale": 0, "bias": 0},
+        "scale_1": {"scale": 0},
+        "head": {"kernel": 0, "bias": 0},
+    }
+    assert [path for path, moves in paths(params, "norms").items() if moves] == [
+        "norm/bias",
+        "norm/scale",
+    ]
 
 
 def test_a_pattern_is_over_whole_paths():
     params = shapes("vit-nano")
-    assert [path for path, moves in paths(params, "head/*").items() if moves] == ["head/bias", "head/kernel"]
+    assert [path for path, moves in paths(params, "head/*").items() if moves] == [
+        "head/bias",
+        "head/kernel",
+    ]
     kernels = {path for path, moves in paths(params, "*kernel").items() if moves}
     assert kernels == {path for path in paths(params, "all") if path.endswith("kernel")}
 
 
 @pytest.mark.parametrize(
     ("perturb", "part"),
-    [("haed/*", "'haed/*' matches no parameter"), ("*", "'*' matches every parameter: set gr.perturb=all")],
+    [
+        ("haed/*", "'haed/*' matches no parameter"),
+        ("*", "'*' matches every parameter: set gr.perturb=all"),
+    ],
 )
 def test_a_pattern_for_nothing_or_everything_is_refused_with_some_paths(perturb, part):
     with pytest.raises(ConfigError) as caught:

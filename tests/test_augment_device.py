@@ -66,7 +66,9 @@ def made_images(size: int) -> np.ndarray:
     noise[1] //= 5
     noise[2] = 200 + noise[2] // 5
     y, x = np.mgrid[:size, :size]
-    ramp = np.stack([255 * x // (size - 1), 255 * y // (size - 1), (3 * x + 5 * y) % 256], -1).astype(np.uint8)
+    ramp = np.stack(
+        [255 * x // (size - 1), 255 * y // (size - 1), (3 * x + 5 * y) % 256], -1
+    ).astype(np.uint8)
     one = np.full((size, size, 3), (7, 128, 250), np.uint8)
     two = np.where((x > y)[..., None], one, np.uint8(60))
     digits = load_digits(DataConfig(name="digits", image_size=size)).test
@@ -101,9 +103,13 @@ def both(kind: str, size: int, channels: int) -> tuple[list[str], np.ndarray, np
     centres = np.random.default_rng(0).integers(0, size, (2, len(rows)), dtype=np.int32)
     batch = np.tile(images, (len(operations), 1, 1, 1))
     layer = make_layer(operations, size)
-    device = np.asarray(jax.jit(partial(apply_layer, layer=layer))(batch, rows=rows, centres=centres))
+    device = np.asarray(
+        jax.jit(partial(apply_layer, layer=layer))(batch, rows=rows, centres=centres)
+    )
     pillow = [
-        from_pillow(host.apply_operation(to_pillow(image), *layer.operations[row], (int(x), int(y))))
+        from_pillow(
+            host.apply_operation(to_pillow(image), *layer.operations[row], (int(x), int(y)))
+        )
         for image, row, y, x in zip(batch, rows, *centres, strict=True)
     ]
     return [layer.operations[row][0] for row in rows], device, np.stack(pillow)
@@ -133,11 +139,15 @@ def test_operations_that_pillow_lacks_are_their_definitions():
     added = np.where(image < 128, np.minimum(image.astype(int) + 110, 255), image)
     np.testing.assert_array_equal(apply("SolarizeAdd", 110.0), added)
     for bits in range(1, 9):
-        np.testing.assert_array_equal(apply("Posterize", float(bits)), ImageOps.posterize(to_pillow(image), bits))
+        np.testing.assert_array_equal(
+            apply("Posterize", float(bits)), ImageOps.posterize(to_pillow(image), bits)
+        )
     assert (apply("Posterize", 0.0) == 0).all()
     # 1,024 pixels: blended with 4.
     np.testing.assert_array_equal(apply("CountContrast", 0.0), np.full_like(image, 4))
-    np.testing.assert_array_equal(apply("CountContrast", 0.5), (4 + (image.astype(int) - 4) / 2).astype(int))
+    np.testing.assert_array_equal(
+        apply("CountContrast", 0.5), (4 + (image.astype(int) - 4) / 2).astype(int)
+    )
     painted = image.copy()
     painted[2:12, 0:6] = 128
     np.testing.assert_array_equal(apply("Cutout", 5.0, (1, 7)), painted)
@@ -188,7 +198,9 @@ def test_policy_is_its_draws_done_by_pillow(name):
     centres = np.stack([drawn.centres for drawn in draws])
     compared = 0
     for index, image in enumerate(images):
-        steps = [drawn.layer.operations[row] for drawn, row in zip(draws, rows[:, index], strict=True)]
+        steps = [
+            drawn.layer.operations[row] for drawn, row in zip(draws, rows[:, index], strict=True)
+        ]
         if any(operation == "AutoContrast" for operation, _ in steps):
             continue  # one level off, which a later Equalize may enlarge
         expected = to_pillow(image)
@@ -227,7 +239,9 @@ def test_each_image_draws_a_sub_policy_and_a_coin_and_a_sign_for_each_step(name)
     def outcomes(step: Step) -> list[tuple[tuple[str, float], float]]:
         argument = policy.scale.argument(step.operation, step.level, 32)
         signs = (-1, 1) if step.operation in SIGNED else (1,)
-        done = [((step.operation, sign * argument), step.probability / len(signs)) for sign in signs]
+        done = [
+            ((step.operation, sign * argument), step.probability / len(signs)) for sign in signs
+        ]
         return [*done, (nothing, 1 - step.probability)]
 
     for first, second in policy.choices:
@@ -237,7 +251,9 @@ def test_each_image_draws_a_sub_policy_and_a_coin_and_a_sign_for_each_step(name)
     rows = [np.asarray(drawn.rows) for drawn in draws]
     found: dict[tuple[tuple[str, float], ...], int] = dict.fromkeys(expected, 0)
     for pair in zip(*rows, strict=True):
-        found[tuple(drawn.layer.operations[row] for drawn, row in zip(draws, pair, strict=True))] += 1
+        found[
+            tuple(drawn.layer.operations[row] for drawn, row in zip(draws, pair, strict=True))
+        ] += 1
     assert found.keys() == expected.keys()
     within(np.array(list(found.values())), size, np.array(list(expected.values())))
 
@@ -245,7 +261,10 @@ def test_each_image_draws_a_sub_policy_and_a_coin_and_a_sign_for_each_step(name)
 def test_randaugment_draws_anew_in_each_round():
     size = 20_000
     draws = draw(KEY, rand_augment("cifar", layers=2, level=9.0), size, 32)
-    names = [np.array([drawn.layer.operations[row][0] for row in np.asarray(drawn.rows).tolist()]) for drawn in draws]
+    names = [
+        np.array([drawn.layer.operations[row][0] for row in np.asarray(drawn.rows).tolist()])
+        for drawn in draws
+    ]
     pairs, counts = np.unique(np.stack(names), axis=1, return_counts=True)
     assert pairs.shape[1] == 14**2
     within(counts, size, 1 / 14**2)

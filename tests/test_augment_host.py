@@ -29,7 +29,9 @@ def test_streamed_images_take_imagenets_policy_or_the_one_named():
     assert made == HostPolicy(auto_augment("imagenet"))
     named = make_host_policy(config(augment="autoaugment", autoaugment_policy="svhn"))
     assert named == HostPolicy(auto_augment("svhn"))
-    rand = make_host_policy(config(augment="randaugment", randaugment_layers=1, randaugment_magnitude=3.0))
+    rand = make_host_policy(
+        config(augment="randaugment", randaugment_layers=1, randaugment_magnitude=3.0)
+    )
     assert rand == HostPolicy(rand_augment("imagenet", layers=1, level=3.0))
     for augment in ("none", "crop", "basic"):
         assert make_host_policy(config(augment=augment)) is None
@@ -56,7 +58,9 @@ def test_coins_signs_and_places_are_drawn():
     image = Image.new("L", (size, size), 255)
     shift = HostPolicy(Policy(((Step("TranslateX", 0.3, 10.0),),), CIFAR_SCALE))  # two pixels
     found = [shift(image, rng).tobytes() for _ in range(draws)]
-    left, right = (apply_operation(image, "TranslateX", argument).tobytes() for argument in (2.0, -2.0))
+    left, right = (
+        apply_operation(image, "TranslateX", argument).tobytes() for argument in (2.0, -2.0)
+    )
     for outcome, probability in ((left, 0.15), (right, 0.15), (image.tobytes(), 0.7)):
         deviation = np.sqrt(draws * probability * (1 - probability))
         assert abs(found.count(outcome) - draws * probability) < 5 * deviation
@@ -79,7 +83,9 @@ def test_choices_are_equally_likely_and_rounds_independent():
     inverted, kept = 0b10101010, 0b01010000
     expected = {0b01010101: 0.25, inverted & 0xF0: 0.25, 255 - kept: 0.25, kept: 0.25}
     for value, probability in expected.items():
-        assert abs((found == value).sum() - draws * probability) < 5 * np.sqrt(draws * probability * (1 - probability))
+        assert abs((found == value).sum() - draws * probability) < 5 * np.sqrt(
+            draws * probability * (1 - probability)
+        )
 
 
 def test_workers_do_not_import_jax():

@@ -21,7 +21,9 @@ def ones(batch: int, height: int = 32, width: int = 32, channels: int = 1) -> ja
 
 def numbered(batch: int, size: int = 16) -> jax.Array:
     """Return image i filled with i."""
-    return jnp.broadcast_to(jnp.arange(batch, dtype=jnp.float32)[:, None, None, None], (batch, size, size, 3))
+    return jnp.broadcast_to(
+        jnp.arange(batch, dtype=jnp.float32)[:, None, None, None], (batch, size, size, 3)
+    )
 
 
 def rectangles(cut: np.ndarray) -> np.ndarray:
@@ -48,7 +50,9 @@ def sides(boxes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def test_erasing_clears_a_rectangle_of_the_papers_area_and_aspect():
     batch = 3000
-    out = np.asarray(jax.jit(partial(random_erasing, probability=1.0))(KEY, ones(batch, channels=2)))
+    out = np.asarray(
+        jax.jit(partial(random_erasing, probability=1.0))(KEY, ones(batch, channels=2))
+    )
     assert ((out == 0) | (out == 1)).all()
     assert (out[..., 0] == out[..., 1]).all()
     boxes = rectangles(out[..., 0] == 0)
@@ -70,7 +74,9 @@ def test_erasing_clears_a_rectangle_of_the_papers_area_and_aspect():
 
 def test_erasing_happens_with_its_probability_and_cuts_long_rectangles():
     batch, probability = 1000, 0.3
-    out = np.asarray(jax.jit(partial(random_erasing, probability=probability))(KEY, ones(batch, 6, 40)))
+    out = np.asarray(
+        jax.jit(partial(random_erasing, probability=probability))(KEY, ones(batch, 6, 40))
+    )
     erased = (out == 0).any(axis=(1, 2, 3))
     assert abs(erased.mean() - probability) < 5 * np.sqrt(probability * (1 - probability) / batch)
     height, _ = sides(rectangles(out[..., 0] == 0))
@@ -115,7 +121,9 @@ def test_mixup_weights_are_beta_and_images_and_labels_share_them(alpha):
     np.testing.assert_allclose(mixed[here, (here + 1) % batch], 1 - weights, atol=1e-6)
     np.testing.assert_allclose(mixed.sum(1), 1, atol=1e-6)
     expected = weights * here + (1 - weights) * ((here + 1) % batch)
-    np.testing.assert_allclose(images, np.broadcast_to(expected[:, None, None, None], images.shape), rtol=1e-5)
+    np.testing.assert_allclose(
+        images, np.broadcast_to(expected[:, None, None, None], images.shape), rtol=1e-5
+    )
     # 1.95 / sqrt(n): once in a thousand keys.
     assert stats.kstest(weights, stats.beta(alpha, alpha).cdf).statistic < 1.95 / np.sqrt(batch)
 
@@ -129,8 +137,12 @@ def test_shared_mixup_has_one_large_weight_and_mirrors_the_batch():
         weight = mixed[0, 0]
         assert 0.5 <= weight <= 1
         seen.add(float(weight))
-        np.testing.assert_allclose(mixed, weight * np.eye(5) + (1 - weight) * np.eye(5)[::-1], atol=1e-6)
-        np.testing.assert_allclose(images[:, 0, 0, 0], weight * np.arange(5) + (1 - weight) * np.arange(5)[::-1])
+        np.testing.assert_allclose(
+            mixed, weight * np.eye(5) + (1 - weight) * np.eye(5)[::-1], atol=1e-6
+        )
+        np.testing.assert_allclose(
+            images[:, 0, 0, 0], weight * np.arange(5) + (1 - weight) * np.arange(5)[::-1]
+        )
         # The middle image of an odd batch is its own partner.
         assert mixed[2, 2] == pytest.approx(1)
     assert len(seen) == 20
@@ -174,7 +186,10 @@ def test_cutmix_boxes_have_the_papers_sides_and_a_uniform_middle():
     found = np.bincount(height, minlength=size)
     side = np.arange(1, size)
     probability = (2 * side + 1) / size**2 * ((size - 1 - side) / size) ** 2
-    assert (np.abs(found[1:] - batch * probability) <= 5 * np.sqrt(batch * probability * (1 - probability))).all()
+    assert (
+        np.abs(found[1:] - batch * probability)
+        <= 5 * np.sqrt(batch * probability * (1 - probability))
+    ).all()
 
 
 def test_a_batch_of_one_mixes_with_itself():

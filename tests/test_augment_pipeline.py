@@ -58,7 +58,9 @@ def close(found: jax.Array, expected: jax.Array) -> None:
 
 def test_in_memory_crop_flip_policy_normalise_erase_mix_in_this_order():
     images, labels = batch()
-    config = DataConfig(name="photographs", augment="autoaugment", random_erasing=0.6, mix="mixcut", mix_alpha=0.4)
+    config = DataConfig(
+        name="photographs", augment="autoaugment", random_erasing=0.6, mix="mixcut", mix_alpha=0.4
+    )
     policy = make_policy(config, "photographs", is_streamed=False)
     assert policy is not None
 
@@ -70,7 +72,9 @@ def test_in_memory_crop_flip_policy_normalise_erase_mix_in_this_order():
         mixed, classes = mixup(MIX, erased, jax.nn.one_hot(labels, 3, dtype=jnp.float32), 0.4)
         return moved, changed, cutout(CUTOUT, mixed, SIZE // 2), classes
 
-    found, classes = jax.jit(make_pipeline(config, spec(), is_streamed=False, dtype=jnp.float32))(KEY, images, labels)
+    found, classes = jax.jit(make_pipeline(config, spec(), is_streamed=False, dtype=jnp.float32))(
+        KEY, images, labels
+    )
     moved, changed, *both = expected(images, labels)
     assert (changed != moved).any()
     close(found, both[0])
@@ -79,19 +83,27 @@ def test_in_memory_crop_flip_policy_normalise_erase_mix_in_this_order():
 
 def test_upstream_does_the_policy_first_and_draws_once_for_the_batch():
     images, labels = batch()
-    values = {"augment": "randaugment", "randaugment_layers": 1, "augment_variant": "upstream-compat"}
+    values = {
+        "augment": "randaugment",
+        "randaugment_layers": 1,
+        "augment_variant": "upstream-compat",
+    }
     values |= {"mix": "mixcut", "cutout_size": 3}
     policy = make_policy(DataConfig(name="photographs", **values), "photographs", is_streamed=False)  # type: ignore[arg-type]
     assert policy is not None
 
     @jax.jit
     def expected(images: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
-        moved = random_flip(FLIP, random_reflect_crop(CROP, apply_policy(POLICY, images, policy), 1))
+        moved = random_flip(
+            FLIP, random_reflect_crop(CROP, apply_policy(POLICY, images, policy), 1)
+        )
         one_hot = jax.nn.one_hot(labels, 3, dtype=jnp.float32)
         mixed, classes = mixup(MIX, normal(moved), one_hot, 1.0, shared=True)
         return cutout(CUTOUT, mixed, 3, shared=True), classes
 
-    for found, wanted in zip(build(**values)(KEY, images, labels), expected(images, labels), strict=True):
+    for found, wanted in zip(
+        build(**values)(KEY, images, labels), expected(images, labels), strict=True
+    ):
         close(found, wanted)
 
 
@@ -151,7 +163,9 @@ def test_digits_are_cropped_but_not_mirrored_beside_a_policy():
     labels = jnp.zeros(64, jnp.int32)
 
     def lit(name: str, augment: str) -> np.ndarray:
-        config = DataConfig(name=name, augment=augment, randaugment_layers=1, randaugment_magnitude=0.0)  # type: ignore[arg-type]
+        config = DataConfig(
+            name=name, augment=augment, randaugment_layers=1, randaugment_magnitude=0.0
+        )  # type: ignore[arg-type]
         pipeline = make_pipeline(config, spec(1, name), is_streamed=False, dtype=jnp.float32)
         found = np.asarray(jax.jit(pipeline)(KEY, images, labels)[0])[..., 0].mean(1)
         return found[:, 1] > found[:, -2]
@@ -169,8 +183,16 @@ def test_digits_are_cropped_but_not_mirrored_beside_a_policy():
             "data.crop_padding",
             "crop_padding 12 must be below the image size 12",
         ),
-        ({"mix": "cutout", "cutout_size": 13}, "data.cutout_size", "cutout_size 13 is larger than the image size 12"),
-        ({"mix": "mixcut", "cutout_size": 13}, "data.cutout_size", "cutout_size 13 is larger than the image size 12"),
+        (
+            {"mix": "cutout", "cutout_size": 13},
+            "data.cutout_size",
+            "cutout_size 13 is larger than the image size 12",
+        ),
+        (
+            {"mix": "mixcut", "cutout_size": 13},
+            "data.cutout_size",
+            "cutout_size 13 is larger than the image size 12",
+        ),
     ],
 )
 def test_sizes_that_do_not_fit_the_image_are_refused(values, key, message):
@@ -216,7 +238,9 @@ print(json.dumps(report))
 
 def test_devices_share_a_batch_without_talking_until_images_mix():
     env = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
-    done = subprocess.run([sys.executable, "-c", SPLIT_BATCH], env=env, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", SPLIT_BATCH], env=env, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
     assert report["images"] < 1e-5

@@ -54,26 +54,38 @@ def test_lists_hold_what_their_papers_say():
     assert svhn[24] == (Step("ShearX", 0.7, 2), Step("Invert", 0.1, 0))
     assert imagenet[0] == (Step("Posterize", 0.4, 8), Step("Rotate", 0.6, 9))
     assert imagenet[24] == (Step("Equalize", 0.8, 0), Step("Equalize", 0.6, 0))
-    counts = [Counter(step.operation for choice in choices for step in choice) for choices in (cifar, svhn, imagenet)]
+    counts = [
+        Counter(step.operation for choice in choices for step in choice)
+        for choices in (cifar, svhn, imagenet)
+    ]
     assert [count["Equalize"] for count in counts] == [9, 6, 17]
     assert [count["Cutout"] + count["SolarizeAdd"] for count in counts] == [0, 0, 0]
     # The papers' code: SVHN's list is the same; the other two know operations that the paper's lists lack.
     assert auto_augment("svhn", "upstream-compat").choices[0] == svhn[0]
-    upstream = Counter(step.operation for choice in auto_augment("cifar", "upstream-compat").choices for step in choice)
+    upstream = Counter(
+        step.operation
+        for choice in auto_augment("cifar", "upstream-compat").choices
+        for step in choice
+    )
     assert (upstream["Cutout"], upstream["CountContrast"], upstream["Contrast"]) == (3, 6, 0)
 
 
-@pytest.mark.parametrize(("name", "reference"), [("cifar", "cifar10"), ("svhn", "svhn"), ("imagenet", "imagenet")])
+@pytest.mark.parametrize(
+    ("name", "reference"), [("cifar", "cifar10"), ("svhn", "svhn"), ("imagenet", "imagenet")]
+)
 def test_lists_are_torchvisions(name, reference):
     transforms = pytest.importorskip("torchvision.transforms.autoaugment", exc_type=ImportError)
     theirs = transforms.AutoAugment(transforms.AutoAugmentPolicy(reference)).policies
     ours = auto_augment(name).choices
-    assert [tuple((op, p, 0 if op in UNLEVELLED else level) for op, p, level in choice) for choice in theirs] == [
-        tuple(map(tuple, choice)) for choice in ours
-    ]
+    assert [
+        tuple((op, p, 0 if op in UNLEVELLED else level) for op, p, level in choice)
+        for choice in theirs
+    ] == [tuple(map(tuple, choice)) for choice in ours]
 
 
-@pytest.mark.parametrize(("scale", "size"), [(CIFAR_SCALE, 32), (IMAGENET_SCALE, 224), (IMAGENET_SCALE, 331)])
+@pytest.mark.parametrize(
+    ("scale", "size"), [(CIFAR_SCALE, 32), (IMAGENET_SCALE, 224), (IMAGENET_SCALE, 331)]
+)
 def test_ends_of_the_scales_are_torchvisions(scale, size):
     # Between the ends torchvision has ten steps from 0 to 9, the authors' code and this one level / 10; and it gives
     # blends a sign where the paper's table has the range 0.1 to 1.9.
@@ -138,7 +150,9 @@ def test_randaugment_draws_from_single_operations_at_one_level():
     policy = rand_augment("cifar", layers=3, level=7.5)
     assert policy.rounds == 3
     assert len(policy.choices) == len(set(policy.choices)) == 14
-    assert {step for (step,) in policy.choices} == {Step(step.operation, 1.0, 7.5) for (step,) in policy.choices}
+    assert {step for (step,) in policy.choices} == {
+        Step(step.operation, 1.0, 7.5) for (step,) in policy.choices
+    }
     upstream = rand_augment("cifar", "upstream-compat", layers=1, level=9.0)
     names = {step.operation for (step,) in upstream.choices}
     assert len(upstream.choices) == len(names) == 16
@@ -168,8 +182,15 @@ def test_policy_follows_the_data_and_digits_are_not_mirrored(name, is_streamed, 
     # What a person asks for by name is what happens.
     assert is_flipped(config(name, augment="basic"), name, is_streamed=is_streamed)
     assert not is_flipped(config(name, augment="crop"), name, is_streamed=is_streamed)
-    given = config(name, augment="autoaugment", autoaugment_policy="imagenet", augment_variant="upstream-compat")
-    assert make_policy(given, name, is_streamed=is_streamed) == auto_augment("imagenet", "upstream-compat")
+    given = config(
+        name,
+        augment="autoaugment",
+        autoaugment_policy="imagenet",
+        augment_variant="upstream-compat",
+    )
+    assert make_policy(given, name, is_streamed=is_streamed) == auto_augment(
+        "imagenet", "upstream-compat"
+    )
 
 
 @pytest.mark.parametrize("augment", ["none", "crop", "basic"])
@@ -179,4 +200,6 @@ def test_other_augmentation_has_no_policy(augment):
 
 def test_randaugment_takes_its_settings():
     chosen = config(augment="randaugment", randaugment_layers=3, randaugment_magnitude=4.0)
-    assert make_policy(chosen, "cifar10", is_streamed=False) == rand_augment("cifar", layers=3, level=4.0)
+    assert make_policy(chosen, "cifar10", is_streamed=False) == rand_augment(
+        "cifar", layers=3, level=4.0
+    )

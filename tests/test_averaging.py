@@ -67,7 +67,9 @@ class Feed:
     def source(self, step: int) -> dict[str, jax.Array]:
         return {"scale": jnp.float32(1 + step)}
 
-    def batch(self, source: Any, step_in_epoch: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def batch(
+        self, source: Any, step_in_epoch: jax.Array, key: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
         noise = jax.random.normal(key, (16, 3, 3, 2)) * source["scale"]
         return 50 + noise + step_in_epoch.astype(jnp.float32), jnp.zeros(16, jnp.int32)
 
@@ -92,13 +94,17 @@ def test_recalibrated_statistics_are_means_over_batches_whatever_the_momentum(nu
     for name, moments in (("first", firsts), ("second", seconds)):
         mean, var = (np.mean([batch[kind] for batch in moments], axis=0) for kind in (0, 1))
         np.testing.assert_allclose(new[name]["mean"], mean, rtol=1e-4, atol=1e-5, err_msg=name)
-        np.testing.assert_allclose(new[name]["var"], var, rtol=2e-3, err_msg=name)  # of pixels around 50, in one pass
+        np.testing.assert_allclose(
+            new[name]["var"], var, rtol=2e-3, err_msg=name
+        )  # of pixels around 50, in one pass
     np.testing.assert_array_equal(new["constant"], [7, 7])
 
 
 def test_a_model_without_statistics_is_not_read_a_batch_for():
     mesh = make_mesh(resolve(None, ["mesh.devices=1"]))
-    assert Recalibration(from_linen(Normed()), Feed(), mesh, seed=0, num_batches=10**9)({}, {}) == {}
+    assert (
+        Recalibration(from_linen(Normed()), Feed(), mesh, seed=0, num_batches=10**9)({}, {}) == {}
+    )
 
 
 SHORT = [
@@ -121,13 +127,21 @@ def test_averaged_weights_are_saved_and_evaluated(gnp, tmp_path: Path):
     assert (record["weights"], raw["weights"], averaged["weights"]) == ("raw", "raw", "ema")
     assert raw["loss"] == record["loss"]
     assert averaged["loss"] != raw["loss"]
-    fails(gnp("eval", "run", "--recalibrate", "2"), "vit-nano has no BatchNorm statistics to recalibrate")
+    fails(
+        gnp("eval", "run", "--recalibrate", "2"),
+        "vit-nano has no BatchNorm statistics to recalibrate",
+    )
 
 
 def test_a_run_without_an_average_says_so(gnp):
     plain = [*SHORT[:-4], "--gr", "none", "--set", "model.name=tests.small:small"]
     assert gnp("train", *plain, "--max-steps", "1", "--run-dir", "run").returncode == 0
-    fails(gnp("eval", "run", "--weights", "ema"), "step 1", "has no averaged weights", "train.ema_decay=null")
+    fails(
+        gnp("eval", "run", "--weights", "ema"),
+        "step 1",
+        "has no averaged weights",
+        "train.ema_decay=null",
+    )
     done = gnp("eval", "run", "--weights", "mean")
     assert done.returncode == 2
     assert "must be raw or ema" in done.stderr

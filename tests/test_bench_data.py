@@ -27,10 +27,14 @@ def folder(tmp_path: Path) -> Path:
     return folder.parent
 
 
-def test_streaming_is_measured_beside_a_loop_over_pillow_and_with_its_memory(gnp: Gnp, folder: Path) -> None:
+def test_streaming_is_measured_beside_a_loop_over_pillow_and_with_its_memory(
+    gnp: Gnp, folder: Path
+) -> None:
     settings = ["data.batch_size=4", "data.workers=0", "data.image_size=32"]
     arguments = [word for setting in settings for word in ("--set", setting)]
-    done = gnp("bench", "data", "--images", folder, "--rounds", 2, "--count", 30, "--json", *arguments)
+    done = gnp(
+        "bench", "data", "--images", folder, "--rounds", 2, "--count", 30, "--json", *arguments
+    )
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
     assert (result["images"], result["image_size"], result["rounds"]) == (5, 32, 2)
@@ -74,9 +78,14 @@ def test_feeds_in_memory_are_measured_alone_and_inside_a_step(gnp: Gnp) -> None:
 @pytest.mark.parametrize(
     ("arguments", "parts"),
     [
-        (["--variants", "basic,mixup2"], ["unknown variant 'mixup2'", "choices: none, crop, basic"]),
+        (
+            ["--variants", "basic,mixup2"],
+            ["unknown variant 'mixup2'", "choices: none, crop, basic"],
+        ),
         (["--images", "nowhere"], ["no images below nowhere", ".jpg"]),
     ],
 )
-def test_what_cannot_be_measured_is_refused(gnp: Gnp, arguments: list[str], parts: list[str]) -> None:
+def test_what_cannot_be_measured_is_refused(
+    gnp: Gnp, arguments: list[str], parts: list[str]
+) -> None:
     fails(gnp("bench", "data", *arguments), *parts)

@@ -74,7 +74,9 @@ def test_convolutions_count_as_the_compilers_own_whatever_they_are_computed_by()
         return jax.grad(lambda kernel: convolve(x, kernel, 1, False).sum())(kernel), {}
 
     counted = Timed([jax.jit(step)], kernel, x).flops
-    windows = (3 * size - 2) ** 2  # pairs of a pixel and of a place in the kernel, but for those outside of the image
+    windows = (
+        3 * size - 2
+    ) ** 2  # pairs of a pixel and of a place in the kernel, but for those outside of the image
     assert counted == pytest.approx(2 * batch * channels**2 * windows, rel=1e-2)
 
 
@@ -90,12 +92,28 @@ def test_an_unknown_form_is_refused_with_the_close_match(gnp: Gnp):
 
 @pytest.mark.slow
 def test_bench_gr_measures_every_form_beside_plain_training(gnp: Gnp):
-    done = gnp("bench", "gr", "--rounds", "1", "--steps", "1", "--json", "--set", "data.batch_size=8", timeout=1800)
+    done = gnp(
+        "bench",
+        "gr",
+        "--rounds",
+        "1",
+        "--steps",
+        "1",
+        "--json",
+        "--set",
+        "data.batch_size=8",
+        timeout=1800,
+    )
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
     rows = {row["name"]: row for row in result["measurements"]}
     assert list(rows) == [PLAIN, *VARIANTS]
-    assert rows[PLAIN]["over_plain"] == rows[PLAIN]["flops_over_plain"] == rows[PLAIN]["memory_over_plain"] == 1
+    assert (
+        rows[PLAIN]["over_plain"]
+        == rows[PLAIN]["flops_over_plain"]
+        == rows[PLAIN]["memory_over_plain"]
+        == 1
+    )
     for name, row in rows.items():
         assert row["settings"] == (["gr.strategy=none"] if name == PLAIN else list(VARIANTS[name]))
         assert row["over_plain_min"] <= row["over_plain"] <= row["over_plain_max"]

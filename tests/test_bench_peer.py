@@ -19,7 +19,13 @@ from gnpcli.models.registry import MODELS, find_model, resolve_model
 from gnpcli.recipes.presets import resolve
 from tests.conftest import Gnp, fails
 
-SMALLEST = {"vit": "vit-nano", "swin": "swin-t", "cait": "cait-xxs12", "resnet": "resnet18", "vgg": "vgg16-bn"}
+SMALLEST = {
+    "vit": "vit-nano",
+    "swin": "swin-t",
+    "cait": "cait-xxs12",
+    "resnet": "resnet18",
+    "vgg": "vgg16-bn",
+}
 WITHOUT = {entry.family: name for name, entry in MODELS.items() if entry.family not in PEERS}
 
 
@@ -45,11 +51,25 @@ def test_a_step_in_pytorch_is_a_gnp_step(alpha):
     torch = pytest.importorskip("torch")
     rng = np.random.default_rng(0)
     images, labels = rng.normal(size=(5, 3, 2, 2)).astype(np.float32), rng.integers(0, 4, 5)
-    assignments = ["optimizer.name=sgd", "optimizer.momentum=0", "optimizer.nesterov=false", "optimizer.lr=0.5"]
-    config = recipe("vit-nano", *assignments, "optimizer.weight_decay=0", "gr.r=0.3", "train.clip_norm=null")
+    assignments = [
+        "optimizer.name=sgd",
+        "optimizer.momentum=0",
+        "optimizer.nesterov=false",
+        "optimizer.lr=0.5",
+    ]
+    config = recipe(
+        "vit-nano", *assignments, "optimizer.weight_decay=0", "gr.r=0.3", "train.clip_norm=null"
+    )
     network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 4))
     steps = TorchSteps(
-        torch, network, config, images, labels.astype(np.int64), alpha=alpha, is_compiled=False, nhwc=False
+        torch,
+        network,
+        config,
+        images,
+        labels.astype(np.int64),
+        alpha=alpha,
+        is_compiled=False,
+        nhwc=False,
     )
     before = {name: tensor.numpy().copy() for name, tensor in network.state_dict().items()}
     steps.run(1, counts=True)
@@ -63,14 +83,28 @@ def test_a_step_in_pytorch_is_a_gnp_step(alpha):
     for new, name in zip(moved, ("1.weight", "1.bias"), strict=True):
         np.testing.assert_allclose(new, before[name] - 0.5 * grads[name], rtol=1e-5, atol=1e-6)
     assert len(steps.times_s) == 1
-    assert all(np.array_equal(network.state_dict()[name].numpy(), value) for name, value in before.items())
+    assert all(
+        np.array_equal(network.state_dict()[name].numpy(), value) for name, value in before.items()
+    )
 
 
-@pytest.mark.parametrize(("preset", "model"), [("vit-nano-digits", "vit-nano"), ("resnet50-cifar10", "resnet18")])
+@pytest.mark.parametrize(
+    ("preset", "model"), [("vit-nano-digits", "vit-nano"), ("resnet50-cifar10", "resnet18")]
+)
 def test_bench_peer_measures_both(gnp: Gnp, preset, model):
     pytest.importorskip("torch")
     pytest.importorskip("timm")
-    options = ("--rounds", "1", "--steps", "1", "--json", "--set", "data.batch_size=4", "--set", f"model.name={model}")
+    options = (
+        "--rounds",
+        "1",
+        "--steps",
+        "1",
+        "--json",
+        "--set",
+        "data.batch_size=4",
+        "--set",
+        f"model.name={model}",
+    )
     done = gnp("bench", "peer", "--preset", preset, *options, timeout=900)
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
@@ -84,8 +118,14 @@ def test_bench_peer_measures_both(gnp: Gnp, preset, model):
 @pytest.mark.parametrize(
     ("assignments", "part"),
     [
-        *[([f"model.name={name}"], f"neither timm nor torchvision has {name}") for name in WITHOUT.values()],
-        (["model.name=resnet18", "model.variant=upstream"], "neither timm nor torchvision has resnet18"),
+        *[
+            ([f"model.name={name}"], f"neither timm nor torchvision has {name}")
+            for name in WITHOUT.values()
+        ],
+        (
+            ["model.name=resnet18", "model.variant=upstream"],
+            "neither timm nor torchvision has resnet18",
+        ),
         (["optimizer.name=rmsprop"], "the comparison knows adamw and sgd, not rmsprop"),
     ],
 )

@@ -23,7 +23,9 @@ RADII = [1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0]
 EPSILON = float(jnp.finfo(jnp.float32).eps)
 
 
-def errors(loss, params, radii, *, dtype="float32", gradient="finite-difference", alpha=0.8, scales=None):
+def errors(
+    loss, params, radii, *, dtype="float32", gradient="finite-difference", alpha=0.8, scales=None
+):
     """The deviations of `loss` at each radius, and what they are measured against."""
 
     def with_aux(params):
@@ -56,15 +58,21 @@ def test_on_a_quadratic_the_error_is_rounding_alone():
     root = rng.normal(size=(8, 8))
     hessian, point = root @ root.T / 8 + np.eye(8), rng.normal(size=8)
     matrix = jnp.asarray(hessian, jnp.float32)
-    found, exact = errors(lambda w: 0.5 * jnp.vdot(w, matrix @ w), jnp.asarray(point, jnp.float32), RADII)
+    found, exact = errors(
+        lambda w: 0.5 * jnp.vdot(w, matrix @ w), jnp.asarray(point, jnp.float32), RADII
+    )
     gradient = hessian @ point
     product = hessian @ gradient / np.linalg.norm(gradient)
     np.testing.assert_allclose(exact.product, product, rtol=1e-5)
     # Both gradients and the perturbed point are rounded once: a few units in the last place, divided by r.
-    rounding = EPSILON * (np.linalg.norm(gradient) + np.linalg.norm(hessian, 2) * np.linalg.norm(point))
+    rounding = EPSILON * (
+        np.linalg.norm(gradient) + np.linalg.norm(hessian, 2) * np.linalg.norm(point)
+    )
     for r, error in zip(RADII, found, strict=True):
         assert error.penalty <= 4 * rounding / (r * np.linalg.norm(product)) + 4 * EPSILON, r
-    assert found[0].penalty > 100 * found[3].penalty  # and it is the rounding that is seen at a small r
+    assert (
+        found[0].penalty > 100 * found[3].penalty
+    )  # and it is the rounding that is seen at a small r
 
 
 @pytest.mark.parametrize("ascent", ["l2", "adaptive"])
@@ -88,7 +96,9 @@ def test_on_a_cubic_the_error_is_the_closed_form(ascent):
     for r, error in zip(radii, found, strict=True):
         wrong = r**2 * c * u**2 / 2
         penalty = r * product + wrong
-        np.testing.assert_allclose(error.penalty, np.linalg.norm(wrong) / np.linalg.norm(r * product), rtol=1e-4)
+        np.testing.assert_allclose(
+            error.penalty, np.linalg.norm(wrong) / np.linalg.norm(r * product), rtol=1e-4
+        )
         mixed = alpha * np.linalg.norm(wrong) / np.linalg.norm(g + alpha * r * product)
         np.testing.assert_allclose(error.mixed, mixed, rtol=1e-4)
         cosine = penalty @ product / np.linalg.norm(penalty) / np.linalg.norm(product)
@@ -115,7 +125,9 @@ def test_kinks_leave_an_error_that_falls_with_the_root_of_r_and_the_verdict_says
 
     found, _ = errors(loss, jnp.ones(size), radii)
     for r, error in zip(radii, found, strict=True):
-        crossed = round(size * r / math.sqrt(size) / spread)  # each coordinate moves by r / sqrt(size)
+        crossed = round(
+            size * r / math.sqrt(size) / spread
+        )  # each coordinate moves by r / sqrt(size)
         np.testing.assert_allclose(error.penalty, math.sqrt(crossed) / (r * curvature), rtol=0.1)
     assert "kinks" in judge([found], radii, 0.1, 0.1, "float32")["verdict"]
 
@@ -132,9 +144,14 @@ def test_the_exact_gradient_of_the_transform_deviates_by_rounding_alone(dtype, t
 
 
 def test_a_step_below_the_spacing_of_the_compute_type_moves_no_weight():
-    (in_bfloat16,), _ = errors(lambda w: 0.5 * jnp.vdot(w, w), jnp.ones(4), [1e-3], dtype="bfloat16")
+    (in_bfloat16,), _ = errors(
+        lambda w: 0.5 * jnp.vdot(w, w), jnp.ones(4), [1e-3], dtype="bfloat16"
+    )
     (in_float32,), _ = errors(lambda w: 0.5 * jnp.vdot(w, w), jnp.ones(4), [1e-3])
-    assert (in_bfloat16.moved, in_float32.moved) == (0, 1)  # a step of 5e-4 on weights of 1, spaced by 1/128
+    assert (in_bfloat16.moved, in_float32.moved) == (
+        0,
+        1,
+    )  # a step of 5e-4 on weights of 1, spaced by 1/128
 
 
 def rows(*values):
@@ -166,7 +183,9 @@ def test_the_verdict_names_range_cause_and_remedy(batches, r, trustworthy, parts
     assert found["trustworthy"] == trustworthy
     for part in parts:
         assert part in found["verdict"]
-    assert [row["r"] for row in found["radii"] if row["is_configured"]] == ([] if r is None else [r])
+    assert [row["r"] for row in found["radii"] if row["is_configured"]] == (
+        [] if r is None else [r]
+    )
     assert all(row["penalty"] is None or math.isfinite(row["penalty"]) for row in found["radii"])
 
 
@@ -179,7 +198,9 @@ def tiny_model(config, spec):
     def apply(params, state, images, train, key):
         flat = images.reshape(images.shape[0], -1)
         kept = jax.random.bernoulli(key, 0.5, flat.shape)
-        logits = jnp.where(kept, flat, jnp.zeros_like(flat)) @ params["w"].astype(config.train.dtype)
+        logits = jnp.where(kept, flat, jnp.zeros_like(flat)) @ params["w"].astype(
+            config.train.dtype
+        )
         return jnp.tanh(logits).astype(jnp.float32), state
 
     return Model(init, apply)
@@ -208,10 +229,21 @@ def test_all_passes_and_types_see_the_same_batch_and_the_same_dropout(monkeypatc
 
 
 def test_a_batch_without_a_gradient_is_an_error_that_says_so(monkeypatch):
-    flat = Model(lambda key, shape: ({"w": jnp.ones(2)}, {}), lambda p, s, x, t, k: (jnp.zeros((x.shape[0], 10)), s))
+    flat = Model(
+        lambda key, shape: ({"w": jnp.ones(2)}, {}),
+        lambda p, s, x, t, k: (jnp.zeros((x.shape[0], 10)), s),
+    )
     monkeypatch.setattr(gnpcli.measure.fidelity, "build_for", lambda config, spec: flat)
     with pytest.raises(GnpError, match="the gradient is zero on training batch 0"):
-        check(resolve(None), None, radii=[0.1], dtypes=["float32"], batches=1, threshold=0.1, screen=Screen(quiet=True))
+        check(
+            resolve(None),
+            None,
+            radii=[0.1],
+            dtypes=["float32"],
+            batches=1,
+            threshold=0.1,
+            screen=Screen(quiet=True),
+        )
 
 
 def test_doctests():
@@ -220,11 +252,29 @@ def test_doctests():
 
 @pytest.mark.slow
 def test_a_preset_is_checked_on_its_own_batches(gnp: Gnp, tmp_path):
-    sweep = ("--r-min", "1e-3", "--r-max", "1", "--per-decade", "1", "--dtypes", "float32", "--batches", "2")
-    done = gnp("check", *sweep, "--batch-size", "16", "--set", "gr.r=0.02", "--json", "--out", "errors.svg")
+    sweep = (
+        "--r-min",
+        "1e-3",
+        "--r-max",
+        "1",
+        "--per-decade",
+        "1",
+        "--dtypes",
+        "float32",
+        "--batches",
+        "2",
+    )
+    done = gnp(
+        "check", *sweep, "--batch-size", "16", "--set", "gr.r=0.02", "--json", "--out", "errors.svg"
+    )
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
-    assert (result["model"], result["batch_size"], result["step"], len(result["batches"])) == ("vit-nano", 16, 0, 2)
+    assert (result["model"], result["batch_size"], result["step"], len(result["batches"])) == (
+        "vit-nano",
+        16,
+        0,
+        2,
+    )
     (kind,) = result["types"]
     assert [row["r"] for row in kind["radii"]] == [0.001, 0.01, 0.02, 0.1, 1.0]
     small, *_ = kind["radii"]
@@ -238,7 +288,18 @@ def test_a_preset_is_checked_on_its_own_batches(gnp: Gnp, tmp_path):
 @pytest.mark.slow
 def test_a_run_is_checked_from_its_checkpoint_on(gnp: Gnp, tmp_path):
     assert gnp("train", "--max-steps", "3", "--quiet", "--run-dir", "run").returncode == 0
-    sweep = ("--r-min", "0.01", "--r-max", "0.1", "--per-decade", "1", "--batches", "1", "--batch-size", "8")
+    sweep = (
+        "--r-min",
+        "0.01",
+        "--r-max",
+        "0.1",
+        "--per-decade",
+        "1",
+        "--batches",
+        "1",
+        "--batch-size",
+        "8",
+    )
     done = gnp("check", "run", *sweep, "--out", "errors.png")
     assert done.returncode == 0, done.stderr
     assert "from step 3" in done.stdout

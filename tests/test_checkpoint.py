@@ -19,13 +19,18 @@ from gnpcli.errors import CheckpointError
 from gnpcli.runs.checkpoint import Checkpoints, DamagedCheckpoint
 from gnpcli.step.state import Skips, TrainState
 
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # raised inside Orbax, about itself
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::DeprecationWarning"
+)  # raised inside Orbax, about itself
 
 META = {"config": {"a": 1}, "data": {"name": "x"}}
 
 
 def state(step: int, size: int = 100, ema: int | None = None) -> TrainState:
-    params = {"w": jnp.arange(size, dtype=jnp.float32) + step, "nested": {"b": jnp.full((2, 3), step, jnp.bfloat16)}}
+    params = {
+        "w": jnp.arange(size, dtype=jnp.float32) + step,
+        "nested": {"b": jnp.full((2, 3), step, jnp.bfloat16)},
+    }
     opt_state = (jax.tree.map(jnp.zeros_like, params), jnp.int32(step))
     return TrainState(
         jnp.int32(step),
@@ -41,11 +46,16 @@ def state(step: int, size: int = 100, ema: int | None = None) -> TrainState:
 
 def like(tree: TrainState) -> TrainState:
     sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), tree)
+    return jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), tree
+    )
 
 
 def plain(tree: TrainState) -> list[np.ndarray]:
-    return [np.asarray(leaf) for leaf in jax.tree.leaves(tree._replace(key=jax.random.key_data(tree.key)))]
+    return [
+        np.asarray(leaf)
+        for leaf in jax.tree.leaves(tree._replace(key=jax.random.key_data(tree.key)))
+    ]
 
 
 def assert_same(left: TrainState, right: TrainState) -> None:
@@ -69,7 +79,9 @@ def test_a_state_comes_back_whole(checkpoints):
     assert checkpoints.best_step() == 7
     assert checkpoints.read_meta(7) == META
     assert_same(checkpoints.restore(7, like(state(0))), state(7))
-    params, model_state = checkpoints.restore_model(7, like(state(0)).params, like(state(0)).model_state)
+    params, model_state = checkpoints.restore_model(
+        7, like(state(0)).params, like(state(0)).model_state
+    )
     np.testing.assert_array_equal(params["w"], state(7).params["w"])
     np.testing.assert_array_equal(model_state["batch_stats"]["mean"], np.ones(3))
 
@@ -81,7 +93,9 @@ def test_averages_are_an_item_of_their_own(checkpoints):
     shutil.rmtree(checkpoints.directory / "7" / "optimizer")  # evaluation reads nothing of it
     abstract = like(state(0))
     for weights, moved in (("raw", 0), ("ema", 5)):
-        params, model_state = checkpoints.restore_model(7, abstract.params, abstract.model_state, weights=weights)
+        params, model_state = checkpoints.restore_model(
+            7, abstract.params, abstract.model_state, weights=weights
+        )
         np.testing.assert_array_equal(params["w"], np.asarray(state(7).params["w"]) + moved)
         np.testing.assert_array_equal(model_state["batch_stats"]["mean"], np.ones(3))
 
@@ -97,7 +111,8 @@ def test_averages_that_were_never_saved_are_not_restored(checkpoints):
 
 def test_a_saved_state_is_safe_from_the_next_step_that_reuses_its_buffers(checkpoints):
     step = jax.jit(
-        lambda s: s._replace(params=jax.tree.map(lambda x: x * 0 - 1, s.params), step=s.step + 1), donate_argnums=0
+        lambda s: s._replace(params=jax.tree.map(lambda x: x * 0 - 1, s.params), step=s.step + 1),
+        donate_argnums=0,
     )
     current = jax.jit(lambda: state(1, 3_000_000))()
     expected = plain(current)
@@ -127,7 +142,9 @@ def test_saving_a_step_twice_changes_nothing(checkpoints):
 
 
 def largest_file(folder: Path) -> Path:
-    return max((path for path in folder.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
+    return max(
+        (path for path in folder.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size
+    )
 
 
 def truncate(folder: Path) -> None:
@@ -165,7 +182,9 @@ def test_a_damaged_save_is_named_and_the_one_before_is_taken(tmp_path, damage):
         again.read_meta(step)
         return again.restore(step, like(state(0)))
 
-    found = again.restore_latest(restore, on_damaged=lambda step, error: told.append((step, str(error))))
+    found = again.restore_latest(
+        restore, on_damaged=lambda step, error: told.append((step, str(error)))
+    )
     assert found is not None
     step, restored = found
     assert step == 2
@@ -227,7 +246,9 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     folder.mkdir()
     if (
         os.geteuid() != 0
-        or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", folder], capture_output=True).returncode
+        or subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", folder], capture_output=True
+        ).returncode
     ):
         pytest.skip("mounting a small file system needs root")
     yield folder
@@ -237,7 +258,9 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 def test_a_full_disk_is_said_in_one_line_and_earlier_saves_stay_good(small_disk):
     checkpoints = Checkpoints(small_disk / "checkpoints", CheckpointConfig(keep=5))
     small, large = state(1), state(2, size=2_000_000)
-    large = large._replace(params={**large.params, "w": jax.random.normal(jax.random.key(0), (2_000_000,))})
+    large = large._replace(
+        params={**large.params, "w": jax.random.normal(jax.random.key(0), (2_000_000,))}
+    )
     checkpoints.save(small, META, 0.5)
     checkpoints.wait()
 
@@ -253,7 +276,9 @@ def test_a_full_disk_is_said_in_one_line_and_earlier_saves_stay_good(small_disk)
     again = Checkpoints(small_disk / "checkpoints", CheckpointConfig(keep=5))
     assert again.steps() == [1]
     assert_same(again.restore(1, like(state(0))), state(1))
-    again.save(state(3), META, 0.2)  # the leftovers of the failed save are gone: there is room again
+    again.save(
+        state(3), META, 0.2
+    )  # the leftovers of the failed save are gone: there is room again
     again.wait()
     assert again.steps() == [1, 3]
     again.close()

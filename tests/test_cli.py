@@ -35,7 +35,9 @@ def folder_dataset(root: Path, *, classes: int = 2, per_class: int = 4, size: in
             where = root / split / f"class {label}"
             where.mkdir(parents=True)
             for number in range(per_class):
-                Image.new("RGB", (size, size), (60 * label, 10 * number, 200)).save(where / f"{number}.png")
+                Image.new("RGB", (size, size), (60 * label, 10 * number, 200)).save(
+                    where / f"{number}.png"
+                )
     return root
 
 
@@ -44,7 +46,15 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run made by the command line, and what it printed."""
     folder = tmp_path_factory.mktemp("cli") / "run"
     done = subprocess.run(
-        [sys.executable, "-c", "from gnpcli.cli import main; main()", "train", *QUICK, "--run-dir", str(folder)],
+        [
+            sys.executable,
+            "-c",
+            "from gnpcli.cli import main; main()",
+            "train",
+            *QUICK,
+            "--run-dir",
+            str(folder),
+        ],
         env={**os.environ, **FINDS_SMALL},
         capture_output=True,
         text=True,
@@ -92,7 +102,16 @@ def test_what_presets_show_prints_is_that_preset(gnp: Gnp, tmp_path: Path, name:
 
 
 def test_a_dry_run_says_what_would_happen_and_does_nothing(gnp: Gnp, tmp_path: Path):
-    done = gnp("train", "--preset", "vit-s-cifar10", "--gr", "zero-warmup", "--dry-run", "--run-dir", "here")
+    done = gnp(
+        "train",
+        "--preset",
+        "vit-s-cifar10",
+        "--gr",
+        "zero-warmup",
+        "--dry-run",
+        "--run-dir",
+        "here",
+    )
     assert done.returncode == 0, done.stderr
     for part in (
         "# objective    L + 0.08 ||grad L||  (alpha 0.8, r 0.1, finite-difference), plain for the first 40 epochs",
@@ -103,11 +122,15 @@ def test_a_dry_run_says_what_would_happen_and_does_nothing(gnp: Gnp, tmp_path: P
         assert part in done.stdout, done.stdout
     assert list(tmp_path.iterdir()) == []
     (tmp_path / "printed.yaml").write_text(done.stdout)
-    assert resolve(str(tmp_path / "printed.yaml")) == resolve("vit-s-cifar10", ["gr.strategy=zero-warmup"])
+    assert resolve(str(tmp_path / "printed.yaml")) == resolve(
+        "vit-s-cifar10", ["gr.strategy=zero-warmup"]
+    )
 
 
 def test_eval_prints_a_line_and_json(gnp: Gnp, run: Path):
-    last = [record for record in read_metrics(run / "metrics.jsonl") if record["split"] == "test"][-1]
+    last = [record for record in read_metrics(run / "metrics.jsonl") if record["split"] == "test"][
+        -1
+    ]
     done = gnp("eval", run)
     assert done.returncode == 0, done.stderr
     assert f"digits test: error {100 * last['error_rate']:.2f} %  top-5 error" in done.stdout
@@ -117,7 +140,9 @@ def test_eval_prints_a_line_and_json(gnp: Gnp, run: Path):
     assert json.loads(gnp("eval", run, "--split", "train", "--json").stdout)["num_examples"] == 1437
 
 
-def test_a_checkpoint_carries_its_configuration_wherever_it_is_moved(gnp: Gnp, run: Path, tmp_path: Path):
+def test_a_checkpoint_carries_its_configuration_wherever_it_is_moved(
+    gnp: Gnp, run: Path, tmp_path: Path
+):
     shutil.copytree(run / "checkpoints" / "20", tmp_path / "elsewhere" / "20")
     moved = json.loads(gnp("eval", "elsewhere/20", "--json").stdout)
     assert moved == json.loads(gnp("eval", run, "--json").stdout)
@@ -132,16 +157,35 @@ def test_resuming_a_finished_run_says_so(gnp: Gnp, run: Path):
 
 
 def test_a_relative_run_folder_and_a_config_file_as_preset(gnp: Gnp, run: Path, tmp_path: Path):
-    done = gnp("train", "--preset", run / "config.yaml", "--run-dir", "sub/again", "--max-steps", "1", "--json")
+    done = gnp(
+        "train",
+        "--preset",
+        run / "config.yaml",
+        "--run-dir",
+        "sub/again",
+        "--max-steps",
+        "1",
+        "--json",
+    )
     assert done.returncode == 0, done.stderr
     summary = json.loads(done.stdout)
     assert (summary["status"], summary["step"]) == ("stopped", 1)
     assert (tmp_path / "sub" / "again" / "checkpoints" / "1").is_dir()
-    assert (tmp_path / "sub" / "again" / "config.yaml").read_text() == (run / "config.yaml").read_text()
+    assert (tmp_path / "sub" / "again" / "config.yaml").read_text() == (
+        run / "config.yaml"
+    ).read_text()
 
 
 def test_kill_9_and_resume_equals_an_uninterrupted_run(gnp: Gnp, run: Path, tmp_path: Path):
-    command = [sys.executable, "-c", "from gnpcli.cli import main; main()", "train", *QUICK, "--run-dir", "killed"]
+    command = [
+        sys.executable,
+        "-c",
+        "from gnpcli.cli import main; main()",
+        "train",
+        *QUICK,
+        "--run-dir",
+        "killed",
+    ]
     slow = ["--set", "checkpoint.every_steps=1", "--set", "checkpoint.keep=1"]
     process = subprocess.Popen(
         [*command, *slow],
@@ -153,7 +197,11 @@ def test_kill_9_and_resume_equals_an_uninterrupted_run(gnp: Gnp, run: Path, tmp_
     deadline = time.monotonic() + 120
     checkpoints = tmp_path / "killed" / "checkpoints"
     while time.monotonic() < deadline and process.poll() is None:
-        steps = [int(p.name) for p in checkpoints.glob("*") if p.name.isdecimal()] if checkpoints.is_dir() else []
+        steps = (
+            [int(p.name) for p in checkpoints.glob("*") if p.name.isdecimal()]
+            if checkpoints.is_dir()
+            else []
+        )
         if steps and max(steps) >= 7:  # in the middle of the second epoch, a save under way
             break
         time.sleep(0.005)
@@ -164,7 +212,10 @@ def test_kill_9_and_resume_equals_an_uninterrupted_run(gnp: Gnp, run: Path, tmp_
     assert json.loads(done.stdout)["step"] == 20
     clock = ("elapsed_s", "images_per_s")
     ours, whole = (
-        [{k: v for k, v in record.items() if k not in clock} for record in read_metrics(folder / "metrics.jsonl")]
+        [
+            {k: v for k, v in record.items() if k not in clock}
+            for record in read_metrics(folder / "metrics.jsonl")
+        ]
         for folder in (tmp_path / "killed", run)
     )
     assert ours == whole
@@ -173,7 +224,15 @@ def test_kill_9_and_resume_equals_an_uninterrupted_run(gnp: Gnp, run: Path, tmp_
 
 
 def test_ctrl_c_saves_and_prints_the_resume_command(gnp: Gnp, tmp_path: Path):
-    command = [sys.executable, "-c", "from gnpcli.cli import main; main()", "train", *QUICK, "--run-dir", "stopped"]
+    command = [
+        sys.executable,
+        "-c",
+        "from gnpcli.cli import main; main()",
+        "train",
+        *QUICK,
+        "--run-dir",
+        "stopped",
+    ]
     process = subprocess.Popen(
         [*command, "--epochs", "4000"],
         cwd=tmp_path,
@@ -199,7 +258,10 @@ def test_ctrl_c_saves_and_prints_the_resume_command(gnp: Gnp, tmp_path: Path):
 def test_the_harmful_configuration_warns_and_trains(gnp: Gnp):
     done = gnp("train", *QUICK, "--gr", "constant", "--max-steps", "1")
     assert done.returncode == 0, done.stderr
-    assert "warning: gr.strategy=constant is at full strength during the learning-rate warmup" in done.stderr
+    assert (
+        "warning: gr.strategy=constant is at full strength during the learning-rate warmup"
+        in done.stderr
+    )
     assert "try --gr zero-warmup" in done.stderr
 
 
@@ -231,7 +293,14 @@ def test_bench_measures_both_steps(gnp: Gnp):
     plain, full = result["measurements"]
     assert (plain["name"], full["name"]) == ("plain", "gnp")
     for row in (plain, full):
-        for key in ("images_per_s", "step_ms", "compile_s", "peak_bytes", "flops_per_step", "gnp_over_plain"):
+        for key in (
+            "images_per_s",
+            "step_ms",
+            "compile_s",
+            "peak_bytes",
+            "flops_per_step",
+            "gnp_over_plain",
+        ):
             assert row[key] > 0, key
     assert 1.5 < full["flops_per_step"] / plain["flops_per_step"] < 2.5
 
@@ -296,7 +365,15 @@ def test_debug_shows_the_traceback(gnp: Gnp):
 
 def test_bad_folders_are_named(gnp: Gnp, tmp_path: Path):
     data = folder_dataset(tmp_path / "data")
-    arguments = ["train", "--dataset", "folder:data", "--set", "data.batch_size=4", "--set", "model.patch_size=4"]
+    arguments = [
+        "train",
+        "--dataset",
+        "folder:data",
+        "--set",
+        "data.batch_size=4",
+        "--set",
+        "model.patch_size=4",
+    ]
     (data / "train" / "empty class").mkdir()
     fails(gnp(*arguments), "empty class")
     (data / "train" / "empty class").rmdir()
@@ -309,7 +386,9 @@ def test_bad_folders_are_named(gnp: Gnp, tmp_path: Path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["data"]
 
 
-def test_a_model_that_does_not_fit_the_data_is_refused_with_both_numbers(gnp: Gnp, run: Path, tmp_path: Path):
+def test_a_model_that_does_not_fit_the_data_is_refused_with_both_numbers(
+    gnp: Gnp, run: Path, tmp_path: Path
+):
     folder_dataset(tmp_path / "data")
     fails(gnp("eval", run, "--dataset", "folder:data"), "folder:data has 2 classes", "with 10")
     fails(gnp("eval", run, "--split", "val"), "digits has no val split")
@@ -320,13 +399,17 @@ def test_a_model_that_does_not_fit_the_data_is_refused_with_both_numbers(gnp: Gn
 def test_a_run_folder_with_another_configuration_is_refused(gnp: Gnp, run: Path):
     before = tree(run)
     fails(
-        gnp("train", *QUICK, "--seed", "3", "--run-dir", run), "another configuration (train.seed: 0 -> 3)", "--run-dir"
+        gnp("train", *QUICK, "--seed", "3", "--run-dir", run),
+        "another configuration (train.seed: 0 -> 3)",
+        "--run-dir",
     )
     fails(gnp("train", *QUICK, "--run-dir", run), f"gnp resume {run}")
     assert tree(run) == before
 
 
-def test_a_damaged_checkpoint_is_named_and_the_one_before_is_taken(gnp: Gnp, run: Path, tmp_path: Path):
+def test_a_damaged_checkpoint_is_named_and_the_one_before_is_taken(
+    gnp: Gnp, run: Path, tmp_path: Path
+):
     shutil.copytree(run, tmp_path / "run")
     for path in (tmp_path / "run" / "checkpoints" / "20").rglob("*"):
         if path.is_file() and path.stat().st_size > 200:
@@ -341,10 +424,14 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_taken(gnp: Gnp, run
     assert done.returncode == 0, done.stderr
     assert "moved to 20.damaged, falling back to the one before" in done.stderr
     assert (tmp_path / "run" / "checkpoints" / "20.damaged").is_dir()
-    assert json.loads(gnp("eval", "run", "--json").stdout) == json.loads(gnp("eval", run, "--json").stdout)
+    assert json.loads(gnp("eval", "run", "--json").stdout) == json.loads(
+        gnp("eval", run, "--json").stdout
+    )
 
 
-def test_a_run_whose_only_checkpoint_is_damaged_cannot_be_evaluated(gnp: Gnp, run: Path, tmp_path: Path):
+def test_a_run_whose_only_checkpoint_is_damaged_cannot_be_evaluated(
+    gnp: Gnp, run: Path, tmp_path: Path
+):
     shutil.copytree(run, tmp_path / "run")
     for step in (tmp_path / "run" / "checkpoints").iterdir():
         shutil.rmtree(step / "model")
@@ -357,7 +444,12 @@ def test_a_checkpoint_of_another_model_is_refused(gnp: Gnp, run: Path, tmp_path:
     path.write_text(path.read_text().replace("dropout: 0.1", "dropout: 0.2"))
     fails(gnp("eval", "run"), "the checkpoint of step 20", "model.dropout: 0.1 -> 0.2")
     before = tree(tmp_path / "run")
-    fails(gnp("resume", "run"), "the checkpoint of step 20", "another configuration", "model.dropout: 0.1 -> 0.2")
+    fails(
+        gnp("resume", "run"),
+        "the checkpoint of step 20",
+        "another configuration",
+        "model.dropout: 0.1 -> 0.2",
+    )
     assert tree(tmp_path / "run") == before
 
 
@@ -379,7 +471,10 @@ def read_only_run(run: Path, tmp_path: Path):
     (tmp_path / "source" / "summary.json").unlink()
     mounted = tmp_path / "mounted"
     mounted.mkdir()
-    bound = os.geteuid() == 0 and subprocess.run(["mount", "--bind", tmp_path / "source", mounted]).returncode == 0
+    bound = (
+        os.geteuid() == 0
+        and subprocess.run(["mount", "--bind", tmp_path / "source", mounted]).returncode == 0
+    )
     if not bound:
         pytest.skip("mounting read-only needs root")
     subprocess.run(["mount", "-o", "remount,ro,bind", mounted], check=True)
@@ -387,20 +482,27 @@ def read_only_run(run: Path, tmp_path: Path):
     subprocess.run(["umount", mounted], check=True)
 
 
-def test_a_read_only_run_evaluates_and_refuses_to_resume(gnp: Gnp, read_only_run: Path, tmp_path: Path):
+def test_a_read_only_run_evaluates_and_refuses_to_resume(
+    gnp: Gnp, read_only_run: Path, tmp_path: Path
+):
     done = gnp("eval", read_only_run, "--json")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["step"] == 15
     before = tree(tmp_path / "source")
     fails(gnp("resume", read_only_run), "Read-only file system")
-    fails(gnp("train", *QUICK, "--run-dir", read_only_run / "inner"), "Read-only file system", "inner")
+    fails(
+        gnp("train", *QUICK, "--run-dir", read_only_run / "inner"), "Read-only file system", "inner"
+    )
     assert tree(tmp_path / "source") == before
 
 
 def test_a_disk_that_fills_up_while_saving_keeps_what_was_saved(gnp: Gnp, tmp_path: Path):
     disk = tmp_path / "disk"
     disk.mkdir()
-    if os.geteuid() != 0 or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", disk]).returncode:
+    if (
+        os.geteuid() != 0
+        or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", disk]).returncode
+    ):
         pytest.skip("mounting a small file system needs root")
     try:
         keep_all = ["--set", "checkpoint.every_steps=1", "--set", "checkpoint.keep=100"]

@@ -44,7 +44,11 @@ def data(tmp_path: Path) -> Path:
         "poems": {"text": tfds.features.Text()},
     }
     write_own_tfds(
-        tmp_path / "d", "birds", {"train": [{"image": Image.new("RGB", (9, 8)), "label": 1}]}, own["birds"], "big"
+        tmp_path / "d",
+        "birds",
+        {"train": [{"image": Image.new("RGB", (9, 8)), "label": 1}]},
+        own["birds"],
+        "big",
     )
     write_own_tfds(tmp_path / "d", "poems", {"train": [{"text": "x"}]}, own["poems"])
     (tmp_path / "d" / "cifar100" / "3.0.2").mkdir(parents=True)
@@ -64,20 +68,41 @@ def test_list_shows_every_source_and_what_else_is_prepared(gnp: Gnp, data: Path)
     svhn = rows["svhn_cropped"]
     size = sum(path.stat().st_size for path in (data / "svhn_cropped" / "3.1.0").iterdir())
     assert svhn["where"] == "d/svhn_cropped/3.1.0"
-    assert (svhn["format"], svhn["num_bytes"], svhn["splits"]) == ("array_record", size, {"train": 30, "test": 20})
+    assert (svhn["format"], svhn["num_bytes"], svhn["splits"]) == (
+        "array_record",
+        size,
+        {"train": 30, "test": 20},
+    )
     absent = rows["cifar10"]
     assert (absent["where"], absent["format"], absent["num_bytes"]) == (None, None, None)
     assert (absent["splits"], absent["num_classes"]) == ({"train": 50_000, "test": 10_000}, 10)
     assert absent["download_bytes"] == 170_052_171
-    assert "cifar100/3.0.2 looks like a TFDS folder but was not prepared" in str(rows["cifar100"]["problem"])
+    assert "cifar100/3.0.2 looks like a TFDS folder but was not prepared" in str(
+        rows["cifar100"]["problem"]
+    )
     assert (rows["imagenet"]["where"], rows["imagenet"]["format"]) == ("d/imagenet", "image folder")
-    assert (rows["digits"]["format"], rows["digits"]["splits"]) == ("bundled", {"train": 1437, "test": 360})
+    assert (rows["digits"]["format"], rows["digits"]["splits"]) == (
+        "bundled",
+        {"train": 1437, "test": 360},
+    )
     mnist = rows["tfds:mnist"]
     assert (mnist["num_classes"], mnist["image_size"], mnist["channels"]) == (10, 28, 1)
-    assert (rows["tfds:birds/big"]["image_size"], rows["tfds:birds/big"]["splits"]) == (None, {"train": 1})
+    assert (rows["tfds:birds/big"]["image_size"], rows["tfds:birds/big"]["splits"]) == (
+        None,
+        {"train": 1},
+    )
 
     table = gnp("data", "list", "--data-dir", "d").stdout.splitlines()
-    assert table[0].split() == ["name", "images", "classes", "pixels", "format", "on", "disk", "where"]
+    assert table[0].split() == [
+        "name",
+        "images",
+        "classes",
+        "pixels",
+        "format",
+        "on",
+        "disk",
+        "where",
+    ]
     lines = {line.split()[0]: line for line in table[1:]}
     assert list(lines) == list(rows)
     for part in ("30 + 20", "10", "32x32x3", "array_record", "d/svhn_cropped/3.1.0"):
@@ -85,7 +110,9 @@ def test_list_shows_every_source_and_what_else_is_prepared(gnp: Gnp, data: Path)
     assert "absent; gnp data prepare cifar10 downloads 170 MB" in lines["cifar10"]
 
 
-def test_list_fits_a_terminal_with_folders_on_lines_of_their_own(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_list_fits_a_terminal_with_folders_on_lines_of_their_own(
+    data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(data.parent)
     status, shown = on_a_terminal("data", "list", "--data-dir", "d")
     assert status == 0, shown
@@ -103,7 +130,10 @@ def test_list_finds_image_folders_and_default_places(gnp: Gnp, data: Path, tmp_p
     assert rows["cifar10"]["num_bytes"] is None
     assert rows["svhn_cropped"]["where"] == f"{data}/svhn_cropped/3.1.0"
     assert "tfds:mnist" in rows
-    assert by_name(gnp("data", "list", "--json"))["imagenet"]["splits"] == {"train": 1_281_167, "val": 50_000}
+    assert by_name(gnp("data", "list", "--json"))["imagenet"]["splits"] == {
+        "train": 1_281_167,
+        "val": 50_000,
+    }
 
 
 def test_list_reads_no_image_folder_and_imports_nothing_heavy(data: Path, tmp_path: Path) -> None:
@@ -116,7 +146,9 @@ def test_list_reads_no_image_folder_and_imports_nothing_heavy(data: Path, tmp_pa
         "print([m for m in ('jax', 'tensorflow_datasets', 'array_record', 'scipy', 'requests') if m in sys.modules])\n"
         "print([path for path in seen if 'n01440764' in path])"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path
+    )
     assert done.stdout.splitlines()[-2:] == ["[]", "[]"], done.stderr
 
 
@@ -124,14 +156,34 @@ def test_list_reads_no_image_folder_and_imports_nothing_heavy(data: Path, tmp_pa
     ("arguments", "parts"),
     [
         (["digits"], ["digits cannot be prepared for you: it is bundled with gnp"]),
-        (["folder:x"], ["folder:x cannot be prepared for you: it is read as it is", "DIR/train/<class>/"]),
-        (["imagenet"], ["imagenet cannot be prepared", "ILSVRC2012_img_train.tar", "DIR/train/<wnid>/", "--data-dir"]),
-        (["tfds:mnist"], ["tfds:mnist cannot be prepared for you", "tfds build NAME --file_format=array_record"]),
+        (
+            ["folder:x"],
+            ["folder:x cannot be prepared for you: it is read as it is", "DIR/train/<class>/"],
+        ),
+        (
+            ["imagenet"],
+            [
+                "imagenet cannot be prepared",
+                "ILSVRC2012_img_train.tar",
+                "DIR/train/<wnid>/",
+                "--data-dir",
+            ],
+        ),
+        (
+            ["tfds:mnist"],
+            ["tfds:mnist cannot be prepared for you", "tfds build NAME --file_format=array_record"],
+        ),
         (["cifar"], ["unknown data set 'cifar'", "did you mean 'cifar10'"]),
-        (["cifar10", "--split", "extra"], ["cifar10 has no split 'extra' (its splits: train, test)"]),
+        (
+            ["cifar10", "--split", "extra"],
+            ["cifar10 has no split 'extra' (its splits: train, test)"],
+        ),
         (["svhn_cropped", "--split", "train+"], ["'train+' should name splits once each"]),
         (["cifar10", "--checksums", "none"], ["none cannot be read: No such file"]),
-        (["cifar10", "--mirror", "nowhere"], ["nowhere/cifar-10-binary.tar.gz", "No scheme supplied"]),
+        (
+            ["cifar10", "--mirror", "nowhere"],
+            ["nowhere/cifar-10-binary.tar.gz", "No scheme supplied"],
+        ),
     ],
 )
 def test_what_cannot_be_prepared_says_what_to_do(
@@ -147,7 +199,9 @@ def test_help_names_the_commands(gnp: Gnp) -> None:
 
 
 @pytest.mark.parametrize("quiet", [False, True])
-def test_plain_lines_where_there_is_no_terminal(quiet: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_plain_lines_where_there_is_no_terminal(
+    quiet: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     lines: list[str] = []
     with open(os.devnull, "w") as sink:
         console = Console(file=sink)
@@ -159,7 +213,9 @@ def test_plain_lines_where_there_is_no_terminal(quiet: bool, monkeypatch: pytest
             monkeypatch.setattr(LoadingDisplay, "PLAIN_EVERY_S", 0.0)
             display(8, 9)
     want = ["downloading a.bin: 0.0/3.0 MB", "downloading b.bin: 0.0 MB"]
-    assert lines == ([] if quiet else [*want, "reading birds: 7/9 images", "reading birds: 8/9 images"])
+    assert lines == (
+        [] if quiet else [*want, "reading birds: 7/9 images", "reading birds: 8/9 images"]
+    )
 
 
 def test_a_bar_on_a_terminal_shows_amount_and_leaves_nothing_behind() -> None:
@@ -196,4 +252,7 @@ def test_a_configuration_that_does_not_fit_is_refused_before_anything_is_fetched
 
 
 def test_a_wrong_option_of_the_model_is_one_line_where_the_data_is_absent(gnp: Gnp) -> None:
-    fails(gnp("train", "--preset", "vit-ti-cifar10", "--set", "model.patch_size=5"), "patches of 5 pixels")
+    fails(
+        gnp("train", "--preset", "vit-ti-cifar10", "--set", "model.patch_size=5"),
+        "patches of 5 pixels",
+    )

@@ -47,10 +47,16 @@ def error(*assignments: str, text: str = MINIMAL) -> ConfigError:
 @pytest.mark.parametrize(
     ("assignment", "parts"),
     [
-        ("optimizer.lrr=1", ["--set: ", "unknown key 'optimizer.lrr'", "did you mean 'optimizer.lr'?"]),
+        (
+            "optimizer.lrr=1",
+            ["--set: ", "unknown key 'optimizer.lrr'", "did you mean 'optimizer.lr'?"],
+        ),
         ("optimzer.lr=1", ["unknown key 'optimzer'", "did you mean 'optimizer.lr'?"]),
         ("lr=1", ["unknown key 'lr'", "did you mean 'optimizer.lr'?"]),
-        ("train.wibble_wobble_wubble=1", ["unknown key 'train.wibble_wobble_wubble'", "train has epochs, seed,"]),
+        (
+            "train.wibble_wobble_wubble=1",
+            ["unknown key 'train.wibble_wobble_wubble'", "train has epochs, seed,"],
+        ),
         ("optimizer.momentum=0.9", ["unknown key 'optimizer.momentum'; optimizer has", "b1"]),
         ("train.epochs=many", ["train.epochs: expected a whole number, got 'many'"]),
         ("train.epochs=1.5", ["train.epochs: expected a whole number, got 1.5"]),
@@ -67,8 +73,17 @@ def error(*assignments: str, text: str = MINIMAL) -> ConfigError:
         ("gr.groups=per-node", ["or per-device, got 'per-node'"]),
         ("gr.r=-0.1", ["gr.r: -0.1 is out of range (must be >= 0)"]),
         ("gr.alpha=1.5", ["gr.alpha: 1.5 is out of range (must be <= 1)"]),
-        ("gr.strategy=zero", ["gr.strategy: 'zero' is not one of none, constant, sam,", "did you mean 'zero-warmup'?"]),
-        ("optimizer.name=adam", ["unknown optimizer 'adam'", "did you mean 'adamw'?", "sgd, adamw, rmsprop"]),
+        (
+            "gr.strategy=zero",
+            [
+                "gr.strategy: 'zero' is not one of none, constant, sam,",
+                "did you mean 'zero-warmup'?",
+            ],
+        ),
+        (
+            "optimizer.name=adam",
+            ["unknown optimizer 'adam'", "did you mean 'adamw'?", "sgd, adamw, rmsprop"],
+        ),
         ("schedule.name=cosin", ["unknown schedule 'cosin'", "did you mean 'cosine'?"]),
         ("data.validation_fraction=1", ["must be < 1"]),
         ("train.seed=-1", ["train.seed: -1 is out of range"]),
@@ -95,8 +110,16 @@ def test_a_bad_value_names_key_value_and_what_is_allowed(assignment, parts):
             "gr.strategy",
             ["nothing to warm up over: gr.warmup_epochs is 0 (taken from schedule.warmup_epochs)"],
         ),
-        (["train.l2=1e-3", "optimizer.weight_decay=0.3"], "train.l2", ["train.l2 = 0.001", "= 0.3", "decay twice"]),
-        (["schedule.name=stepped", "schedule.boundaries=[0.6, 0.3]"], "schedule.boundaries", ["must rise"]),
+        (
+            ["train.l2=1e-3", "optimizer.weight_decay=0.3"],
+            "train.l2",
+            ["train.l2 = 0.001", "= 0.3", "decay twice"],
+        ),
+        (
+            ["schedule.name=stepped", "schedule.boundaries=[0.6, 0.3]"],
+            "schedule.boundaries",
+            ["must rise"],
+        ),
         (["checkpoint.every_epochs=null"], "checkpoint", ["set one"]),
         (
             ["gr.every=4", "gr.probability=0.5"],
@@ -110,7 +133,11 @@ def test_a_bad_value_names_key_value_and_what_is_allowed(assignment, parts):
             "gr.groups",
             ["data.batch_size = 100 is not divisible by gr.groups = 8", "data.batch_size=96"],
         ),
-        (["data.batch_size=100", "train.accumulate=3"], "train.accumulate", ["train.accumulate = 3", "=99"]),
+        (
+            ["data.batch_size=100", "train.accumulate=3"],
+            "train.accumulate",
+            ["train.accumulate = 3", "=99"],
+        ),
         (
             ["gr.groups=8", "train.accumulate=12"],
             "train.accumulate",
@@ -131,7 +158,9 @@ def test_contradictions_between_keys_are_refused_with_the_numbers(assignments, k
 
 
 def test_missing_keys_are_named_and_counted():
-    message = str(error(text="data: {name: digits}\nmodel: {name: vit-nano}\noptimizer: {lr: 1.0}\n"))
+    message = str(
+        error(text="data: {name: digits}\nmodel: {name: vit-nano}\noptimizer: {lr: 1.0}\n")
+    )
     assert "missing key 'optimizer.name' (one of sgd, adamw, rmsprop)" in message
     assert "(and 1 more)" in message
 
@@ -139,7 +168,9 @@ def test_missing_keys_are_named_and_counted():
 def test_messages_carry_file_and_line(tmp_path):
     path = tmp_path / "mine.yaml"
     path.write_text(MINIMAL + "schedule:\n  name: cosine\n  warmup_epoch: 3\n")
-    with pytest.raises(ConfigError, match=r"mine\.yaml:7: unknown key 'schedule.warmup_epoch' - did you mean"):
+    with pytest.raises(
+        ConfigError, match=r"mine\.yaml:7: unknown key 'schedule.warmup_epoch' - did you mean"
+    ):
         validate(read_yaml(path))
     path.write_text(MINIMAL + "gr:\n  alpha: 0.8\n")
     with pytest.raises(ConfigError, match=r"mine\.yaml:6: gr.alpha = 0.8 needs a radius"):
@@ -195,7 +226,9 @@ def test_overrides_that_are_no_assignment_are_refused(text):
 
 
 def test_later_layers_win_and_sections_merge():
-    merged = merge([Layer({"a": {"x": 1, "y": 2}, "b": 1}), Layer({"a": {"y": 3}}), Layer({"b": {"z": 1}})])
+    merged = merge(
+        [Layer({"a": {"x": 1, "y": 2}, "b": 1}), Layer({"a": {"y": 3}}), Layer({"b": {"z": 1}})]
+    )
     assert merged.values == {"a": {"x": 1, "y": 3}, "b": {"z": 1}}
 
 
@@ -206,7 +239,9 @@ def test_merging_changes_no_layer():
 
 
 def test_changing_the_optimizer_keeps_what_both_have_and_drops_the_rest():
-    changed = config("optimizer.b1=0.5", "optimizer.lr=0.3", "optimizer.name=sgd", "optimizer.momentum=0.5").optimizer
+    changed = config(
+        "optimizer.b1=0.5", "optimizer.lr=0.3", "optimizer.name=sgd", "optimizer.momentum=0.5"
+    ).optimizer
     assert changed.model_dump() == {
         "name": "sgd", "lr": 0.3, "weight_decay": 0.0, "momentum": 0.5, "nesterov": False,
     }  # fmt: skip
@@ -246,12 +281,16 @@ def test_differences_name_each_key_with_both_values():
 
 
 def test_known_keys_are_those_of_a_dump():
-    assert set(known_keys({"optimizer": {"name": "adamw"}, "schedule": {"name": "cosine"}})) == set(flatten(config()))
+    assert set(known_keys({"optimizer": {"name": "adamw"}, "schedule": {"name": "cosine"}})) == set(
+        flatten(config())
+    )
 
 
 @pytest.mark.parametrize("strategy", ["constant", "sam"])
 @pytest.mark.parametrize("optimizer", ["adamw", "rmsprop"])
-def test_gr_at_full_strength_in_the_warmup_of_an_adaptive_optimizer_is_advised_against(strategy, optimizer):
+def test_gr_at_full_strength_in_the_warmup_of_an_adaptive_optimizer_is_advised_against(
+    strategy, optimizer
+):
     harmful = [
         f"optimizer.name={optimizer}",
         f"gr.strategy={strategy}",
@@ -284,11 +323,21 @@ def test_a_learning_rate_warmup_longer_than_training_is_pointed_out():
 def test_a_gr_warmup_that_training_does_not_outlast_is_refused(strategy, key, warmup):
     regularized = [f"gr.strategy={strategy}", "gr.r=0.1", "gr.alpha=0.8"]
     message = str(error(*regularized, f"{key}={warmup}"))
-    for part in (f"{warmup:g} epochs", key, "3 epochs", "train.epochs", "set gr.warmup_epochs below 3"):
+    for part in (
+        f"{warmup:g} epochs",
+        key,
+        "3 epochs",
+        "train.epochs",
+        "set gr.warmup_epochs below 3",
+    ):
         assert part in message
     assert config(*regularized, f"{key}={warmup}", "train.epochs=5").gr.warmup_epochs == warmup
-    assert config(*regularized, f"{key}={warmup}", "gr.alpha=0").gr.alpha == 0  # plain training warms nothing up
-    assert config(*regularized, f"{key}={warmup}", "gr.strategy=constant").gr.warmup_epochs == warmup
+    assert (
+        config(*regularized, f"{key}={warmup}", "gr.alpha=0").gr.alpha == 0
+    )  # plain training warms nothing up
+    assert (
+        config(*regularized, f"{key}={warmup}", "gr.strategy=constant").gr.warmup_epochs == warmup
+    )
 
 
 @pytest.mark.parametrize(
@@ -325,6 +374,10 @@ def test_every_field_of_the_configuration_is_documented():
     for section, info in RunConfig.model_fields.items():
         for model in _models(info.annotation):
             for key, field in model.model_fields.items():
-                if typing.get_origin(field.annotation) is typing.Literal and key == "name" and section != "model":
+                if (
+                    typing.get_origin(field.annotation) is typing.Literal
+                    and key == "name"
+                    and section != "model"
+                ):
                     continue
                 assert field.description, f"{section}.{key}"

@@ -13,7 +13,14 @@ import numpy as np
 import pytest
 
 from gnpcli.config.schema import DataConfig
-from gnpcli.data.base import Dataset, DataSpec, Split, carve_validation, channel_statistics, validation_counts
+from gnpcli.data.base import (
+    Dataset,
+    DataSpec,
+    Split,
+    carve_validation,
+    channel_statistics,
+    validation_counts,
+)
 from gnpcli.data.registry import SOURCES, check_data, describe, load_dataset
 from gnpcli.data.sources.cifar10 import CLASS_NAMES
 from gnpcli.errors import ConfigError, DataError
@@ -29,8 +36,12 @@ pytestmark = pytest.mark.usefixtures("cache")
 
 
 def test_importing_the_package_imports_neither_jax_nor_numpy() -> None:
-    code = "import sys, gnpcli.data; print([m for m in ('jax', 'numpy', 'PIL') if m in sys.modules])"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[1])
+    code = (
+        "import sys, gnpcli.data; print([m for m in ('jax', 'numpy', 'PIL') if m in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[1]
+    )
     assert done.stdout.strip() == "[]", done.stderr
 
 
@@ -46,7 +57,10 @@ def test_registered_names_are_described_without_data(name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("cifar01", r"unknown data set 'cifar01' - did you mean 'cifar10'\?.*digits, cifar10, .*folder:DIR, tfds:NAME"),
+        (
+            "cifar01",
+            r"unknown data set 'cifar01' - did you mean 'cifar10'\?.*digits, cifar10, .*folder:DIR, tfds:NAME",
+        ),
         ("cifar-100", "did you mean 'cifar100'"),
         ("svhn", "did you mean 'svhn_cropped'"),
         ("fashion-mnist", "did you mean 'fashion_mnist'"),
@@ -93,12 +107,16 @@ def test_a_directory_that_would_be_ignored_is_refused(name: str) -> None:
         ("stream", False, {"digits", "cifar10", "folder:x", "tfds:x", "imagenet"}),
     ],
 )
-def test_a_key_that_would_be_ignored_is_refused(name: str, key: str, value: object, takers: set[str]) -> None:
+def test_a_key_that_would_be_ignored_is_refused(
+    name: str, key: str, value: object, takers: set[str]
+) -> None:
     config = DataConfig(name=name, **{key: value})  # type: ignore[arg-type]
     if name in takers:
         check_data(config)
     else:
-        with pytest.raises(ConfigError, match=rf"data\.{key} is for .*, not for '{name}': leave it out") as caught:
+        with pytest.raises(
+            ConfigError, match=rf"data\.{key} is for .*, not for '{name}': leave it out"
+        ) as caught:
             check_data(config)
         assert caught.value.key == f"data.{key}"
 
@@ -135,10 +153,15 @@ def test_statistics_are_numpys_and_a_constant_channel_can_be_divided_by() -> Non
 
 
 def toy(labels: list[int]) -> Dataset:
-    train = Split(np.arange(len(labels), dtype=np.uint8).reshape(-1, 1, 1, 1), np.array(labels, np.int32))
+    train = Split(
+        np.arange(len(labels), dtype=np.uint8).reshape(-1, 1, 1, 1), np.array(labels, np.int32)
+    )
     names = tuple(str(label) for label in range(max(labels) + 1))
     return Dataset(
-        DataSpec(name="toy", class_names=names, image_size=1, channels=1, mean=(0,), std=(1,)), train, None, None
+        DataSpec(name="toy", class_names=names, image_size=1, channels=1, mean=(0,), std=(1,)),
+        train,
+        None,
+        None,
     )
 
 
@@ -171,7 +194,9 @@ def test_validation_never_takes_the_last_image_of_a_class() -> None:
 
 
 def test_validation_fraction_that_takes_nothing_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"validation_fraction 0\.01 of 6 training images in 2 classes") as caught:
+    with pytest.raises(
+        ConfigError, match=r"validation_fraction 0\.01 of 6 training images in 2 classes"
+    ) as caught:
         carve_validation(toy([0, 0, 0, 1, 1, 1]), 0.01)
     assert caught.value.key == "data.validation_fraction"
     with pytest.raises(ValueError, match="already"):
@@ -189,13 +214,17 @@ def test_digits_are_complete_and_every_fifth_is_held_out() -> None:
     assert data.test.images.shape == (360, 8, 8, 1)
     train = np.bincount(data.train.labels)
     np.testing.assert_array_equal(train, [136, 154, 151, 135, 143, 143, 151, 153, 138, 133])
-    np.testing.assert_array_equal(np.bincount(data.test.labels), [42, 28, 26, 48, 38, 39, 30, 26, 36, 47])
+    np.testing.assert_array_equal(
+        np.bincount(data.test.labels), [42, 28, 26, 48, 38, 39, 30, 26, 36, 47]
+    )
     # Sixteenths of 255: all 17 values, back to the original ones without loss.
     values = np.unique(data.train.images)
     np.testing.assert_array_equal(np.rint(values / 255 * 16), np.arange(17))
     np.testing.assert_array_equal(values, np.floor(np.arange(17) * 255 / 16 + 0.5))
     # The first image of all, held out, is scikit-learn's first zero.
-    np.testing.assert_array_equal(np.rint(data.test.images[0, 0, :, 0] / 255 * 16), [0, 0, 5, 13, 9, 1, 0, 0])
+    np.testing.assert_array_equal(
+        np.rint(data.test.images[0, 0, :, 0] / 255 * 16), [0, 0, 5, 13, 9, 1, 0, 0]
+    )
     assert data.test.labels[:4].tolist() == [0, 5, 0, 5]
     assert data.train.labels[:8].tolist() == [1, 2, 3, 4, 6, 7, 8, 9]
     np.testing.assert_allclose(data.spec.mean, data.train.images.mean() / 255)
@@ -237,7 +266,9 @@ def test_cifar10_is_found(place: str, tmp_path: Path, monkeypatch: pytest.Monkey
 
 def test_cifar10_with_other_classes_is_refused(root: Path) -> None:
     for function in (describe, load_dataset):
-        with pytest.raises(DataError, match=r"is not CIFAR-10: it lacks airplane.*--dataset folder:"):
+        with pytest.raises(
+            DataError, match=r"is not CIFAR-10: it lacks airplane.*--dataset folder:"
+        ):
             function(DataConfig(name="cifar10", dir=str(root)))
 
 
@@ -271,5 +302,7 @@ def test_real_cifar10(real_cifar: Path) -> None:
     np.testing.assert_allclose(mean, (0.4913, 0.4821, 0.4465), atol=0.025)
     np.testing.assert_allclose(std, (0.2452, 0.2428, 0.2606), atol=0.015)
     # Ships and airplanes stand before blue, frogs and deer do not: the labels are the official ones.
-    blue = np.array([data.train.images[data.train.labels == label][..., 2].mean() for label in range(10)])
+    blue = np.array(
+        [data.train.images[data.train.labels == label][..., 2].mean() for label in range(10)]
+    )
     assert min(blue[0], blue[8]) > max(blue[4], blue[6])

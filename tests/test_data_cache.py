@@ -61,7 +61,9 @@ def test_cache_notices_every_change_of_the_folder(root: Path, tmp_path: Path, ca
     assert decodes(of(tmp_path / "moved"))
 
 
-def test_damaged_cache_is_noticed_and_rebuilt(root: Path, cache: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_damaged_cache_is_noticed_and_rebuilt(
+    root: Path, cache: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     want = load_dataset(of(root))
     (entry,) = cache.iterdir()
     whole = entry.read_bytes()
@@ -83,7 +85,9 @@ def test_damaged_cache_is_noticed_and_rebuilt(root: Path, cache: Path, caplog: p
     assert noticed > 0.7 * len(damages)  # the rest hit zip's dates and paddings, which mean nothing
 
 
-def test_entry_of_another_length_is_not_trusted(root: Path, cache: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_entry_of_another_length_is_not_trusted(
+    root: Path, cache: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     load_dataset(of(root))
     (entry,) = cache.iterdir()
     np.savez(entry, train=np.zeros((1, 6, 6, 3), np.uint8))

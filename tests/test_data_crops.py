@@ -37,7 +37,9 @@ def samples(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
         pytest.skip(f"{SAMPLES} is absent: real photographs are not part of the project")
     root = tmp_path_factory.mktemp("photographs")
     with tarfile.open(SAMPLES) as archive:
-        files = sorted((member for member in archive if member.isfile()), key=lambda member: -member.size)
+        files = sorted(
+            (member for member in archive if member.isfile()), key=lambda member: -member.size
+        )
         archive.extractall(root, [*files[:10], *files[10::4]], filter="data")
     return sorted(root.rglob("*.JPEG"))
 
@@ -59,7 +61,9 @@ def published_evaluation(image: Image.Image, size: int) -> Image.Image:
 
 @pytest.mark.parametrize("size", [1, 2, 7, 64, 97])
 @pytest.mark.parametrize("shape", [(60, 60), (61, 97), (300, 101), (19, 40), (500, 7), (1, 1)])
-def test_evaluation_in_one_step_is_the_published_one_in_two(shape: tuple[int, int], size: int, tmp_path: Path) -> None:
+def test_evaluation_in_one_step_is_the_published_one_in_two(
+    shape: tuple[int, int], size: int, tmp_path: Path
+) -> None:
     image = Image.fromarray(draw().integers(0, 256, (shape[1], shape[0], 3), dtype=np.uint8))
     image.save(tmp_path / "x.png")
     got = Transform(size)(str(tmp_path / "x.png"), draw())
@@ -98,11 +102,15 @@ def test_random_boxes_have_the_shares_and_aspects_of_the_published_crop() -> Non
     assert aspect.max() < 1.35
     # Boxes that do not fit are drawn again, so that large ones are rarer than uniform; small ones all fit.
     small = share < 0.5
-    assert np.histogram(share[small], bins=6, range=(0.08, 0.5))[0] == pytest.approx(small.sum() / 6, rel=0.2)
+    assert np.histogram(share[small], bins=6, range=(0.08, 0.5))[0] == pytest.approx(
+        small.sum() / 6, rel=0.2
+    )
     assert np.log(aspect[small]).mean() == pytest.approx(0, abs=0.02)
     # Places are uniform: of 4x4 pixels, 3x3 lie at four.
     places = [
-        box[:2] for box in (random_box(rng, 4, 4, 0.3) for _ in range(6000)) if box[2] - box[0] == box[3] - box[1] == 3
+        box[:2]
+        for box in (random_box(rng, 4, 4, 0.3) for _ in range(6000))
+        if box[2] - box[0] == box[3] - box[1] == 3
     ]
     counts = [places.count((left, top)) for left in (0, 1) for top in (0, 1)]
     assert len(places) == sum(counts) > 1000
@@ -112,9 +120,16 @@ def test_random_boxes_have_the_shares_and_aspects_of_the_published_crop() -> Non
 
 @pytest.mark.parametrize(
     ("shape", "box"),
-    [((1000, 90), (440, 0, 560, 90)), ((90, 1000), (0, 440, 90, 560)), ((1, 9), (0, 4, 1, 5)), ((9, 1), (4, 0, 5, 1))],
+    [
+        ((1000, 90), (440, 0, 560, 90)),
+        ((90, 1000), (0, 440, 90, 560)),
+        ((1, 9), (0, 4, 1, 5)),
+        ((9, 1), (4, 0, 5, 1)),
+    ],
 )
-def test_images_that_no_box_fits_give_their_centre(shape: tuple[int, int], box: tuple[int, ...]) -> None:
+def test_images_that_no_box_fits_give_their_centre(
+    shape: tuple[int, int], box: tuple[int, ...]
+) -> None:
     # Nearly the whole area at an aspect of at most 4/3 never fits; at most 4/3 of the short side is left.
     assert random_box(draw(), *shape, 0.9) == box
 
@@ -197,7 +212,8 @@ def test_training_takes_box_flip_and_policy_from_its_numbers_alone(tmp_path: Pat
 
     for seed in range(5):
         np.testing.assert_array_equal(
-            Transform(16, min_area=0.5, flip=True, policy=policy)(path, draw(seed)), 255 - flipping(path, draw(seed))
+            Transform(16, min_area=0.5, flip=True, policy=policy)(path, draw(seed)),
+            255 - flipping(path, draw(seed)),
         )
 
 
@@ -217,7 +233,11 @@ FILES: dict[str, tuple[str, Callable[[Image.Image], Image.Image], dict[str, obje
     "RGBA": ("PNG", as_mode("RGBA"), {}),
     "grey with transparency": ("PNG", as_mode("LA"), {}),
     "palette": ("PNG", lambda image: image.quantize(200), {}),
-    "palette with transparency": ("PNG", lambda image: image.quantize(200), {"transparency": bytes(range(200))}),
+    "palette with transparency": (
+        "PNG",
+        lambda image: image.quantize(200),
+        {"transparency": bytes(range(200))},
+    ),
     "16 bits": (
         "PNG",
         lambda image: Image.fromarray((np.asarray(image.convert("L")).astype(np.uint16) << 8) + 77),
@@ -241,10 +261,16 @@ def test_every_kind_of_file_becomes_rgb(what: str, image_size: int, tmp_path: Pa
         options = {**options, "save_all": True, "append_images": [smooth(320, 200, 9)]}
     path = tmp_path / "x.JPEG"
     own.save(path, format=form, **options)
-    shown = np.asarray(own) >> 8 if own.mode.startswith("I;16") else np.asarray(own.convert("RGBA").convert("RGB"))
+    shown = (
+        np.asarray(own) >> 8
+        if own.mode.startswith("I;16")
+        else np.asarray(own.convert("RGBA").convert("RGB"))
+    )
     if shown.ndim == 2:
         shown = np.repeat(shown[..., None], 3, axis=2)
-    want = np.asarray(published_evaluation(Image.fromarray(shown.astype(np.uint8)), image_size), dtype=int)
+    want = np.asarray(
+        published_evaluation(Image.fromarray(shown.astype(np.uint8)), image_size), dtype=int
+    )
     got = Transform(image_size)(str(path), draw())
     assert got.shape == (image_size, image_size, 3)
     difference = np.abs(got - want)
@@ -261,7 +287,9 @@ def test_every_kind_of_file_becomes_rgb(what: str, image_size: int, tmp_path: Pa
         (None, r"x\.JPEG cannot be read: No such file"),
     ],
 )
-def test_a_file_that_is_no_image_is_named(content: bytes | None, message: str, tmp_path: Path) -> None:
+def test_a_file_that_is_no_image_is_named(
+    content: bytes | None, message: str, tmp_path: Path
+) -> None:
     if content is not None:
         (tmp_path / "x.JPEG").write_bytes(content)
     with pytest.raises(DataError, match=message):
@@ -273,7 +301,9 @@ def test_a_file_that_ends_early_is_named(form: str, tmp_path: Path) -> None:
     smooth(300, 200).save(tmp_path / "x.JPEG", format=form)
     whole = (tmp_path / "x.JPEG").read_bytes()
     (tmp_path / "x.JPEG").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(DataError, match=r"x\.JPEG is (damaged \(.*\)|not a JPEG.*): delete or replace it") as caught:
+    with pytest.raises(
+        DataError, match=r"x\.JPEG is (damaged \(.*\)|not a JPEG.*): delete or replace it"
+    ) as caught:
         Transform(8, min_area=0.08)(str(tmp_path / "x.JPEG"), draw())
     assert "\n" not in str(caught.value)
 

@@ -18,7 +18,9 @@ SAMPLES = SHARED_DATA / "imagenet-samples-120.tar"
 
 
 def noise(width: int, height: int, channels: int = 3) -> np.ndarray:
-    return np.random.default_rng(width * height).integers(0, 256, (height, width, channels), dtype=np.uint8)
+    return np.random.default_rng(width * height).integers(
+        0, 256, (height, width, channels), dtype=np.uint8
+    )
 
 
 def pillow(path: Path, scale: int = 1) -> np.ndarray:
@@ -64,7 +66,9 @@ def test_jpegs_have_pillows_bits_at_every_scale(
 ) -> None:
     path = tmp_path / "x.jpg"
     image = Image.fromarray(noise(*shape))
-    (image.convert("L") if what == "grey" else image).save(path, format="JPEG", quality=90, **JPEGS[what])
+    (image.convert("L") if what == "grey" else image).save(
+        path, format="JPEG", quality=90, **JPEGS[what]
+    )
     for scale in (1, 2, 4, 8):
         with opened(str(path)) as file:
             pixels, used = read_pixels(file, scale)
@@ -77,7 +81,9 @@ def test_real_photographs_have_pillows_bits(scaled_by_turbo: list[int], tmp_path
     if not SAMPLES.exists():
         pytest.skip(f"{SAMPLES} is absent: real photographs are not part of the project")
     with tarfile.open(SAMPLES) as archive:
-        archive.extractall(tmp_path, [member for member in archive if member.isfile()][::8], filter="data")
+        archive.extractall(
+            tmp_path, [member for member in archive if member.isfile()][::8], filter="data"
+        )
     paths = sorted(tmp_path.rglob("*.JPEG"))
     for path in paths:
         for scale in (1, 2):
@@ -93,7 +99,9 @@ def test_what_is_not_a_sound_jpeg_is_decoded_by_pillow_in_full(
 ) -> None:
     file = io.BytesIO()
     image = Image.fromarray(noise(80, 60))
-    (image.convert("CMYK") if what == "CMYK" else image).save(file, format="PNG" if what == "PNG" else "JPEG")
+    (image.convert("CMYK") if what == "CMYK" else image).save(
+        file, format="PNG" if what == "PNG" else "JPEG"
+    )
     content = bytearray(file.getvalue())
     if what == "junk before the end":
         content[-2:-2] = b"junk" * 5
@@ -117,7 +125,9 @@ def test_squares_are_the_middle_resized(channels: int, colour: str, tmp_path: Pa
         got = read_square(image, 24, channels)
     with Image.open(tmp_path / "x.png") as image:
         image = image.convert("L" if channels == 1 else "RGB").crop((15, 0, 75, 60))
-        want = np.asarray(image.resize((24, 24), Image.Resampling.BILINEAR)).reshape(24, 24, channels)
+        want = np.asarray(image.resize((24, 24), Image.Resampling.BILINEAR)).reshape(
+            24, 24, channels
+        )
     assert got.shape == (24, 24, channels)
     assert np.abs(got.astype(int) - want).max() <= 1
 
@@ -146,8 +156,12 @@ def test_resizing_is_pillows_to_one_level(
     np.testing.assert_array_equal(resize.resize(same, 16), same)
 
 
-def test_without_its_fast_implementation_resizing_is_pillows(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_its_fast_implementation_resizing_is_pillows(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(resize, "Resizer", None)
     pixels = noise(61, 47)
-    want = Image.fromarray(pixels).resize((20, 20), Image.Resampling.BILINEAR, box=(3.5, 2, 40, 41.25))
+    want = Image.fromarray(pixels).resize(
+        (20, 20), Image.Resampling.BILINEAR, box=(3.5, 2, 40, 41.25)
+    )
     np.testing.assert_array_equal(resize.resize(pixels, 20, (3.5, 2, 40, 41.25)), np.asarray(want))

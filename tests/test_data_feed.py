@@ -23,7 +23,12 @@ jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 SPEC = DataSpec(
-    name="toy", class_names=("a", "b"), image_size=8, channels=3, mean=(0.4, 0.5, 0.6), std=(0.2, 0.25, 0.3)
+    name="toy",
+    class_names=("a", "b"),
+    image_size=8,
+    channels=3,
+    mean=(0.4, 0.5, 0.6),
+    std=(0.2, 0.25, 0.3),
 )
 KEY = jax.random.key(7)
 
@@ -40,7 +45,9 @@ def config(**values: object) -> DataConfig:
 
 
 def feed(size: int, seed: int = 0, **values: object) -> InMemoryFeed:
-    return InMemoryFeed(toy_split(size), SPEC, config(**values), key=jax.random.key(seed), place=jax.device_put)
+    return InMemoryFeed(
+        toy_split(size), SPEC, config(**values), key=jax.random.key(seed), place=jax.device_put
+    )
 
 
 def expected(images: np.ndarray) -> np.ndarray:
@@ -55,9 +62,15 @@ def test_crop_is_numpys_reflection_at_every_offset(size: int, padding: int) -> N
     rng = np.random.default_rng(0)
     places = np.indices((2 * padding + 1, 2 * padding + 1)).reshape(2, -1).astype(np.int32)
     images = rng.integers(0, 256, (places.shape[1], size, size + 1, 3), dtype=np.uint8)
-    padded = np.pad(images, ((0, 0), (padding, padding), (padding, padding), (0, 0)), mode="reflect")
-    want = np.stack([image[r : r + size, c : c + size + 1] for image, r, c in zip(padded, *places, strict=True)])
-    got = jax.jit(reflect_crop, static_argnames="padding")(jnp.asarray(images), jnp.asarray(places), padding)
+    padded = np.pad(
+        images, ((0, 0), (padding, padding), (padding, padding), (0, 0)), mode="reflect"
+    )
+    want = np.stack(
+        [image[r : r + size, c : c + size + 1] for image, r, c in zip(padded, *places, strict=True)]
+    )
+    got = jax.jit(reflect_crop, static_argnames="padding")(
+        jnp.asarray(images), jnp.asarray(places), padding
+    )
     assert got.dtype == jnp.uint8
     np.testing.assert_array_equal(got, want)
 
@@ -97,7 +110,9 @@ def test_normalize_is_its_formula(dtype: str) -> None:
     out = normalize(jnp.asarray(images), SPEC.mean, SPEC.std, dtype=jnp.dtype(dtype))
     assert out.dtype == jnp.dtype(dtype)
     tolerance = 1e-6 if dtype == "float32" else 2**-8
-    np.testing.assert_allclose(np.asarray(out, np.float32), expected(images), rtol=tolerance, atol=tolerance)
+    np.testing.assert_allclose(
+        np.asarray(out, np.float32), expected(images), rtol=tolerance, atol=tolerance
+    )
 
 
 # --- training feed
@@ -154,7 +169,9 @@ def test_batch_is_the_crop_and_flip_of_its_key_and_differs_with_it() -> None:
     source = a.source(0)
     crop_key, flip_key = jax.random.split(KEY)
     chosen = np.asarray(source["order"])[10:15]
-    want = random_flip(flip_key, random_reflect_crop(crop_key, jnp.asarray(toy_split(23).images[chosen]), 3))
+    want = random_flip(
+        flip_key, random_reflect_crop(crop_key, jnp.asarray(toy_split(23).images[chosen]), 3)
+    )
     images, _ = a.batch(source, 2, KEY)
     np.testing.assert_allclose(images, expected(np.asarray(want)), rtol=1e-5, atol=1e-6)
     np.testing.assert_array_equal(images, a.batch(source, 2, KEY)[0])
@@ -163,8 +180,13 @@ def test_batch_is_the_crop_and_flip_of_its_key_and_differs_with_it() -> None:
 
 def test_default_padding_is_an_eighth_of_the_image() -> None:
     for given, same in ((None, 1), (1, 1)):
-        a, b = (feed(23, batch_size=5, augment="crop", crop_padding=padding) for padding in (given, same))
-        np.testing.assert_array_equal(a.batch(a.source(0), 0, KEY)[0], b.batch(b.source(0), 0, KEY)[0])
+        a, b = (
+            feed(23, batch_size=5, augment="crop", crop_padding=padding)
+            for padding in (given, same)
+        )
+        np.testing.assert_array_equal(
+            a.batch(a.source(0), 0, KEY)[0], b.batch(b.source(0), 0, KEY)[0]
+        )
 
 
 def test_batch_larger_than_the_data_names_both_numbers() -> None:
@@ -176,7 +198,9 @@ def test_batch_larger_than_the_data_names_both_numbers() -> None:
 
 
 def test_padding_not_below_the_image_size_is_refused() -> None:
-    with pytest.raises(ConfigError, match="crop_padding 8 must be below the image size 8") as caught:
+    with pytest.raises(
+        ConfigError, match="crop_padding 8 must be below the image size 8"
+    ) as caught:
         feed(23, batch_size=5, augment="crop", crop_padding=8)
     assert caught.value.key == "data.crop_padding"
     feed(23, batch_size=5, augment="none", crop_padding=8)
@@ -205,7 +229,11 @@ print([word for word in ("all-reduce", "all-gather", "all-to-all", "collective-p
 
 
 def test_batch_split_over_devices_is_the_same_and_needs_no_communication() -> None:
-    environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=4", "JAX_PLATFORMS": "cpu"}
+    environment = {
+        **os.environ,
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
+        "JAX_PLATFORMS": "cpu",
+    }
     done = subprocess.run(
         [sys.executable, "-c", SPLIT_BATCH],
         capture_output=True,
@@ -223,7 +251,9 @@ def test_batch_split_over_devices_is_the_same_and_needs_no_communication() -> No
 @pytest.mark.parametrize("batch_size", [1, 7, 23, 26])
 def test_evaluation_covers_each_example_exactly_once(size: int, batch_size: int) -> None:
     split = toy_split(size)
-    a = InMemoryEvalFeed(split, SPEC, config(batch_size=3, eval_batch_size=batch_size), place=jax.device_put)
+    a = InMemoryEvalFeed(
+        split, SPEC, config(batch_size=3, eval_batch_size=batch_size), place=jax.device_put
+    )
     assert len(list(a.sources())) == -(-size // batch_size)
     batch = jax.jit(a.batch)
     labels, images = [], []

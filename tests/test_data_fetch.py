@@ -75,7 +75,9 @@ def test_a_connection_that_breaks_is_taken_up_where_it_broke(server: Server, fol
 
 def test_a_later_run_goes_on_with_what_is_there(server: Server, folder: Path) -> None:
     server.cut = [300_000, 0]
-    with pytest.raises(DataError, match=r"a\.bin cannot be fetched .*the connection broke.*Run this again"):
+    with pytest.raises(
+        DataError, match=r"a\.bin cannot be fetched .*the connection broke.*Run this again"
+    ):
         get(server, folder)
     assert content(folder) == {"a.bin.part": CONTENT[:300_000]}
     server.requests.clear()
@@ -100,7 +102,9 @@ def test_a_server_without_ranges_is_asked_from_the_start(server: Server, folder:
 
 
 @pytest.mark.parametrize(
-    "part", [b"x" * 300_000, CONTENT[1:], b"x" * len(CONTENT), CONTENT + b"x", b"x" * 3_000_000, b""], ids=len
+    "part",
+    [b"x" * 300_000, CONTENT[1:], b"x" * len(CONTENT), CONTENT + b"x", b"x" * 3_000_000, b""],
+    ids=len,
 )
 def test_a_part_of_another_file_is_fetched_anew(server: Server, folder: Path, part: bytes) -> None:
     folder.mkdir(parents=True)
@@ -139,13 +143,17 @@ def test_another_size_is_refused_before_anything_is_written(server: Server, fold
     assert not folder.exists()
 
 
-def test_a_file_put_there_by_hand_is_verified_and_never_touched(server: Server, folder: Path) -> None:
+def test_a_file_put_there_by_hand_is_verified_and_never_touched(
+    server: Server, folder: Path
+) -> None:
     folder.mkdir(parents=True)
     (folder / "a.bin").write_bytes(CONTENT)
     get(server, folder)
     (folder / "a.bin").write_bytes(CONTENT[:-1])
     found = hashlib.sha256(CONTENT[:-1]).hexdigest()
-    with pytest.raises(DataError, match=f"downloads/a.bin has the SHA-256 {found}, not {SUM}: replace or delete it"):
+    with pytest.raises(
+        DataError, match=f"downloads/a.bin has the SHA-256 {found}, not {SUM}: replace or delete it"
+    ):
         get(server, folder)
     assert content(folder) == {"a.bin": CONTENT[:-1]}
     assert server.requests == []
@@ -212,7 +220,10 @@ def missing(url: str) -> list[Archive]:
     [
         ("http://127.0.0.1:9", "Connection refused"),
         ("https://127.0.0.1:9", "Connection refused"),
-        ("http://nowhere.invalid", r"(Name or service not known|No address|name resolution|nodename|[Nn]ot known)"),
+        (
+            "http://nowhere.invalid",
+            r"(Name or service not known|No address|name resolution|nodename|[Nn]ot known)",
+        ),
         ("nowhere", "No scheme supplied"),
     ],
 )
@@ -222,7 +233,9 @@ def test_offline_says_what_to_put_where(url: str, reason: str, folder: Path) -> 
     check_offline(caught.value, url, folder)
 
 
-def test_a_host_that_never_answers_is_given_up(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_host_that_never_answers_is_given_up(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(fetch_module, "_ANSWER_S", 0.3)
     with socket.create_server(("127.0.0.1", 0)) as silent:  # accepts, and says nothing
         url = f"http://127.0.0.1:{silent.getsockname()[1]}"
@@ -237,7 +250,9 @@ def test_the_deadline_is_within_ten_seconds() -> None:
 
 def test_http_errors_are_named(server: Server, folder: Path) -> None:
     (server.folder / "a.bin").unlink()
-    with pytest.raises(DataError, match=r"cannot be fetched from http\S+a\.bin: HTTP status 404 Not Found"):
+    with pytest.raises(
+        DataError, match=r"cannot be fetched from http\S+a\.bin: HTTP status 404 Not Found"
+    ):
         get(server, folder)
 
 
@@ -248,7 +263,10 @@ def test_http_errors_are_named(server: Server, folder: Path) -> None:
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     disk = tmp_path / "disk"
     disk.mkdir()
-    if os.geteuid() != 0 or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=600k", "tmpfs", disk]).returncode:
+    if (
+        os.geteuid() != 0
+        or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=600k", "tmpfs", disk]).returncode
+    ):
         pytest.skip("mounting a small file system needs root")
     yield disk
     subprocess.run(["umount", disk], check=True)
@@ -256,10 +274,14 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 def test_a_disk_that_is_too_small_is_known_beforehand(server: Server, small_disk: Path) -> None:
     folder = small_disk / "downloads"
-    with pytest.raises(DataError, match=rf"no space left in {folder} \(1\.0 MB needed, \d+ kB free\): make some"):
+    with pytest.raises(
+        DataError, match=rf"no space left in {folder} \(1\.0 MB needed, \d+ kB free\): make some"
+    ):
         get(server, folder)
     assert content(folder) == {}
-    (folder / "a.bin.part").write_bytes(CONTENT[:500_000])  # of which there is more than of what is missing
+    (folder / "a.bin.part").write_bytes(
+        CONTENT[:500_000]
+    )  # of which there is more than of what is missing
     with pytest.raises(DataError, match=r"\(500 kB needed, \d+ kB free\)"):
         get(server, folder)
     assert content(folder) == {"a.bin.part": CONTENT[:500_000]}
@@ -289,7 +311,9 @@ def test_a_disk_that_fills_up_meanwhile_keeps_what_came(server: Server, small_di
 
 def test_a_place_that_is_no_folder_is_named(server: Server, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(DataError, match=r"file/downloads cannot be written: (Not a directory|File exists)"):
+    with pytest.raises(
+        DataError, match=r"file/downloads cannot be written: (Not a directory|File exists)"
+    ):
         get(server, tmp_path / "file" / "downloads")
 
 

@@ -56,7 +56,9 @@ def test_val_is_validation_beside_test_and_the_held_out_split_alone(root: Path) 
 
 def test_validation_can_stand_in_for_a_missing_test_split(root: Path) -> None:
     (root / "test").rename(root / "elsewhere")
-    with pytest.raises(DataError, match=r"no held-out images: add a test folder, or set data\.validation_fraction"):
+    with pytest.raises(
+        DataError, match=r"no held-out images: add a test folder, or set data\.validation_fraction"
+    ):
         load_dataset(of(root))
     data = load_dataset(of(root, validation_fraction=0.3))
     assert data.test is None
@@ -105,7 +107,9 @@ def test_home_is_expanded(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(load_dataset(DataConfig(name="folder:~/data set")).train) == 6
 
 
-@pytest.mark.parametrize(("mode", "suffix"), [("L", "jpg"), ("CMYK", "jpg"), ("RGB", "jpg"), ("RGBA", "png")])
+@pytest.mark.parametrize(
+    ("mode", "suffix"), [("L", "jpg"), ("CMYK", "jpg"), ("RGB", "jpg"), ("RGBA", "png")]
+)
 def test_every_colour_model_becomes_rgb(root: Path, mode: str, suffix: str) -> None:
     path = put(root / "train" / "ant" / f"0.{suffix}", mode=mode)
     data = load_dataset(of(root))
@@ -122,7 +126,9 @@ def test_palette_with_transparency_and_sixteen_bits(root: Path) -> None:
     Image.fromarray(deep).save(root / "train" / "ant" / "1.png")
     data = load_dataset(of(root))
     np.testing.assert_array_equal(data.train.images[0], np.asarray(image.convert("RGB")))
-    np.testing.assert_array_equal(data.train.images[1], np.repeat((deep >> 8)[..., None], 3, axis=2))
+    np.testing.assert_array_equal(
+        data.train.images[1], np.repeat((deep >> 8)[..., None], 3, axis=2)
+    )
 
 
 def grey_folder(root: Path) -> None:
@@ -153,7 +159,9 @@ def test_one_coloured_training_image_makes_three_channels(root: Path) -> None:
 
 def test_different_sizes_need_image_size(root: Path) -> None:
     put(root / "test" / "bee" / "1.png", size=9)
-    with pytest.raises(DataError, match=r"ant/0\.png is 6x6, .*test/bee/1\.png is 9x9; set data\.image_size"):
+    with pytest.raises(
+        DataError, match=r"ant/0\.png is 6x6, .*test/bee/1\.png is 9x9; set data\.image_size"
+    ):
         load_dataset(of(root))
     data = load_dataset(of(root, image_size=4))
     assert data.spec.image_size == 4
@@ -188,26 +196,58 @@ def truncate(path: Path) -> None:
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (lambda r: drop(r), r"data set does not exist: give a folder that holds train/<class>/\*\.png and test/"),
+        (
+            lambda r: drop(r),
+            r"data set does not exist: give a folder that holds train/<class>/\*\.png and test/",
+        ),
         (lambda r: (drop(r), r.write_text("")), "data set is not a directory"),
         (lambda r: drop(r / "train"), "data set has no train folder"),
         (lambda r: drop(r / "test"), "has no held-out images"),
         (lambda r: (drop(r / "train"), (r / "train").mkdir()), "train has no class folders"),
         (lambda r: (drop(r / "test"), (r / "test").mkdir()), "test has no class folders"),
         (lambda r: (r / "train" / "wasp").mkdir(), r"train/wasp holds no images \(\.png"),
-        (lambda r: (drop(r / "test" / "ant"), (r / "test" / "ant").mkdir()), "test/ant holds no images"),
-        (lambda r: put(r / "test" / "wasp" / "0.png"), "test/wasp: the class 'wasp' has no folder in train"),
+        (
+            lambda r: (drop(r / "test" / "ant"), (r / "test" / "ant").mkdir()),
+            "test/ant holds no images",
+        ),
+        (
+            lambda r: put(r / "test" / "wasp" / "0.png"),
+            "test/wasp: the class 'wasp' has no folder in train",
+        ),
         (lambda r: [drop(r / s / "bee") for s in ("train", "test")], "holds one class, 'ant'"),
-        (lambda r: (r / "train/bee/1.png").write_bytes(b""), r"train/bee/1\.png is not a JPEG, PNG"),
-        (lambda r: (r / "train/bee/1.png").write_text("hello"), r"train/bee/1\.png is not a JPEG, PNG"),
-        (lambda r: truncate(r / "test/bee/1.png"), r"test/bee/1\.png is damaged \(.*truncated.*delete or replace it"),
-        (lambda r: truncate(put(r / "test/bee/1.jpg")), r"test/bee/1\.jpg is damaged \(.*truncated"),
-        (lambda r: (r / "train/bee/9.png").symlink_to("gone"), r"train/bee/9\.png is a broken link"),
-        (lambda r: (r / "train/bee/9.png").symlink_to("9.png"), r"train/bee/9\.png (is a broken link|cannot be read)"),
-        (lambda r: (r / "train/loop").symlink_to("loop"), r"train/loop (is a broken link|cannot be read)"),
+        (
+            lambda r: (r / "train/bee/1.png").write_bytes(b""),
+            r"train/bee/1\.png is not a JPEG, PNG",
+        ),
+        (
+            lambda r: (r / "train/bee/1.png").write_text("hello"),
+            r"train/bee/1\.png is not a JPEG, PNG",
+        ),
+        (
+            lambda r: truncate(r / "test/bee/1.png"),
+            r"test/bee/1\.png is damaged \(.*truncated.*delete or replace it",
+        ),
+        (
+            lambda r: truncate(put(r / "test/bee/1.jpg")),
+            r"test/bee/1\.jpg is damaged \(.*truncated",
+        ),
+        (
+            lambda r: (r / "train/bee/9.png").symlink_to("gone"),
+            r"train/bee/9\.png is a broken link",
+        ),
+        (
+            lambda r: (r / "train/bee/9.png").symlink_to("9.png"),
+            r"train/bee/9\.png (is a broken link|cannot be read)",
+        ),
+        (
+            lambda r: (r / "train/loop").symlink_to("loop"),
+            r"train/loop (is a broken link|cannot be read)",
+        ),
     ],
 )
-def test_bad_folder_ends_in_one_line_with_the_path(root: Path, spoil: Callable[[Path], object], message: str) -> None:
+def test_bad_folder_ends_in_one_line_with_the_path(
+    root: Path, spoil: Callable[[Path], object], message: str
+) -> None:
     spoil(root)
     with pytest.raises(DataError, match=message) as caught:
         load_dataset(of(root))
@@ -238,7 +278,9 @@ def test_of_several_bad_images_the_first_is_named(root: Path) -> None:
 
 
 def test_images_beyond_memory_are_an_error_not_a_crash(root: Path) -> None:
-    with pytest.raises(DataError, match=r"GB of memory, more than there is: set data\.stream to true, or a smaller"):
+    with pytest.raises(
+        DataError, match=r"GB of memory, more than there is: set data\.stream to true, or a smaller"
+    ):
         load_dataset(of(root, image_size=30_000_000, stream=False))
 
 

@@ -40,7 +40,9 @@ def touch(*paths: Path) -> None:
 def root(tmp_path: Path) -> Path:
     """Return a folder of two classes with 2 training images each, and three flat validation images."""
     folder = tmp_path / "im net"
-    touch(*(folder / "train" / wnid / f"{wnid}_{i}.JPEG" for wnid in ("n01", "n02") for i in range(2)))
+    touch(
+        *(folder / "train" / wnid / f"{wnid}_{i}.JPEG" for wnid in ("n01", "n02") for i in range(2))
+    )
     touch(*(folder / "val" / f"val_{i}.JPEG" for i in range(3)))
     return folder
 
@@ -49,7 +51,10 @@ def found(layout: Layout, files: SplitFiles | None) -> list[tuple[str, str]]:
     """Return (name of the file, its class) in the order of a split."""
     assert files is not None
     labels = np.repeat(np.arange(len(files.class_counts)), files.class_counts)
-    return [(os.path.basename(path), layout.class_names[at]) for path, at in zip(files.paths, labels, strict=True)]
+    return [
+        (os.path.basename(path), layout.class_names[at])
+        for path, at in zip(files.paths, labels, strict=True)
+    ]
 
 
 WANTED = [("val_1.JPEG", "n01"), ("val_0.JPEG", "n02"), ("val_2.JPEG", "n02")]
@@ -59,7 +64,9 @@ MAPPINGS = {
     "val/LABEL": "val_0.JPEG n02\nval_1.JPEG n01\nval_2.JPEG n02\n",
     "val/LABELS": "\ufeffval_2.JPEG  n02\n\nval_1.JPEG\tn01\nval_0.JPEG n02",
     "val/labels.txt": "val/val_0.JPEG,n02\r\nval/val_1.JPEG, n01\r\nval/val_2.JPEG,n02\r\n",
-    "val/val_annotations.txt": "".join(f"val_{i}.JPEG\tn0{k}\t0\t32\t44\t62\n" for i, k in enumerate((2, 1, 2))),
+    "val/val_annotations.txt": "".join(
+        f"val_{i}.JPEG\tn0{k}\t0\t32\t44\t62\n" for i, k in enumerate((2, 1, 2))
+    ),
     "LOC_val_solution.csv": "ImageId,PredictionString\n"
     "val_2,n02 1 2 3 4 n02 5 6 7 8 \nval_0,n02 1 2 3 4\nval_1,n01 1 2 3 4\n",
     "imagenet_2012_validation_synset_labels.txt": "n02\nn01\nn02\n",
@@ -91,7 +98,9 @@ def test_the_file_of_classes_can_lie_anywhere(root: Path, tmp_path: Path, text: 
 def test_names_with_spaces_and_outside_ascii_in_a_file_of_classes(root: Path) -> None:
     (root / "train" / "n01").rename(root / "train" / "Ämeise 蟻")
     (root / "val" / "val_0.JPEG").rename(root / "val" / "fourmi é 1.JPEG")
-    (root / "val" / "LABEL").write_text("fourmi é 1\tÄmeise 蟻\nval_1\tn02\nval_2\tn02 or so\n", encoding="utf-8")
+    (root / "val" / "LABEL").write_text(
+        "fourmi é 1\tÄmeise 蟻\nval_1\tn02\nval_2\tn02 or so\n", encoding="utf-8"
+    )
     layout = scan(str(root), validation_fraction=0)
     assert found(layout, layout.test) == [
         ("val_1.JPEG", "n02"),
@@ -108,13 +117,28 @@ def test_names_with_spaces_and_outside_ascii_in_a_file_of_classes(root: Path) ->
     [
         ("val_0.JPEG n02\nval_2.JPEG n02\n", r"LABEL gives no class for .*val/val_1\.JPEG$"),
         ("val_0.JPEG n02\n", r"LABEL gives no class for .*val/val_1\.JPEG and 1 more$"),
-        ("val_0 n02\nval_1 n01\nval_2 n02\n\nval_3 n01", r"LABEL line 5: there is no image 'val_3' in .*val$"),
-        ("val_0 n02\nval_1 n03\nval_2 n02\n", r"LABEL line 2: the class 'n03' has no folder in train"),
-        ("val_0 n02\nval_1 n01\nval_2 n02\nval_1.JPEG n02", r"LABEL line 4: 'val_1\.JPEG' has a line already"),
+        (
+            "val_0 n02\nval_1 n01\nval_2 n02\n\nval_3 n01",
+            r"LABEL line 5: there is no image 'val_3' in .*val$",
+        ),
+        (
+            "val_0 n02\nval_1 n03\nval_2 n02\n",
+            r"LABEL line 2: the class 'n03' has no folder in train",
+        ),
+        (
+            "val_0 n02\nval_1 n01\nval_2 n02\nval_1.JPEG n02",
+            r"LABEL line 4: 'val_1\.JPEG' has a line already",
+        ),
         ("n02\nn01\n", r"LABEL gives 2 classes for the 3 images in .*val$"),
         ("", r"LABEL gives 0 classes for the 3 images"),
-        ("n02\nn01\nn03\n", r"LABEL line 3: 'n03' is neither a class of train nor an image and its class"),
-        ("65\n970\n230\n", r"LABEL line 1: '65' is neither a class of train nor an image and its class"),
+        (
+            "n02\nn01\nn03\n",
+            r"LABEL line 3: 'n03' is neither a class of train nor an image and its class",
+        ),
+        (
+            "65\n970\n230\n",
+            r"LABEL line 1: '65' is neither a class of train nor an image and its class",
+        ),
     ],
 )
 def test_a_file_of_classes_that_does_not_fit(root: Path, text: str, message: str) -> None:
@@ -125,7 +149,9 @@ def test_a_file_of_classes_that_does_not_fit(root: Path, text: str, message: str
 
 
 def test_a_flat_validation_folder_without_classes_names_the_files_that_would_do(root: Path) -> None:
-    with pytest.raises(DataError, match=r"im net/val holds images without classes: .*data\.val_labels") as caught:
+    with pytest.raises(
+        DataError, match=r"im net/val holds images without classes: .*data\.val_labels"
+    ) as caught:
         scan(str(root), validation_fraction=0)
     for name in MAPPINGS:
         assert str(root / name) in str(caught.value)
@@ -140,7 +166,9 @@ def test_a_file_of_classes_beside_class_folders_is_refused(root: Path, tmp_path:
         path.unlink()
     touch(root / "val" / "n01" / "x.png")
     touch(tmp_path / "labels")
-    with pytest.raises(ConfigError, match=r"no val folder without class folders: leave out data\.val_labels") as caught:
+    with pytest.raises(
+        ConfigError, match=r"no val folder without class folders: leave out data\.val_labels"
+    ) as caught:
         scan(str(root), validation_fraction=0, val_labels="labels")
     assert caught.value.key == "data.val_labels"
 
@@ -150,7 +178,11 @@ def test_tiny_imagenet_as_it_is_unpacked(tmp_path: Path) -> None:
     for wnid in ("n01443537", "n01629819"):
         touch(*(root / "train" / wnid / "images" / f"{wnid}_{i}.JPEG" for i in range(3)))
         touch(root / "train" / wnid / f"{wnid}_boxes.txt")
-    touch(*(root / "val" / "images" / f"val_{i}.JPEG" for i in range(2)), root / "wnids.txt", root / "words.txt")
+    touch(
+        *(root / "val" / "images" / f"val_{i}.JPEG" for i in range(2)),
+        root / "wnids.txt",
+        root / "words.txt",
+    )
     touch(*(root / "test" / "images" / f"test_{i}.JPEG" for i in range(2)))
     (root / "val" / "val_annotations.txt").write_text(
         "val_0.JPEG\tn01629819\t0\t32\t44\t62\nval_1.JPEG\tn01443537\t52\t55\t57\t59\n"
@@ -158,7 +190,9 @@ def test_tiny_imagenet_as_it_is_unpacked(tmp_path: Path) -> None:
     layout = scan(str(root), validation_fraction=0.3)
     assert layout.class_names == ("n01443537", "n01629819")
     assert layout.train.class_counts == (3, 3)
-    assert layout.train.paths[0] == str(root / "train" / "n01443537" / "images" / "n01443537_0.JPEG")
+    assert layout.train.paths[0] == str(
+        root / "train" / "n01443537" / "images" / "n01443537_0.JPEG"
+    )
     assert found(layout, layout.test) == [("val_1.JPEG", "n01443537"), ("val_0.JPEG", "n01629819")]
     assert layout.validation is None
 
@@ -168,7 +202,10 @@ def test_a_test_folder_without_classes_holds_nothing_out(root: Path) -> None:
         path.rename(path.parents[1] / path.name)
     (root / "val").rename(root / "test")
     touch(root / "test" / "x.JPEG")
-    with pytest.raises(DataError, match=r"im net/test holds images without classes: sort them into class folders, or"):
+    with pytest.raises(
+        DataError,
+        match=r"im net/test holds images without classes: sort them into class folders, or",
+    ):
         scan(str(root), validation_fraction=0)
     layout = scan(str(root), validation_fraction=0.5)
     assert list(layout.splits) == ["train"]
@@ -252,11 +289,16 @@ def test_names_that_may_not_be_read(closed: str) -> None:
     with tempfile.TemporaryDirectory() as place:
         os.chmod(place, 0o755)
         root = Path(place) / "data"
-        touch(*(root / "train" / wnid / "0.JPEG" for wnid in ("n01", "n02")), root / "val" / "0.JPEG")
+        touch(
+            *(root / "train" / wnid / "0.JPEG" for wnid in ("n01", "n02")), root / "val" / "0.JPEG"
+        )
         (root / "val" / "LABEL").write_text("0 n01")
         os.chmod(root / closed, 0)
         done = subprocess.run(
-            [sys.executable, "-c", UNPRIVILEGED, str(root)], capture_output=True, text=True, check=False
+            [sys.executable, "-c", UNPRIVILEGED, str(root)],
+            capture_output=True,
+            text=True,
+            check=False,
         )
         os.chmod(root / closed, 0o755)
     assert done.stderr == ""
@@ -301,7 +343,9 @@ def photographs(tmp_path: Path) -> Path:
         ({"image_size": 128, "stream": False}, False, 128),
     ],
 )
-def test_large_images_are_streamed(photographs: Path, values: dict[str, object], streamed: bool, size: int) -> None:
+def test_large_images_are_streamed(
+    photographs: Path, values: dict[str, object], streamed: bool, size: int
+) -> None:
     config = DataConfig(name=f"folder:{photographs}", validation_fraction=0.25, **values)  # type: ignore[arg-type]
     info, data = describe(config), load_dataset(config)
     assert info is not None
@@ -341,9 +385,15 @@ def test_imagenet_without_images_is_described_and_says_how_to_give_them(tmp_path
     assert info.is_streamed
     assert info.num_train + info.num_validation == 1_281_167
     assert info.num_validation == pytest.approx(128_117, abs=50)
-    assert (info.num_test, info.num_classes, info.image_size, info.channels) == (50_000, 1000, 224, 3)
+    assert (info.num_test, info.num_classes, info.image_size, info.channels) == (
+        50_000,
+        1000,
+        224,
+        3,
+    )
     with pytest.raises(
-        DataError, match=rf"no ImageNet images in {tmp_path} or .*imagenet: .*train/<class>.*--data-dir"
+        DataError,
+        match=rf"no ImageNet images in {tmp_path} or .*imagenet: .*train/<class>.*--data-dir",
     ):
         imagenet.load(config)
 
@@ -363,7 +413,11 @@ def test_imagenet_is_found_and_any_part_of_it_works(
     info, data = imagenet.describe(config), load_dataset(config)
     assert info.present
     assert (info.num_train, info.num_test, info.num_classes, info.is_streamed) == (8, 2, 2, True)
-    assert (data.spec.name, data.spec.class_names, data.spec.image_size) == ("imagenet", ("n01", "n02"), 224)
+    assert (data.spec.name, data.spec.class_names, data.spec.image_size) == (
+        "imagenet",
+        ("n01", "n02"),
+        224,
+    )
     assert data.validation is None
     in_memory = load_dataset(DataConfig(name="imagenet", dir=given, stream=False, image_size=16))
     assert not isinstance(in_memory.train, FileSplit)

@@ -97,7 +97,11 @@ def site(tmp_path: Path) -> Iterator[Callable[..., Site]]:
 
 
 def tree(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
 
 
 def contents(folder: Path) -> dict[str, object]:
@@ -138,7 +142,11 @@ def test_published_facts_are_those_that_tfds_registers(name: str) -> None:
         assert features[feature].num_classes == len(names) == len(set(names))
     for archive in {archive for archives in facts.archives.values() for archive in archives}:
         info = builder.url_infos[archive.url]
-        assert (info.size, info.checksum, info.filename) == (archive.num_bytes, archive.sha256, archive.filename)
+        assert (info.size, info.checksum, info.filename) == (
+            archive.num_bytes,
+            archive.sha256,
+            archive.filename,
+        )
     assert {len(counts) for counts in facts.class_counts.values()} == {len(facts.class_names)}
     assert facts.class_counts.keys() == facts.archives.keys()
 
@@ -153,12 +161,16 @@ def test_published_facts_are_those_that_tfds_registers(name: str) -> None:
     ],
 )
 def test_published_sizes_are_described_without_data(name: str, counts: dict[str, int]) -> None:
-    assert {split: sum(numbers) for split, numbers in published(name).class_counts.items()} == counts
+    assert {
+        split: sum(numbers) for split, numbers in published(name).class_counts.items()
+    } == counts
     info = describe(DataConfig(name=name, validation_fraction=0.1))
     assert info is not None
     assert not info.present
     assert info.num_train + info.num_validation == counts["train"]
-    assert info.num_validation == pytest.approx(0.1 * counts["train"], abs=len(published(name).class_names))
+    assert info.num_validation == pytest.approx(
+        0.1 * counts["train"], abs=len(published(name).class_names)
+    )
     assert info.num_test == counts["test"]
     if "extra" in counts:
         info = describe(DataConfig(name=name, train_split="train+extra", test_split="test"))
@@ -177,7 +189,10 @@ def test_archives_become_what_tfds_itself_would_prepare(
     done = gnp("data", "prepare", name, "--data-dir", "my data", env=here.env)
     assert done.returncode == 0, done.stderr
     folder = version(tmp_path / "my data", name)
-    assert f"{name} is prepared: 150 train, 50 test images in my data/{name}/{folder.name} (array_record" in done.stdout
+    assert (
+        f"{name} is prepared: 150 train, 50 test images in my data/{name}/{folder.name} (array_record"
+        in done.stdout
+    )
     assert "--data-dir 'my data'" in done.stdout
     lines = done.stderr.splitlines()
     assert all(line.startswith(("downloading ", "preparing ")) for line in lines), done.stderr
@@ -196,10 +211,16 @@ def test_archives_become_what_tfds_itself_would_prepare(
     measured = channel_statistics(data.train.images)
     assert (data.spec.mean, data.spec.std) == (facts.mean or measured[0], facts.std or measured[1])
     assert data.spec.class_names == facts.class_names
-    assert (data.spec.name, data.spec.image_size, data.spec.channels) == (name, facts.image_size, facts.channels)
+    assert (data.spec.name, data.spec.image_size, data.spec.channels) == (
+        name,
+        facts.image_size,
+        facts.channels,
+    )
     done = gnp("data", "prepare", name, "--data-dir", "my data")  # and no server
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith(f"{name} is there already: 150 train, 50 test images in my data/{name}/")
+    assert done.stdout.startswith(
+        f"{name} is there already: 150 train, 50 test images in my data/{name}/"
+    )
     assert len(here.server.requests) == asked
     assert not list((tmp_path / "my data").rglob("incomplete*"))
     assert not list((tmp_path / "my data").rglob(".*"))
@@ -209,7 +230,14 @@ def test_a_command_prepares_what_it_needs_and_a_dry_run_does_not(
     site: Callable[..., Site], gnp: Gnp, tmp_path: Path
 ) -> None:
     here = site("fashion_mnist")
-    arguments = ["--dataset", "fashion_mnist", "--set", "data.batch_size=50", "--set", "model.patch_size=7"]
+    arguments = [
+        "--dataset",
+        "fashion_mnist",
+        "--set",
+        "data.batch_size=50",
+        "--set",
+        "model.patch_size=7",
+    ]
     done = gnp("train", *arguments, "--dry-run", env=here.env)
     assert done.returncode == 0, done.stderr
     assert here.server.requests == []
@@ -218,7 +246,9 @@ def test_a_command_prepares_what_it_needs_and_a_dry_run_does_not(
     assert done.returncode == 0, done.stderr
     assert "downloading train-images-idx3-ubyte.gz" in done.stderr
     assert (tmp_path / "sheet.png").is_file()
-    assert (tmp_path / "home" / "tensorflow_datasets" / "fashion_mnist" / "3.0.1" / "dataset_info.json").is_file()
+    assert (
+        tmp_path / "home" / "tensorflow_datasets" / "fashion_mnist" / "3.0.1" / "dataset_info.json"
+    ).is_file()
 
 
 @pytest.mark.parametrize("variable", ["GNP_DATA_DIR", "TFDS_DATA_DIR"])
@@ -233,7 +263,9 @@ def test_prepared_where_the_variable_says(
     assert version(tmp_path / "there", "cifar10").name == "3.0.2"
 
 
-def test_extra_is_added_to_what_is_there(site: Callable[..., Site], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_extra_is_added_to_what_is_there(
+    site: Callable[..., Site], monkeypatch: pytest.MonkeyPatch
+) -> None:
     here = site("svhn_cropped", train=30, test=20, extra=40)
     facts = published("svhn_cropped")
     for key, value in here.env.items():
@@ -260,13 +292,17 @@ def test_extra_is_added_to_what_is_there(site: Callable[..., Site], monkeypatch:
     assert info is not None
     assert (info.present, info.num_train, info.num_test) == (True, 70, 20)
     check_images(load_dataset(plain), here.images)
-    check_images(load_dataset(plain.model_copy(update={"train_split": "extra"})), here.images, ("extra",))
+    check_images(
+        load_dataset(plain.model_copy(update={"train_split": "extra"})), here.images, ("extra",)
+    )
     found, was_there = facts.prepare("d", ("extra",), Origin(), None)
     assert was_there
     assert found.counts == {"train": 30, "test": 20, "extra": 40}
 
 
-def test_an_image_folder_counts_as_there(site: Callable[..., Site], gnp: Gnp, tmp_path: Path) -> None:
+def test_an_image_folder_counts_as_there(
+    site: Callable[..., Site], gnp: Gnp, tmp_path: Path
+) -> None:
     here = site("cifar100")
     for split, name in (("train", "worm"), ("train", "apple"), ("test", "apple")):
         folder = tmp_path / "data" / "cifar100" / split / name
@@ -275,7 +311,10 @@ def test_an_image_folder_counts_as_there(site: Callable[..., Site], gnp: Gnp, tm
     done = gnp("data", "prepare", "cifar100", env=here.env)
     assert done.returncode == 0, done.stderr
     assert "cifar100 is there already: images in data/cifar100 (image folder)" in done.stdout
-    with pytest.raises(DataError, match=r"train is not CIFAR-100: it lacks aquarium_fish, baby, .*, \.\.\.; for other"):
+    with pytest.raises(
+        DataError,
+        match=r"train is not CIFAR-100: it lacks aquarium_fish, baby, .*, \.\.\.; for other",
+    ):
         describe(DataConfig(name="cifar100"))
 
 
@@ -298,7 +337,11 @@ def test_a_bar_on_a_terminal_shows_each_piece_of_work_and_nothing_else(
     ):
         assert what in shown
     # The last line of the bar is wiped out before the result.
-    assert shown.rpartition("\x1b[2K")[2].lstrip("\r").startswith("fashion_mnist is prepared: 1,500 train, 50 test")
+    assert (
+        shown.rpartition("\x1b[2K")[2]
+        .lstrip("\r")
+        .startswith("fashion_mnist is prepared: 1,500 train, 50 test")
+    )
 
 
 # --- what goes wrong
@@ -364,7 +407,9 @@ def test_a_damaged_archive_leaves_no_data_set(
 
 
 @pytest.mark.parametrize("what", ["downloading", "preparing"])
-def test_an_error_of_the_progress_display_is_not_taken_for_the_disks(what: str, site: Callable[..., Site]) -> None:
+def test_an_error_of_the_progress_display_is_not_taken_for_the_disks(
+    what: str, site: Callable[..., Site]
+) -> None:
     here = site("cifar10")
 
     def closed(done: int, total: int, stage: str = "", unit: str = "") -> None:
@@ -376,10 +421,14 @@ def test_an_error_of_the_progress_display_is_not_taken_for_the_disks(what: str, 
     assert not Path("d/cifar10").exists()
 
 
-def test_offline_the_command_says_what_to_put_where_and_leaves_nothing(gnp: Gnp, tmp_path: Path) -> None:
+def test_offline_the_command_says_what_to_put_where_and_leaves_nothing(
+    gnp: Gnp, tmp_path: Path
+) -> None:
     start = time.monotonic()
     done = gnp("data", "prepare", "cifar10", "--data-dir", "d", "--mirror", "http://127.0.0.1:9")
-    assert time.monotonic() - start < 60  # of which 10 s are the most that a host which never answers takes
+    assert (
+        time.monotonic() - start < 60
+    )  # of which 10 s are the most that a host which never answers takes
     archive = published("cifar10").archives["train"][0]
     fails(
         done,
@@ -391,7 +440,9 @@ def test_offline_the_command_says_what_to_put_where_and_leaves_nothing(gnp: Gnp,
     assert list(tmp_path.iterdir()) == []
 
 
-def test_archives_put_there_by_hand_need_no_network(site: Callable[..., Site], tmp_path: Path) -> None:
+def test_archives_put_there_by_hand_need_no_network(
+    site: Callable[..., Site], tmp_path: Path
+) -> None:
     here = site("fashion_mnist")
     manual = tmp_path / "d" / "downloads" / "manual"
     write_archives("fashion_mnist", here.images, manual)
@@ -400,14 +451,19 @@ def test_archives_put_there_by_hand_need_no_network(site: Callable[..., Site], t
     assert found.counts == COUNTS
     (manual / "t10k-labels-idx1-ubyte.gz").write_bytes(b"other")
     shutil.rmtree(tmp_path / "d" / "fashion_mnist")
-    with pytest.raises(DataError, match=r"t10k-labels-idx1-ubyte\.gz has the SHA-256 \w{64}, not \w{64}: replace"):
+    with pytest.raises(
+        DataError, match=r"t10k-labels-idx1-ubyte\.gz has the SHA-256 \w{64}, not \w{64}: replace"
+    ):
         published("fashion_mnist").prepare("d", (), offline, None)
 
 
 def test_a_read_only_folder_is_named(gnp: Gnp, site: Callable[..., Site], tmp_path: Path) -> None:
     here = site("cifar10")
     (tmp_path / "d").mkdir()
-    if os.geteuid() != 0 or subprocess.run(["mount", "-t", "tmpfs", "-o", "ro", "tmpfs", tmp_path / "d"]).returncode:
+    if (
+        os.geteuid() != 0
+        or subprocess.run(["mount", "-t", "tmpfs", "-o", "ro", "tmpfs", tmp_path / "d"]).returncode
+    ):
         pytest.skip("mounting read-only needs root")
     try:
         fails(
@@ -418,26 +474,51 @@ def test_a_read_only_folder_is_named(gnp: Gnp, site: Callable[..., Site], tmp_pa
         subprocess.run(["umount", tmp_path / "d"], check=True)
 
 
-def test_a_full_disk_keeps_the_archives_and_what_was_there(gnp: Gnp, site: Callable[..., Site], tmp_path: Path) -> None:
+def test_a_full_disk_keeps_the_archives_and_what_was_there(
+    gnp: Gnp, site: Callable[..., Site], tmp_path: Path
+) -> None:
     here = site("svhn_cropped", train=30, test=20, extra=150)
     disk = tmp_path / "disk"
     disk.mkdir()
-    if os.geteuid() != 0 or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", disk]).returncode:
+    if (
+        os.geteuid() != 0
+        or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", disk]).returncode
+    ):
         pytest.skip("mounting a small file system needs root")
     try:
         done = gnp("data", "prepare", "svhn_cropped", "--data-dir", "disk", env=here.env)
         assert done.returncode == 0, done.stderr
         manual = disk / "downloads" / "manual"
-        (manual / "extra_32x32.mat").write_bytes((here.server.folder / "extra_32x32.mat").read_bytes())
+        (manual / "extra_32x32.mat").write_bytes(
+            (here.server.folder / "extra_32x32.mat").read_bytes()
+        )
         before = tree(disk)
         free = os.statvfs(disk).f_bavail * os.statvfs(disk).f_frsize
         (disk / "filler").write_bytes(bytes(free - 200_000))
-        done = gnp("data", "prepare", "svhn_cropped", "--data-dir", "disk", "--split", "extra", env=here.env)
+        done = gnp(
+            "data",
+            "prepare",
+            "svhn_cropped",
+            "--data-dir",
+            "disk",
+            "--split",
+            "extra",
+            env=here.env,
+        )
         fails(done, f"no space left in {disk}/svhn_cropped: make some")
         (disk / "filler").unlink()
         assert tree(disk) == before
         check_images(load_dataset(DataConfig(name="svhn_cropped", dir="disk")), here.images)
-        done = gnp("data", "prepare", "svhn_cropped", "--data-dir", "disk", "--split", "extra", env=here.env)
+        done = gnp(
+            "data",
+            "prepare",
+            "svhn_cropped",
+            "--data-dir",
+            "disk",
+            "--split",
+            "extra",
+            env=here.env,
+        )
         assert done.returncode == 0, done.stderr
         assert "30 train, 20 test, 150 extra images" in done.stdout
     finally:
@@ -446,7 +527,16 @@ def test_a_full_disk_keeps_the_archives_and_what_was_there(gnp: Gnp, site: Calla
 
 def start(name: str, env: dict[str, str]) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-c", "from gnpcli.cli import main; main()", "data", "prepare", name, "--data-dir", "d"],
+        [
+            sys.executable,
+            "-c",
+            "from gnpcli.cli import main; main()",
+            "data",
+            "prepare",
+            name,
+            "--data-dir",
+            "d",
+        ],
         env={**os.environ, **env},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -462,7 +552,11 @@ def test_a_killed_preparation_leaves_nothing_that_counts(
     process = start("cifar10", here.env)
     temporary = tmp_path / "d" / "cifar10" / prepare_module._TEMPORARY
     deadline = time.monotonic() + 60
-    while not list(temporary.glob("cifar10/incomplete*")) and process.poll() is None and time.monotonic() < deadline:
+    while (
+        not list(temporary.glob("cifar10/incomplete*"))
+        and process.poll() is None
+        and time.monotonic() < deadline
+    ):
         time.sleep(0.005)
     process.send_signal(sent)
     process.communicate(timeout=60)
@@ -479,7 +573,9 @@ def test_a_killed_preparation_leaves_nothing_that_counts(
     assert found.counts == {"train": 1500, "test": 50}
 
 
-def test_killed_between_the_two_renames_the_old_folder_comes_back(site: Callable[..., Site]) -> None:
+def test_killed_between_the_two_renames_the_old_folder_comes_back(
+    site: Callable[..., Site],
+) -> None:
     here = site("svhn_cropped", train=30, test=20, extra=40)
     published("svhn_cropped").prepare("d", (), here.origin, None)
     home = Path("d/svhn_cropped")

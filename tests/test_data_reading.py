@@ -82,7 +82,9 @@ def test_file_order_ends_with_what_is_left_and_then_nothing() -> None:
     assert [order(step).tolist() for step in range(5)] == [[0, 1], [2, 3], [4], [], []]
 
 
-def test_a_row_does_not_depend_on_its_piece_or_host(paths: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_row_does_not_depend_on_its_piece_or_host(
+    paths: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     whole = pieces(paths)
     assert whole.per_batch == 1
     monkeypatch.setattr("gnpcli.data.feeds.pieces._PIECE_BYTES", 3 * 3 * 16 * 16)
@@ -94,8 +96,12 @@ def test_a_row_does_not_depend_on_its_piece_or_host(paths: list[str], monkeypatc
         monkeypatch.setattr("gnpcli.data.feeds.pieces._PIECE_BYTES", 3 * 3 * 16 * 16)
         got = [parts[3 * step + part] for part in range(3)]
         assert [len(piece["files"]) for piece in got] == [3, 3, 2]
-        np.testing.assert_array_equal(np.concatenate([piece["images"] for piece in got]), want["images"])
-        np.testing.assert_array_equal(np.concatenate([piece["files"] for piece in got]), want["files"])
+        np.testing.assert_array_equal(
+            np.concatenate([piece["images"] for piece in got]), want["images"]
+        )
+        np.testing.assert_array_equal(
+            np.concatenate([piece["files"] for piece in got]), want["files"]
+        )
 
 
 def test_an_image_is_cropped_anew_in_every_step_and_row(paths: list[str]) -> None:
@@ -112,11 +118,17 @@ def test_the_next_file_takes_the_place_of_one_that_cannot_be_read(paths: list[st
     skipping, whole = pieces(paths, COUNT, skip=True), ShuffledOrder(COUNT, COUNT, (1, 2))
     piece = skipping[1]
     assert piece["files"].tolist() == [instead.get(file, file) for file in whole(1).tolist()]
-    assert sorted(piece["skipped"].tolist()) == [3, 4, 4, COUNT - 1]  # the third leads to the fourth
+    assert sorted(piece["skipped"].tolist()) == [
+        3,
+        4,
+        4,
+        COUNT - 1,
+    ]  # the third leads to the fourth
     for path in paths:
         Path(path).write_text("no image")
     with pytest.raises(
-        DataError, match=rf"none of the {COUNT} training images could be read, the first is .*é 00\.png"
+        DataError,
+        match=rf"none of the {COUNT} training images could be read, the first is .*é 00\.png",
     ):
         skipping[0]
 
@@ -143,7 +155,9 @@ def test_too_little_shared_memory_means_fewer_processes_or_an_error(
     assert reading._number_of_processes(source, None, None) == 3
     assert "/dev/shm has room for 3 of 8 processes that decode images" in caplog.text
     assert "--shm-size" in caplog.text
-    with pytest.raises(DataError, match=r"/dev/shm has room for 3 of 4 processes .*, or set data\.workers lower"):
+    with pytest.raises(
+        DataError, match=r"/dev/shm has room for 3 of 4 processes .*, or set data\.workers lower"
+    ):
         PieceReader(source, 0, 4)
     shared(1)
     assert reading._number_of_processes(source, None, None) == 0
@@ -254,7 +268,9 @@ def start(tmp_path: Path, what: str, paths: list[str]) -> subprocess.Popen[str]:
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks for processes in /proc")
-def test_processes_read_as_threads_do_and_a_bad_file_ends_them_in_one_line(tmp_path: Path, paths: list[str]) -> None:
+def test_processes_read_as_threads_do_and_a_bad_file_ends_them_in_one_line(
+    tmp_path: Path, paths: list[str]
+) -> None:
     program = start(tmp_path, "all", paths)
     out, err = program.communicate(timeout=120)
     assert (program.returncode, err) == (0, "")
@@ -266,14 +282,20 @@ def test_a_process_that_is_killed_is_an_error_in_one_line(tmp_path: Path, paths:
     program = start(tmp_path, "killed", paths)
     out, err = program.communicate(timeout=120)
     assert program.returncode == 0, err
-    assert out.startswith("a process that decodes images ended by itself (exit status -9): if memory or processes ran")
+    assert out.startswith(
+        "a process that decodes images ended by itself (exit status -9): if memory or processes ran"
+    )
     # What it had in hand is left to Python's own tracker, which says so; no other line.
-    assert all("resource_tracker" in line or "warnings.warn" in line for line in err.splitlines()), err
+    assert all(
+        "resource_tracker" in line or "warnings.warn" in line for line in err.splitlines()
+    ), err
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks for processes in /proc")
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGKILL])
-def test_processes_end_with_the_program(tmp_path: Path, paths: list[str], sent: signal.Signals) -> None:
+def test_processes_end_with_the_program(
+    tmp_path: Path, paths: list[str], sent: signal.Signals
+) -> None:
     program = start(tmp_path, "run", paths)
     assert program.stdout is not None
     workers = program.stdout.readline().split()

@@ -19,7 +19,12 @@ from tests.conftest import SHARED_DATA, Gnp, fails
 
 SIZE, COUNT = 8, 22
 SPEC = DataSpec(
-    name="folder", class_names=("a", "b"), image_size=SIZE, channels=3, mean=(0.485, 0.456, 0.406), std=(0.2, 0.2, 0.2)
+    name="folder",
+    class_names=("a", "b"),
+    image_size=SIZE,
+    channels=3,
+    mean=(0.485, 0.456, 0.406),
+    std=(0.2, 0.2, 0.2),
 )
 
 
@@ -37,7 +42,9 @@ def config(**values: object) -> DataConfig:
     return DataConfig(**{"name": "folder:x", "batch_size": 6, "workers": 0, **values})  # type: ignore[arg-type]
 
 
-def train_feed(split: FileSplit, seed: int = 0, process: tuple[int, int] = (0, 1), **values: object) -> StreamedFeed:
+def train_feed(
+    split: FileSplit, seed: int = 0, process: tuple[int, int] = (0, 1), **values: object
+) -> StreamedFeed:
     index, count = process
     return StreamedFeed(
         split,
@@ -55,15 +62,21 @@ def shown(feed: StreamedFeed, step: int) -> list[int]:
     return (np.asarray(feed.source(step)["images"])[:, 0, 0, 0] // 10).tolist()
 
 
-def test_an_epoch_reads_each_file_at_most_once_with_its_label_and_drops_another_remainder_each_time(split):
+def test_an_epoch_reads_each_file_at_most_once_with_its_label_and_drops_another_remainder_each_time(
+    split,
+):
     feed = train_feed(split)
     assert feed.steps_per_epoch == 3
     epochs = []
     for epoch in range(3):
         sources = [feed.source(3 * epoch + step) for step in range(3)]
-        files = np.concatenate([np.asarray(source["images"])[:, 0, 0, 0] // 10 for source in sources])
+        files = np.concatenate(
+            [np.asarray(source["images"])[:, 0, 0, 0] // 10 for source in sources]
+        )
         assert len(set(files.tolist())) == 18
-        np.testing.assert_array_equal(np.concatenate([source["labels"] for source in sources]), files % 2)
+        np.testing.assert_array_equal(
+            np.concatenate([source["labels"] for source in sources]), files % 2
+        )
         epochs.append(files.tolist())
     feed.close()
     assert len({tuple(order) for order in epochs}) == 3
@@ -75,7 +88,9 @@ def test_a_batch_is_a_function_of_seed_and_step_wherever_reading_starts(split):
     in_order = [np.asarray(whole.source(step)["images"]) for step in range(7)]
     for step in (5, 2, 6):
         np.testing.assert_array_equal(whole.source(step)["images"], in_order[step])
-        np.testing.assert_array_equal(train_feed(split, augment="randaugment").source(step)["images"], in_order[step])
+        np.testing.assert_array_equal(
+            train_feed(split, augment="randaugment").source(step)["images"], in_order[step]
+        )
     assert shown(train_feed(split, seed=1), 0) != shown(train_feed(split), 0)
     whole.close()
     whole.close()
@@ -85,7 +100,9 @@ def test_processes_read_what_threads_read(split):
     threads, processes = (train_feed(split, augment="basic", workers=workers) for workers in (0, 2))
     try:
         for step in (0, 1, 4):
-            np.testing.assert_array_equal(processes.source(step)["images"], threads.source(step)["images"])
+            np.testing.assert_array_equal(
+                processes.source(step)["images"], threads.source(step)["images"]
+            )
     finally:
         processes.close()
         threads.close()
@@ -133,17 +150,33 @@ def test_an_unreadable_file_is_named_or_replaced_in_training_and_masked_in_evalu
 
 
 def test_every_kind_of_file_decodes_by_its_content(tmp_path):
-    colours = {"RGB": (200, 100, 50), "L": 90, "RGBA": (10, 20, 30, 0), "CMYK": (55, 155, 205, 0), "P": 7}
+    colours = {
+        "RGB": (200, 100, 50),
+        "L": 90,
+        "RGBA": (10, 20, 30, 0),
+        "CMYK": (55, 155, 205, 0),
+        "P": 7,
+    }
     paths = []
     for mode, colour in colours.items():
-        paths.append(str(tmp_path / f"{mode}.JPEG"))  # whatever they are, as ImageNet names its files
-        Image.new(mode, (16, 16), colour).save(paths[-1], format="JPEG" if mode == "CMYK" else "PNG")
+        paths.append(
+            str(tmp_path / f"{mode}.JPEG")
+        )  # whatever they are, as ImageNet names its files
+        Image.new(mode, (16, 16), colour).save(
+            paths[-1], format="JPEG" if mode == "CMYK" else "PNG"
+        )
     split = FileSplit(paths, np.zeros(len(paths), np.int32))
     feed = StreamedEvalFeed(split, SPEC, config(eval_batch_size=len(paths)), place=jax.device_put)
     (source,) = feed.sources()
     pixels = np.asarray(source["images"])[:, 4, 4].tolist()
     with Image.open(paths[4]) as palette:
-        expected = [(200, 100, 50), (90, 90, 90), (10, 20, 30), (200, 100, 50), palette.convert("RGB").getpixel((0, 0))]
+        expected = [
+            (200, 100, 50),
+            (90, 90, 90),
+            (10, 20, 30),
+            (200, 100, 50),
+            palette.convert("RGB").getpixel((0, 0)),
+        ]
     assert np.abs(np.array(pixels) - np.array(expected)).max() <= 2  # CMYK is a JPEG
 
 
@@ -165,7 +198,9 @@ def test_the_centre_box_is_224_of_256():
     np.testing.assert_allclose((left, top, right, bottom), (32, 32, 480, 480))
 
 
-@pytest.mark.skipif(not SHARED_DATA.exists(), reason="needs ../shared/data/imagenet-samples-120.tar")
+@pytest.mark.skipif(
+    not SHARED_DATA.exists(), reason="needs ../shared/data/imagenet-samples-120.tar"
+)
 def test_real_photographs_decode_at_a_share_of_their_size_to_nearly_the_same(tmp_path):
     import tarfile
 
@@ -182,9 +217,15 @@ def test_real_photographs_decode_at_a_share_of_their_size_to_nearly_the_same(tmp
             image = file.convert("RGB")
         short = 73  # 64 / 0.875
         width, height = image.size
-        size = (short, int(short * height / width)) if width <= height else (int(short * width / height), short)
+        size = (
+            (short, int(short * height / width))
+            if width <= height
+            else (int(short * width / height), short)
+        )
         left, top = (round((side - 64) / 2) for side in size)
-        reference = image.resize(size, Image.Resampling.BILINEAR).crop((left, top, left + 64, top + 64))
+        reference = image.resize(size, Image.Resampling.BILINEAR).crop(
+            (left, top, left + 64, top + 64)
+        )
         assert np.abs(pixels.astype(int) - np.asarray(reference, int)).mean() < 1.5, path
 
 
@@ -194,7 +235,9 @@ def tree(root: Path, *, flat: bool = False, side: int = 120) -> Path:
             folder = root / split if split == "val" and flat else root / split / name
             folder.mkdir(parents=True, exist_ok=True)
             for index in range(count):
-                Image.new("RGB", (side, side), (index, 0, 0)).save(folder / f"{name}_{index}.JPEG", format="JPEG")
+                Image.new("RGB", (side, side), (index, 0, 0)).save(
+                    folder / f"{name}_{index}.JPEG", format="JPEG"
+                )
     return root
 
 
@@ -211,7 +254,11 @@ def test_large_images_are_streamed_small_ones_are_not_and_the_key_decides(tmp_pa
         assert info is not None
         assert info.is_streamed == expected == isinstance(dataset.train, FileSplit)
         assert (info.num_train, info.num_test, info.num_classes) == (8, 4, 2)
-        assert info.image_size == dataset.spec.image_size == (224 if expected else 120 if root == large else 16)
+        assert (
+            info.image_size
+            == dataset.spec.image_size
+            == (224 if expected else 120 if root == large else 16)
+        )
     carved = load_dataset(DataConfig(name=f"folder:{large}", validation_fraction=0.25))
     assert carved.validation is not None
     assert (len(carved.train), len(carved.validation)) == (6, 2)
@@ -231,7 +278,10 @@ def test_a_flat_validation_folder_takes_its_classes_from_a_file(tmp_path, file, 
     (root / file).write_text(text)
     dataset = load_dataset(DataConfig(name=f"folder:{root}"))
     assert isinstance(dataset.test, FileSplit)
-    found = {Path(path).name: int(label) for path, label in zip(dataset.test.paths, dataset.test.labels, strict=True)}
+    found = {
+        Path(path).name: int(label)
+        for path, label in zip(dataset.test.paths, dataset.test.labels, strict=True)
+    }
     assert found == {"a_0.JPEG": 0, "a_1.JPEG": 0, "b_0.JPEG": 1, "b_1.JPEG": 1}
 
 
@@ -266,7 +316,9 @@ def test_classes_one_folder_deeper_and_a_path_with_spaces_and_accents(tmp_path):
 
 def test_a_link_that_leads_to_itself_is_named(tmp_path):
     root = tree(tmp_path)
-    (root / "train" / "a" / "loop").symlink_to(root / "train")  # a folder among the images is no image
+    (root / "train" / "a" / "loop").symlink_to(
+        root / "train"
+    )  # a folder among the images is no image
     assert len(load_dataset(DataConfig(name=f"folder:{root}")).train) == 8
     (root / "train" / "c").symlink_to(root / "train" / "c")
     with pytest.raises(DataError, match="train/c"):
@@ -276,7 +328,12 @@ def test_a_link_that_leads_to_itself_is_named(tmp_path):
 @pytest.mark.slow
 def test_a_streamed_folder_trains_resumes_to_the_same_bits_and_refuses_imagenet(gnp: Gnp, tmp_path):
     tree(tmp_path / "data")
-    keys = ["data.image_size=112", "model.name=tests.small:small", "data.batch_size=4", "data.augment=basic"]
+    keys = [
+        "data.image_size=112",
+        "model.name=tests.small:small",
+        "data.batch_size=4",
+        "data.augment=basic",
+    ]
     keys += [
         "data.mix=mixup",
         "schedule.warmup_epochs=0",
@@ -284,7 +341,13 @@ def test_a_streamed_folder_trains_resumes_to_the_same_bits_and_refuses_imagenet(
         "checkpoint.every_steps=1",
         "data.workers=0",
     ]
-    common = ["--dataset", "folder:data", "--epochs", 2, *(word for key in keys for word in ("--set", key))]
+    common = [
+        "--dataset",
+        "folder:data",
+        "--epochs",
+        2,
+        *(word for key in keys for word in ("--set", key)),
+    ]
     assert gnp("train", *common, "--run-dir", "whole").returncode == 0
     assert gnp("train", *common, "--run-dir", "parts", "--max-steps", 3).returncode == 0
     assert gnp("resume", "parts").returncode == 0

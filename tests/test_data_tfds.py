@@ -78,7 +78,10 @@ def to_tfrecord(data_dir: Path) -> None:
     for split in COUNTS:
         old = records(data_dir, split)
         with ArrayRecordDataSource([str(old)]) as source:
-            framed = [struct.pack("<QI", len(r), 0) + r + bytes(4) for r in source.__getitems__(range(COUNTS[split]))]
+            framed = [
+                struct.pack("<QI", len(r), 0) + r + bytes(4)
+                for r in source.__getitems__(range(COUNTS[split]))
+            ]
         old.with_name(old.name.replace("array_record", "tfrecord")).write_bytes(b"".join(framed))
         old.unlink()
     change(data_dir, lambda info: info.update(fileFormat="tfrecord"))
@@ -105,7 +108,9 @@ def test_pixels_and_labels_are_those_written(data_dir: Path, arrays: Images, bel
     assert (data.spec.image_size, data.spec.channels) == (32, 3)
 
 
-def test_blocks_join_without_a_seam(data_dir: Path, monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
+def test_blocks_join_without_a_seam(
+    data_dir: Path, monkeypatch: pytest.MonkeyPatch, cache: Path
+) -> None:
     whole = load_dataset(of(data_dir))
     shutil.rmtree(cache)
     monkeypatch.setattr(records_module, "_BLOCK", 7)
@@ -127,7 +132,9 @@ def test_tfrecord_holds_the_same(data_dir: Path, arrays: Images) -> None:
     assert equal(load_dataset(of(data_dir)), want)
 
 
-def test_second_load_opens_no_record(data_dir: Path, monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
+def test_second_load_opens_no_record(
+    data_dir: Path, monkeypatch: pytest.MonkeyPatch, cache: Path
+) -> None:
     first = load_dataset(of(data_dir))
     assert len(list(cache.iterdir())) == 1
     for split in COUNTS:  # same name, size and time, and nothing in it
@@ -156,7 +163,9 @@ def test_cache_notices_a_changed_file(data_dir: Path, cache: Path) -> None:
 
 def test_images_are_resized(data_dir: Path) -> None:
     whole, small = load_dataset(of(data_dir)), load_dataset(of(data_dir, image_size=8))
-    np.testing.assert_array_equal(small.train.images, np.stack([resize(image, 8) for image in whole.train.images]))
+    np.testing.assert_array_equal(
+        small.train.images, np.stack([resize(image, 8) for image in whole.train.images])
+    )
     assert small.spec.image_size == 8
     info = describe(of(data_dir, image_size=8))
     assert info is not None
@@ -164,7 +173,9 @@ def test_images_are_resized(data_dir: Path) -> None:
 
 
 def test_images_beyond_memory_are_an_error_not_a_crash(data_dir: Path) -> None:
-    with pytest.raises(DataError, match=r"GB of memory, more than there is: set a smaller data\.image_size"):
+    with pytest.raises(
+        DataError, match=r"GB of memory, more than there is: set a smaller data\.image_size"
+    ):
         load_dataset(of(data_dir, image_size=30_000_000))
 
 
@@ -176,19 +187,29 @@ def test_described_from_names_alone(data_dir: Path, monkeypatch: pytest.MonkeyPa
     assert (info.num_train, info.num_validation, info.num_test) == (150, 0, 50)
     assert (info.image_size, info.channels, info.num_classes) == (32, 3, 10)
     # Of all of CIFAR-10 the classes' sizes are known.
-    change(data_dir, lambda i: [s.update(shardLengths=["30000", "20000"]) for s in i["splits"] if s["name"] == "train"])
+    change(
+        data_dir,
+        lambda i: [
+            s.update(shardLengths=["30000", "20000"]) for s in i["splits"] if s["name"] == "train"
+        ],
+    )
     info = describe(of(data_dir, validation_fraction=0.1))
     assert info is not None
     assert (info.num_train, info.num_validation, info.num_test) == (45_000, 5_000, 50)
 
 
-def test_validation_of_a_part_is_described_as_loaded(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_validation_of_a_part_is_described_as_loaded(
+    data_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     config = of(data_dir, validation_fraction=0.1)
     data = load_dataset(config)
     assert data.validation is not None
     assert len(data.validation) == sum(validation_counts([15] * 10, 0.1))
     to_tfrecord(data_dir)
-    for decode in (False, True):  # labels are found without the images, and the count is that of load_dataset
+    for decode in (
+        False,
+        True,
+    ):  # labels are found without the images, and the count is that of load_dataset
         if not decode:
             monkeypatch.setattr(records_module, "load_arrays", None)
         info = describe(config)
@@ -215,7 +236,9 @@ def test_image_folder_goes_first_and_needs_no_tfds(data_dir: Path) -> None:
         f"print(len(load_dataset(DataConfig(name='cifar10', dir={str(data_dir)!r})).train))\n"
         "print([m for m in ('tensorflow_datasets', 'array_record', 'jax') if m in sys.modules])"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=REPOSITORY)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=REPOSITORY
+    )
     assert done.stdout.split("\n")[:2] == ["10", "[]"], done.stderr
 
 
@@ -224,7 +247,9 @@ def test_reading_says_nothing_on_stderr(data_dir: Path) -> None:
         "from gnpcli.config.schema import DataConfig; from gnpcli.data.registry import load_dataset\n"
         f"print(len(load_dataset(DataConfig(name='cifar10', dir={str(data_dir)!r})).train))"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=REPOSITORY)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=REPOSITORY
+    )
     assert (done.stdout, done.stderr) == ("150\n", "")
 
 
@@ -232,7 +257,9 @@ def test_reading_says_nothing_on_stderr(data_dir: Path) -> None:
 
 
 def only(data_dir: Path, split: str) -> None:
-    change(data_dir, lambda info: info.update(splits=[s for s in info["splits"] if s["name"] == split]))
+    change(
+        data_dir, lambda info: info.update(splits=[s for s in info["splits"] if s["name"] == split])
+    )
 
 
 def unlabelled(data_dir: Path) -> None:
@@ -259,36 +286,66 @@ FOUND_WITHOUT_RECORDS: list[tuple[Callable[[Path], object], str]] = [
     (lambda d: only(d, "train"), r"cifar10/3\.0\.2 has no test split \(its splits: train\)"),
     (lambda d: only(d, "test"), r"cifar10/3\.0\.2 has no train split \(its splits: test\)"),
     (lambda d: only(d, "none"), r"cifar10/3\.0\.2 has no train split \(its splits: none\)"),
-    (lambda d: change(d, lambda i: i.update(name="cifar100")), "holds the TFDS data set 'cifar100', not 'cifar10'"),
-    (lambda d: change(d, lambda i: i.update(fileFormat="riegeli")), "holds riegeli records.*as array_record"),
+    (
+        lambda d: change(d, lambda i: i.update(name="cifar100")),
+        "holds the TFDS data set 'cifar100', not 'cifar10'",
+    ),
+    (
+        lambda d: change(d, lambda i: i.update(fileFormat="riegeli")),
+        "holds riegeli records.*as array_record",
+    ),
     (lambda d: (newest(d) / "dataset_info.json").write_text("{"), r"dataset_info\.json is damaged"),
-    (lambda d: (newest(d) / "dataset_info.json").write_text("[]"), r"dataset_info\.json is damaged"),
-    (lambda d: (newest(d) / "dataset_info.json").write_bytes(b"\xff"), r"dataset_info\.json is damaged"),
+    (
+        lambda d: (newest(d) / "dataset_info.json").write_text("[]"),
+        r"dataset_info\.json is damaged",
+    ),
+    (
+        lambda d: (newest(d) / "dataset_info.json").write_bytes(b"\xff"),
+        r"dataset_info\.json is damaged",
+    ),
     (lambda d: change(d, lambda i: i.update(splits=3)), r"dataset_info\.json is damaged"),
 ]
 FOUND_IN_RECORDS: list[tuple[Callable[[Path], object], str]] = [
     (unlabelled, "does not name its classes airplane, automobile"),
     (lambda d: (newest(d) / "label.labels.txt").unlink(), "(does not name its classes|is damaged)"),
     (lambda d: (newest(d) / "features.json").write_text("{"), r"3\.0\.2/features\.json is damaged"),
-    (lambda d: (newest(d) / "features.json").write_text("{}"), r"3\.0\.2 is damaged \(features\.json\)"),
-    (lambda d: (newest(d) / "features.json").unlink(), r"3\.0\.2/features\.json cannot be read: No such file"),
-    (lambda d: change(d, lambda i: [s.update(filepathTemplate="{X}") for s in i["splits"]]), "info.json is damaged"),
+    (
+        lambda d: (newest(d) / "features.json").write_text("{}"),
+        r"3\.0\.2 is damaged \(features\.json\)",
+    ),
+    (
+        lambda d: (newest(d) / "features.json").unlink(),
+        r"3\.0\.2/features\.json cannot be read: No such file",
+    ),
+    (
+        lambda d: change(d, lambda i: [s.update(filepathTemplate="{X}") for s in i["splits"]]),
+        "info.json is damaged",
+    ),
     (lambda d: records(d, "test").unlink(), r"3\.0\.2 is damaged"),
     (lambda d: records(d, "train").write_bytes(b""), r"3\.0\.2 is damaged"),
     (lambda d: os.truncate(records(d, "train"), 100_000), r"3\.0\.2 is damaged"),
     (lambda d: flip(records(d, "train"), 200_000), r"3\.0\.2 is damaged \(Corrupted"),
-    (lambda d: change(d, lambda i: [s.update(shardLengths=["151"]) for s in i["splits"]]), r"3\.0\.2 is damaged"),
+    (
+        lambda d: change(d, lambda i: [s.update(shardLengths=["151"]) for s in i["splits"]]),
+        r"3\.0\.2 is damaged",
+    ),
     (lambda d: (to_tfrecord(d), records(d, "test").unlink()), r"3\.0\.2 is damaged"),
     (
         lambda d: (to_tfrecord(d), os.truncate(records(d, "train"), 100_000)),
         r"3\.0\.2 is damaged \(cifar10-train\.tfrecord-00000-of-00001 is cut off",
     ),
     (lambda d: (to_tfrecord(d), os.truncate(records(d, "train"), 5)), "is cut off"),
-    (lambda d: (to_tfrecord(d), records(d, "train").write_bytes(b"")), "train does not have 150 records"),
+    (
+        lambda d: (to_tfrecord(d), records(d, "train").write_bytes(b"")),
+        "train does not have 150 records",
+    ),
     (lambda d: (to_tfrecord(d), flip(records(d, "train"), 6)), "is cut off"),  # a length of 24 TB
     (lambda d: (to_tfrecord(d), flip(records(d, "train"), 12)), r"3\.0\.2 is damaged"),
     (
-        lambda d: (to_tfrecord(d), change(d, lambda i: [s.update(shardLengths=["149"]) for s in i["splits"]])),
+        lambda d: (
+            to_tfrecord(d),
+            change(d, lambda i: [s.update(shardLengths=["149"]) for s in i["splits"]]),
+        ),
         "train does not have 149 records",
     ),
 ]
@@ -326,11 +383,15 @@ def test_version_folder_without_its_description_is_not_prepared(data_dir: Path) 
 
 
 @pytest.mark.parametrize("package", ["tensorflow_datasets", "array_record"])
-def test_missing_packages_are_named(data_dir: Path, monkeypatch: pytest.MonkeyPatch, package: str) -> None:
+def test_missing_packages_are_named(
+    data_dir: Path, monkeypatch: pytest.MonkeyPatch, package: str
+) -> None:
     for name in [name for name in sys.modules if name.partition(".")[0] == package]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(DataError, match=f"holds array_record records.*needs {package}: pip install {package}"):
+    with pytest.raises(
+        DataError, match=f"holds array_record records.*needs {package}: pip install {package}"
+    ):
         load_dataset(of(data_dir))
 
 
@@ -350,8 +411,12 @@ def test_images_of_another_shape_are_refused(data_dir: Path, arrays: Images) -> 
 
 
 def test_where_neither_layout_is_the_archives_are_asked_for(tmp_path: Path) -> None:
-    (tmp_path / "cifar10" / "incomplete.ABCDEF_3.0.2").mkdir(parents=True)  # of a TFDS that was interrupted
-    with pytest.raises(DataError, match=r"cifar-10-binary\.tar\.gz cannot be fetched from http://127\.0\.0\.1:9/"):
+    (tmp_path / "cifar10" / "incomplete.ABCDEF_3.0.2").mkdir(
+        parents=True
+    )  # of a TFDS that was interrupted
+    with pytest.raises(
+        DataError, match=r"cifar-10-binary\.tar\.gz cannot be fetched from http://127\.0\.0\.1:9/"
+    ):
         load_dataset(of(tmp_path))
     info = describe(of(tmp_path))
     assert info is not None
@@ -369,9 +434,16 @@ def test_records_are_those_that_tfds_itself_reads(data_dir: Path) -> None:
         assert data.train.labels[index] == source[index]["label"]
 
 
-@pytest.mark.parametrize("place", ["given", "GNP_DATA_DIR", "working directory", "TFDS_DATA_DIR", "home"])
-def test_default_places(data_dir: Path, tmp_path: Path, place: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    where = {"working directory": tmp_path / "data", "home": tmp_path / "home" / "tensorflow_datasets"}.get(place)
+@pytest.mark.parametrize(
+    "place", ["given", "GNP_DATA_DIR", "working directory", "TFDS_DATA_DIR", "home"]
+)
+def test_default_places(
+    data_dir: Path, tmp_path: Path, place: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    where = {
+        "working directory": tmp_path / "data",
+        "home": tmp_path / "home" / "tensorflow_datasets",
+    }.get(place)
     if where is not None:
         where.parent.mkdir(exist_ok=True)
         data_dir.rename(where)
@@ -394,10 +466,14 @@ def test_default_places(data_dir: Path, tmp_path: Path, place: str, monkeypatch:
     ],
 )
 @pytest.mark.parametrize("name", ["tfds:cifar10", "cifar10"])
-def test_splits_that_make_no_sense(data_dir: Path, name: str, values: dict[str, str], message: str) -> None:
+def test_splits_that_make_no_sense(
+    data_dir: Path, name: str, values: dict[str, str], message: str
+) -> None:
     config = DataConfig(name=name, dir=str(data_dir), **values)  # type: ignore[arg-type]
     if name == "cifar10":
-        message = message.replace("has no held-out split", "'test' would be trained on and tested on")
+        message = message.replace(
+            "has no held-out split", "'test' would be trained on and tested on"
+        )
     for function in (describe, load_dataset):
         with pytest.raises((ConfigError, DataError), match=message):
             function(config)

@@ -48,7 +48,9 @@ def python(code: str) -> Any:
     ("model", "assignments"),
     [
         ("tests.small:small", ["data.augment=basic"]),
-        pytest.param("vit-nano", ["model.dropout=0.1", "data.augment=basic"], marks=pytest.mark.slow),
+        pytest.param(
+            "vit-nano", ["model.dropout=0.1", "data.augment=basic"], marks=pytest.mark.slow
+        ),
         pytest.param("wrn-16-4", [], marks=pytest.mark.slow),
     ],
 )
@@ -104,7 +106,13 @@ def test_steps_do_not_depend_on_the_number_of_devices(model, assignments):
         ([{"groups": 4, "pieces": 8}], (1, 8)),
         pytest.param(
             [
-                *({"pieces": 4}, {"groups": 3}, {"groups": 4}, {"groups": 8}, {"groups": 2, "pieces": 4}),
+                *(
+                    {"pieces": 4},
+                    {"groups": 3},
+                    {"groups": 4},
+                    {"groups": 8},
+                    {"groups": 2, "pieces": 4},
+                ),
                 {"groups": 4, "shared": True},
             ],
             (1, 2, 4, 8),
@@ -178,7 +186,9 @@ def test_groups_and_pieces_do_not_depend_on_the_number_of_devices(cases, counts)
     for case, shapes, _ in result["cases"]:
         groups = case.get("groups", 1)
         clusters = [math.gcd(groups, count) for count in counts]
-        expected = [{"group": q, "data": count // q} for q, count in zip(clusters, counts, strict=True)]
+        expected = [
+            {"group": q, "data": count // q} for q, count in zip(clusters, counts, strict=True)
+        ]
         assert shapes == expected
     assert max(result["shared"]) < 1e-5
     assert result["own"] > 1e-2  # statistics of its own make another gradient
@@ -194,7 +204,11 @@ def test_a_run_moves_from_eight_devices_to_one(gnp: Gnp, tmp_path: Path):
     assert done.returncode == 0, done.stderr
     assert "on 1 cpu device(s), from step 7" in done.stderr
     eight, moved = (
-        [record for record in read_metrics(tmp_path / name / "metrics.jsonl") if record["split"] == "train"]
+        [
+            record
+            for record in read_metrics(tmp_path / name / "metrics.jsonl")
+            if record["split"] == "train"
+        ]
         for name in ("eight", "moved")
     )
     assert [record["step"] for record in moved] == [record["step"] for record in eight]

@@ -11,11 +11,22 @@ from gnpcli.models.layers.drop_path import DropPath, drop_path, linear_rates
 from gnpcli.models.layers.transformer import FORMS
 from tests.test_models import randomised
 
-COMMON = {"dropout": 0.0, "attention_dropout": 0.0, "form": FORMS["paper"], "dtype": DTYPES["float32"]}
+COMMON = {
+    "dropout": 0.0,
+    "attention_dropout": 0.0,
+    "form": FORMS["paper"],
+    "dtype": DTYPES["float32"],
+}
 # Family: (block, by the rate of its drop path; one input).
 BLOCKS = {
-    "swin": (lambda rate: swin.Block(heads=2, window=2, shift=1, drop_path=rate, **COMMON), (1, 4, 4, 6)),
-    "cait": (lambda rate: cait.Block(heads=2, layer_scale=0.1, drop_path=rate, **COMMON), (1, 5, 6)),
+    "swin": (
+        lambda rate: swin.Block(heads=2, window=2, shift=1, drop_path=rate, **COMMON),
+        (1, 4, 4, 6),
+    ),
+    "cait": (
+        lambda rate: cait.Block(heads=2, layer_scale=0.1, drop_path=rate, **COMMON),
+        (1, 5, 6),
+    ),
 }
 
 
@@ -64,17 +75,25 @@ def test_expectation_of_a_block(family):
     images = jnp.broadcast_to(image, (batch, *shape[1:]))
     shapes = jax.eval_shape(lambda: block.init(jax.random.key(0), image, train=False))
     rngs = {"dropout": jax.random.key(7)}
-    run = jax.jit(lambda params, x, train: block.apply(params, x, train, rngs=rngs), static_argnums=2)
+    run = jax.jit(
+        lambda params, x, train: block.apply(params, x, train, rngs=rngs), static_argnums=2
+    )
 
     def kept_images(branch, seed):
         # One branch alone: of two, the second sees what the first dropped, and the expectation is no longer exact.
         params = randomised(shapes, seed)
-        silent = params["params"]["mlp"]["down"] if branch == "attention" else params["params"]["attention"]["out"]
+        silent = (
+            params["params"]["mlp"]["down"]
+            if branch == "attention"
+            else params["params"]["attention"]["out"]
+        )
         silent.update(jax.tree.map(np.zeros_like, silent))
         whole = run(params, image, False) - image
         answers = run(params, images, True) - images
         kept = np.abs(answers).max(axis=tuple(range(1, answers.ndim))) > 0
-        np.testing.assert_allclose(answers[kept] * (1 - rate), whole.repeat(kept.sum(), 0), rtol=1e-3, atol=1e-5)
+        np.testing.assert_allclose(
+            answers[kept] * (1 - rate), whole.repeat(kept.sum(), 0), rtol=1e-3, atol=1e-5
+        )
         assert abs(kept.mean() / (1 - rate) - 1) < 4 * (rate / (1 - rate) / batch) ** 0.5
         return kept
 

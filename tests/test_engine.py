@@ -23,7 +23,9 @@ from gnpcli.runs.checkpoint import Checkpoints
 from gnpcli.runs.folder import check_free, default_run_dir, locate
 from gnpcli.runs.log import MetricsLog, read_metrics
 
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # raised inside Orbax, about itself
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::DeprecationWarning"
+)  # raised inside Orbax, about itself
 
 SMALL = [
     "data.batch_size=256", "train.epochs=4", "schedule.warmup_epochs=1", "train.log_every_steps=1", "mesh.devices=1",
@@ -45,7 +47,9 @@ def config(*assignments: str) -> RunConfig:
 def lines(run_dir: Path, split: str) -> list[dict[str, Any]]:
     """Records without wall-clock fields, which no run repeats."""
     clock = ("elapsed_s", "images_per_s")
-    records = [record for record in read_metrics(run_dir / "metrics.jsonl") if record["split"] == split]
+    records = [
+        record for record in read_metrics(run_dir / "metrics.jsonl") if record["split"] == split
+    ]
     return [{key: value for key, value in record.items() if key not in clock} for record in records]
 
 
@@ -78,7 +82,13 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_run_folder_holds_what_the_run_was(whole):
     names = {path.name for path in whole.iterdir()}
-    assert {"config.yaml", "metrics.jsonl", "summary.json", "environment.json", "checkpoints"} <= names
+    assert {
+        "config.yaml",
+        "metrics.jsonl",
+        "summary.json",
+        "environment.json",
+        "checkpoints",
+    } <= names
     assert any("tfevents" in name for name in names)
     assert validate(read_yaml(whole / "config.yaml")) == config()
     (session,) = json.loads((whole / "environment.json").read_text())["sessions"]
@@ -114,7 +124,9 @@ def test_metrics_have_every_step_with_both_passes_and_the_schedules(whole):
         } <= set(record)
         assert all(math.isfinite(value) for value in record.values() if isinstance(value, float))
     plain, full = records[:5], records[5:]
-    assert {(record["r"], record["alpha"], record["grad_cosine"]) for record in plain} == {(0, 0, 1)}
+    assert {(record["r"], record["alpha"], record["grad_cosine"]) for record in plain} == {
+        (0, 0, 1)
+    }
     gr = config().gr
     assert {(record["r"], record["alpha"]) for record in full} == {
         (float(np.float32(gr.r)), float(np.float32(gr.alpha)))
@@ -122,12 +134,20 @@ def test_metrics_have_every_step_with_both_passes_and_the_schedules(whole):
     assert all(record["perturbed_loss"] > record["loss"] for record in full)
     for record in records:
         np.testing.assert_allclose(record["lambda"], record["alpha"] * record["r"], rtol=1e-6)
-        np.testing.assert_allclose(record["surrogate_gap"], record["perturbed_loss"] - record["loss"], atol=1e-6)
-        np.testing.assert_allclose(record["update_ratio"], record["update_norm"] / record["grad_norm"], rtol=1e-5)
+        np.testing.assert_allclose(
+            record["surrogate_gap"], record["perturbed_loss"] - record["loss"], atol=1e-6
+        )
+        np.testing.assert_allclose(
+            record["update_ratio"], record["update_norm"] / record["grad_norm"], rtol=1e-5
+        )
         clip_norm = config().train.clip_norm or math.inf
-        np.testing.assert_allclose(record["clip_ratio"], min(1, clip_norm / record["grad_norm"]), rtol=1e-5)
+        np.testing.assert_allclose(
+            record["clip_ratio"], min(1, clip_norm / record["grad_norm"]), rtol=1e-5
+        )
     np.testing.assert_allclose(
-        [record["lr"] for record in records[:6]], np.arange(6) / 5 * config().optimizer.lr, rtol=1e-5
+        [record["lr"] for record in records[:6]],
+        np.arange(6) / 5 * config().optimizer.lr,
+        rtol=1e-5,
     )
 
 
@@ -153,7 +173,9 @@ def test_tensorboard_holds_the_same_values(whole):
     for record in read_metrics(whole / "metrics.jsonl"):
         for key, value in record.items():
             if isinstance(value, float) and key != "epoch":
-                np.testing.assert_allclose(found[f"{record['split']}/{key}", record["step"]], value, rtol=1e-6)
+                np.testing.assert_allclose(
+                    found[f"{record['split']}/{key}", record["step"]], value, rtol=1e-6
+                )
 
 
 def test_the_latest_checkpoints_and_the_best_are_kept(whole):
@@ -161,7 +183,11 @@ def test_the_latest_checkpoints_and_the_best_are_kept(whole):
     rates = {record["step"]: record["error_rate"] for record in lines(whole, "test")}
     best = min(rates, key=lambda step: (rates[step], -step))
     assert set(checkpoints.steps()) == {10, 15, 20} | {best}
-    assert checkpoints.best_step() == best == json.loads((whole / "summary.json").read_text())["best_step"]
+    assert (
+        checkpoints.best_step()
+        == best
+        == json.loads((whole / "summary.json").read_text())["best_step"]
+    )
     checkpoints.close()
 
 
@@ -186,7 +212,10 @@ def test_each_step_is_compiled_once(whole, tmp_path, monkeypatch):
     monkeypatch.setattr(engine, "build_task", lambda *args: tasks.append(build(*args)) or tasks[-1])
     train(config(), tmp_path / "run", max_steps=7, quiet=True)
     resume(tmp_path / "run", max_steps=12, quiet=True)
-    assert [(task.plain_step._cache_size(), task.gnp_step._cache_size()) for task in tasks] == [(1, 1), (0, 1)]
+    assert [(task.plain_step._cache_size(), task.gnp_step._cache_size()) for task in tasks] == [
+        (1, 1),
+        (0, 1),
+    ]
 
 
 @pytest.mark.slow
@@ -202,7 +231,9 @@ def test_steps_of_either_kind_resume_bit_for_bit(tmp_path, monkeypatch, variant)
     tasks = []
     build = engine.build_task
     monkeypatch.setattr(engine, "build_task", lambda *args: tasks.append(build(*args)) or tasks[-1])
-    settings = config("train.epochs=2", "gr.strategy=sam", "gr.r=0.1", "checkpoint.every_steps=5", *variant)
+    settings = config(
+        "train.epochs=2", "gr.strategy=sam", "gr.r=0.1", "checkpoint.every_steps=5", *variant
+    )
     train(settings, tmp_path / "whole", quiet=True)
     train(settings, tmp_path / "parts", max_steps=5, quiet=True)
     resume(tmp_path / "parts", quiet=True)
@@ -216,7 +247,10 @@ def test_steps_of_either_kind_resume_bit_for_bit(tmp_path, monkeypatch, variant)
 
 
 def test_groups_per_device_are_recorded_as_their_number(tmp_path):
-    assert train(config("gr.groups=per-device"), tmp_path / "run", max_steps=0, quiet=True)["step"] == 0
+    assert (
+        train(config("gr.groups=per-device"), tmp_path / "run", max_steps=0, quiet=True)["step"]
+        == 0
+    )
     assert validate(read_yaml(tmp_path / "run" / "config.yaml")).gr.groups == 1
 
 
@@ -250,7 +284,10 @@ def test_saving_by_steps_and_evaluating_rarely(tmp_path):
 
 def test_validation_decides_the_best_where_there_is_one(tmp_path):
     summary = train(
-        config("data.validation_fraction=0.1", "data.batch_size=128"), tmp_path / "run", quiet=True, max_steps=20
+        config("data.validation_fraction=0.1", "data.batch_size=128"),
+        tmp_path / "run",
+        quiet=True,
+        max_steps=20,
     )
     assert summary["best_split"] == "val"
     assert 130 < summary["val"]["num_examples"] < 160
@@ -292,13 +329,23 @@ def test_a_signal_saves_and_says_how_to_go_on(whole, tmp_path, monkeypatch, numb
     ("changes", "pattern"),
     [
         (
-            ["optimizer.lr=1e38", "optimizer.weight_decay=0", "schedule.warmup_epochs=0", "gr.strategy=none"],
+            [
+                "optimizer.lr=1e38",
+                "optimizer.weight_decay=0",
+                "schedule.warmup_epochs=0",
+                "gr.strategy=none",
+            ],
             r"step 1: the norm of the update is inf; .*no checkpoint yet",
         ),
-        (["gr.strategy=constant", "gr.r=1e38"], r"step 1: the (loss|gradient norm) of the perturbed pass is (nan|inf)"),
+        (
+            ["gr.strategy=constant", "gr.r=1e38"],
+            r"step 1: the (loss|gradient norm) of the perturbed pass is (nan|inf)",
+        ),
     ],
 )
-def test_a_loss_that_is_not_finite_stops_the_run_and_names_step_and_place(tmp_path, changes, pattern):
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_step_and_place(
+    tmp_path, changes, pattern
+):
     with pytest.raises(DivergenceError, match=pattern):
         train(config(*changes), tmp_path / "run", quiet=True)
     last = read_metrics(tmp_path / "run" / "metrics.jsonl")[-1]
@@ -310,15 +357,26 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_step_and_place(tmp_pa
 
 def test_divergence_names_the_last_good_checkpoint_which_still_evaluates(tmp_path, monkeypatch):
     # the rate explodes in the third epoch
-    changes = ["schedule.name=stepped", "schedule.boundaries=[0.5]", "schedule.factor=1", "checkpoint.every_steps=3"]
+    changes = [
+        "schedule.name=stepped",
+        "schedule.boundaries=[0.5]",
+        "schedule.factor=1",
+        "checkpoint.every_steps=3",
+    ]
     own = config(*changes, "gr.strategy=none")
     schedule = engine.lr_schedule
     monkeypatch.setattr(
-        engine, "lr_schedule", lambda *args: lambda step: schedule(*args)(step) * jax.numpy.where(step >= 10, 1e38, 1.0)
+        engine,
+        "lr_schedule",
+        lambda *args: lambda step: schedule(*args)(step) * jax.numpy.where(step >= 10, 1e38, 1.0),
     )
-    with pytest.raises(DivergenceError, match=r"step 1[12]: .* the last good checkpoint is step (9|10)"):
+    with pytest.raises(
+        DivergenceError, match=r"step 1[12]: .* the last good checkpoint is step (9|10)"
+    ):
         train(own, tmp_path / "run", quiet=True)
-    result = evaluate(locate(tmp_path / "run"), data={}, split="test", step=None, best=False, quiet=True)
+    result = evaluate(
+        locate(tmp_path / "run"), data={}, split="test", step=None, best=False, quiet=True
+    )
     assert result["step"] in (9, 10)
     assert math.isfinite(result["loss"])
 
@@ -333,7 +391,10 @@ class Poisoned:
         return getattr(self._feed, name)
 
     def source(self, step: int) -> Any:
-        return {**self._feed.source(step), "poison": np.float32(np.nan if step in self._steps else 0)}
+        return {
+            **self._feed.source(step),
+            "poison": np.float32(np.nan if step in self._steps else 0),
+        }
 
     def batch(self, source: Any, step_in_epoch: Any, key: Any) -> Any:
         images, labels = self._feed.batch(source, step_in_epoch, key)
@@ -347,23 +408,33 @@ def poisoned(monkeypatch):
 
     def poison(*steps: int) -> None:
         monkeypatch.setattr(
-            engine, "make_train_feed", lambda *args, **kwargs: Poisoned(make(*args, **kwargs), {*steps})
+            engine,
+            "make_train_feed",
+            lambda *args, **kwargs: Poisoned(make(*args, **kwargs), {*steps}),
         )
 
     return poison
 
 
-def test_a_run_stopped_by_a_passing_fault_resumes_to_where_it_would_have_been(whole, tmp_path, poisoned):
+def test_a_run_stopped_by_a_passing_fault_resumes_to_where_it_would_have_been(
+    whole, tmp_path, poisoned
+):
     run_dir = tmp_path / "run"
     poisoned(7)
-    with pytest.raises(DivergenceError, match=r"^step 8: the loss of the clean pass is nan; .*checkpoint is step 5;"):
+    with pytest.raises(
+        DivergenceError,
+        match=r"^step 8: the loss of the clean pass is nan; .*checkpoint is step 5;",
+    ):
         train(config(), run_dir, quiet=True)
     summary = json.loads((run_dir / "summary.json").read_text())
     assert (summary["status"], "step 8" in summary["error"]) == ("diverged", True)
     checkpoints = Checkpoints(run_dir / "checkpoints", config().checkpoint, read_only=True)
     assert checkpoints.steps() == [5]
     checkpoints.close()
-    assert evaluate(locate(run_dir), data={}, split="test", step=None, best=False, quiet=True)["step"] == 5
+    assert (
+        evaluate(locate(run_dir), data={}, split="test", step=None, best=False, quiet=True)["step"]
+        == 5
+    )
     with pytest.raises(DivergenceError, match=r"^step 8: "):  # what is no accident happens again
         resume(run_dir, quiet=True)
     poisoned()
@@ -372,7 +443,12 @@ def test_a_run_stopped_by_a_passing_fault_resumes_to_where_it_would_have_been(wh
 
 
 def test_skipped_steps_are_counted_and_resumed_over(tmp_path, poisoned, capsys):
-    own = config("train.on_nonfinite=skip", "train.max_skips=3", "train.log_every_steps=100", "train.ema_decay=0.9")
+    own = config(
+        "train.on_nonfinite=skip",
+        "train.max_skips=3",
+        "train.log_every_steps=100",
+        "train.ema_decay=0.9",
+    )
     poisoned(2, 6, 7)
     summary = train(own, tmp_path / "run", max_steps=9)
     assert (summary["step"], summary["skipped_steps"]) == (9, 3)
@@ -395,18 +471,27 @@ def test_skipped_steps_are_counted_and_resumed_over(tmp_path, poisoned, capsys):
 def test_too_many_skips_in_a_row_stop_the_run(tmp_path, poisoned):
     poisoned(6, 7, 8)
     with pytest.raises(
-        DivergenceError, match=r"^3 steps in a row were not finite, the last of them step 9: the loss of"
+        DivergenceError,
+        match=r"^3 steps in a row were not finite, the last of them step 9: the loss of",
     ):
         train(config("train.on_nonfinite=skip", "train.max_skips=3"), tmp_path / "run", quiet=True)
     records = lines(tmp_path / "run", "train")
-    assert (records[-1]["step"], records[-1]["skips_in_a_row"], records[-1]["skipped_steps"]) == (9, 3, 2)
+    assert (records[-1]["step"], records[-1]["skips_in_a_row"], records[-1]["skipped_steps"]) == (
+        9,
+        3,
+        2,
+    )
 
 
 def test_a_folder_with_a_run_is_never_written_to(whole, tmp_path):
     before = {path: path.stat().st_mtime_ns for path in whole.rglob("*")}
-    with pytest.raises(ConfigError, match=r"holds this very run already: continue it with `gnp resume"):
+    with pytest.raises(
+        ConfigError, match=r"holds this very run already: continue it with `gnp resume"
+    ):
         check_free(whole, config())
-    with pytest.raises(ConfigError, match=r"another configuration \(optimizer.lr: .* -> 0.5; train.seed: 0 -> 1\)"):
+    with pytest.raises(
+        ConfigError, match=r"another configuration \(optimizer.lr: .* -> 0.5; train.seed: 0 -> 1\)"
+    ):
         train(config("optimizer.lr=0.5", "train.seed=1"), whole, quiet=True)
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter1.tex").write_text("...")
@@ -423,7 +508,10 @@ def test_a_folder_with_a_run_is_never_written_to(whole, tmp_path):
         (["data.batch_size=2000"], r"data\.batch_size 2000 is more than the 1437 training images"),
         (["model.name=vit-nano", "model.patch_size=3"], r"3.*8"),
         (["mesh.devices=64"], r"mesh\.devices = 64, but this machine has \d+"),
-        (["data.crop_padding=8", "data.augment=crop"], r"crop_padding 8 must be below the image size 8"),
+        (
+            ["data.crop_padding=8", "data.augment=crop"],
+            r"crop_padding 8 must be below the image size 8",
+        ),
     ],
 )
 def test_what_does_not_fit_is_refused_before_a_folder_exists(tmp_path, changes, pattern):
@@ -447,7 +535,12 @@ def test_evaluating_a_run_reproduces_its_last_record(whole):
 @pytest.mark.parametrize("batch_size", [7, 100, 360, 1000])
 def test_evaluation_does_not_depend_on_the_batch_size(whole, batch_size):
     result = evaluate(
-        locate(whole), data={"eval_batch_size": batch_size}, split="test", step=None, best=False, quiet=True
+        locate(whole),
+        data={"eval_batch_size": batch_size},
+        split="test",
+        step=None,
+        best=False,
+        quiet=True,
     )
     record = lines(whole, "test")[-1]
     assert result["num_examples"] == 360
@@ -457,7 +550,10 @@ def test_evaluation_does_not_depend_on_the_batch_size(whole, batch_size):
 
 def test_the_best_checkpoint_can_be_chosen(whole):
     best = json.loads((whole / "summary.json").read_text())["best_step"]
-    assert evaluate(locate(whole), data={}, split="test", step=None, best=True, quiet=True)["step"] == best
+    assert (
+        evaluate(locate(whole), data={}, split="test", step=None, best=True, quiet=True)["step"]
+        == best
+    )
     with pytest.raises(CheckpointError, match=r"no checkpoint of step 13 in .*there: .*20"):
         evaluate(locate(whole), data={}, split="test", step=13, best=False, quiet=True)
 
@@ -498,4 +594,7 @@ def test_a_signal_at_the_very_end_is_a_finished_run(tmp_path, monkeypatch):
             signal.raise_signal(signal.SIGTERM)
 
     monkeypatch.setattr(MetricsLog, "write", write_and_signal)
-    assert train(config("train.epochs=1", "gr.strategy=none"), tmp_path / "run", quiet=True)["status"] == "finished"
+    assert (
+        train(config("train.epochs=1", "gr.strategy=none"), tmp_path / "run", quiet=True)["status"]
+        == "finished"
+    )

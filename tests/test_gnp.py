@@ -38,7 +38,9 @@ def as_tree(vector, dtype=jnp.float32):
 
 
 def as_vector(tree):
-    return np.concatenate([np.asarray(tree["a"], np.float64), np.asarray(tree["b"], np.float64).reshape(-1)])
+    return np.concatenate(
+        [np.asarray(tree["a"], np.float64), np.asarray(tree["b"], np.float64).reshape(-1)]
+    )
 
 
 def network(params, images, labels):
@@ -78,7 +80,9 @@ def test_quadratic_equals_the_gradient_of_the_penalised_loss(gradient, alpha):
     def penalised(params):
         return loss(params) + alpha * R * optax.tree.norm(jax.grad(loss)(params))
 
-    np.testing.assert_allclose(as_vector(grads), as_vector(jax.grad(penalised)(as_tree(point))), rtol=5e-6)
+    np.testing.assert_allclose(
+        as_vector(grads), as_vector(jax.grad(penalised)(as_tree(point))), rtol=5e-6
+    )
 
 
 def test_quadratic_in_float64_is_exact_to_rounding():
@@ -87,7 +91,9 @@ def test_quadratic_in_float64_is_exact_to_rounding():
         g = hessian @ point
         closed_form = g + ALPHA * R * hessian @ g / np.linalg.norm(g)
         params = as_tree(point, jnp.float64)
-        _, grads = jax.jit(lambda p, r: gnp_value_and_grad(loss, r=r, alpha=ALPHA)(p))(params, jnp.float32(0.0) + R)
+        _, grads = jax.jit(lambda p, r: gnp_value_and_grad(loss, r=r, alpha=ALPHA)(p))(
+            params, jnp.float32(0.0) + R
+        )
         assert grads["a"].dtype == jnp.float64
         # r itself came in float32
         np.testing.assert_allclose(as_vector(grads), closed_form, rtol=1e-8)
@@ -107,7 +113,9 @@ def test_unit_mix_takes_the_clean_gradient_as_a_unit_vector():
 
 def test_finite_difference_converges_to_exact_at_first_order(problem):
     with jax.enable_x64(True):
-        params, images, labels = jax.tree.map(lambda x: x.astype(jnp.float64) if x.dtype == jnp.float32 else x, problem)
+        params, images, labels = jax.tree.map(
+            lambda x: x.astype(jnp.float64) if x.dtype == jnp.float32 else x, problem
+        )
 
         def penalty_error(r):
             # lambda = alpha r is held fixed, so that only the difference quotient changes with r.
@@ -134,14 +142,21 @@ def test_alpha_one_equals_optax_sam_in_opaque_mode(problem, nesterov):
     outer = optax.sgd(0.1, momentum=0.9, nesterov=nesterov)
     # Opaque SAM calls grad_fn(params, step); its adversarial step is normalised gradient ascent of length rho.
     sam = contrib.sam(
-        outer, optax.chain(contrib.normalize(), optax.sgd(R)), sync_period=2, opaque_mode=True, reset_state=False
+        outer,
+        optax.chain(contrib.normalize(), optax.sgd(R)),
+        sync_period=2,
+        opaque_mode=True,
+        reset_state=False,
     )
     sam_params, sam_state = params, sam.init(params)
     our_params, our_state = params, outer.init(params)
     ours = gnp_value_and_grad(loss, r=R, alpha=1.0)
     for _ in range(5):
         updates, sam_state = sam.update(
-            jax.grad(loss)(sam_params), sam_state, sam_params, grad_fn=lambda p, _: jax.grad(loss)(p)
+            jax.grad(loss)(sam_params),
+            sam_state,
+            sam_params,
+            grad_fn=lambda p, _: jax.grad(loss)(p),
         )
         sam_params = optax.apply_updates(sam_params, updates)
         updates, our_state = outer.update(ours(our_params)[1], our_state, our_params)
@@ -154,12 +169,18 @@ def test_alpha_one_equals_optax_sam_in_opaque_mode(problem, nesterov):
 @pytest.mark.parametrize("mix", MIXES)
 @pytest.mark.parametrize(("r", "alpha"), [(R, 0.0), (0.0, ALPHA), (0.0, 0.0)])
 @pytest.mark.parametrize("is_traced", [False, True])
-def test_without_strength_the_result_is_the_plain_gradient_bit_for_bit(problem, gradient, mix, r, alpha, is_traced):
+def test_without_strength_the_result_is_the_plain_gradient_bit_for_bit(
+    problem, gradient, mix, r, alpha, is_traced
+):
     params, images, labels = problem
 
     def both(r, alpha):
-        transformed = gnp_value_and_grad(network, r=r, alpha=alpha, gradient=gradient, mix=mix, has_aux=True)
-        return transformed(params, images, labels), jax.value_and_grad(network, has_aux=True)(params, images, labels)
+        transformed = gnp_value_and_grad(
+            network, r=r, alpha=alpha, gradient=gradient, mix=mix, has_aux=True
+        )
+        return transformed(params, images, labels), jax.value_and_grad(network, has_aux=True)(
+            params, images, labels
+        )
 
     ours, plain = both(jnp.float32(r), jnp.float32(alpha)) if is_traced else both(r, alpha)
     for left, right in zip(jax.tree.leaves(ours), jax.tree.leaves(plain), strict=True):
@@ -185,7 +206,9 @@ def test_a_gradient_that_is_not_finite_shows_in_the_norm_and_the_result():
     def loss(w):
         return jnp.sum(jnp.log(w))
 
-    value, grads, metrics = gnp_value_and_grad(loss, r=R, alpha=ALPHA, with_metrics=True)(jnp.zeros(2))
+    value, grads, metrics = gnp_value_and_grad(loss, r=R, alpha=ALPHA, with_metrics=True)(
+        jnp.zeros(2)
+    )
     assert value == -np.inf
     assert not np.isfinite(metrics.clean_grad_norm)
     assert not np.all(np.isfinite(grads))
@@ -197,12 +220,14 @@ def test_a_perturbed_pass_that_is_not_finite_leaks_only_where_it_is_used():
 
     point = jnp.array([0.01, 0.04])
     for alpha, is_used in ((0.0, False), (0.5, True)):
-        _, grads, metrics = gnp_value_and_grad(loss, r=jnp.float32(1), alpha=jnp.float32(alpha), with_metrics=True)(
-            point
-        )
+        _, grads, metrics = gnp_value_and_grad(
+            loss, r=jnp.float32(1), alpha=jnp.float32(alpha), with_metrics=True
+        )(point)
         assert np.isnan(metrics.perturbed_loss)
         assert np.isfinite(metrics.clean_grad_norm)
-        np.testing.assert_array_equal(grads, jax.grad(loss)(point) if not is_used else np.full(2, np.nan))
+        np.testing.assert_array_equal(
+            grads, jax.grad(loss)(point) if not is_used else np.full(2, np.nan)
+        )
 
 
 @pytest.mark.parametrize("gradient", GRADIENTS)
@@ -219,13 +244,15 @@ def test_aux_and_value_come_from_the_clean_pass_and_arguments_reach_both(problem
 
 def test_metrics_are_those_of_the_two_passes(problem):
     params, images, labels = problem
-    _, grads, metrics = gnp_value_and_grad(network, r=R, alpha=1.0, has_aux=True, with_metrics=True)(
-        params, images, labels
-    )
+    _, grads, metrics = gnp_value_and_grad(
+        network, r=R, alpha=1.0, has_aux=True, with_metrics=True
+    )(params, images, labels)
     clean = jax.grad(lambda p: network(p, images, labels)[0])(params)
     norm = optax.tree.norm(clean)
     at = jax.tree.map(lambda p, g: p + R / norm * g, params, clean)
-    np.testing.assert_allclose(optax.tree.norm(jax.tree.map(jnp.subtract, at, params)), R, rtol=1e-5)
+    np.testing.assert_allclose(
+        optax.tree.norm(jax.tree.map(jnp.subtract, at, params)), R, rtol=1e-5
+    )
     loss, perturbed = jax.value_and_grad(lambda p: network(p, images, labels)[0])(at)
     np.testing.assert_allclose(metrics.perturbed_loss, loss, rtol=1e-5)
     np.testing.assert_allclose(metrics.clean_grad_norm, norm, rtol=1e-5)
@@ -239,15 +266,23 @@ def test_metrics_of_the_exact_gradient_are_first_order_values():
     loss, hessian, point = quadratic()
     g = hessian @ point
     unit = g / np.linalg.norm(g)
-    value, _, metrics = gnp_value_and_grad(loss, r=R, alpha=ALPHA, gradient="exact", with_metrics=True)(as_tree(point))
+    value, _, metrics = gnp_value_and_grad(
+        loss, r=R, alpha=ALPHA, gradient="exact", with_metrics=True
+    )(as_tree(point))
     np.testing.assert_allclose(metrics.perturbed_loss, value + R * np.linalg.norm(g), rtol=1e-6)
-    np.testing.assert_allclose(metrics.perturbed_grad_norm, np.linalg.norm(g + R * hessian @ unit), rtol=1e-6)
+    np.testing.assert_allclose(
+        metrics.perturbed_grad_norm, np.linalg.norm(g + R * hessian @ unit), rtol=1e-6
+    )
 
 
 def test_plain_has_the_same_result_type(problem):
     params, images, labels = problem
-    one_pass = plain(jax.value_and_grad(network, has_aux=True), has_aux=True)(params, images, labels)
-    full = gnp_value_and_grad(network, r=R, alpha=ALPHA, has_aux=True, with_metrics=True)(params, images, labels)
+    one_pass = plain(jax.value_and_grad(network, has_aux=True), has_aux=True)(
+        params, images, labels
+    )
+    full = gnp_value_and_grad(network, r=R, alpha=ALPHA, has_aux=True, with_metrics=True)(
+        params, images, labels
+    )
     assert jax.tree.structure(one_pass) == jax.tree.structure(full)
     assert [(x.shape, x.dtype) for x in jax.tree.leaves(one_pass)] == [
         (x.shape, x.dtype) for x in jax.tree.leaves(full)
@@ -257,13 +292,20 @@ def test_plain_has_the_same_result_type(problem):
 
 @pytest.mark.parametrize("gradient", GRADIENTS)
 @pytest.mark.parametrize("mix", MIXES)
-def test_low_precision_parameters_keep_their_dtype_and_the_norm_is_accumulated_in_float32(gradient, mix):
+def test_low_precision_parameters_keep_their_dtype_and_the_norm_is_accumulated_in_float32(
+    gradient, mix
+):
     def loss(w):
         return jnp.sum(jnp.square(w.astype(jnp.float32))) * 0.5
 
     w = jnp.ones(100_000, jnp.bfloat16)
     _, grads, metrics = gnp_value_and_grad(
-        loss, r=jnp.float32(R), alpha=jnp.float32(ALPHA), gradient=gradient, mix=mix, with_metrics=True
+        loss,
+        r=jnp.float32(R),
+        alpha=jnp.float32(ALPHA),
+        gradient=gradient,
+        mix=mix,
+        with_metrics=True,
     )(w)
     assert grads.dtype == jnp.bfloat16
     assert metrics.clean_grad_norm.dtype == jnp.float32
@@ -330,9 +372,13 @@ def test_a_shaped_ball_on_a_quadratic_equals_the_closed_form(gradient, scales, t
         value, grads, metrics = gnp_value_and_grad(
             loss, r=R, alpha=ALPHA, gradient=gradient, scales=scales, with_metrics=True
         )(as_tree(point, jnp.float64))
-        np.testing.assert_allclose(as_vector(grads), g + ALPHA * R * hessian @ direction, rtol=1e-13)
+        np.testing.assert_allclose(
+            as_vector(grads), g + ALPHA * R * hessian @ direction, rtol=1e-13
+        )
         if gradient == "exact":
-            np.testing.assert_allclose(metrics.perturbed_loss, value + R * np.linalg.norm(t * g), rtol=1e-13)
+            np.testing.assert_allclose(
+                metrics.perturbed_loss, value + R * np.linalg.norm(t * g), rtol=1e-13
+            )
 
         def penalised(params):  # lambda ||T g|| with T held where it is
             slopes = as_tree(t, jnp.float64)
@@ -341,7 +387,9 @@ def test_a_shaped_ball_on_a_quadratic_equals_the_closed_form(gradient, scales, t
             )
 
         np.testing.assert_allclose(
-            as_vector(grads), as_vector(jax.grad(penalised)(as_tree(point, jnp.float64))), rtol=1e-12
+            as_vector(grads),
+            as_vector(jax.grad(penalised)(as_tree(point, jnp.float64))),
+            rtol=1e-12,
         )
 
 
@@ -396,7 +444,9 @@ def test_the_surrogate_gap_takes_out_the_orthogonal_part_of_the_clean_gradient(a
         unit = perturbed / np.linalg.norm(perturbed)
         orthogonal = g - (g @ unit) * unit
         expected = (1 - alpha) * g + alpha * perturbed - gap * orthogonal
-        _, grads = gnp_value_and_grad(loss, r=R, alpha=alpha, surrogate_gap=gap)(as_tree(point, jnp.float64))
+        _, grads = gnp_value_and_grad(loss, r=R, alpha=alpha, surrogate_gap=gap)(
+            as_tree(point, jnp.float64)
+        )
         np.testing.assert_allclose(as_vector(grads), expected, rtol=1e-13)
         _, without = gnp_value_and_grad(loss, r=R, alpha=alpha)(as_tree(point, jnp.float64))
         assert abs((as_vector(grads) - as_vector(without)) @ unit) < 1e-13
@@ -420,13 +470,17 @@ def test_recomputing_the_clean_pass_changes_the_memory_and_not_the_exact_gradien
         np.testing.assert_allclose(left, right, rtol=1e-5, atol=1e-7)
 
 
-@pytest.mark.parametrize("options", [{"scales": stretched}, {"surrogate_gap": 0.4}, {"scales": only_b}])
+@pytest.mark.parametrize(
+    "options", [{"scales": stretched}, {"surrogate_gap": 0.4}, {"scales": only_b}]
+)
 def test_variants_without_strength_are_plain_bit_for_bit(options):
     loss, _, point = quadratic()
     plain_grads = jax.grad(loss)(as_tree(point))
     for r, alpha in ((R, 0.0), (0.0, ALPHA)):
         for wrap in (float, jnp.float32):
-            _, grads = gnp_value_and_grad(loss, r=wrap(r), alpha=wrap(alpha), **options)(as_tree(point))
+            _, grads = gnp_value_and_grad(loss, r=wrap(r), alpha=wrap(alpha), **options)(
+                as_tree(point)
+            )
             np.testing.assert_array_equal(as_vector(grads), as_vector(plain_grads))
 
 
@@ -466,7 +520,9 @@ def test_a_clean_pass_of_its_own_gives_the_direction_and_its_share(gradient, rec
     value, grads, metrics = jax.jit(lambda: mixed(jnp.float32(ALPHA)))()
     clean = clean_matrix @ point
     perturbed = matrix @ (point + R * clean / np.linalg.norm(clean))
-    np.testing.assert_allclose(as_vector(grads), (1 - ALPHA) * clean + ALPHA * perturbed, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(
+        as_vector(grads), (1 - ALPHA) * clean + ALPHA * perturbed, rtol=1e-4, atol=1e-5
+    )
     np.testing.assert_allclose(value, loss(as_tree(point)), rtol=1e-6)
     np.testing.assert_allclose(metrics.clean_grad_norm, np.linalg.norm(clean), rtol=1e-5)
     np.testing.assert_allclose(metrics.perturbed_grad_norm, np.linalg.norm(perturbed), rtol=1e-5)
@@ -477,7 +533,10 @@ def test_a_clean_pass_of_its_own_gives_the_direction_and_its_share(gradient, rec
 def _program(arrays: int, size: int) -> str:
     params = [jnp.full(size, float(index)) for index in range(arrays)]
     transform = gnp_value_and_grad(
-        lambda leaves: 0.5 * sum(jnp.vdot(leaf, leaf) for leaf in leaves), r=0.1, alpha=0.5, with_metrics=True
+        lambda leaves: 0.5 * sum(jnp.vdot(leaf, leaf) for leaf in leaves),
+        r=0.1,
+        alpha=0.5,
+        with_metrics=True,
     )
     return str(jax.jit(transform).lower(params).compile().as_text())
 
@@ -488,10 +547,16 @@ def test_small_arrays_are_reduced_together():
 
 
 def test_the_gradient_of_half_the_squared_norm_is_the_tree_and_its_derivative_the_direction():
-    tree = {"kernel": jnp.full((2, 2), 3.0), "large": jnp.full(1 << 15, 0.5), "bias": jnp.full(2, 5.0, jnp.bfloat16)}
+    tree = {
+        "kernel": jnp.full((2, 2), 3.0),
+        "large": jnp.full(1 << 15, 0.5),
+        "bias": jnp.full(2, 5.0, jnp.bfloat16),
+    }
     assert float(half_squared_norm(tree)) == 18 + (1 << 12) + 25
     direction = jax.tree.map(lambda leaf: leaf + 1, tree)
-    gradient, along = jax.jvp(jax.grad(lambda tree: 2 * half_squared_norm(tree)), (tree,), (direction,))
+    gradient, along = jax.jvp(
+        jax.grad(lambda tree: 2 * half_squared_norm(tree)), (tree,), (direction,)
+    )
     for got, want in ((gradient, tree), (along, direction)):
         jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, 2 * b), got, want)
         assert jax.tree.map(jnp.result_type, got) == jax.tree.map(jnp.result_type, tree)

@@ -13,7 +13,13 @@ def test_a_round_of_looksam_on_a_quadratic():
     """arXiv 2203.02714 algorithm 1, by NumPy in float64: a penalised step, then two that reuse its component."""
     rng = np.random.default_rng(0)
     root = rng.normal(size=(6, 6))
-    hessian, point, r, weight, lr = root @ root.T / 6 + np.eye(6), rng.normal(size=6), 0.2, 0.7, 0.05
+    hessian, point, r, weight, lr = (
+        root @ root.T / 6 + np.eye(6),
+        rng.normal(size=6),
+        0.2,
+        0.7,
+        0.05,
+    )
     with jax.enable_x64(True):
         h = jnp.asarray(hessian)
         value_and_grad = jax.value_and_grad(lambda w: (0.5 * w @ h @ w, ()), has_aux=True)
@@ -31,7 +37,9 @@ def test_a_round_of_looksam_on_a_quadratic():
                 component = orthogonal_component(grads, clean)
                 np.testing.assert_allclose(component, vertical, rtol=1e-11)
             else:
-                theirs = theirs - lr * (g + weight * np.linalg.norm(g) / np.linalg.norm(vertical) * vertical)
+                theirs = theirs - lr * (
+                    g + weight * np.linalg.norm(g) / np.linalg.norm(vertical) * vertical
+                )
                 grads = reuse(value_and_grad(ours)[1], component, weight)
             ours = ours - lr * grads
             np.testing.assert_allclose(ours, theirs, rtol=1e-12)

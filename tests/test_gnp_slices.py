@@ -34,8 +34,13 @@ def without_dropout(params, images, labels):
 @pytest.fixture
 def problem():
     keys = jax.random.split(jax.random.key(3), 3)
-    params = {"w1": 0.6 * jax.random.normal(keys[0], (5, 8)), "w2": 0.6 * jax.random.normal(keys[1], (8, 3))}
-    images = jax.random.normal(keys[2], (SLICES, ROWS, 5)) * jnp.arange(1.0, SLICES + 1)[:, None, None]
+    params = {
+        "w1": 0.6 * jax.random.normal(keys[0], (5, 8)),
+        "w2": 0.6 * jax.random.normal(keys[1], (8, 3)),
+    }
+    images = (
+        jax.random.normal(keys[2], (SLICES, ROWS, 5)) * jnp.arange(1.0, SLICES + 1)[:, None, None]
+    )
     labels = jnp.arange(SLICES * ROWS, dtype=jnp.int32).reshape(SLICES, ROWS) % 3
     return params, images, labels
 
@@ -58,7 +63,9 @@ def mean(results):
 def test_slices_of_a_mean_have_the_value_and_gradient_of_the_whole(problem, at_once):
     params, images, labels = problem
     whole = jax.jit(jax.value_and_grad(without_dropout))(params, *flat(images, labels))
-    sliced = jax.jit(accumulate(jax.value_and_grad(without_dropout), [1, 2], at_once=at_once))(params, images, labels)
+    sliced = jax.jit(accumulate(jax.value_and_grad(without_dropout), [1, 2], at_once=at_once))(
+        params, images, labels
+    )
     assert_close(sliced, whole)
 
 
@@ -66,9 +73,13 @@ def test_slices_of_a_mean_have_the_value_and_gradient_of_the_whole(problem, at_o
 @pytest.mark.parametrize("recompute", [False, True])
 def test_one_perturbation_over_slices_is_that_of_the_whole_batch(problem, gradient, recompute):
     params, images, labels = problem
-    turn = partial(penalize, r=R, alpha=ALPHA, gradient=gradient, recompute=recompute, with_metrics=True)
+    turn = partial(
+        penalize, r=R, alpha=ALPHA, gradient=gradient, recompute=recompute, with_metrics=True
+    )
     whole = jax.jit(turn(jax.value_and_grad(without_dropout)))(params, *flat(images, labels))
-    sliced = jax.jit(turn(accumulate(jax.value_and_grad(without_dropout), [1, 2])))(params, images, labels)
+    sliced = jax.jit(turn(accumulate(jax.value_and_grad(without_dropout), [1, 2])))(
+        params, images, labels
+    )
     assert_close(sliced, whole)
 
 
@@ -77,14 +88,29 @@ def test_a_perturbation_for_each_slice_is_the_mean_of_the_penalised_slices(probl
     params, images, labels = problem
     key = jax.random.key(9)
     turned = jax.jit(
-        penalize(jax.value_and_grad(network, has_aux=True), r=R, alpha=ALPHA, has_aux=True, with_metrics=True)
+        penalize(
+            jax.value_and_grad(network, has_aux=True),
+            r=R,
+            alpha=ALPHA,
+            has_aux=True,
+            with_metrics=True,
+        )
     )
-    expected = mean([turned(params, images[i], labels[i], jax.random.fold_in(key, i)) for i in range(SLICES)])
+    expected = mean(
+        [turned(params, images[i], labels[i], jax.random.fold_in(key, i)) for i in range(SLICES)]
+    )
     found = jax.jit(accumulate(turned, [1, 2], [3], at_once=at_once))(params, images, labels, key)
     assert_close(found, expected)
     assert len({float(norm) for norm in found[0][1]["keep"]}) > 1  # the slices drew differently
-    once = penalize(accumulate(jax.value_and_grad(network, has_aux=True), [1, 2], [3]), r=R, alpha=ALPHA, has_aux=True)
-    apart = global_norm(jax.tree.map(jnp.subtract, jax.jit(once)(params, images, labels, key)[1], found[1]))
+    once = penalize(
+        accumulate(jax.value_and_grad(network, has_aux=True), [1, 2], [3]),
+        r=R,
+        alpha=ALPHA,
+        has_aux=True,
+    )
+    apart = global_norm(
+        jax.tree.map(jnp.subtract, jax.jit(once)(params, images, labels, key)[1], found[1])
+    )
     assert float(apart) > 1e-3  # m-sharpness is another objective
 
 
@@ -92,9 +118,9 @@ def test_groups_and_pieces_nest(problem):
     params, images, labels = problem
     turned = penalize(jax.value_and_grad(without_dropout), r=R, alpha=ALPHA)
     groups = accumulate(turned, [1, 2])(params, images, labels)
-    pieces = accumulate(penalize(accumulate(jax.value_and_grad(without_dropout), [1, 2]), r=R, alpha=ALPHA), [1, 2])(
-        params, images.reshape(SLICES, 2, ROWS // 2, 5), labels.reshape(SLICES, 2, ROWS // 2)
-    )
+    pieces = accumulate(
+        penalize(accumulate(jax.value_and_grad(without_dropout), [1, 2]), r=R, alpha=ALPHA), [1, 2]
+    )(params, images.reshape(SLICES, 2, ROWS // 2, 5), labels.reshape(SLICES, 2, ROWS // 2))
     assert_close(pieces, groups)
 
 
@@ -142,7 +168,11 @@ def test_recomputing_keeps_the_intermediate_values_of_one_slice_only():
 
     def temporary(recompute):
         turned = penalize(
-            accumulate(jax.value_and_grad(loss), [1]), r=R, alpha=ALPHA, gradient="exact", recompute=recompute
+            accumulate(jax.value_and_grad(loss), [1]),
+            r=R,
+            alpha=ALPHA,
+            gradient="exact",
+            recompute=recompute,
         )
         compiled = jax.jit(turned).lower(jnp.ones((64, 64)), jnp.ones((16, 256, 64))).compile()
         return compiled.memory_analysis().temp_size_in_bytes

@@ -31,7 +31,9 @@ class MarkedFeed(FixedFeed):
 
     steps_per_epoch = 20
 
-    def batch(self, source: Any, step_in_epoch: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def batch(
+        self, source: Any, step_in_epoch: jax.Array, key: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
         noise = jax.random.normal(key, source["images"].shape)
         marked = noise.at[:, 0, 0, 0].set(step_in_epoch.astype(jnp.float32))
         return marked, source["labels"]
@@ -61,7 +63,9 @@ def faulty_model(fault: str, at: tuple[int, ...]) -> Model:
         params, state = good.init(key, image_shape)
         return {**params, "probe": jnp.zeros(())}, state
 
-    def apply(params: Any, state: Any, images: jax.Array, train: bool, key: Any) -> tuple[jax.Array, Any]:
+    def apply(
+        params: Any, state: Any, images: jax.Array, train: bool, key: Any
+    ) -> tuple[jax.Array, Any]:
         step = images[0, 0, 0, 0]
         is_on = jnp.any(step == jnp.asarray(at, jnp.float32))
         is_perturbed = params["probe"] != 0
@@ -95,15 +99,24 @@ class Run:
         **train: Any,
     ):
         self.train = TrainConfig(**{"epochs": 2, **train})
-        gr_config = GrConfig(**{"strategy": "constant", "r": 0.1, "alpha": 0.8, "warmup_epochs": 0.0, **(gr or {})})
+        gr_config = GrConfig(
+            **{"strategy": "constant", "r": 0.1, "alpha": 0.8, "warmup_epochs": 0.0, **(gr or {})}
+        )
         config = optimizer or SgdConfig(name="sgd", momentum=0.9)
         chain = build_optimizer(config, self.train)
-        schedule, mesh = gr_schedule(gr_config, HORIZON, 0), make_mesh(resolve(None, ["mesh.devices=1"]))
+        schedule, mesh = (
+            gr_schedule(gr_config, HORIZON, 0),
+            make_mesh(resolve(None, ["mesh.devices=1"])),
+        )
         # A rate that moves: an update left out must not shift it.
         lr = lr_schedule(ConstantConfig(name="constant", warmup_epochs=1.0), config.lr, HORIZON)
         kind: Kind = "plain" if is_plain else "gnp"
-        self.step = make_train_step(model, MarkedFeed(), chain, self.train, gr_config, schedule, lr, mesh, kind=kind)
-        self.diagnosis = make_diagnosis(model, MarkedFeed(), self.train, gr_config, schedule, mesh, kind=kind)
+        self.step = make_train_step(
+            model, MarkedFeed(), chain, self.train, gr_config, schedule, lr, mesh, kind=kind
+        )
+        self.diagnosis = make_diagnosis(
+            model, MarkedFeed(), self.train, gr_config, schedule, mesh, kind=kind
+        )
         averages = self.train.ema_decay is not None
         self.state = init_state(model, (SIDE, SIDE, 1), chain, seed=0, averages=averages)
 
@@ -148,15 +161,25 @@ def test_a_faulty_step_is_named_and_halts_the_state_with_all_that_follow(fault, 
     before = snapshot(run.state)
     (metrics, *behind) = run.go(3)
     assert_same(before, snapshot(run.state))
-    assert (int(run.state.step), int(run.state.skips.in_a_row), int(run.state.skips.total)) == (0, 1, 0)
+    assert (int(run.state.step), int(run.state.skips.in_a_row), int(run.state.skips.total)) == (
+        0,
+        1,
+        0,
+    )
     assert all(guard.fault(later) for later in behind)
     name = guard.fault(metrics)
     findings = jax.device_get(run.diagnosis(run.state, source()))
     told = guard.describe(name, metrics, findings)
     expected = {
         "loss": ["the loss of the clean pass is inf"],
-        "clean-gradient": ["the gradient norm of the clean pass is nan", "1 element(s) of it in w2"],
-        "perturbed-gradient": ["the gradient norm of the perturbed pass is nan", "1 element(s) of it in w2"],
+        "clean-gradient": [
+            "the gradient norm of the clean pass is nan",
+            "1 element(s) of it in w2",
+        ],
+        "perturbed-gradient": [
+            "the gradient norm of the perturbed pass is nan",
+            "1 element(s) of it in w2",
+        ],
         "state": ["the model's state (its running statistics) is not finite"],
     }
     for part in expected[fault]:
@@ -181,7 +204,10 @@ def test_skipping_equals_a_run_that_leaves_that_update_out(optimizer, fault):
     run, good = (Run(faulty_model(fault, at=at), **settings) for at in ((3, 6), (93, 96)))
     told = run.go(9)
     for step in range(9):
-        if step in (3, 6):  # nothing but the number of the step moves: batch and learning rate stay the step's own
+        if step in (
+            3,
+            6,
+        ):  # nothing but the number of the step moves: batch and learning rate stay the step's own
             good.state = good.state._replace(step=good.state.step + 1)
         else:
             good.go(1)
@@ -189,17 +215,27 @@ def test_skipping_equals_a_run_that_leaves_that_update_out(optimizer, fault):
     assert int(run.state.step) == 9
     assert [int(metrics["skips_in_a_row"]) for metrics in told] == [0, 0, 0, 1, 0, 0, 1, 0, 0]
     assert [int(metrics["skipped_steps"]) for metrics in told] == [0, 0, 0, 1, 1, 1, 2, 2, 2]
-    np.testing.assert_allclose([metrics["lr"] for metrics in told], np.arange(9) / 20 * optimizer.lr, rtol=1e-5)
+    np.testing.assert_allclose(
+        [metrics["lr"] for metrics in told], np.arange(9) / 20 * optimizer.lr, rtol=1e-5
+    )
 
 
 def test_skips_in_a_row_halt_at_the_limit_and_single_ones_never():
     run = Run(faulty_model("loss", at=(1, 2, 4, 5, 6)), on_nonfinite="skip", max_skips=3)
     run.go(6)
-    assert (int(run.state.step), int(run.state.skips.in_a_row), int(run.state.skips.total)) == (6, 2, 4)
+    assert (int(run.state.step), int(run.state.skips.in_a_row), int(run.state.skips.total)) == (
+        6,
+        2,
+        4,
+    )
     before = snapshot(run.state)
     run.go(3)
     assert_same(before, snapshot(run.state))
-    assert (int(run.state.step), int(run.state.skips.in_a_row), int(run.state.skips.total)) == (6, 3, 4)
+    assert (int(run.state.step), int(run.state.skips.in_a_row), int(run.state.skips.total)) == (
+        6,
+        3,
+        4,
+    )
 
 
 @pytest.mark.slow
@@ -221,7 +257,9 @@ def test_a_good_run_is_the_same_whatever_the_guard_would_do():
 def test_a_gradient_of_exactly_zero_is_no_fault(is_plain, clip_norm, optimizer):
     good = small_model()
 
-    def flat(params: Any, state: Any, images: jax.Array, train: bool, key: Any) -> tuple[jax.Array, Any]:
+    def flat(
+        params: Any, state: Any, images: jax.Array, train: bool, key: Any
+    ) -> tuple[jax.Array, Any]:
         logits, new_state = good.apply(params, state, images, train, key)
         return 0 * logits, new_state
 
@@ -229,7 +267,11 @@ def test_a_gradient_of_exactly_zero_is_no_fault(is_plain, clip_norm, optimizer):
     before = jax.tree.map(np.array, run.state.params)
     for metrics in run.go(3):
         assert all(math.isfinite(value) for value in metrics.values())
-        assert (metrics["grad_norm"], metrics["update_ratio"], metrics["surrogate_gap"]) == (0, 0, 0)
+        assert (metrics["grad_norm"], metrics["update_ratio"], metrics["surrogate_gap"]) == (
+            0,
+            0,
+            0,
+        )
         assert (metrics["clip_ratio"], metrics["skipped_steps"]) == (1, 0)
     assert_same(before, run.state.params)
     assert int(run.state.step) == 3
@@ -239,7 +281,9 @@ def test_what_overflows_float16_trains_in_bfloat16():
     """Logits, loss and gradient beyond 65504, float16's largest number: bfloat16 has float32's range."""
     good = small_model()
 
-    def large(params: Any, state: Any, images: jax.Array, train: bool, key: Any) -> tuple[jax.Array, Any]:
+    def large(
+        params: Any, state: Any, images: jax.Array, train: bool, key: Any
+    ) -> tuple[jax.Array, Any]:
         logits, new_state = good.apply(params, state, images, train, key)
         return (1e6 * logits.astype(jnp.bfloat16)).astype(jnp.float32), new_state
 
@@ -262,13 +306,18 @@ def test_a_gradient_whose_square_overflows_is_a_fault_and_explained():
 
     steep.defvjp(lambda x: (x, None), lambda _, g: (1e25 * g,))
 
-    def huge(params: Any, state: Any, images: jax.Array, train: bool, key: Any) -> tuple[jax.Array, Any]:
+    def huge(
+        params: Any, state: Any, images: jax.Array, train: bool, key: Any
+    ) -> tuple[jax.Array, Any]:
         return good.apply({**params, "w2": steep(params["w2"])}, state, images, train, key)
 
     run = Run(Model(good.init, huge), optimizer=AdamWConfig(name="adamw"))
     (metrics,) = run.go(1)
     assert math.isfinite(metrics["loss"])
-    told = guard.describe(guard.fault(metrics), metrics, jax.device_get(run.diagnosis(run.state, source())))
+    told = guard.describe(
+        guard.fault(metrics), metrics, jax.device_get(run.diagnosis(run.state, source()))
+    )
     assert (
-        told == "the gradient norm of the clean pass is inf: its elements are finite, but not their squares in float32"
+        told
+        == "the gradient norm of the clean pass is inf: its elements are finite, but not their squares in float32"
     )

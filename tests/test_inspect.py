@@ -36,7 +36,9 @@ from gnpcli.step.losses import cross_entropy
 from tests.conftest import Gnp, fails
 from tests.test_devices import python
 
-SPEC = DataSpec(name="small", class_names=("a", "b", "c"), image_size=4, channels=1, mean=(0.4,), std=(0.3,))
+SPEC = DataSpec(
+    name="small", class_names=("a", "b", "c"), image_size=4, channels=1, mean=(0.4,), std=(0.3,)
+)
 SIZE = 16 * 4 + 4 + 4 * 3 + 3
 
 
@@ -52,7 +54,10 @@ def network() -> Model:
 
     def apply(params: Any, state: Any, images: jax.Array, train: bool, key: Any) -> Any:
         assert train is False
-        x = images.reshape(len(images), 16) @ params["hidden"]["kernel"] + params["hidden"]["bias"][None]
+        x = (
+            images.reshape(len(images), 16) @ params["hidden"]["kernel"]
+            + params["hidden"]["bias"][None]
+        )
         return jnp.tanh(x) @ params["head"]["kernel"] + params["head"]["bias"][None], state
 
     return Model(init, apply)
@@ -65,7 +70,9 @@ def images(count: int) -> Split:
 
 
 def landscape(batch_size: int = 8, count: int = 37) -> Landscape:
-    config = resolve(None, [f"data.batch_size={batch_size}", "mesh.devices=1", "train.label_smoothing=0.1"])
+    config = resolve(
+        None, [f"data.batch_size={batch_size}", "mesh.devices=1", "train.label_smoothing=0.1"]
+    )
     mesh, model = make_mesh(config), network()
     params = model.init(jax.random.key(1), (4, 4, 1))[0]
     return Landscape(Sums(model, mesh), params, {}, images(count), SPEC, config, mesh)
@@ -90,7 +97,9 @@ def test_loss_and_gradient_are_those_of_the_whole_subset(batch_size):
     assert here.num_examples == 37
     np.testing.assert_allclose(here.evaluate()["loss"], whole_loss(here.params), rtol=1e-6)
     for ours, whole in zip(
-        jax.tree.leaves(here.gradient()), jax.tree.leaves(jax.grad(whole_loss)(here.params)), strict=True
+        jax.tree.leaves(here.gradient()),
+        jax.tree.leaves(jax.grad(whole_loss)(here.params)),
+        strict=True,
     ):
         np.testing.assert_allclose(ours, whole, rtol=1e-4, atol=1e-7)
 
@@ -99,7 +108,9 @@ def test_the_loss_elsewhere_is_the_loss_of_moved_parameters():
     here = landscape()
     first, second = (random_direction(jax.random.key(seed), here.params) for seed in (0, 1))
     moved = jax.tree.map(lambda w, a, b: w + 0.3 * a - 0.2 * b, here.params, first, second)
-    np.testing.assert_allclose(here.loss_at(first, second, (0.3, -0.2)), whole_loss(moved), rtol=1e-5)
+    np.testing.assert_allclose(
+        here.loss_at(first, second, (0.3, -0.2)), whole_loss(moved), rtol=1e-5
+    )
 
 
 def test_products_and_eigenvalues_are_those_of_the_dense_hessian():
@@ -120,9 +131,14 @@ def test_eigenvalues_are_the_largest_not_those_of_largest_magnitude_and_lie_with
     exact = np.concatenate([[-50.0, 7.0, 5.0, 5.0], np.linspace(-1, 1, 56)])
     matrix = (basis * exact) @ basis.T
     spectrum = largest_eigenvalues(lambda v: (matrix @ v).astype(np.float32), 60, top=3, seed=1)
-    for value, residual, wanted in zip(spectrum.eigenvalues, spectrum.residuals, (7, 5, 5), strict=True):
+    for value, residual, wanted in zip(
+        spectrum.eigenvalues, spectrum.residuals, (7, 5, 5), strict=True
+    ):
         assert abs(value - wanted) <= residual + 1e-4
-    assert largest_eigenvalues(lambda v: (matrix @ v).astype(np.float32), 60, top=3, seed=1) == spectrum
+    assert (
+        largest_eigenvalues(lambda v: (matrix @ v).astype(np.float32), 60, top=3, seed=1)
+        == spectrum
+    )
 
 
 def test_eigenvalues_that_do_not_converge_are_left_out_and_counted(monkeypatch):
@@ -197,7 +213,15 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A plain run of a few steps, trained to be inspected."""
     folder = tmp_path_factory.mktemp("runs") / "run"
     with jax.numpy_dtype_promotion("standard"):
-        own = resolve(None, ["gr.strategy=none", "data.batch_size=256", "mesh.devices=1", "train.label_smoothing=0.1"])
+        own = resolve(
+            None,
+            [
+                "gr.strategy=none",
+                "data.batch_size=256",
+                "mesh.devices=1",
+                "train.label_smoothing=0.1",
+            ],
+        )
         train(own, folder, max_steps=5, quiet=True)
     return folder
 
@@ -218,13 +242,19 @@ def test_an_inspection_agrees_with_evaluation_with_taylor_and_with_itself(run, t
     json.dumps(result)
     assert result["subsets"]["train"]["num_examples"] == 400
     assert result["subsets"]["test"]["num_examples"] == 360
-    last = [record for record in read_metrics(run / "metrics.jsonl") if record["split"] == "test"][-1]
+    last = [record for record in read_metrics(run / "metrics.jsonl") if record["split"] == "test"][
+        -1
+    ]
     assert result["subsets"]["test"]["error_rate"] == last["error_rate"]
     np.testing.assert_allclose(result["subsets"]["test"]["loss"], last["loss"], rtol=1e-5)
 
     assert result["r"] is None
-    (point,) = result["gradient_rise"]  # a small step along the gradient raises the loss by its norm
-    assert point["rise"] == pytest.approx(1e-3 * result["subsets"]["train"]["gradient_norm"], rel=0.05)
+    (point,) = result[
+        "gradient_rise"
+    ]  # a small step along the gradient raises the loss by its norm
+    assert point["rise"] == pytest.approx(
+        1e-3 * result["subsets"]["train"]["gradient_norm"], rel=0.05
+    )
     (random,) = result["random_rise"]
     assert random["mean"] == pytest.approx(np.mean(random["rises"]))
     assert random["std"] == pytest.approx(np.std(random["rises"], ddof=1))
@@ -239,17 +269,24 @@ def test_an_inspection_agrees_with_evaluation_with_taylor_and_with_itself(run, t
         if key not in ("elapsed_s", "run"):
             assert value == result[key], key
     assert len(by_seed(found)) == 2  # a copy is no second sample
-    other = found[1].config.model_copy(update={"train": found[1].config.train.model_copy(update={"seed": 1})})
+    other = found[1].config.model_copy(
+        update={"train": found[1].config.train.model_copy(update={"seed": 1})}
+    )
     groups = by_seed([found[0], replace(found[1], config=other)])
     assert [len(group) for group in groups.values()] == [2]
     full = {**result, "eigenvalues": (2.0, 1.0), "residuals": (0.1, 0.1)}
     save(draw(groups), tmp_path / "groups.png")
-    save(draw({label: [replace(one, result=full) for one in own] for label, own in groups.items()}), tmp_path / "s.svg")
+    save(
+        draw({label: [replace(one, result=full) for one in own] for label, own in groups.items()}),
+        tmp_path / "s.svg",
+    )
 
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_no_direction_has_more_curvature_than_the_largest_eigenvalue_of_a_trained_model(run, tmp_path):
+def test_no_direction_has_more_curvature_than_the_largest_eigenvalue_of_a_trained_model(
+    run, tmp_path
+):
     """Not the gradient's, by a second difference of the loss along it."""
     plan = Plan(examples=64, top=1, directions=0, plane="none", radii=(0.05,), batch_size=64)
     (found,) = look([run], plan)
@@ -268,7 +305,9 @@ def test_radii_are_multiples_of_the_first_r_and_every_run_has_its_own():
                for strategy, r in (("none", 0.3), ("constant", 0.1), ("constant", 0.02))]  # fmt: skip
     assert _with_radii(Plan(), configs).radii == pytest.approx((0.02, 0.025, 0.05, 0.1, 0.2, 0.4))
     assert _with_radii(Plan(radii=(1.0,)), configs).radii == (1.0,)
-    assert _with_radii(Plan(), configs[:1]).radii == pytest.approx((0.0125, 0.025, 0.05, 0.1, 0.2))  # SAM's
+    assert _with_radii(Plan(), configs[:1]).radii == pytest.approx(
+        (0.0125, 0.025, 0.05, 0.1, 0.2)
+    )  # SAM's
 
 
 def test_cells_of_the_table():
@@ -291,10 +330,28 @@ def test_what_cannot_be_inspected_is_one_sentence(run, tmp_path):
 
 @pytest.mark.slow
 def test_the_inspect_command(gnp: Gnp, run: Path, tmp_path: Path):
-    small = ["--examples", 64, "--top", 1, "--directions", 1, "--resolution", 2, "--radii", "0.1", "--batch-size", 64]
+    small = [
+        "--examples",
+        64,
+        "--top",
+        1,
+        "--directions",
+        1,
+        "--resolution",
+        2,
+        "--radii",
+        "0.1",
+        "--batch-size",
+        64,
+    ]
     done = gnp("inspect", run, *small, "--out", "i.png")
     assert done.returncode == 0, done.stderr
-    for part in ("train gradient norm", "Hessian eigenvalue 1", "rise at 0.1 along the gradient", "is right to within"):
+    for part in (
+        "train gradient norm",
+        "Hessian eigenvalue 1",
+        "rise at 0.1 along the gradient",
+        "is right to within",
+    ):
         assert part in done.stdout, part
     assert "Hessian-vector products and 9 losses over 64 images: about" in done.stderr
     with Image.open(tmp_path / "i.png") as image:

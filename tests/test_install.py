@@ -21,7 +21,16 @@ from tests.conftest import REPOSITORY
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     target = tmp_path_factory.mktemp("dist")
     subprocess.run(
-        [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(target), str(REPOSITORY)],
+        [
+            sys.executable,
+            "-m",
+            "build",
+            "--wheel",
+            "--no-isolation",
+            "--outdir",
+            str(target),
+            str(REPOSITORY),
+        ],
         check=True,
         capture_output=True,
         timeout=300,
@@ -47,7 +56,18 @@ def test_the_wheel_works_in_a_clean_environment(wheel: Path, tmp_path: Path):
     venv.create(tmp_path / "venv", with_pip=False)
     site = next((tmp_path / "venv").rglob("site-packages"))
     subprocess.run(
-        [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(site), str(wheel)], check=True
+        [
+            sys.executable,
+            "-m",
+            "pip",
+            "install",
+            "--quiet",
+            "--no-deps",
+            "--target",
+            str(site),
+            str(wheel),
+        ],
+        check=True,
     )
     dependencies = next(path for path in sys.path if path.endswith("site-packages"))
     # A plain path line adds the packages there but, unlike being there, does not run its editable installs.
@@ -68,5 +88,16 @@ def test_the_wheel_works_in_a_clean_environment(wheel: Path, tmp_path: Path):
     ).stdout  # fmt: skip
     assert str(tmp_path) in where
     assert [row["name"] for row in json.loads(gnp("presets", "list", "--json"))] == preset_names()
-    summary = json.loads(gnp("train", "--set", "data.batch_size=256", "--max-steps", "2", "--run-dir", "run", "--json"))
+    summary = json.loads(
+        gnp(
+            "train",
+            "--set",
+            "data.batch_size=256",
+            "--max-steps",
+            "2",
+            "--run-dir",
+            "run",
+            "--json",
+        )
+    )
     assert summary["step"] == 2

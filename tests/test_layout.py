@@ -40,7 +40,9 @@ def module_name(path: Path) -> str:
 
 
 MODULES = {module_name(path): path for path in FILES}
-FOLDERS = [name for name, path in MODULES.items() if path.name == "__init__.py" and path.parent != PACKAGE]
+FOLDERS = [
+    name for name, path in MODULES.items() if path.name == "__init__.py" and path.parent != PACKAGE
+]
 
 
 def imports(path: Path) -> set[str]:
@@ -54,7 +56,8 @@ def imports(path: Path) -> set[str]:
                     found.update(alias.name for alias in names)
                 case ast.ImportFrom(module=str(module), names=names):
                     found.update(
-                        f"{module}.{alias.name}" if f"{module}.{alias.name}" in MODULES else module for alias in names
+                        f"{module}.{alias.name}" if f"{module}.{alias.name}" in MODULES else module
+                        for alias in names
                     )
                 case ast.If(test=ast.Name(id="TYPE_CHECKING")):
                     pass
@@ -90,7 +93,14 @@ def test_files_of_a_folder_do_not_import_its_init(folder):
 
 
 @pytest.mark.parametrize(
-    "leaf", ["gnpcli.errors", "gnpcli.gnp", "gnpcli.step.losses", "gnpcli.runs.log", "gnpcli.devices.process"]
+    "leaf",
+    [
+        "gnpcli.errors",
+        "gnpcli.gnp",
+        "gnpcli.step.losses",
+        "gnpcli.runs.log",
+        "gnpcli.devices.process",
+    ],
 )
 def test_leaves_import_nothing_of_ours(leaf):
     inside = [name for name in GRAPH if name == leaf or name.startswith(f"{leaf}.")]

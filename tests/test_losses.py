@@ -13,7 +13,9 @@ from gnpcli.step.losses import cross_entropy, is_outside_top, main_class, metric
 @pytest.fixture
 def batch():
     rng = np.random.default_rng(0)
-    return rng.normal(size=(40, 10)).astype(np.float32) * 3, rng.integers(0, 10, 40).astype(np.int32)
+    return rng.normal(size=(40, 10)).astype(np.float32) * 3, rng.integers(0, 10, 40).astype(
+        np.int32
+    )
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.9])
@@ -35,7 +37,10 @@ def test_cross_entropy_is_linear_in_the_class_probabilities(batch, smoothing):
     mixed += (1 - share)[:, None] * np.eye(10, dtype=np.float32)[partners]
     own, others = (cross_entropy(logits, of, smoothing) for of in (labels, partners))
     np.testing.assert_allclose(
-        cross_entropy(logits, mixed, smoothing), share * own + (1 - share) * others, rtol=1e-5, atol=1e-6
+        cross_entropy(logits, mixed, smoothing),
+        share * own + (1 - share) * others,
+        rtol=1e-5,
+        atol=1e-6,
     )
 
 
@@ -80,5 +85,7 @@ def test_sums_ignore_padding_whatever_it_holds(batch):
     np.testing.assert_allclose(sums.loss, full.loss, rtol=1e-6)
     assert int(sums.num_examples) == 40
     assert int(sums.errors) == int((logits.argmax(-1) != labels).sum())
-    np.testing.assert_allclose(sums.loss, np.asarray(cross_entropy(logits, labels)).sum(), rtol=1e-6)
+    np.testing.assert_allclose(
+        sums.loss, np.asarray(cross_entropy(logits, labels)).sum(), rtol=1e-6
+    )
     assert [float(x) for x in zero_sums()] == [0, 0, 0, 0]

@@ -26,7 +26,13 @@ SMALL = {
 
 def build(name, image_shape=CIFAR, num_classes=10, dtype="float32", **options):
     config = ModelConfig(name=name, **options)
-    return build_model(config, num_classes=num_classes, image_size=image_shape[0], channels=image_shape[2], dtype=dtype)
+    return build_model(
+        config,
+        num_classes=num_classes,
+        image_size=image_shape[0],
+        channels=image_shape[2],
+        dtype=dtype,
+    )
 
 
 @pytest.fixture
@@ -51,7 +57,11 @@ def drawn(model, image_shape, *names):
     def draw():
         params, state = model.init(jax.random.key(0), image_shape)
         leaves = jax.tree_util.tree_leaves_with_path((params, state.get("batch_stats", {})))
-        return {name: leaf for path, leaf in leaves if (name := "/".join(p.key for p in path[1:])) in names}
+        return {
+            name: leaf
+            for path, leaf in leaves
+            if (name := "/".join(p.key for p in path[1:])) in names
+        }
 
     arrays = jax.tree.map(np.asarray, draw())
     return [arrays[name] for name in names]
@@ -67,7 +77,10 @@ def randomised(tree, seed=0):
     leaves, structure = jax.tree.flatten(tree)
     drawn = [(0.5 + 0.3 * rng.uniform(-1, 1, leaf.shape)).astype(np.float32) for leaf in leaves]
     signed = [
-        d if d.ndim == 1 else ((d - 0.5) / math.sqrt(math.prod(d.shape[:-1])) * 6).astype(np.float32) for d in drawn
+        d
+        if d.ndim == 1
+        else ((d - 0.5) / math.sqrt(math.prod(d.shape[:-1])) * 6).astype(np.float32)
+        for d in drawn
     ]
     return jax.tree.unflatten(structure, signed)
 
@@ -78,9 +91,7 @@ def assert_trees_equal(a, b):
 
 @pytest.mark.parametrize("name", ["vit-ti", "cait-xxs12"])
 def test_patches_that_do_not_tile_the_image(name):
-    match = (
-        r"4 pixels .* 30 x 30 .*sizes that fit: 28, 32; patch sizes that fit these images: 1, 2, 3, 5, 6, 10, 15, 30$"
-    )
+    match = r"4 pixels .* 30 x 30 .*sizes that fit: 28, 32; patch sizes that fit these images: 1, 2, 3, 5, 6, 10, 15, 30$"
     with pytest.raises(ConfigError, match=match) as caught:
         build(name, (30, 30, 3))
     assert caught.value.key == "model.patch_size"
@@ -89,7 +100,11 @@ def test_patches_that_do_not_tile_the_image(name):
 
 
 def test_wide_resnet_depth_is_checked(monkeypatch):
-    monkeypatch.setitem(MODELS, "odd", dataclasses.replace(MODELS["wrn-16-4"], architecture={"depth": 18, "width": 1}))
+    monkeypatch.setitem(
+        MODELS,
+        "odd",
+        dataclasses.replace(MODELS["wrn-16-4"], architecture={"depth": 18, "width": 1}),
+    )
     with pytest.raises(ValueError, match="6 n \\+ 4, not 18"):
         build("odd")
 
@@ -98,7 +113,8 @@ def test_wide_resnet_depth_is_checked(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("name", "option"), [(n, o) for n, (m, _) in SMALL.items() for o in MODELS[m].options if "dropout" in o]
+    ("name", "option"),
+    [(n, o) for n, (m, _) in SMALL.items() for o in MODELS[m].options if "dropout" in o],
 )
 def test_dropout_follows_the_key_in_train_mode_only(small, name, option):
     shape = (8, 8, 3)
@@ -106,7 +122,9 @@ def test_dropout_follows_the_key_in_train_mode_only(small, name, option):
     params, state = randomised(shapes_of(model, shape))
     apply = compiled(model)
     x, keys = images_of(shape), jax.random.split(jax.random.key(3), 2)
-    first, again, other = (apply(params, state, x, train=True, key=key)[0] for key in (keys[0], keys[0], keys[1]))
+    first, again, other = (
+        apply(params, state, x, train=True, key=key)[0] for key in (keys[0], keys[0], keys[1])
+    )
     np.testing.assert_array_equal(first, again)
     assert np.abs(first - other).max() > 1e-3
     evals = [apply(params, state, x, train=False, key=key) for key in (*keys, None)]
@@ -120,7 +138,11 @@ def test_without_dropout_no_random_number_is_drawn(small, name):
     shape = (8, 8, 3)
     model = small(name, shape)
     params, state = randomised(shapes_of(model, shape))
-    text = str(jax.make_jaxpr(lambda k: model.apply(params, state, images_of(shape), True, k))(jax.random.key(0)))
+    text = str(
+        jax.make_jaxpr(lambda k: model.apply(params, state, images_of(shape), True, k))(
+            jax.random.key(0)
+        )
+    )
     assert "random" not in text
     jax.eval_shape(lambda: model.apply(params, state, images_of(shape), True, None))
 
@@ -240,19 +262,27 @@ def np_vit(params, images, patch, heads):
         for i in range(0, height, patch):
             for j in range(0, width, patch):
                 pixels = image[i : i + patch, j : j + patch].ravel()
-                tokens.append(pixels @ p["patch_embedding"]["kernel"] + p["patch_embedding"]["bias"])
+                tokens.append(
+                    pixels @ p["patch_embedding"]["kernel"] + p["patch_embedding"]["bias"]
+                )
         x = np.stack(tokens) + p["positions"][0]
         dim = x.shape[1]
         for index in range(sum(name.startswith("block_") for name in p)):
             b = p[f"block_{index}"]
             y = np_layer_norm(x, b["ln_1"])
-            q, k, v = np.split(y @ b["attention"]["qkv_kernel"] + b["attention"]["qkv_bias"], 3, axis=1)
+            q, k, v = np.split(
+                y @ b["attention"]["qkv_kernel"] + b["attention"]["qkv_bias"], 3, axis=1
+            )
             parts = []
             for h in range(heads):
                 s = slice(h * dim // heads, (h + 1) * dim // heads)
                 weights = np.exp(q[:, s] @ k[:, s].T / math.sqrt(dim // heads))
                 parts.append(weights / weights.sum(1, keepdims=True) @ v[:, s])
-            x = x + np.concatenate(parts, 1) @ b["attention"]["out"]["kernel"] + b["attention"]["out"]["bias"]
+            x = (
+                x
+                + np.concatenate(parts, 1) @ b["attention"]["out"]["kernel"]
+                + b["attention"]["out"]["bias"]
+            )
             y = np_layer_norm(x, b["ln_2"]) @ b["mlp"]["up"]["kernel"] + b["mlp"]["up"]["bias"]
             y = 0.5 * y * (1 + np.tanh(math.sqrt(2 / math.pi) * (y + 0.044715 * y**3)))
             x = x + y @ b["mlp"]["down"]["kernel"] + b["mlp"]["down"]["bias"]
@@ -326,7 +356,9 @@ def np_wide_resnet(params, state, images, depth, variant, train):
 @pytest.mark.parametrize("shape", [(8, 8, 3), (9, 9, 1)])
 @pytest.mark.parametrize("train", [True, False])
 def test_wide_resnet_equals_numpy(small, monkeypatch, variant, shape, train):
-    monkeypatch.setitem(MODELS, "wrn", dataclasses.replace(MODELS["wrn"], architecture={"depth": 16, "width": 2}))
+    monkeypatch.setitem(
+        MODELS, "wrn", dataclasses.replace(MODELS["wrn"], architecture={"depth": 16, "width": 2})
+    )
     model = small("wrn", shape, variant=variant)
     params, state = randomised(shapes_of(model, shape))
     x = images_of(shape)
@@ -334,7 +366,9 @@ def test_wide_resnet_equals_numpy(small, monkeypatch, variant, shape, train):
     wanted, wanted_state = np_wide_resnet(params, state, x, 16, variant, train)
     assert wanted.std() > 0.1
     np.testing.assert_allclose(logits, wanted, rtol=1e-4, atol=1e-4)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), moved, wanted_state)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), moved, wanted_state
+    )
 
 
 @pytest.mark.parametrize("shape", [(28, 28, 1), (11, 11, 2)])
@@ -342,7 +376,8 @@ def test_wide_resnet_equals_numpy(small, monkeypatch, variant, shape, train):
 def test_wide_resnet_takes_any_image(shape, variant):
     model = build("wrn-16-4", shape, variant=variant)
     logits, _ = jax.eval_shape(
-        lambda x: model.apply(*model.init(jax.random.key(0), shape), x, True, None), images_of(shape)
+        lambda x: model.apply(*model.init(jax.random.key(0), shape), x, True, None),
+        images_of(shape),
     )
     assert logits.shape == (4, 10)
 
@@ -355,7 +390,11 @@ def test_models_have_forward_over_reverse_derivatives(small):
         params, state = randomised(shapes_of(model, shape))
 
         def loss(params, model=model, state=state):
-            return jnp.square(model.apply(params, state, images_of(shape), True, jax.random.key(0))[0]).mean()
+            return jnp.square(
+                model.apply(params, state, images_of(shape), True, jax.random.key(0))[0]
+            ).mean()
 
-        _, product = jax.eval_shape(lambda p, loss=loss: jax.jvp(jax.grad(loss), (p,), (p,)), params)
+        _, product = jax.eval_shape(
+            lambda p, loss=loss: jax.jvp(jax.grad(loss), (p,), (p,)), params
+        )
         assert jax.tree.structure(product) == jax.tree.structure(params)

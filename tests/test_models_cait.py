@@ -25,7 +25,12 @@ TINY = {"dim": 12, "depth": 2, "heads": 3}
 
 def build(architecture=TINY, image_size=8, num_classes=10, channels=3, dtype="float32", **options):
     config = ModelConfig(name="cait-xxs12", **({"patch_size": 4} | options))
-    sizes = {"num_classes": num_classes, "image_size": image_size, "channels": channels, "dtype": dtype}
+    sizes = {
+        "num_classes": num_classes,
+        "image_size": image_size,
+        "channels": channels,
+        "dtype": dtype,
+    }
     return cait.build(architecture, config, **sizes)
 
 
@@ -33,7 +38,9 @@ def build(architecture=TINY, image_size=8, num_classes=10, channels=3, dtype="fl
 
 
 def np_layer_norm(x, p):
-    return (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-6) * p["scale"] + p["bias"]
+    return (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-6) * p[
+        "scale"
+    ] + p["bias"]
 
 
 def np_dense(x, p):
@@ -72,12 +79,14 @@ def np_cait(params, images, depth, heads, patch, variant):
             q, k, v = np_heads(np_layer_norm(x, p["ln_1"]), a, heads)
             scores = [q[h] @ k[h].T / math.sqrt(q.shape[2]) for h in range(heads)]
             mixed = [
-                sum(a["mix_scores"]["kernel"][h, g] * scores[h] for h in range(heads)) + a["mix_scores"]["bias"][g]
+                sum(a["mix_scores"]["kernel"][h, g] * scores[h] for h in range(heads))
+                + a["mix_scores"]["bias"][g]
                 for g in range(heads)
             ]
             weights = [np_softmax(s) for s in mixed]
             mixed = [
-                sum(a["mix_weights"]["kernel"][h, g] * weights[h] for h in range(heads)) + a["mix_weights"]["bias"][g]
+                sum(a["mix_weights"]["kernel"][h, g] * weights[h] for h in range(heads))
+                + a["mix_weights"]["bias"][g]
                 for g in range(heads)
             ]
             y = np.concatenate([mixed[g] @ v[g] for g in range(heads)], axis=1)
@@ -86,15 +95,23 @@ def np_cait(params, images, depth, heads, patch, variant):
         cls = params["cls"][0]
         for index in range(2):
             p = params[f"class_block_{index}"]
-            q, k, v = np_heads(np_layer_norm(np.concatenate([cls, x]), p["ln_1"]), p["attention"], heads)
+            q, k, v = np_heads(
+                np_layer_norm(np.concatenate([cls, x]), p["ln_1"]), p["attention"], heads
+            )
             y = [np_softmax(q[h, :1] @ k[h].T / math.sqrt(q.shape[2])) @ v[h] for h in range(heads)]
-            cls = cls + p["scale_1"]["scale"] * np_dense(np.concatenate(y, axis=1), p["attention"]["out"])
-            cls = cls + p["scale_2"]["scale"] * np_mlp(np_layer_norm(cls, p["ln_2"]), p["mlp"], variant)
+            cls = cls + p["scale_1"]["scale"] * np_dense(
+                np.concatenate(y, axis=1), p["attention"]["out"]
+            )
+            cls = cls + p["scale_2"]["scale"] * np_mlp(
+                np_layer_norm(cls, p["ln_2"]), p["mlp"], variant
+            )
         out.append(np_dense(np_layer_norm(cls, params["ln"])[0], params["head"]))
     return np.stack(out)
 
 
-@pytest.mark.parametrize(("shape", "patch", "variant"), [((8, 8, 3), 2, "paper"), ((6, 6, 1), 3, "upstream")])
+@pytest.mark.parametrize(
+    ("shape", "patch", "variant"), [((8, 8, 3), 2, "paper"), ((6, 6, 1), 3, "upstream")]
+)
 def test_cait_equals_numpy(shape, patch, variant):
     model = build(image_size=shape[0], channels=shape[2], patch_size=patch, variant=variant)
     params, state = random_weights(shapes_of(model, shape))
@@ -133,7 +150,9 @@ def test_layer_scale_starts_there_in_every_block(options, wanted):
     @jax.jit
     def draw():
         params = build(**options).init(jax.random.key(0), (8, 8, 3))[0]
-        blocks = [params[f"{kind}_{index}"] for kind in ("block", "class_block") for index in range(2)]
+        blocks = [
+            params[f"{kind}_{index}"] for kind in ("block", "class_block") for index in range(2)
+        ]
         return [block[name]["scale"] for block in blocks for name in ("scale_1", "scale_2")]
 
     assert np.unique(draw()) == np.float32(wanted)
@@ -150,7 +169,11 @@ def test_initialisation(variant):
         attention = params["block_0"]["attention"]
         kernels = [attention["qkv_kernel"], params["class_block_1"]["attention"]["out"]["kernel"]]
         kernels += [params["head"]["kernel"], attention["mix_scores"]["kernel"]]
-        return kernels, params["block_0"]["mlp"]["up"]["kernel"], (params["cls"], params["positions"])
+        return (
+            kernels,
+            params["block_0"]["mlp"]["up"]["kernel"],
+            (params["cls"], params["positions"]),
+        )
 
     kernels, mlp, tokens = jax.tree.map(np.asarray, draw())
     for kernel in kernels:
@@ -176,10 +199,14 @@ def test_expectation_of_the_attention():
     rates = {"dropout": 0.0, "attention_dropout": 0.3}
     attention = cait.TalkingHeads(heads=2, form=FORMS["paper"], dtype=DTYPES["float32"], **rates)
     image = jax.random.normal(jax.random.key(0), (1, 5, 6))
-    params = random_weights(jax.eval_shape(lambda: attention.init(jax.random.key(0), image, train=False)))
+    params = random_weights(
+        jax.eval_shape(lambda: attention.init(jax.random.key(0), image, train=False))
+    )
     batch = 4000
     images = jnp.broadcast_to(image, (batch, 5, 6))
-    answers = jax.jit(lambda x: attention.apply(params, x, train=True, rngs={"dropout": jax.random.key(1)}))(images)
+    answers = jax.jit(
+        lambda x: attention.apply(params, x, train=True, rngs={"dropout": jax.random.key(1)})
+    )(images)
     deviation = answers.std(axis=0) / math.sqrt(batch)
     assert deviation.min() > 1e-5
     wanted = attention.apply(params, image, train=False)[0]
@@ -223,7 +250,9 @@ def test_forward_over_reverse_derivatives():
     params, state = shapes_of(model, shape)
 
     def loss(params):
-        return jnp.square(model.apply(params, state, images_of(shape), True, jax.random.key(0))[0]).mean()
+        return jnp.square(
+            model.apply(params, state, images_of(shape), True, jax.random.key(0))[0]
+        ).mean()
 
     _, product = jax.eval_shape(lambda p: jax.jvp(jax.grad(loss), (p,), (p,)), params)
     assert jax.tree.structure(product) == jax.tree.structure(params)

@@ -40,7 +40,9 @@ def assert_same_hessian_product(function, wanted, x, kernel):
         def loss(x, kernel):
             return jnp.sum(function(x, kernel) ** 2) / 2
 
-        return jax.jit(lambda *at: jax.jvp(jax.grad(loss, (0, 1)), at, (x - 1, kernel + 1))[1])(x, kernel)
+        return jax.jit(lambda *at: jax.jvp(jax.grad(loss, (0, 1)), at, (x - 1, kernel + 1))[1])(
+            x, kernel
+        )
 
     for a, b in zip(hessian_product(function), hessian_product(wanted), strict=True):
         np.testing.assert_array_equal(a, b)
@@ -55,7 +57,9 @@ def test_pointwise_convolution_on_every_backend(monkeypatch, backend, same, stri
     numbers = ("NHWC", "HWIO", "NHWC")
     assert_same(
         lambda x, kernel: convolve(x, kernel, stride, same),
-        lambda x, kernel: jax.lax.conv_general_dilated(x, kernel, (stride, stride), "VALID", dimension_numbers=numbers),
+        lambda x, kernel: jax.lax.conv_general_dilated(
+            x, kernel, (stride, stride), "VALID", dimension_numbers=numbers
+        ),
         x,
         kernel,
     )
@@ -80,12 +84,16 @@ def test_convolution_is_xlas_on_every_backend(monkeypatch, backend, same, size, 
     padding = "SAME" if same else ((size // 2, size // 2),) * 2
 
     def wanted(x, kernel):
-        return jax.lax.conv_general_dilated(x, kernel, (stride, stride), padding, dimension_numbers=LAYOUT)
+        return jax.lax.conv_general_dilated(
+            x, kernel, (stride, stride), padding, dimension_numbers=LAYOUT
+        )
 
     x, kernel = integers(2, *sides, 3), integers(size, size, 3, 4)
     assert_same(lambda x, kernel: convolve(x, kernel, stride, same), wanted, x, kernel)
 
-    assert_same_hessian_product(lambda x, kernel: convolve(x, kernel, stride, same), wanted, x, kernel)
+    assert_same_hessian_product(
+        lambda x, kernel: convolve(x, kernel, stride, same), wanted, x, kernel
+    )
 
 
 @pytest.mark.parametrize("images", [1, 2, 3, 6])
@@ -95,16 +103,22 @@ def test_a_batch_is_computed_in_pieces_that_fit(monkeypatch, images, stride, inp
     padding = ((1, 1), (1, 1))
 
     def wanted(x, kernel):
-        return jax.lax.conv_general_dilated(x, kernel, (stride, stride), padding, dimension_numbers=LAYOUT)
+        return jax.lax.conv_general_dilated(
+            x, kernel, (stride, stride), padding, dimension_numbers=LAYOUT
+        )
 
     windows = 8 * 7 if stride == 1 else 4 * 4
     monkeypatch.setattr(convolution, "PIECE", images * windows * 9 * max(inputs, outputs))
     monkeypatch.setattr(convolution, "MIN_SIDE", 1)
     monkeypatch.setattr(convolution, "MIN_PAIRS", 1)
     x, kernel = integers(6, 8, 7, inputs), integers(3, 3, inputs, outputs)
-    assert len(convolution._in_pieces(x, windows * max(inputs, outputs) // inputs, 3)) == 6 // images
+    assert (
+        len(convolution._in_pieces(x, windows * max(inputs, outputs) // inputs, 3)) == 6 // images
+    )
     assert_same(lambda x, kernel: convolve(x, kernel, stride, False), wanted, x, kernel)
-    assert_same_hessian_product(lambda x, kernel: convolve(x, kernel, stride, False), wanted, x, kernel)
+    assert_same_hessian_product(
+        lambda x, kernel: convolve(x, kernel, stride, False), wanted, x, kernel
+    )
 
 
 def test_a_batch_that_devices_share_is_one_piece(monkeypatch):
@@ -120,7 +134,9 @@ def test_pieces_are_added_up_in_float32(monkeypatch):
     monkeypatch.setattr(convolution, "PIECE", 1)
     x, kernel = jnp.ones((512, 8, 8, 1), jnp.bfloat16), jnp.ones((3, 3, 1, 1), jnp.bfloat16)
     chosen = jnp.zeros((512, 8, 8, 1), jnp.bfloat16).at[:, 4, 4].set(1)
-    gradient = jax.grad(lambda kernel: jnp.sum((convolve(x, kernel, 1, False) * chosen).astype(jnp.float32)))(kernel)
+    gradient = jax.grad(
+        lambda kernel: jnp.sum((convolve(x, kernel, 1, False) * chosen).astype(jnp.float32))
+    )(kernel)
     np.testing.assert_array_equal(gradient, jnp.full_like(kernel, 512))
 
 
@@ -132,7 +148,9 @@ def test_every_convolution_of_a_step_has_the_layout_that_a_cpu_is_fast_in(name):
     params, state = jax.eval_shape(lambda: model.init(jax.random.key(0), (32, 32, 3)))
 
     def gradient(params, state, images):
-        return jax.grad(lambda p: jnp.sum(model.apply(p, state, images, True, jax.random.key(0))[0]))(params)
+        return jax.grad(
+            lambda p: jnp.sum(model.apply(p, state, images, True, jax.random.key(0))[0])
+        )(params)
 
     program = jax.jit(gradient).lower(params, state, images).as_text()
     layouts = re.findall(r"stablehlo\.convolution\(.*dim_numbers = (.*?), window", program)
@@ -158,7 +176,9 @@ def test_bias_is_added_per_channel():
     layer = Conv(3, 3, bias=True)
     params = layer.init(jax.random.key(0), x)["params"]
     bias = integers(3)
-    difference = layer.apply({"params": {**params, "bias": bias}}, x) - layer.apply({"params": params}, x)
+    difference = layer.apply({"params": {**params, "bias": bias}}, x) - layer.apply(
+        {"params": params}, x
+    )
     np.testing.assert_allclose(difference, np.broadcast_to(bias, (1, 4, 4, 3)), atol=1e-6)
     assert "bias" not in Conv(3, 3).init(jax.random.key(0), x)["params"]
 
@@ -170,11 +190,15 @@ def test_max_pool(dtype, side, size, same):
     border = (size - 1) // 2
     padding = "SAME" if same else ((0, 0), (border, border), (border, border), (0, 0))
     # Distinct values: which of equal ones gets the gradient is where the two differ.
-    x = jnp.asarray(np.random.default_rng(1).permutation(3 * side[0] * side[1]).reshape(1, *side, 3), dtype)
+    x = jnp.asarray(
+        np.random.default_rng(1).permutation(3 * side[0] * side[1]).reshape(1, *side, 3), dtype
+    )
     assert np.unique(x).size == x.size
     assert_same(
         lambda x: max_pool(x, size, same),
-        lambda x: jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, (1, size, size, 1), (1, 2, 2, 1), padding),
+        lambda x: jax.lax.reduce_window(
+            x, -jnp.inf, jax.lax.max, (1, size, size, 1), (1, 2, 2, 1), padding
+        ),
         x,
     )
 
@@ -196,8 +220,15 @@ def test_avg_pool_is_the_mean_of_the_pixels_that_a_window_has(dtype, side, size)
     assert pooled.shape[1:3] == (-(-side[0] // size), -(-side[1] // size))
     for i, j in np.ndindex(*pooled.shape[1:3]):
         window = (slice(None), slice(i * size, (i + 1) * size), slice(j * size, (j + 1) * size))
-        np.testing.assert_allclose(pooled[:, i, j], wide[window].mean((1, 2)), rtol=tolerance, atol=tolerance)
-        share = np.asarray(pooled[:, i : i + 1, j : j + 1], np.float64) / np.prod(wide[window].shape[1:3])
         np.testing.assert_allclose(
-            gradient[window], np.broadcast_to(share, wide[window].shape), rtol=tolerance, atol=tolerance
+            pooled[:, i, j], wide[window].mean((1, 2)), rtol=tolerance, atol=tolerance
+        )
+        share = np.asarray(pooled[:, i : i + 1, j : j + 1], np.float64) / np.prod(
+            wide[window].shape[1:3]
+        )
+        np.testing.assert_allclose(
+            gradient[window],
+            np.broadcast_to(share, wide[window].shape),
+            rtol=tolerance,
+            atol=tolerance,
         )

@@ -31,7 +31,9 @@ def test_blocks_of_the_paper_form_start_as_identities(variant, bottleneck, last)
     @jax.jit
     def scales():  # alone, for the draws of the kernels take long to compile
         leaves = jax.tree_util.tree_leaves_with_path(model.init(jax.random.key(0), (8, 8, 3))[0])
-        return {"/".join(k.key for k in path): leaf for path, leaf in leaves if path[-1].key == "scale"}
+        return {
+            "/".join(k.key for k in path): leaf for path, leaf in leaves if path[-1].key == "scale"
+        }
 
     zeros = {name for name, scale in scales().items() if not scale.any()}
     ones = {name for name, scale in scales().items() if (scale == 1).all()}
@@ -132,7 +134,9 @@ def test_resnet_equals_numpy(variant, bottleneck, stem, shape, train):
     wanted, wanted_state = np_resnet(params, state, x, (1, 2), bottleneck, stem, variant, train)
     assert wanted.std() > 0.1
     np.testing.assert_allclose(logits, wanted, rtol=1e-4, atol=1e-4)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), moved, wanted_state)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), moved, wanted_state
+    )
 
 
 # ------------------------------------------------------------------------------------------------------- train, eval
@@ -143,7 +147,8 @@ def test_takes_any_image(stem):
     for shape in ((1, 1, 1), (28, 28, 1), (65, 65, 4)):
         model = small(stem=stem, stages=(1, 1, 1, 1))
         logits, _ = jax.eval_shape(
-            lambda x, m=model, s=shape: m.apply(*m.init(jax.random.key(0), s), x, True, None), images_of(shape)
+            lambda x, m=model, s=shape: m.apply(*m.init(jax.random.key(0), s), x, True, None),
+            images_of(shape),
         )
         assert logits == jax.ShapeDtypeStruct((4, 10), jnp.float32)
 
@@ -157,7 +162,9 @@ def test_bfloat16_is_close_and_keeps_parameters_and_logits_float32():
     logits, moved = compiled(half)(params, state, x, train=True, key=None)
     assert 0 < np.abs(logits - wanted).max() < 0.05 * np.abs(wanted).max()
     grads = jax.eval_shape(jax.grad(lambda p: half.apply(p, state, x, True, None)[0].sum()), params)
-    assert {leaf.dtype for leaf in jax.tree.leaves((logits, moved, grads))} == {jnp.dtype(jnp.float32)}
+    assert {leaf.dtype for leaf in jax.tree.leaves((logits, moved, grads))} == {
+        jnp.dtype(jnp.float32)
+    }
 
 
 def test_has_forward_over_reverse_derivatives():
@@ -177,7 +184,11 @@ def test_draws_nothing():
     shape = (8, 8, 3)
     model = small()
     params, state = randomised(shapes_of(model, shape))
-    text = str(jax.make_jaxpr(lambda k: model.apply(params, state, images_of(shape), True, k))(jax.random.key(0)))
+    text = str(
+        jax.make_jaxpr(lambda k: model.apply(params, state, images_of(shape), True, k))(
+            jax.random.key(0)
+        )
+    )
     assert "random" not in text
 
 
@@ -189,7 +200,12 @@ def torch_names(depth):
     shapes = {"conv1.weight": (64, 3, 7, 7), "fc.bias": (1000,)}
 
     def norm(name, channels):
-        shapes.update({f"{name}.{kind}": (channels,) for kind in ("weight", "bias", "running_mean", "running_var")})
+        shapes.update(
+            {
+                f"{name}.{kind}": (channels,)
+                for kind in ("weight", "bias", "running_mean", "running_var")
+            }
+        )
         shapes[f"{name}.num_batches_tracked"] = ()
 
     norm("bn1", 64)
@@ -198,7 +214,11 @@ def torch_names(depth):
         width = 64 * 2**stage
         for index in range(blocks):
             block = f"layer{stage + 1}.{index}"
-            sizes = [(width, 1), (width, 3), (4 * width, 1)] if depth >= 50 else [(width, 3), (width, 3)]
+            sizes = (
+                [(width, 1), (width, 3), (4 * width, 1)]
+                if depth >= 50
+                else [(width, 3), (width, 3)]
+            )
             inside = before
             for k, (channels, size) in enumerate(sizes, start=1):
                 shapes[f"{block}.conv{k}.weight"] = (channels, inside, size, size)
@@ -218,10 +238,14 @@ def test_torch_names_fill_the_whole_tree(depth):
     arrays = {name: np.broadcast_to(np.float16(1), s) for name, s in torch_names(depth).items()}
     ours = from_torch(arrays)
     wanted = shapes_of(build(f"resnet{depth}", shape, 1000, stem="imagenet"), shape)
-    assert jax.tree.map(lambda a: (a.shape, a.dtype), ours) == jax.tree.map(lambda a: (a.shape, a.dtype), wanted)
+    assert jax.tree.map(lambda a: (a.shape, a.dtype), ours) == jax.tree.map(
+        lambda a: (a.shape, a.dtype), wanted
+    )
 
 
-@pytest.mark.parametrize("name", ["conv1.weight", "bn1.running_var", "layer2.0.bn2.bias", "fc.bias"])
+@pytest.mark.parametrize(
+    "name", ["conv1.weight", "bn1.running_var", "layer2.0.bn2.bias", "fc.bias"]
+)
 def test_import_misses_what_is_not_there(name):
     arrays = {name: np.broadcast_to(np.float16(1), s) for name, s in torch_names(18).items()}
     del arrays[name]
@@ -229,7 +253,9 @@ def test_import_misses_what_is_not_there(name):
         from_torch(arrays)
 
 
-@pytest.mark.parametrize("name", ["layer5.0.conv1.weight", "layer1.0.se.fc1.weight", "conv1.0.weight"])
+@pytest.mark.parametrize(
+    "name", ["layer5.0.conv1.weight", "layer1.0.se.fc1.weight", "conv1.0.weight"]
+)
 def test_import_refuses_what_it_has_no_place_for(name):
     arrays = {name: np.broadcast_to(np.float16(1), s) for name, s in torch_names(18).items()}
     with pytest.raises(CheckpointError, match=f"no place for the tensors {name}"):

@@ -30,13 +30,25 @@ UNOPTIMISED = {"xla_backend_optimization_level": 0}
 
 def pyramid_model(depth, widening, shape=CIFAR, num_classes=10, dtype="float32", **options):
     architecture = {"depth": depth, "widening": widening}
-    sizes = {"num_classes": num_classes, "image_size": shape[0], "channels": shape[2], "dtype": dtype}
+    sizes = {
+        "num_classes": num_classes,
+        "image_size": shape[0],
+        "channels": shape[2],
+        "dtype": dtype,
+    }
     return pyramidnet.build(architecture, ModelConfig(name="pyramidnet", **options), **sizes)
 
 
 def shake_shake_model(depth, width, shape=CIFAR, num_classes=10, dtype="float32", **options):
-    sizes = {"num_classes": num_classes, "image_size": shape[0], "channels": shape[2], "dtype": dtype}
-    return shake_shake.build({"depth": depth, "width": width}, ModelConfig(name="shakeshake", **options), **sizes)
+    sizes = {
+        "num_classes": num_classes,
+        "image_size": shape[0],
+        "channels": shape[2],
+        "dtype": dtype,
+    }
+    return shake_shake.build(
+        {"depth": depth, "width": width}, ModelConfig(name="shakeshake", **options), **sizes
+    )
 
 
 def shapes_of(model, shape=CIFAR):
@@ -50,7 +62,9 @@ def randomised(tree, seed=0):
     def draw(leaf):
         if leaf.ndim == 1:
             return rng.uniform(0.3, 0.9, leaf.shape).astype(np.float32)
-        return (rng.normal(size=leaf.shape) * math.sqrt(2 / math.prod(leaf.shape[:-1]))).astype(np.float32)
+        return (rng.normal(size=leaf.shape) * math.sqrt(2 / math.prod(leaf.shape[:-1]))).astype(
+            np.float32
+        )
 
     return jax.tree.map(draw, tree)
 
@@ -109,7 +123,10 @@ class NumpyNet:
         mean, var = stats["mean"], stats["var"]
         if self.train:
             mean, var = x.mean((0, 1, 2)), x.var((0, 1, 2))
-            stats["mean"], stats["var"] = 0.9 * stats["mean"] + 0.1 * mean, 0.9 * stats["var"] + 0.1 * var
+            stats["mean"], stats["var"] = (
+                0.9 * stats["mean"] + 0.1 * mean,
+                0.9 * stats["var"] + 0.1 * var,
+            )
         return (x - mean) / np.sqrt(var + 1e-5) * p["scale"] + p["bias"]
 
     def norm_relu(self, x, p, stats):
@@ -128,7 +145,10 @@ class NumpyNet:
         bordered = np.pad(x, ((0, 0), (1, 2), (1, 2), (0, 0)))
         out = np.zeros((len(x), rows, rows, kernel.shape[3]))
         for i, j in np.ndindex(size, size):
-            kept = [slice(start, start + (rows - 1) * stride + 1, stride) for start in (1 + first + i, 1 + first + j)]
+            kept = [
+                slice(start, start + (rows - 1) * stride + 1, stride)
+                for start in (1 + first + i, 1 + first + j)
+            ]
             out += bordered[:, kept[0], kept[1]] @ kernel[i, j]
         return out
 
@@ -178,7 +198,10 @@ def np_shake_shake(net, params, stats, images, factors):
             x = net.norm(np.concatenate(halves, -1), p["shortcut"]["norm"], s["shortcut"]["norm"])
         for branch, share in (("branch_1", factor), ("branch_2", 1 - factor)):
             q, t = p[branch], s[branch]
-            y = net.conv(net.norm_relu(net.conv(activated, q["conv_1"], stride), q["act"], t["act"]), q["conv_2"])
+            y = net.conv(
+                net.norm_relu(net.conv(activated, q["conv_1"], stride), q["act"], t["act"]),
+                q["conv_2"],
+            )
             x = x + net.norm(y, q["norm"], t["norm"]) * share[:, None, None, None]
     return net.head(np.maximum(x, 0), params["head"])
 
@@ -196,7 +219,9 @@ def small(family, blocks, variant="paper", shape=(8, 8, 3), shake_drop_rate=0.5,
         model = shake_shake_model(2 * blocks + 2, 4, shape, 5, dtype, variant=variant)
     else:
         module = PyramidNet(depth=3 * blocks + 2, widening=9, shake_drop=shake_drop_rate, **options)
-        model = pyramid_model(3 * blocks + 2, 9, shape, 5, dtype, variant=variant, drop_path=shake_drop_rate)
+        model = pyramid_model(
+            3 * blocks + 2, 9, shape, 5, dtype, variant=variant, drop_path=shake_drop_rate
+        )
     return model, module, *randomised(shapes_of(model, shape))
 
 
@@ -213,8 +238,12 @@ def np_forward(module, params, state, images, key):
         rate = module.shake_drop or 0
         factors = np.repeat(1 - rate * np.arange(1, blocks + 1)[:, None] / blocks, batch, axis=1)
         if train and rate:
-            factors = shake_drop(drawn_with, linear_rates(rate, blocks), batch, true_gradient=False).forward
-    wide = jax.tree.map(lambda a: np.array(a, np.float64), (params, state["batch_stats"], images, factors))
+            factors = shake_drop(
+                drawn_with, linear_rates(rate, blocks), batch, true_gradient=False
+            ).forward
+    wide = jax.tree.map(
+        lambda a: np.array(a, np.float64), (params, state["batch_stats"], images, factors)
+    )
     net = NumpyNet(module.variant, train)
     if isinstance(module, ShakeShake):
         return np_shake_shake(net, *wide), wide[1]
@@ -237,7 +266,9 @@ def test_equals_numpy(family, blocks, variant, shape, shake_drop_rate):
         assert wanted.std() > 0.1
         np.testing.assert_allclose(logits, wanted, rtol=1e-4, atol=1e-4 * np.abs(wanted).max())
         jax.tree.map(
-            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), moved["batch_stats"], wanted_stats
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5),
+            moved["batch_stats"],
+            wanted_stats,
         )
         # The same key shakes in the same way, another one in another, and in eval mode none is looked at.
         np.testing.assert_array_equal(run(params, state, images, train=train, key=key)[0], logits)
@@ -245,7 +276,9 @@ def test_equals_numpy(family, blocks, variant, shape, shake_drop_rate):
         is_shaking = train and (family == "shakeshake" or shake_drop_rate)
         assert change > 1e-3 if is_shaking else change == 0
         if not is_shaking:
-            np.testing.assert_array_equal(run(params, state, images, train=train, key=None)[0], logits)
+            np.testing.assert_array_equal(
+                run(params, state, images, train=train, key=None)[0], logits
+            )
 
 
 # ------------------------------------------------------------------------------------------------ what shakes and how
@@ -256,20 +289,27 @@ def test_shake_drop_expectation_and_rates():
     blocks, batch = 5, 40000
     rates = linear_rates(0.5, blocks)
     assert rates == pytest.approx([0.1, 0.2, 0.3, 0.4, 0.5])
-    forward, backward = map(np.asarray, shake_drop(jax.random.key(1), rates, batch, true_gradient=False))
+    forward, backward = map(
+        np.asarray, shake_drop(jax.random.key(1), rates, batch, true_gradient=False)
+    )
     evaluated = shake_drop(None, rates, batch, true_gradient=False)
     for block, rate in enumerate(rates):
         is_shaken = forward[block] != 1
         error = 5 * math.sqrt(rate * (1 - rate) / batch)
         assert abs(is_shaken.mean() - rate) < error
         np.testing.assert_array_equal(backward[block] == 1, ~is_shaken)  # one gate for both passes
-        for factor, low, high in ((forward[block][is_shaken], -1, 1), (backward[block][is_shaken], 0, 1)):
+        for factor, low, high in (
+            (forward[block][is_shaken], -1, 1),
+            (backward[block][is_shaken], 0, 1),
+        ):
             assert low <= factor.min() < low + 0.01
             assert high - 0.01 < factor.max() < high
-            assert abs(factor.mean() - (low + high) / 2) < 5 * (high - low) / math.sqrt(12 * factor.size)
-        assert abs(np.corrcoef(forward[block][is_shaken], backward[block][is_shaken])[0, 1]) < 5 / math.sqrt(
-            is_shaken.sum()
-        )
+            assert abs(factor.mean() - (low + high) / 2) < 5 * (high - low) / math.sqrt(
+                12 * factor.size
+            )
+        assert abs(
+            np.corrcoef(forward[block][is_shaken], backward[block][is_shaken])[0, 1]
+        ) < 5 / math.sqrt(is_shaken.sum())
         mean, deviation = forward[block].mean(), forward[block].std() / math.sqrt(batch)
         assert abs(mean - float(evaluated.forward[block, 0])) < 5 * deviation
         assert float(evaluated.forward[block, 0]) == pytest.approx(1 - rate)
@@ -289,7 +329,9 @@ def test_shake_shake_expectation():
     assert np.abs(draws.mean(axis=2) - evaluated[:, :, 0]).max() < error
     assert np.abs(draws.var(axis=2) - 1 / 12).max() < error
     # Forward and backward draws and those of different blocks have nothing to do with one another.
-    assert np.abs(np.corrcoef(draws.reshape(-1, batch)) - np.eye(2 * blocks)).max() < 5 / math.sqrt(batch)
+    assert np.abs(np.corrcoef(draws.reshape(-1, batch)) - np.eye(2 * blocks)).max() < 5 / math.sqrt(
+        batch
+    )
 
 
 def test_branches_in_eval_mode_are_their_mean_in_train_mode(family):
@@ -301,7 +343,9 @@ def test_branches_in_eval_mode_are_their_mean_in_train_mode(family):
         if family == "shakeshake":
             factors = shake_shake_factors(key, 1, batch, true_gradient=False).of_block(0)
             return np.asarray(scale(first, factors) + scale(second, factors.complement()))
-        return np.asarray(scale(first, shake_drop(key, [0.3], batch, true_gradient=False).of_block(0)))
+        return np.asarray(
+            scale(first, shake_drop(key, [0.3], batch, true_gradient=False).of_block(0))
+        )
 
     trained, evaluated = combined(jax.random.key(4)), combined(None)
     error = trained.mean(axis=0) - evaluated[0]
@@ -332,7 +376,9 @@ def test_all_factors_are_drawn_at_once(family):
 
 
 def test_shake_drop_of_rate_zero_is_the_plain_network():
-    (never, _, params, state), (plain, *_) = (small("pyramidnet", 3, shake_drop_rate=rate) for rate in (0.0, None))
+    (never, _, params, state), (plain, *_) = (
+        small("pyramidnet", 3, shake_drop_rate=rate) for rate in (0.0, None)
+    )
     assert shapes_of(never, (8, 8, 3)) == shapes_of(plain, (8, 8, 3))
     for train in (True, False):
         run = [jax.make_jaxpr(lambda p, m=m, t=train: m.apply(p, state, images_of((8, 8, 3)), t, None))(params)
@@ -363,7 +409,9 @@ def test_the_clean_pass_takes_the_gradient_that_the_configuration_says(family):
     assert models["shaken"].clean_apply is None
 
     def of(model, alpha, r):
-        gradient = make_value_and_grad(model, config.train, config.gr, mesh, kind="gnp", r=r, alpha=alpha)
+        gradient = make_value_and_grad(
+            model, config.train, config.gr, mesh, kind="gnp", r=r, alpha=alpha
+        )
         (loss, _), grads, metrics = gradient(params, state, {}, images, labels, key)
         return loss, grads, metrics
 
@@ -376,7 +424,10 @@ def test_the_clean_pass_takes_the_gradient_that_the_configuration_says(family):
 
     @functools.partial(jax.jit, compiler_options=UNOPTIMISED)
     def everything(r, zero):
-        found = {name: (*of(model, jnp.float32(1), r), of(model, zero, r)[1]) for name, model in models.items()}
+        found = {
+            name: (*of(model, jnp.float32(1), r), of(model, zero, r)[1])
+            for name, model in models.items()
+        }
         wanted = {}
         for name, apply in (("shaken", models["true"].apply), ("true", models["true"].clean_apply)):
             clean = at(apply, params)
@@ -391,7 +442,9 @@ def test_the_clean_pass_takes_the_gradient_that_the_configuration_says(family):
         _, grads, metrics, limit = found[name]
         assert_close(grads, wanted[name][1])
         assert_close(limit, wanted[name][0])
-        assert float(metrics.clean_grad_norm) == pytest.approx(float(global_norm(wanted[name][0])), rel=1e-4)
+        assert float(metrics.clean_grad_norm) == pytest.approx(
+            float(global_norm(wanted[name][0])), rel=1e-4
+        )
     with pytest.raises(AssertionError):
         assert_close(found["shaken"][1], found["true"][1])
 
@@ -405,14 +458,21 @@ def gradients(request):
 
     def loss(params, module):
         variables = {"params": params, **state}
-        logits, _ = module.apply(variables, images, train=True, rngs={"dropout": key}, mutable=["batch_stats"])
+        logits, _ = module.apply(
+            variables, images, train=True, rngs={"dropout": key}, mutable=["batch_stats"]
+        )
         return jnp.square(logits - targets).mean()
 
     def all_of(params):
-        found = [jax.value_and_grad(loss)(params, module.clone(true_gradient=flag)) for flag in (False, True)]
+        found = [
+            jax.value_and_grad(loss)(params, module.clone(true_gradient=flag))
+            for flag in (False, True)
+        ]
         with pytest.MonkeyPatch.context() as patch:  # while JAX traces
             family = shake_shake if name == "shakeshake" else pyramidnet
-            patch.setattr(family, "scale", lambda x, factors: x * factors.forward[:, None, None, None])
+            patch.setattr(
+                family, "scale", lambda x, factors: x * factors.forward[:, None, None, None]
+            )
             return [*found, jax.value_and_grad(loss)(params, module)]
 
     key_of_draws = drawing_key(module, key)
@@ -428,7 +488,9 @@ def gradients(request):
 def assert_close(tree, wanted):
     """To rounding: of each array, against the largest value of all."""
     largest = max(float(np.abs(leaf).max()) for leaf in jax.tree.leaves(wanted))
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5 * largest), tree, wanted)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5 * largest), tree, wanted
+    )
 
 
 def test_true_gradient_is_that_of_the_loss(gradients):
@@ -468,7 +530,12 @@ def test_exact_gradient_of_the_penalty_sees_the_shaking():
     exact, near = penalised("exact", 0.02), penalised("finite-difference", 0.02)
     far = penalised("finite-difference", 0.04)
     errors = [
-        math.sqrt(sum(float(jnp.square(a - b).sum()) for a, b in zip(*map(jax.tree.leaves, (exact, g)), strict=True)))
+        math.sqrt(
+            sum(
+                float(jnp.square(a - b).sum())
+                for a, b in zip(*map(jax.tree.leaves, (exact, g)), strict=True)
+            )
+        )
         for g in (near, far, clean)
     ]
     assert errors[0] < 0.02 * errors[2]
@@ -481,7 +548,9 @@ def test_bfloat16_is_close_and_keeps_float32_outside(family):
     logits, moved = compiled(model)(params, state, images, train=True, key=key)
     wanted, _ = np_forward(module, params, state, images, key)
     assert 1e-5 < np.abs(logits - wanted).max() / np.abs(wanted).max() < 0.1
-    grads = jax.eval_shape(jax.grad(lambda p: model.apply(p, state, images, True, key)[0].sum()), params)
+    grads = jax.eval_shape(
+        jax.grad(lambda p: model.apply(p, state, images, True, key)[0].sum()), params
+    )
     evaluated = jax.eval_shape(lambda: model.apply(params, state, images, False, None))
     leaves = jax.tree.leaves((logits, moved, grads, evaluated, params, state))
     assert {leaf.dtype for leaf in leaves} == {jnp.dtype(jnp.float32)}

@@ -19,7 +19,11 @@ SHAPE = (8, 8, 3)
 # A small member of each family that has blocks: (registered model to shrink, sizes, options).
 SMALL = {
     "vit": ("vit-ti", {"dim": 8, "depth": 2, "heads": 2, "mlp": 16}, {"dropout": 0.2}),
-    "swin": ("swin-t", {"dim": 8, "depth": 2, "heads": 1}, {"patch_size": 1, "window_size": 2, "drop_path": 0.3}),
+    "swin": (
+        "swin-t",
+        {"dim": 8, "depth": 2, "heads": 1},
+        {"patch_size": 1, "window_size": 2, "drop_path": 0.3},
+    ),
     "cait": ("cait-xxs12", {"dim": 12, "depth": 3, "heads": 3}, {"dropout": 0.2, "drop_path": 0.3}),
     "resnet": ("resnet18", {"depth": 18, "width": 2}, {}),
     "wrn": ("wrn-16-4", {"depth": 10, "width": 1}, {"dropout": 0.2}),
@@ -46,7 +50,9 @@ def weights(model, seed=0):
     def draw(leaf):
         if leaf.ndim == 1:
             return rng.uniform(0.3, 0.9, leaf.shape).astype(np.float32)
-        return (rng.normal(size=leaf.shape) * math.sqrt(2 / math.prod(leaf.shape[:-1]))).astype(np.float32)
+        return (rng.normal(size=leaf.shape) * math.sqrt(2 / math.prod(leaf.shape[:-1]))).astype(
+            np.float32
+        )
 
     return jax.tree.map(draw, shapes)
 
@@ -73,7 +79,13 @@ def compiled(function):
 
 
 def assert_close(a, b):
-    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=2e-4, atol=2e-5 * np.abs(y).max() + 1e-7), a, b)
+    jax.tree.map(
+        lambda x, y: np.testing.assert_allclose(
+            x, y, rtol=2e-4, atol=2e-5 * np.abs(y).max() + 1e-7
+        ),
+        a,
+        b,
+    )
 
 
 # Quick: a kind without state and one with; the others differ in what is compiled.
@@ -86,7 +98,9 @@ each_family = pytest.mark.parametrize(
 def test_rematerialised_blocks_compute_the_same(small, name):
     model = small(name)
     params, state = weights(model)
-    plain, again = (passes(model, params, state, is_rematerialised=is_on) for is_on in (False, True))
+    plain, again = (
+        passes(model, params, state, is_rematerialised=is_on) for is_on in (False, True)
+    )
     assert "remat" in str(jax.make_jaxpr(again)(params))
     assert "remat" not in str(jax.make_jaxpr(plain)(params))
     assert_close(compiled(again)(params), compiled(plain)(params))
@@ -98,7 +112,10 @@ def test_every_family_stores_what_each_block_answers(small, name):
     model = small(name)
     params, state = weights(model)
     blocks = [part for part in params if "block" in part and not part.startswith("class")]
-    texts = [str(jax.make_jaxpr(passes(model, params, state, is_stored=is_on))(params)) for is_on in (False, True)]
+    texts = [
+        str(jax.make_jaxpr(passes(model, params, state, is_stored=is_on))(params))
+        for is_on in (False, True)
+    ]
     assert [text.count("while[") for text in texts] == [0, 2 * len(blocks)]  # once each way
 
 
@@ -121,7 +138,9 @@ def test_storing_changes_no_bit_and_has_a_gradient_of_second_order():
     x = jnp.asarray([[0.0, -0.0, np.nan, np.inf, -np.inf, 1e-45, 0.1]], jnp.float32)
     for key in jax.random.split(jax.random.key(0), 3):
         with stored_blocks(key):
-            np.testing.assert_array_equal(np.asarray(stored(x)).view(np.int32), np.asarray(x).view(np.int32))
+            np.testing.assert_array_equal(
+                np.asarray(stored(x)).view(np.int32), np.asarray(x).view(np.int32)
+            )
     weight = jnp.asarray(np.random.default_rng(0).normal(size=(5, 5)) / 3, jnp.float32)
     x, key = jnp.linspace(0.1, 1, 10, dtype=jnp.float32).reshape(2, 5), jax.random.key(1)
     gradient = jax.grad(lambda w: deep(3, x, w, key))
@@ -136,7 +155,9 @@ def test_kernels_do_not_grow_with_the_depth():
     x, weight = jnp.ones((4, 8)), jnp.ones((8, 8))
     sizes = []
     for depth in (8, 16):
-        program = jax.jit(jax.grad(deep, argnums=2), static_argnums=0).lower(depth, x, weight, jax.random.key(0))
+        program = jax.jit(jax.grad(deep, argnums=2), static_argnums=0).lower(
+            depth, x, weight, jax.random.key(0)
+        )
         sizes.append(program.compile().as_text().count("\n"))
     assert sizes[1] < 2.3 * sizes[0], sizes
 
@@ -145,7 +166,10 @@ def test_kernels_do_not_grow_with_the_depth():
 def test_scanned_blocks_compute_the_same_from_the_same_weights(small, is_rematerialised):
     quiet = {"dropout": 0.0, "drop_path": 0.0}
     plain, scanned = small("cait", **quiet), small("cait", scan=True, **quiet)
-    shapes = [jax.eval_shape(lambda m=model: m.init(jax.random.key(0), SHAPE)) for model in (plain, scanned)]
+    shapes = [
+        jax.eval_shape(lambda m=model: m.init(jax.random.key(0), SHAPE))
+        for model in (plain, scanned)
+    ]
     assert shapes[0] == shapes[1]
     params, state = weights(plain)
     run = passes(scanned, params, state, is_rematerialised=is_rematerialised)
@@ -159,9 +183,13 @@ def test_scanned_blocks_drop_at_their_rates_each_with_its_own_key(small):
     """Every block has a key of its own, all follow the step's, and evaluation needs none."""
     model = small("cait", scan=True)
     params, state = weights(model)
-    run = jax.jit(model.apply, static_argnames="train", compiler_options={"xla_backend_optimization_level": 0})
+    run = jax.jit(
+        model.apply, static_argnames="train", compiler_options={"xla_backend_optimization_level": 0}
+    )
     keys = jax.random.split(jax.random.key(0), 2)
-    first, again, other = (run(params, state, images(), train=True, key=key)[0] for key in (keys[0], keys[0], keys[1]))
+    first, again, other = (
+        run(params, state, images(), train=True, key=key)[0] for key in (keys[0], keys[0], keys[1])
+    )
     np.testing.assert_array_equal(first, again)
     assert np.abs(first - other).max() > 1e-4
     evaluated = [run(params, state, images(), train=False, key=key)[0] for key in (keys[0], None)]

@@ -24,7 +24,12 @@ RATES = {"dropout": 0.0, "attention_dropout": 0.0, "drop_path": 0.0}
 
 def build(architecture=TINY, image_size=8, num_classes=10, channels=3, dtype="float32", **options):
     config = ModelConfig(name="swin-t", **({"patch_size": 1, "window_size": 2} | options))
-    sizes = {"num_classes": num_classes, "image_size": image_size, "channels": channels, "dtype": dtype}
+    sizes = {
+        "num_classes": num_classes,
+        "image_size": image_size,
+        "channels": channels,
+        "dtype": dtype,
+    }
     return swin.build(architecture, config, **sizes)
 
 
@@ -53,8 +58,20 @@ def random_weights(shapes, seed=0):
             "window_size",
             r"of 7 patches .* 32 x 32 .*fit: 224, 448, 672, 896; windows .*: 1, 2, 4, 8 and more",
         ),
-        (224, 2, 4, "window_size", r"sizes that fit: 128, 192, 256, 320; windows that fit these images: 1, 2, 7, 14"),
-        (30, 4, 4, "patch_size", r"patches of 4 pixels .* 30 x 30 .*sizes that fit: 32, 64, 128, 256$"),
+        (
+            224,
+            2,
+            4,
+            "window_size",
+            r"sizes that fit: 128, 192, 256, 320; windows that fit these images: 1, 2, 7, 14",
+        ),
+        (
+            30,
+            4,
+            4,
+            "patch_size",
+            r"patches of 4 pixels .* 30 x 30 .*sizes that fit: 32, 64, 128, 256$",
+        ),
         (28, 2, 7, "patch_size", r"sizes that fit: 112, 224, 336, 448$"),
         (4, 8, 4, "patch_size", r"sizes that fit: 64, 128, 256, 512$"),
     ],
@@ -76,7 +93,9 @@ def test_sizes_fit_exactly_where_the_network_can_be_traced(window):
         )
         image = jax.ShapeDtypeStruct((1, size, size, 1), jnp.float32)
         try:
-            jax.eval_shape(lambda x, module=module: module.init(jax.random.key(0), x, train=False), image)
+            jax.eval_shape(
+                lambda x, module=module: module.init(jax.random.key(0), x, train=False), image
+            )
         except (TypeError, ZeroDivisionError):
             assert not swin.windows_fit(size, 1, window), size
         else:
@@ -87,7 +106,9 @@ def test_sizes_fit_exactly_where_the_network_can_be_traced(window):
 
 
 def np_layer_norm(x, p):
-    return (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-5) * p["scale"] + p["bias"]
+    return (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-5) * p[
+        "scale"
+    ] + p["bias"]
 
 
 def np_dense(x, p):
@@ -104,10 +125,14 @@ def np_attention(x, p, heads, window, shift):
     """Attention over the whole map, of tokens whose window on the shifted plane, which has edges, is the same."""
     side, features = x.shape[0], x.shape[2]
     q, k, v = np.split(x.reshape(-1, features) @ p["qkv_kernel"] + p["qkv_bias"], 3, axis=1)
-    coordinates = np.stack(np.meshgrid(np.arange(side), np.arange(side), indexing="ij"), -1).reshape(-1, 2)
+    coordinates = np.stack(
+        np.meshgrid(np.arange(side), np.arange(side), indexing="ij"), -1
+    ).reshape(-1, 2)
     cells = (coordinates - shift) // window
     together = (cells[:, None] == cells[None]).all(-1)
-    offsets = np.where(together[..., None], coordinates[:, None] - coordinates[None], 0) + window - 1
+    offsets = (
+        np.where(together[..., None], coordinates[:, None] - coordinates[None], 0) + window - 1
+    )
     answer = np.zeros_like(q)
     for h in range(heads):
         part = slice(h * features // heads, (h + 1) * features // heads)
@@ -125,11 +150,16 @@ def np_swin(params, images, depths, heads, patch, window, variant):
         side = image.shape[0] // patch
         x = np.stack(
             [
-                [image[i * patch : (i + 1) * patch, j * patch : (j + 1) * patch].ravel() for j in range(side)]
+                [
+                    image[i * patch : (i + 1) * patch, j * patch : (j + 1) * patch].ravel()
+                    for j in range(side)
+                ]
                 for i in range(side)
             ]
         )
-        x = np_layer_norm(np_dense(x, params["patch_embedding"]["projection"]), params["ln_patches"])
+        x = np_layer_norm(
+            np_dense(x, params["patch_embedding"]["projection"]), params["ln_patches"]
+        )
         for stage, depth in enumerate(depths):
             if stage:
                 p = params[f"merge_{stage}"]
@@ -139,7 +169,9 @@ def np_swin(params, images, depths, heads, patch, window, variant):
             for index in range(depth):
                 p = params[f"stage_{stage}_block_{index}"]
                 w, shift = (window, window // 2 * (index % 2)) if side > window else (side, 0)
-                x = x + np_attention(np_layer_norm(x, p["ln_1"]), p["attention"], heads * 2**stage, w, shift)
+                x = x + np_attention(
+                    np_layer_norm(x, p["ln_1"]), p["attention"], heads * 2**stage, w, shift
+                )
                 y = np_gelu(np_dense(np_layer_norm(x, p["ln_2"]), p["mlp"]["up"]), variant)
                 x = x + np_dense(y, p["mlp"]["down"])
         out.append(np_dense(np_layer_norm(x, params["ln"]).mean((0, 1)), params["head"]))
@@ -147,9 +179,13 @@ def np_swin(params, images, depths, heads, patch, window, variant):
 
 
 # Windows shifted in two stages and shrunk in one; windows of an odd side.
-@pytest.mark.parametrize(("size", "patch", "window", "variant"), [(16, 1, 4, "paper"), (48, 2, 3, "upstream")])
+@pytest.mark.parametrize(
+    ("size", "patch", "window", "variant"), [(16, 1, 4, "paper"), (48, 2, 3, "upstream")]
+)
 def test_swin_equals_numpy(size, patch, window, variant):
-    model = build(image_size=size, channels=2, patch_size=patch, window_size=window, variant=variant)
+    model = build(
+        image_size=size, channels=2, patch_size=patch, window_size=window, variant=variant
+    )
     shape = (size, size, 2)
     params, state = random_weights(shapes_of(model, shape))
     images = images_of(shape, batch=2)
@@ -164,7 +200,9 @@ def test_relative_bias_by_its_definition(side):
     table = np.random.default_rng(0).normal(size=(2 * side - 1, 2 * side - 1, 3)).astype(np.float32)
     bias = np.asarray(swin.relative_bias(jnp.asarray(table))).reshape(3, side, side, side, side)
     for y, x, to_y, to_x in np.ndindex(side, side, side, side):
-        np.testing.assert_array_equal(bias[:, y, x, to_y, to_x], table[y - to_y + side - 1, x - to_x + side - 1])
+        np.testing.assert_array_equal(
+            bias[:, y, x, to_y, to_x], table[y - to_y + side - 1, x - to_x + side - 1]
+        )
 
 
 def test_no_gradient_is_a_scatter():
@@ -185,7 +223,14 @@ def test_no_gradient_is_a_scatter():
 @pytest.mark.parametrize("variant", ["paper", "upstream"])
 def test_initialisation(variant):
     dim, patch = 96, 4
-    model = build({"dim": dim, "depth": 2, "heads": 3}, 32, 50, patch_size=patch, window_size=4, variant=variant)
+    model = build(
+        {"dim": dim, "depth": 2, "heads": 3},
+        32,
+        50,
+        patch_size=patch,
+        window_size=4,
+        variant=variant,
+    )
 
     @jax.jit
     def draw():
@@ -197,7 +242,11 @@ def test_initialisation(variant):
             "mlp": [block["mlp"]["up"]["kernel"]],
             "patches": [params["patch_embedding"]["projection"]["kernel"]],
             "table": [block["attention"]["relative_positions"]],
-            "zero": [block["attention"]["qkv_bias"], block["mlp"]["up"]["bias"], params["head"]["bias"]],
+            "zero": [
+                block["attention"]["qkv_bias"],
+                block["mlp"]["up"]["bias"],
+                params["head"]["bias"],
+            ],
         }
 
     drawn = jax.tree.map(np.asarray, draw())
@@ -228,12 +277,18 @@ def test_at_rate_0_no_random_number_is_drawn():
 
 def test_expectation_of_the_attention():
     rates = {"dropout": 0.0, "attention_dropout": 0.3}
-    attention = swin.WindowAttention(heads=2, window=2, shift=1, form=FORMS["paper"], dtype=DTYPES["float32"], **rates)
+    attention = swin.WindowAttention(
+        heads=2, window=2, shift=1, form=FORMS["paper"], dtype=DTYPES["float32"], **rates
+    )
     image = jnp.asarray(images_of((4, 4, 6), batch=1))
-    params = random_weights(jax.eval_shape(lambda: attention.init(jax.random.key(0), image, train=False)))
+    params = random_weights(
+        jax.eval_shape(lambda: attention.init(jax.random.key(0), image, train=False))
+    )
     batch = 4000
     images = jnp.broadcast_to(image, (batch, 4, 4, 6))
-    answers = jax.jit(lambda x: attention.apply(params, x, train=True, rngs={"dropout": jax.random.key(1)}))(images)
+    answers = jax.jit(
+        lambda x: attention.apply(params, x, train=True, rngs={"dropout": jax.random.key(1)})
+    )(images)
     deviation = answers.std(axis=0) / math.sqrt(batch)
     assert deviation.min() > 1e-5
     wanted = attention.apply(params, image, train=False)[0]
@@ -249,11 +304,16 @@ def test_rates_of_every_layer():
         return call(*args, **kwargs)
 
     with nn.intercept_methods(note):
-        shapes_of(build({**TINY, "depth": 4}, dropout=0.01, attention_dropout=0.02, drop_path=0.9), (8, 8, 3))
+        shapes_of(
+            build({**TINY, "depth": 4}, dropout=0.01, attention_dropout=0.02, drop_path=0.9),
+            (8, 8, 3),
+        )
     depths = [(stage, index) for stage, depth in enumerate((2, 2, 4, 2)) for index in range(depth)]
     for number, (stage, index) in enumerate(depths):
         for branch in (1, 2):
-            assert rates.pop(f"stage_{stage}_block_{index}/drop_path_{branch}") == pytest.approx(0.1 * number)
+            assert rates.pop(f"stage_{stage}_block_{index}/drop_path_{branch}") == pytest.approx(
+                0.1 * number
+            )
     assert collections.Counter(rates.values()) == {0.01: 1 + 3 * 10, 0.02: 10}
 
 
@@ -262,13 +322,19 @@ def test_bfloat16_agrees_with_float32():
     model = build(dtype="bfloat16")
     params, state = shapes_of(model, shape)
     assert all(leaf.dtype == np.float32 for leaf in jax.tree.leaves(params))
-    logits = jax.eval_shape(lambda p: model.apply(p, state, images_of(shape), False, None)[0], params)
+    logits = jax.eval_shape(
+        lambda p: model.apply(p, state, images_of(shape), False, None)[0], params
+    )
     assert logits.dtype == np.float32
 
     def answer(dtype):
-        block = swin.Block(heads=2, window=2, shift=1, form=FORMS["paper"], dtype=DTYPES[dtype], **RATES)
+        block = swin.Block(
+            heads=2, window=2, shift=1, form=FORMS["paper"], dtype=DTYPES[dtype], **RATES
+        )
         x = jnp.asarray(images_of((8, 8, 12))).astype(DTYPES[dtype])
-        params = random_weights(jax.eval_shape(lambda: block.init(jax.random.key(0), x, train=False)))
+        params = random_weights(
+            jax.eval_shape(lambda: block.init(jax.random.key(0), x, train=False))
+        )
         y = jax.jit(lambda x: block.apply(params, x, train=False))(x)
         assert y.dtype == x.dtype
         return np.asarray((y - x).astype(jnp.float32))
@@ -285,7 +351,9 @@ def test_forward_over_reverse_derivatives():
     params, state = shapes_of(model, shape)
 
     def loss(params):
-        return jnp.square(model.apply(params, state, images_of(shape), True, jax.random.key(0))[0]).mean()
+        return jnp.square(
+            model.apply(params, state, images_of(shape), True, jax.random.key(0))[0]
+        ).mean()
 
     _, product = jax.eval_shape(lambda p: jax.jvp(jax.grad(loss), (p,), (p,)), params)
     assert jax.tree.structure(product) == jax.tree.structure(params)

@@ -50,7 +50,10 @@ def by_hand(config, *, clip_norm, decays, steps):
                 case "adamw":
                     first[name] = config.b1 * first[name] + (1 - config.b1) * g
                     second[name] = config.b2 * second[name] + (1 - config.b2) * g**2
-                    m, v = first[name] / (1 - config.b1 ** (step + 1)), second[name] / (1 - config.b2 ** (step + 1))
+                    m, v = (
+                        first[name] / (1 - config.b1 ** (step + 1)),
+                        second[name] / (1 - config.b2 ** (step + 1)),
+                    )
                     update = m / (np.sqrt(v) + config.eps)
                 case "rmsprop":
                     second[name] = config.decay * second[name] + (1 - config.decay) * g**2
@@ -77,9 +80,14 @@ def test_updates_equal_the_rule(name, clip_norm, biases_and_norms):
         with jax.numpy_dtype_promotion("standard"):  # optax itself mixes float and int counts
             clipped = clip_by_norm(grads, global_norm(grads), clip_norm)
             directions, state = optimizer.update(clipped, state, params)
-        params = jax.tree.map(lambda param, direction: param - lr(step) * direction, params, directions)  # noqa: B023
+        params = jax.tree.map(
+            lambda param, direction: param - lr(step) * direction, params, directions
+        )  # noqa: B023
     expected = by_hand(
-        config, clip_norm=clip_norm, decays=("kernel", "bias") if biases_and_norms else ("kernel",), steps=4
+        config,
+        clip_norm=clip_norm,
+        decays=("kernel", "bias") if biases_and_norms else ("kernel",),
+        steps=4,
     )
     for leaf in START:
         np.testing.assert_allclose(params[leaf], expected[leaf], rtol=2e-5)
@@ -95,10 +103,22 @@ def test_every_kind_of_optimizer_is_covered():
 @pytest.mark.parametrize("max_norm", [None, 0.1, 10.0])
 def test_clipping_leaves_a_zero_gradient_zero_and_a_small_one_alone(max_norm):
     for grads in ({"w": jnp.zeros(3)}, {"w": jnp.array([0.03, 0.04, 0.0])}):
-        np.testing.assert_array_equal(clip_by_norm(grads, global_norm(grads), max_norm)["w"], grads["w"])
+        np.testing.assert_array_equal(
+            clip_by_norm(grads, global_norm(grads), max_norm)["w"], grads["w"]
+        )
 
 
 def test_decay_mask_leaves_out_one_dimension():
-    params = {"w": jnp.zeros((2, 3)), "scale": jnp.zeros(3), "pos": jnp.zeros((1, 4, 3)), "s": jnp.zeros(())}
-    assert decay_mask(params, biases_and_norms=False) == {"w": True, "scale": False, "pos": True, "s": False}
+    params = {
+        "w": jnp.zeros((2, 3)),
+        "scale": jnp.zeros(3),
+        "pos": jnp.zeros((1, 4, 3)),
+        "s": jnp.zeros(()),
+    }
+    assert decay_mask(params, biases_and_norms=False) == {
+        "w": True,
+        "scale": False,
+        "pos": True,
+        "s": False,
+    }
     assert all(decay_mask(params, biases_and_norms=True).values())

@@ -17,12 +17,21 @@ SIZES = {"dim": 48, "depth": 2, "heads": 4}
 def reference(image_size, patch_size, classes=7):
     """Build timm's model, and replace what its initialisation leaves at 0 or 1, or so small that it would not show."""
     model = timm_cait.Cait(
-        img_size=image_size, patch_size=patch_size, embed_dim=48, depth=2, num_heads=4, num_classes=classes
+        img_size=image_size,
+        patch_size=patch_size,
+        embed_dim=48,
+        depth=2,
+        num_heads=4,
+        num_classes=classes,
     )
     rng = np.random.default_rng(0)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            centre = 1.0 if parameter.ndim == 1 and name.endswith(("weight", "gamma_1", "gamma_2")) else 0.0
+            centre = (
+                1.0
+                if parameter.ndim == 1 and name.endswith(("weight", "gamma_1", "gamma_2"))
+                else 0.0
+            )
             scale = 0.3 if parameter.ndim == 1 else 1.5 * parameter[0].numel() ** -0.5
             values = centre + scale * rng.normal(size=tuple(parameter.shape))
             parameter.copy_(torch.from_numpy(values.astype(np.float32)))
@@ -40,19 +49,27 @@ def test_cait_equals_timm(record_error):
     with torch.no_grad():
         wanted = model(torch.from_numpy(images.transpose(0, 3, 1, 2).copy())).numpy()
     config = ModelConfig(name="cait", patch_size=patch_size)
-    ours = cait.build(SIZES, config, num_classes=7, image_size=image_size, channels=3, dtype="float32")
+    ours = cait.build(
+        SIZES, config, num_classes=7, image_size=image_size, channels=3, dtype="float32"
+    )
     params, state = cait.from_torch(arrays_of(model))
     shapes = jax.eval_shape(lambda: ours.init(jax.random.key(0), images.shape[1:]))[0]
     assert jax.tree.map(np.shape, params) == jax.tree.map(np.shape, shapes)
-    logits = jax.jit(ours.apply, static_argnames="train")(params, state, images, train=False, key=None)[0]
+    logits = jax.jit(ours.apply, static_argnames="train")(
+        params, state, images, train=False, key=None
+    )[0]
     assert wanted.std() > 0.1
     record_error("CaiT", "timm", logits, wanted)
 
 
 def test_other_weights_are_refused():
     arrays = arrays_of(reference(16, 4))
-    with pytest.raises(CheckpointError, match=r"no place for the tensors head_dist\.bias, head_dist\.weight$"):
-        cait.from_torch({**arrays, "head_dist.weight": np.zeros((7, 48)), "head_dist.bias": np.zeros(7)})
+    with pytest.raises(
+        CheckpointError, match=r"no place for the tensors head_dist\.bias, head_dist\.weight$"
+    ):
+        cait.from_torch(
+            {**arrays, "head_dist.weight": np.zeros((7, 48)), "head_dist.bias": np.zeros(7)}
+        )
     del arrays["blocks.1.gamma_2"]
     with pytest.raises(CheckpointError, match=r"no tensor 'blocks\.1\.gamma_2'"):
         cait.from_torch(arrays)
@@ -63,4 +80,6 @@ def test_facts_and_positions():
     assert cait.facts(params) == (16, 3, {"patch_size": 4})
     resample = pytest.importorskip("timm.layers").resample_abs_pos_embed
     wanted = resample(torch.from_numpy(params["positions"]), [7, 7], num_prefix_tokens=0).numpy()
-    assert np.abs(cait.resize(("positions",), params["positions"], wanted.shape) - wanted).max() < 1e-5
+    assert (
+        np.abs(cait.resize(("positions",), params["positions"], wanted.shape) - wanted).max() < 1e-5
+    )

@@ -14,7 +14,9 @@ torch = pytest.importorskip("torch")
 def reference(library, depth):
     torch.manual_seed(0)
     if library == "timm":
-        return pytest.importorskip("timm").create_model(f"resnet{depth}", num_classes=7, zero_init_last=False)
+        return pytest.importorskip("timm").create_model(
+            f"resnet{depth}", num_classes=7, zero_init_last=False
+        )
     return pytest.importorskip("torchvision").models.get_model(f"resnet{depth}", num_classes=7)
 
 
@@ -32,17 +34,27 @@ def both(model, depth, stem, size):
     images = np.random.default_rng(1).normal(size=(2, size, size, 3)).astype(np.float32)
     with torch.no_grad():
         wanted = model(torch.from_numpy(images.transpose(0, 3, 1, 2).copy())).numpy()
-    params, state = from_torch({name: tensor.numpy() for name, tensor in model.state_dict().items()})
+    params, state = from_torch(
+        {name: tensor.numpy() for name, tensor in model.state_dict().items()}
+    )
     ours = from_linen(ResNet(STAGES[depth], depth >= 50, 64, 7, stem, "paper", DTYPES["float32"]))
-    logits, _ = jax.jit(ours.apply, static_argnames="train")(params, state, images, train=False, key=None)
+    logits, _ = jax.jit(ours.apply, static_argnames="train")(
+        params, state, images, train=False, key=None
+    )
     assert wanted.std() > 0.1
     return logits, wanted
 
 
-@pytest.mark.parametrize(("library", "depth"), [("torchvision", 18), ("timm", 18), ("torchvision", 50), ("timm", 50)])
+@pytest.mark.parametrize(
+    ("library", "depth"), [("torchvision", 18), ("timm", 18), ("torchvision", 50), ("timm", 50)]
+)
 def test_resnet_equals_reference(library, depth, record_error):
     size = 64 if depth == 18 else 97  # odd sides too: they halve upwards
-    record_error("ResNet", library, *both(with_random_norms(reference(library, depth)), depth, "imagenet", size))
+    record_error(
+        "ResNet",
+        library,
+        *both(with_random_norms(reference(library, depth)), depth, "imagenet", size),
+    )
 
 
 def test_cifar_stem_equals_reference(record_error):

@@ -51,11 +51,15 @@ def both(image_size, patch_size, window_size):
     with torch.no_grad():
         wanted = model(torch.from_numpy(images.transpose(0, 3, 1, 2).copy())).numpy()
     config = ModelConfig(name="swin", patch_size=patch_size, window_size=window_size)
-    ours = swin.build(SIZES, config, num_classes=7, image_size=image_size, channels=3, dtype="float32")
+    ours = swin.build(
+        SIZES, config, num_classes=7, image_size=image_size, channels=3, dtype="float32"
+    )
     params, state = swin.from_torch(arrays_of(model))
     shapes = jax.eval_shape(lambda: ours.init(jax.random.key(0), images.shape[1:]))[0]
     assert jax.tree.map(np.shape, params) == jax.tree.map(np.shape, shapes)
-    logits = jax.jit(ours.apply, static_argnames="train")(params, state, images, train=False, key=None)[0]
+    logits = jax.jit(ours.apply, static_argnames="train")(
+        params, state, images, train=False, key=None
+    )[0]
     assert wanted.std() > 0.1
     return logits, wanted
 
@@ -95,7 +99,9 @@ def test_tables_are_stretched_as_in_the_authors_code(old, new):
     y, x = np.meshgrid(*[np.linspace(-1, 1, 2 * old - 1)] * 2, indexing="ij")
     table = np.stack([np.exp(-2 * (x**2 + y**2)), np.sin(2 * x) + y], axis=-1).astype(np.float32)
     resized = swin.resize(("attention", "relative_positions"), table, (2 * new - 1, 2 * new - 1, 2))
-    wanted = stretch(torch.from_numpy(table.reshape(-1, 2)), (new, new), ((2 * new - 1) ** 2, 2)).numpy()
+    wanted = stretch(
+        torch.from_numpy(table.reshape(-1, 2)), (new, new), ((2 * new - 1) ** 2, 2)
+    ).numpy()
     # Keys' cubic has a = -0.5 here, as of images and position embeddings, and -0.75 there.
     assert np.abs(resized - wanted.reshape(resized.shape)).max() < 0.02 * np.ptp(table)
 

@@ -26,14 +26,21 @@ def reference(library, depth, batch_norm):
         norm = torch.nn.BatchNorm2d if batch_norm else None
         return timm.VGG(layers, num_classes=CLASSES, norm_layer=norm)
     vgg = pytest.importorskip("torchvision.models.vgg")
-    model = vgg.VGG(vgg.make_layers(layers, batch_norm=batch_norm), num_classes=CLASSES, init_weights=False)
+    model = vgg.VGG(
+        vgg.make_layers(layers, batch_norm=batch_norm), num_classes=CLASSES, init_weights=False
+    )
     model.classifier[0] = torch.nn.Linear(8 * WIDTH * 49, HIDDEN)
     return model
 
 
 @pytest.mark.parametrize(
     ("library", "depth", "batch_norm"),
-    [("torchvision", 16, False), ("torchvision", 19, True), ("timm", 16, True), ("timm", 19, False)],
+    [
+        ("torchvision", 16, False),
+        ("torchvision", 19, True),
+        ("timm", 16, True),
+        ("timm", 19, False),
+    ],
 )
 def test_vgg_equals_reference(library, depth, batch_norm, record_error):
     model = reference(library, depth, batch_norm)
@@ -46,8 +53,14 @@ def test_vgg_equals_reference(library, depth, batch_norm, record_error):
     images = np.random.default_rng(1).normal(size=(2, 224, 224, 3)).astype(np.float32)
     with torch.no_grad():
         wanted = model.eval()(torch.from_numpy(images.transpose(0, 3, 1, 2).copy())).numpy()
-    params, state = from_torch({name: tensor.numpy() for name, tensor in model.state_dict().items()})
-    ours = from_linen(Vgg(STAGES[depth], WIDTH, HIDDEN, batch_norm, CLASSES, 0.5, "paper", DTYPES["float32"]))
-    logits, _ = jax.jit(ours.apply, static_argnames="train")(params, state, images, train=False, key=None)
+    params, state = from_torch(
+        {name: tensor.numpy() for name, tensor in model.state_dict().items()}
+    )
+    ours = from_linen(
+        Vgg(STAGES[depth], WIDTH, HIDDEN, batch_norm, CLASSES, 0.5, "paper", DTYPES["float32"])
+    )
+    logits, _ = jax.jit(ours.apply, static_argnames="train")(
+        params, state, images, train=False, key=None
+    )
     assert wanted.std() > 0.1
     record_error("VGG", library, logits, wanted)

@@ -19,11 +19,20 @@ def reference(library, gelu):
         timm = pytest.importorskip("timm.models.vision_transformer")
         act = torch.nn.GELU if gelu == "exact" else lambda: torch.nn.GELU(approximate="tanh")
         model = timm.VisionTransformer(
-            IMAGE_SIZE, PATCH_SIZE, embed_dim=48, depth=3, num_heads=4, mlp_ratio=2, num_classes=CLASSES, act_layer=act
+            IMAGE_SIZE,
+            PATCH_SIZE,
+            embed_dim=48,
+            depth=3,
+            num_heads=4,
+            mlp_ratio=2,
+            num_classes=CLASSES,
+            act_layer=act,
         )
     else:
         torchvision = pytest.importorskip("torchvision.models")
-        model = torchvision.VisionTransformer(IMAGE_SIZE, PATCH_SIZE, 3, 4, 48, 96, num_classes=CLASSES)
+        model = torchvision.VisionTransformer(
+            IMAGE_SIZE, PATCH_SIZE, 3, 4, 48, 96, num_classes=CLASSES
+        )
     return with_random_weights(model)
 
 
@@ -45,14 +54,20 @@ def arrays_of(model):
 
 def logits_of(tensors, gelu, images):
     config = ModelConfig(name="vit", patch_size=PATCH_SIZE, gelu=gelu)
-    ours = vit.build(SIZES, config, num_classes=CLASSES, image_size=IMAGE_SIZE, channels=3, dtype="float32")
+    ours = vit.build(
+        SIZES, config, num_classes=CLASSES, image_size=IMAGE_SIZE, channels=3, dtype="float32"
+    )
     params, state = vit.from_torch(tensors)
     shapes = jax.eval_shape(lambda: ours.init(jax.random.key(0), images.shape[1:]))[0]
     assert jax.tree.map(np.shape, params) == jax.tree.map(np.shape, shapes)
-    return jax.jit(ours.apply, static_argnames="train")(params, state, images, train=False, key=None)[0]
+    return jax.jit(ours.apply, static_argnames="train")(
+        params, state, images, train=False, key=None
+    )[0]
 
 
-@pytest.mark.parametrize(("library", "gelu"), [("timm", "exact"), ("timm", "tanh"), ("torchvision", "exact")])
+@pytest.mark.parametrize(
+    ("library", "gelu"), [("timm", "exact"), ("timm", "tanh"), ("torchvision", "exact")]
+)
 def test_vit_equals_reference(library, gelu, record_error):
     model = reference(library, gelu)
     images = np.random.default_rng(1).normal(size=(2, IMAGE_SIZE, IMAGE_SIZE, 3)).astype(np.float32)
@@ -80,8 +95,12 @@ def test_positions_are_resized_as_by_timm(old, new):
 
 def test_other_weights_are_refused():
     arrays = arrays_of(reference("timm", "exact"))
-    with pytest.raises(CheckpointError, match=r"no place for the tensors dist_token, head_dist\.weight$"):
-        vit.from_torch({**arrays, "dist_token": np.zeros((1, 1, 48)), "head_dist.weight": np.zeros((7, 48))})
+    with pytest.raises(
+        CheckpointError, match=r"no place for the tensors dist_token, head_dist\.weight$"
+    ):
+        vit.from_torch(
+            {**arrays, "dist_token": np.zeros((1, 1, 48)), "head_dist.weight": np.zeros((7, 48))}
+        )
     del arrays["blocks.1.attn.qkv.bias"]
     with pytest.raises(CheckpointError, match=r"no tensor 'blocks\.1\.attn\.qkv\.bias'"):
         vit.from_torch(arrays)

@@ -66,10 +66,16 @@ def test_wide_resnet_equals_reference(depth, width, size, record_error):
     with torch.no_grad():
         wanted = forward(net, torch.from_numpy(images.transpose(0, 3, 1, 2).copy())).numpy()
     assert wanted.std() > 0.1
-    params, state = wide_resnet.from_torch({name: tensor.numpy() for name, tensor in net.state_dict().items()})
+    params, state = wide_resnet.from_torch(
+        {name: tensor.numpy() for name, tensor in net.state_dict().items()}
+    )
     assert wide_resnet.facts(params) == (32, 3, {})
     config = ModelConfig(name="wrn", variant="paper")
     sizes = {"depth": depth, "width": width}
-    ours = wide_resnet.build(sizes, config, num_classes=CLASSES, image_size=size, channels=3, dtype="float32")
-    logits, _ = jax.jit(ours.apply, static_argnames="train")(params, state, images, train=False, key=None)
+    ours = wide_resnet.build(
+        sizes, config, num_classes=CLASSES, image_size=size, channels=3, dtype="float32"
+    )
+    logits, _ = jax.jit(ours.apply, static_argnames="train")(
+        params, state, images, train=False, key=None
+    )
     record_error("WideResNet", "independent", logits, wanted)

@@ -24,7 +24,9 @@ from gnpcli.step.precision import half_ulp, lost_share
 ONE_OF_EACH = sorted({entry.module: name for name, entry in reversed(MODELS.items())}.values())
 # Tracing two passes with their gradients takes seconds, of the deepest half a minute.
 QUICK = ("vit-nano", "vgg16", "wrn-16-4")
-TRACED = [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in ONE_OF_EACH]
+TRACED = [
+    pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in ONE_OF_EACH
+]
 BFLOAT16 = jnp.dtype(jnp.bfloat16)
 NARROW_PRODUCTS = {"dot_general", "conv_general_dilated"}
 WIDE = {"exp", "rsqrt", "log", "sqrt"}
@@ -34,7 +36,9 @@ WIDE = {"exp", "rsqrt", "log", "sqrt"}
 @functools.cache
 def traced(name):
     """A GNP gradient of a member of a family in bfloat16: shapes of what goes in and comes out, and its jaxpr."""
-    model = build_model(ModelConfig(name=name), num_classes=10, image_size=32, channels=3, dtype="bfloat16")
+    model = build_model(
+        ModelConfig(name=name), num_classes=10, image_size=32, channels=3, dtype="bfloat16"
+    )
     params, state = jax.eval_shape(lambda: model.init(jax.random.key(0), (32, 32, 3)))
     points = []
 
@@ -44,7 +48,10 @@ def traced(name):
         return jnp.mean(cross_entropy(logits, labels)), (logits, state)
 
     gradient = gnp_value_and_grad(loss, r=0.1, alpha=0.8, has_aux=True, with_metrics=True)
-    images, labels = jax.ShapeDtypeStruct((2, 32, 32, 3), jnp.float32), jax.ShapeDtypeStruct((2,), jnp.int32)
+    images, labels = (
+        jax.ShapeDtypeStruct((2, 32, 32, 3), jnp.float32),
+        jax.ShapeDtypeStruct((2,), jnp.int32),
+    )
     arguments = params, state, images, labels, jax.eval_shape(lambda: jax.random.key(0))
     jaxpr, out = jax.make_jaxpr(gradient, return_shape=True)(*arguments)
     return params, state, points, out, list(equations(jaxpr.jaxpr))
@@ -75,7 +82,9 @@ def test_everything_but_the_layers_is_float32(name):
     assert dtypes((state, new_state)) <= wide
     assert jax.tree.structure(new_state) == jax.tree.structure(state)
     for optimizer in (optax.sgd(0.1, momentum=0.9), optax.adamw(1e-3), optax.rmsprop(1e-3)):
-        moments = [leaf for leaf in jax.tree.leaves(jax.eval_shape(optimizer.init, params)) if leaf.ndim]
+        moments = [
+            leaf for leaf in jax.tree.leaves(jax.eval_shape(optimizer.init, params)) if leaf.ndim
+        ]
         assert dtypes(moments) == wide
 
 
@@ -115,7 +124,9 @@ SMALL = {
 def gradients_of_trained(family):
     """The GNP gradients, by compute type, of a small network after 100 steps of SGD on real digits."""
     dataset = load_dataset(DataConfig(name="digits"))
-    images = (dataset.train.images.astype(np.float32) / 255 - dataset.spec.mean[0]) / dataset.spec.std[0]
+    images = (
+        dataset.train.images.astype(np.float32) / 255 - dataset.spec.mean[0]
+    ) / dataset.spec.std[0]
     images, labels = jnp.asarray(images), jnp.asarray(dataset.train.labels)
     build, sizes, options = SMALL[family]
     config = ModelConfig(name=family, **options)
@@ -133,7 +144,9 @@ def gradients_of_trained(family):
     def step(params, state, opt_state, key):
         chosen = jax.random.choice(key, len(labels), (64,), replace=False)
         batch = images[chosen], labels[chosen]
-        (value, state), grads = jax.value_and_grad(functools.partial(loss, model), has_aux=True)(params, state, *batch)
+        (value, state), grads = jax.value_and_grad(functools.partial(loss, model), has_aux=True)(
+            params, state, *batch
+        )
         updates, opt_state = optimizer.update(grads, opt_state, params)
         return optax.apply_updates(params, updates), state, opt_state, value
 
@@ -144,15 +157,17 @@ def gradients_of_trained(family):
         losses.append(float(value))
     assert np.mean(losses[-10:]) < 0.5 * losses[0]
     return {
-        dtype: jax.jit(gnp_value_and_grad(functools.partial(loss, model), r=0.05, alpha=0.8, has_aux=True))(
-            params, state, images[:128], labels[:128]
-        )[1]
+        dtype: jax.jit(
+            gnp_value_and_grad(functools.partial(loss, model), r=0.05, alpha=0.8, has_aux=True)
+        )(params, state, images[:128], labels[:128])[1]
         for dtype, model in models.items()
     }
 
 
 def cosine(left, right):
-    left, right = (np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(tree)]) for tree in (left, right))
+    left, right = (
+        np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(tree)]) for tree in (left, right)
+    )
     return left @ right / (np.linalg.norm(left) * np.linalg.norm(right))
 
 
@@ -166,7 +181,9 @@ def test_the_direction_agrees_with_float32(family):
 @pytest.mark.parametrize("dtype", [ml_dtypes.bfloat16, np.float16, np.float32])
 def test_half_an_ulp_is_where_rounding_begins(dtype):
     rng = np.random.default_rng(0)
-    weights = (rng.normal(size=2000) * 2.0 ** rng.integers(-6, 6, 2000)).astype(dtype).astype(np.float32)
+    weights = (
+        (rng.normal(size=2000) * 2.0 ** rng.integers(-6, 6, 2000)).astype(dtype).astype(np.float32)
+    )
     half = np.asarray(half_ulp(jnp.asarray(weights), jnp.dtype(dtype)), np.float64)
     away = np.sign(weights)  # towards 0 the spacing halves at a power of two
     below, above = (weights + away * half * factor for factor in (0.99, 1.01))
@@ -186,14 +203,30 @@ def test_share_counts_scalars_of_the_leaves_that_move():
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("r", "times"), [(0.01, 1), (20.0, 0)])
-def test_a_run_warns_once_of_a_perturbation_that_is_rounded_away(tmp_path, capsys, monkeypatch, r, times):
+def test_a_run_warns_once_of_a_perturbation_that_is_rounded_away(
+    tmp_path, capsys, monkeypatch, r, times
+):
     monkeypatch.setattr(precision, "EVERY_STEPS", 10)
-    keys = ["train.dtype=bfloat16", "data.batch_size=16", f"gr.r={r}", "gr.alpha=0.1", "gr.strategy=constant"]
-    keys += ["optimizer.name=sgd", "optimizer.lr=0.05", "optimizer.weight_decay=0", "schedule.warmup_epochs=0"]
+    keys = [
+        "train.dtype=bfloat16",
+        "data.batch_size=16",
+        f"gr.r={r}",
+        "gr.alpha=0.1",
+        "gr.strategy=constant",
+    ]
+    keys += [
+        "optimizer.name=sgd",
+        "optimizer.lr=0.05",
+        "optimizer.weight_decay=0",
+        "schedule.warmup_epochs=0",
+    ]
     engine.train(resolve(None, keys), tmp_path / "run", max_steps=21)
     lines = [line for line in capsys.readouterr().err.splitlines() if "can represent" in line]
     assert len(lines) == times
     for line in lines:
         assert line.startswith("warning: at step 10, ")
-        assert "% of the parameters are perturbed by less than bfloat16 can represent (r = 0.01" in line
+        assert (
+            "% of the parameters are perturbed by less than bfloat16 can represent (r = 0.01"
+            in line
+        )
         assert "train.dtype=float32" in line

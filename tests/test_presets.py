@@ -41,7 +41,12 @@ def quick_to_trace() -> set[str]:
 @pytest.mark.parametrize(
     ("name", "dtype"),
     [
-        *(pytest.param(name, "float32", marks=() if name in quick_to_trace() else pytest.mark.slow) for name in NAMES),
+        *(
+            pytest.param(
+                name, "float32", marks=() if name in quick_to_trace() else pytest.mark.slow
+            )
+            for name in NAMES
+        ),
         (DEFAULT_PRESET, "bfloat16"),
         ("wrn-16-4-cifar10", "bfloat16"),
     ],
@@ -59,21 +64,50 @@ def test_no_two_presets_are_the_same():
 
 
 def test_the_papers_recipes_are_what_their_code_ran():
-    vit, warm, wide = (resolve(name) for name in ("vit-s-cifar10", "vit-s-cifar10-zero-warmup", "wrn-28-10-cifar10"))
-    assert (vit.train.epochs, vit.data.batch_size, vit.optimizer.name, vit.optimizer.lr) == (300, 256, "adamw", 1e-3)
+    vit, warm, wide = (
+        resolve(name)
+        for name in ("vit-s-cifar10", "vit-s-cifar10-zero-warmup", "wrn-28-10-cifar10")
+    )
+    assert (vit.train.epochs, vit.data.batch_size, vit.optimizer.name, vit.optimizer.lr) == (
+        300,
+        256,
+        "adamw",
+        1e-3,
+    )
     assert (vit.optimizer.weight_decay, vit.train.l2, vit.train.clip_norm) == (0.3, 0.0, 5.0)
     assert (vit.model.patch_size, vit.model.dropout, vit.model.attention_dropout) == (4, 0.1, 0.1)
-    assert (vit.gr.strategy, vit.gr.r, vit.gr.alpha, vit.schedule.warmup_epochs) == ("constant", 0.1, 0.8, 0)
+    assert (vit.gr.strategy, vit.gr.r, vit.gr.alpha, vit.schedule.warmup_epochs) == (
+        "constant",
+        0.1,
+        0.8,
+        0,
+    )
     assert differences(vit, warm) == [
         "gr.alpha: 0.8 -> 1.0",
         "gr.strategy: constant -> zero-warmup",
         "schedule.warmup_epochs: 0.0 -> 40.0",
     ]
     for size in ("ti", "b"):
-        assert differences(vit, resolve(f"vit-{size}-cifar10")) == [f"model.name: vit-s -> vit-{size}"]
-    assert (wide.train.epochs, wide.data.batch_size, wide.optimizer.lr, wide.train.l2) == (200, 256, 0.1, 1e-3)
-    assert (wide.optimizer.name, wide.optimizer.momentum, wide.optimizer.nesterov) == ("sgd", 0.9, True)
-    assert (wide.gr.strategy, wide.gr.r, wide.gr.alpha, wide.gr.mix) == ("constant", 0.1, 0.8, "raw")
+        assert differences(vit, resolve(f"vit-{size}-cifar10")) == [
+            f"model.name: vit-s -> vit-{size}"
+        ]
+    assert (wide.train.epochs, wide.data.batch_size, wide.optimizer.lr, wide.train.l2) == (
+        200,
+        256,
+        0.1,
+        1e-3,
+    )
+    assert (wide.optimizer.name, wide.optimizer.momentum, wide.optimizer.nesterov) == (
+        "sgd",
+        0.9,
+        True,
+    )
+    assert (wide.gr.strategy, wide.gr.r, wide.gr.alpha, wide.gr.mix) == (
+        "constant",
+        0.1,
+        0.8,
+        "raw",
+    )
     for name, changes in {
         "resnet50-cifar10": {"model.name": "resnet50", "model.stem": "cifar", "model.dropout": None},
         "shake-shake-cifar10": {
@@ -96,7 +130,11 @@ def test_the_papers_recipes_are_what_their_code_ran():
             "gr.r": 0.05, "train.epochs": 100, "train.l2": 1e-4,
         },
     }.items():  # fmt: skip
-        found = {key: value for key, value in flatten(resolve(name)).items() if value != flatten(wide)[key]}
+        found = {
+            key: value
+            for key, value in flatten(resolve(name)).items()
+            if value != flatten(wide)[key]
+        }
         found.pop("checkpoint.every_epochs", None)
         assert found == changes, name
     for config in (vit, warm, wide):
@@ -118,17 +156,35 @@ def test_the_papers_recipes_are_what_their_code_ran():
             "L + 0.05 ||grad L||  (alpha 1, r 0.05, exact)",
         ),
         (
-            ["gr.strategy=r-warmup", "gr.r=0.1", "gr.alpha=0.5", "gr.warmup_epochs=3", "gr.mix=unit"],
+            [
+                "gr.strategy=r-warmup",
+                "gr.r=0.1",
+                "gr.alpha=0.5",
+                "gr.warmup_epochs=3",
+                "gr.mix=unit",
+            ],
             "L + 0.05 ||grad L||  (alpha 0.5, r 0.1, finite-difference, unit clean gradient), "
             "r rising from 0 for the first 3 epochs",
         ),
         (
-            ["optimizer.weight_decay=0", "train.l2=0.001", "gr.strategy=constant", "gr.r=0.1", "gr.alpha=1"],
+            [
+                "optimizer.weight_decay=0",
+                "train.l2=0.001",
+                "gr.strategy=constant",
+                "gr.r=0.1",
+                "gr.alpha=1",
+            ],
             "L + 0.0005 ||w||^2 + 0.1 ||grad (L + L2)||  (alpha 1, r 0.1, finite-difference)",
         ),
         (
             [
-                *("optimizer.weight_decay=0", "train.l2=0.001", "gr.penalize_l2=false", "gr.strategy=sam", "gr.r=0.5"),
+                *(
+                    "optimizer.weight_decay=0",
+                    "train.l2=0.001",
+                    "gr.penalize_l2=false",
+                    "gr.strategy=sam",
+                    "gr.r=0.5",
+                ),
                 *("gr.ascent=adaptive", "gr.perturb=weights", "gr.surrogate_gap=0.4"),
             ],
             "L + 0.0005 ||w||^2 + 0.5 ||T grad L||  (alpha 1, r 0.5, finite-difference, "
@@ -136,7 +192,13 @@ def test_the_papers_recipes_are_what_their_code_ran():
         ),
         (
             [
-                *("gr.strategy=sam", "gr.r=0.1", "data.batch_size=64", "gr.groups=8", "gr.batch_norm=synchronised"),
+                *(
+                    "gr.strategy=sam",
+                    "gr.r=0.1",
+                    "data.batch_size=64",
+                    "gr.groups=8",
+                    "gr.batch_norm=synchronised",
+                ),
                 *("gr.every=5", "gr.between=reuse"),
             ],
             "L + 0.1 ||grad L||  (alpha 1, r 0.1, finite-difference, mean over 8 groups of 8 with one BatchNorm), "
@@ -144,7 +206,13 @@ def test_the_papers_recipes_are_what_their_code_ran():
         ),
         (
             [
-                *("gr.strategy=zero-warmup", "gr.warmup_epochs=3", "gr.r=0.1", "gr.alpha=1", "gr.groups=per-device"),
+                *(
+                    "gr.strategy=zero-warmup",
+                    "gr.warmup_epochs=3",
+                    "gr.r=0.1",
+                    "gr.alpha=1",
+                    "gr.groups=per-device",
+                ),
                 *("gr.probability=0.2", "gr.probability_end=1"),
             ],
             "L + 0.1 ||grad L||  (alpha 1, r 0.1, finite-difference, mean over per-device groups), plain for the first "
@@ -162,7 +230,11 @@ def test_the_objective_is_a_formula_with_numbers(assignments, formula):
 
 def test_unknown_names_are_refused_with_the_close_match():
     for name, assignments, parts in (
-        ("vit-s-cifar01", [], ["unknown preset 'vit-s-cifar01'", "'vit-s-cifar10'", "gnp presets list"]),
+        (
+            "vit-s-cifar01",
+            [],
+            ["unknown preset 'vit-s-cifar01'", "'vit-s-cifar10'", "gnp presets list"],
+        ),
         (None, ["model.name=vit-nanno"], ["--set: ", "'vit-nanno'", "'vit-nano'"]),
         (None, ["data.name=digit"], ["--set: ", "'digit'", "'digits'"]),
     ):
@@ -175,7 +247,9 @@ def test_unknown_names_are_refused_with_the_close_match():
 def test_a_file_is_a_preset_and_may_build_on_a_shipped_one(tmp_path):
     path = tmp_path / "mine.yaml"
     path.write_text("base: vit-s-cifar10\npurpose: mine\noptimizer: {lr: 0.5}\n")
-    assert differences(resolve("vit-s-cifar10"), resolve(str(path))) == ["optimizer.lr: 0.001 -> 0.5"]
+    assert differences(resolve("vit-s-cifar10"), resolve(str(path))) == [
+        "optimizer.lr: 0.001 -> 0.5"
+    ]
 
 
 def test_another_model_drops_the_options_it_does_not_have():
@@ -212,6 +286,10 @@ def test_flags_lose_to_set_and_win_over_the_preset():
     config = resolve(
         None,
         ["train.seed=5"],
-        {"train.seed": ("--seed", 3), "train.epochs": ("--epochs", 7), "data.dir": ("--data-dir", None)},
+        {
+            "train.seed": ("--seed", 3),
+            "train.epochs": ("--epochs", 7),
+            "data.dir": ("--data-dir", None),
+        },
     )
     assert (config.train.seed, config.train.epochs, config.data.dir) == (5, 7, None)

@@ -27,7 +27,9 @@ def cell(sheet: np.ndarray, index: int, columns: int, row: int, lines: int) -> n
     left = GAP + index % columns * (SIDE + GAP)
     top = GAP + index // columns * height(lines) + row * (SIDE + LINE)
     block = sheet[top : top + SIDE, left : left + SIDE]
-    assert (block == np.repeat(np.repeat(block[::16, ::16], 16, 0), 16, 1)).all(), "not an enlarged image"
+    assert (block == np.repeat(np.repeat(block[::16, ::16], 16, 0), 16, 1)).all(), (
+        "not an enlarged image"
+    )
     return block[::16, ::16, 0]
 
 
@@ -45,7 +47,9 @@ def cell(sheet: np.ndarray, index: int, columns: int, row: int, lines: int) -> n
 )
 def test_preview_shows_what_the_step_sees(gnp: Gnp, tmp_path, assignments, step, said):
     sets = [word for assignment in assignments for word in ("--set", assignment)]
-    done = gnp("data", "preview", *sets, "--count", 6, "--columns", 4, "--step", step, "--out", "sheet.png")
+    done = gnp(
+        "data", "preview", *sets, "--count", 6, "--columns", 4, "--step", step, "--out", "sheet.png"
+    )
     assert done.returncode == 0, done.stderr
     assert f"6 images of digits, before and after {said}" in done.stdout
     lines = 2 if "mixup" in said else 1  # mixed images have two classes
@@ -56,12 +60,16 @@ def test_preview_shows_what_the_step_sees(gnp: Gnp, tmp_path, assignments, step,
     config = resolve(None, [*assignments, "data.batch_size=6", "mesh.devices=1"])
     dataset = load_dataset(config.data)
     keys = run_keys(config.train.seed)
-    feed = make_train_feed(dataset.train, dataset.spec, config.data, make_mesh(config), key=keys.order, dtype="float32")
+    feed = make_train_feed(
+        dataset.train, dataset.spec, config.data, make_mesh(config), key=keys.order, dtype="float32"
+    )
     source = feed.source(step)
     at = step % feed.steps_per_epoch
     before = dataset.train.images[np.asarray(source["order"])[6 * at : 6 * at + 6]]
     images, _ = jax.jit(feed.batch)(source, np.int32(at), augment_key(keys.steps, step))
-    after = np.rint(255 * (np.asarray(images) * dataset.spec.std[0] + dataset.spec.mean[0])).clip(0, 255)
+    after = np.rint(255 * (np.asarray(images) * dataset.spec.std[0] + dataset.spec.mean[0])).clip(
+        0, 255
+    )
     for index in range(6):
         np.testing.assert_array_equal(cell(sheet, index, 4, 0, lines), before[index, ..., 0])
         np.testing.assert_array_equal(cell(sheet, index, 4, 1, lines), after[index, ..., 0])

@@ -48,13 +48,19 @@ def test_the_library_script_runs_and_learns():
     (script,) = [script for script in SCRIPTS if "gnp_value_and_grad" in script]
     first = script.replace("range(200)", "range(1)")
     losses = [
-        float(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
+        float(
+            subprocess.run(
+                [sys.executable, "-c", code], capture_output=True, text=True, check=True
+            ).stdout
+        )
         for code in (first, script)
     ]
     assert losses[1] < 0.9 * losses[0]
 
 
-@pytest.mark.parametrize("command", [command for command in COMMANDS if command.startswith("gnp train")])
+@pytest.mark.parametrize(
+    "command", [command for command in COMMANDS if command.startswith("gnp train")]
+)
 def test_training_commands_resolve(gnp: Gnp, tmp_path: Path, command: str):
     (tmp_path / "mynet.py").write_text(OWN_MODEL)
     arguments = [word for word in shlex.split(command)[1:] if word != "--dry-run"]
@@ -74,17 +80,24 @@ def test_a_model_of_ones_own_trains_and_evaluates(gnp: Gnp, tmp_path: Path):
     assert done.returncode == 0, done.stderr
     result = json.loads(gnp("eval", "run", "--json").stdout)
     assert result["num_examples"] == 360
-    shown = json.loads(gnp("models", "show", "mynet:small", "--image-size", "8", "--classes", "5", "--json").stdout)
+    shown = json.loads(
+        gnp("models", "show", "mynet:small", "--image-size", "8", "--classes", "5", "--json").stdout
+    )
     assert [layer["name"] for layer in shown["layers"]] == ["Conv_0", "head"]
     assert shown["parameters"] == 16 * (27 + 1) + 5 * (4 * 4 * 16 + 1)
     (tmp_path / "mynet.py").unlink()
-    assert fails(gnp("eval", "run"), "model 'mynet:small': 'mynet' cannot be imported: No module named 'mynet'")
+    assert fails(
+        gnp("eval", "run"),
+        "model 'mynet:small': 'mynet' cannot be imported: No module named 'mynet'",
+    )
 
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_commands_and_presets_exist(gnp: Gnp, command: str):
     words = shlex.split(command)
-    has_two = words[1] in ("data", "models") or (words[1] == "bench" and not words[2].startswith("-"))
+    has_two = words[1] in ("data", "models") or (
+        words[1] == "bench" and not words[2].startswith("-")
+    )
     subcommands = 2 if has_two else 1
     assert gnp(*words[1 : 1 + subcommands], "--help").returncode == 0
     if words[1] == "reproduce-table":
@@ -95,7 +108,12 @@ def test_commands_and_presets_exist(gnp: Gnp, command: str):
 
 
 def test_keys_and_values_named_in_the_text_are_real():
-    named = set(re.findall(r"`((?:model|data|optimizer|schedule|gr|train|checkpoint|mesh)\.[a-z_0-9]+=[^`]+)`", TEXT))
+    named = set(
+        re.findall(
+            r"`((?:model|data|optimizer|schedule|gr|train|checkpoint|mesh)\.[a-z_0-9]+=[^`]+)`",
+            TEXT,
+        )
+    )
     assert {"gr.gradient=exact", "gr.mix=unit", "model.variant=upstream"} <= named
     # A preset that has the key; every other key has a meaning in the demo.
     presets = {

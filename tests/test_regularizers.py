@@ -25,7 +25,8 @@ RANDOM = {
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=() if n in ("vit", "pyramidnet") else pytest.mark.slow) for n in RANDOM]
+    "name",
+    [pytest.param(n, marks=() if n in ("vit", "pyramidnet") else pytest.mark.slow) for n in RANDOM],
 )
 def test_both_passes_draw_the_same(small, name):
     """At a radius that moves next to nothing the two gradients are one; with other draws they are not."""

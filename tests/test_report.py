@@ -62,7 +62,10 @@ def make_run(folder: Path, log: list[dict[str, Any]] | None = None, *assignments
 
 @pytest.fixture
 def seeds(tmp_path: Path) -> list[Path]:
-    return [make_run(tmp_path / f"seed{seed}", records(offset=0.1 * seed), f"train.seed={seed}") for seed in range(3)]
+    return [
+        make_run(tmp_path / f"seed{seed}", records(offset=0.1 * seed), f"train.seed={seed}")
+        for seed in range(3)
+    ]
 
 
 def test_a_series_is_over_steps_epochs_or_time(tmp_path):
@@ -103,7 +106,9 @@ def test_a_band_is_the_mean_over_seeds_and_their_range_or_deviation(seeds):
 def test_a_band_has_the_steps_that_all_runs_have(tmp_path):
     runs = [
         make_run(tmp_path / "long", records(8), "train.seed=0"),
-        make_run(tmp_path / "short", records(2, every=2), "train.seed=1", "train.log_every_steps=2"),
+        make_run(
+            tmp_path / "short", records(2, every=2), "train.seed=1", "train.log_every_steps=2"
+        ),
     ]
     (group,) = group_runs(read_histories(runs))
     shown = band(group, Curve("train", "loss", "train"), "step", "range")
@@ -115,8 +120,13 @@ def test_a_band_has_the_steps_that_all_runs_have(tmp_path):
 def test_what_is_not_finite_is_a_gap_in_the_mean(tmp_path):
     log = records()
     log[1]["loss"], log[1]["non_finite"] = None, ["loss"]  # of step 2
-    runs = [make_run(tmp_path / "a", log, "train.seed=0"), make_run(tmp_path / "b", None, "train.seed=1")]
-    shown = band(group_runs(read_histories(runs))[0], Curve("train", "loss", "train"), "step", "range")
+    runs = [
+        make_run(tmp_path / "a", log, "train.seed=0"),
+        make_run(tmp_path / "b", None, "train.seed=1"),
+    ]
+    shown = band(
+        group_runs(read_histories(runs))[0], Curve("train", "loss", "train"), "step", "range"
+    )
     assert np.flatnonzero(np.isnan(shown.mean)).tolist() == [1]
 
 
@@ -136,7 +146,11 @@ def test_runs_are_put_together_by_all_keys_but_the_seed_and_what_changes_nothing
     }.items():  # fmt: skip
         make_run(tmp_path / name, None, *assignments)
     groups = group_runs(read_histories([tmp_path / name for name in ("a0", "a1", "b0", "again")]))
-    assert [[run.folder.name for run in group.runs] for group in groups] == [["a0", "a1"], ["b0"], ["again"]]
+    assert [[run.folder.name for run in group.runs] for group in groups] == [
+        ["a0", "a1"],
+        ["b0"],
+        ["again"],
+    ]
     assert len({group.label for group in groups}) == 3
 
 
@@ -157,12 +171,20 @@ def test_labels_say_what_differs(tmp_path, changes, labels):
 
 
 def test_runs_of_several_data_sets_have_no_mean(tmp_path):
-    runs = [make_run(tmp_path / "a"), make_run(tmp_path / "b", None, "data.name=cifar10", "train.seed=1")]
+    runs = [
+        make_run(tmp_path / "a"),
+        make_run(tmp_path / "b", None, "data.name=cifar10", "train.seed=1"),
+    ]
     assert [len(group.runs) for group in group_runs(read_histories(runs))] == [1, 1]
-    with pytest.raises(DataError, match=r"'mixed' has runs of several data sets \(cifar10, digits\)"):
+    with pytest.raises(
+        DataError, match=r"'mixed' has runs of several data sets \(cifar10, digits\)"
+    ):
         named_groups({"mixed": runs})
     carved = make_run(tmp_path / "c", None, "data.validation_fraction=0.1", "train.seed=1")
-    with pytest.raises(DataError, match=r"\(digits \(validation_fraction=0.0\), digits \(validation_fraction=0.1\)\)"):
+    with pytest.raises(
+        DataError,
+        match=r"\(digits \(validation_fraction=0.0\), digits \(validation_fraction=0.1\)\)",
+    ):
         named_groups({"mixed": [runs[0], carved]})
 
 
@@ -244,7 +266,11 @@ class _Balance(HTMLParser):
     def handle_starttag(self, tag: str, attrs: Any) -> None:
         if tag not in ("meta", "br", "img", "link", "input"):
             self.open.append(tag)
-        self.addresses += [value for key, value in attrs if key in ("src", "href", "xlink:href", "action", "srcset")]
+        self.addresses += [
+            value
+            for key, value in attrs
+            if key in ("src", "href", "xlink:href", "action", "srcset")
+        ]
 
     def handle_startendtag(self, tag: str, attrs: Any) -> None:
         self.addresses += [value for key, value in attrs if key in ("src", "href", "xlink:href")]
@@ -256,8 +282,15 @@ class _Balance(HTMLParser):
 @pytest.fixture
 def run_with_page(tmp_path: Path) -> tuple[Path, Path]:
     run = make_run(tmp_path / "run")
-    (run / "summary.json").write_text(json.dumps({"status": "finished", "step": 6, "total_steps": 6, "best_step": 4}))
-    session = {"start_step": 0, "devices": ["cpu", "cpu"], "backend": "cpu", "versions": {"jax": "9.9"}}
+    (run / "summary.json").write_text(
+        json.dumps({"status": "finished", "step": 6, "total_steps": 6, "best_step": 4})
+    )
+    session = {
+        "start_step": 0,
+        "devices": ["cpu", "cpu"],
+        "backend": "cpu",
+        "versions": {"jax": "9.9"},
+    }
     (run / "environment.json").write_text(json.dumps({"sessions": [session]}))
     (run / "checkpoints" / "4").mkdir(parents=True)
     (run / "checkpoints" / "4" / "data").write_bytes(b"x" * 1_500_000)
@@ -307,7 +340,9 @@ def test_a_diverged_run_says_where(tmp_path):
     log = records(2)
     log[1] |= {"loss": None, "non_finite": ["loss"]}
     run = make_run(tmp_path / "run", log)
-    (run / "summary.json").write_text(json.dumps({"status": "diverged", "error": "step 2: the loss is nan"}))
+    (run / "summary.json").write_text(
+        json.dumps({"status": "diverged", "error": "step 2: the loss is nan"})
+    )
     text = run_page(read_history(run))
     assert "The run diverged: step 2: the loss is nan" in text
     assert "Step 2 logged values that are not finite: loss." in text
@@ -323,7 +358,19 @@ def test_tables_and_titles_are_plain_text():
 
 def test_plot_and_report_commands(gnp: Gnp, tmp_path: Path, seeds: list[Path]):
     make_run(tmp_path / "other", None, "data.name=cifar10")
-    done = gnp("plot", *seeds, "other", "--out", "p.png", "--x", "step", "-m", "loss,lr", "--metrics", "cosine")
+    done = gnp(
+        "plot",
+        *seeds,
+        "other",
+        "--out",
+        "p.png",
+        "--x",
+        "step",
+        "-m",
+        "loss,lr",
+        "--metrics",
+        "cosine",
+    )
     assert done.returncode == 0, done.stderr
     assert "p.png: loss, lr, cosine" in done.stdout
     assert "data=digits (3 seeds): " in done.stdout
@@ -353,10 +400,16 @@ def test_plot_and_report_commands(gnp: Gnp, tmp_path: Path, seeds: list[Path]):
         (write_report, {"folder": "empty"}, "empty has no metrics yet"),
         (write_report, {"folder": "broken"}, "broken/metrics.jsonl is damaged"),
         (write_report, {"folder": "run", "out": "run"}, "run is a folder"),
-        (write_report, {"folder": "run", "out": "page.txt"}, "page.txt: the name of a page ends in .html"),
+        (
+            write_report,
+            {"folder": "run", "out": "page.txt"},
+            "page.txt: the name of a page ends in .html",
+        ),
     ],
 )
-def test_bad_input_is_one_sentence_and_writes_nothing(tmp_path, monkeypatch, command, arguments, message):
+def test_bad_input_is_one_sentence_and_writes_nothing(
+    tmp_path, monkeypatch, command, arguments, message
+):
     make_run(tmp_path / "run")
     make_run(tmp_path / "empty", [])
     make_run(tmp_path / "broken", [])
@@ -364,7 +417,14 @@ def test_bad_input_is_one_sentence_and_writes_nothing(tmp_path, monkeypatch, com
     monkeypatch.chdir(tmp_path)
     options: dict[str, Any] = {"out": "p.png"}
     if command is plot:
-        options |= {"folders": ["run"], "metrics": [], "axis": "step", "spread": "range", "columns": 3, "warn": print}
+        options |= {
+            "folders": ["run"],
+            "metrics": [],
+            "axis": "step",
+            "spread": "range",
+            "columns": 3,
+            "warn": print,
+        }
     else:
         options["out"] = "p.html"
     options |= arguments
@@ -374,7 +434,9 @@ def test_bad_input_is_one_sentence_and_writes_nothing(tmp_path, monkeypatch, com
             options[key] = list(map(Path, options[key])) if key == "folders" else Path(options[key])
     with pytest.raises(GnpError, match=re.escape(message)):
         command(**options)
-    assert not [path for path in tmp_path.rglob("*") if path.suffix in (".html", ".png", ".txt", ".gif")]
+    assert not [
+        path for path in tmp_path.rglob("*") if path.suffix in (".html", ".png", ".txt", ".gif")
+    ]
 
 
 @needs_browser
@@ -386,7 +448,9 @@ def test_the_page_in_a_real_browser(run_with_page, tmp_path):
         for scheme in ("light", "dark"):
             browser.open(path, dark=scheme == "dark")
             pixel = Image.open(io.BytesIO(browser.screenshot())).convert("L").getpixel((3, 3))
-            ink = browser.evaluate("getComputedStyle(document.querySelector('.chart svg text')).fill")
+            ink = browser.evaluate(
+                "getComputedStyle(document.querySelector('.chart svg text')).fill"
+            )
             grounds[scheme] = (pixel, sum(map(int, re.findall(r"\d+", ink)[:3])) / 3)
         assert grounds["light"][0] > 240
         assert grounds["light"][1] < 100
@@ -413,6 +477,9 @@ def test_the_page_in_a_real_browser(run_with_page, tmp_path):
         browser.open(path, width=360, height=740, mobile=True)
         assert browser.evaluate("document.documentElement.scrollWidth") <= 360
         browser.send("Emulation.setEmulatedMedia", media="print")
-        assert browser.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
+        assert (
+            browser.evaluate("getComputedStyle(document.body).backgroundColor")
+            == "rgb(255, 255, 255)"
+        )
         assert set(browser.requests) == {path.resolve().as_uri()}
         assert browser.complaints == []

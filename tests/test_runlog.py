@@ -50,9 +50,17 @@ def test_a_damaged_file_is_read_up_to_the_damage_and_said_so(tmp_path, damage, w
 
 def test_what_lies_behind_the_damage_is_counted(tmp_path):
     said: list[str] = []
-    path = written(tmp_path / "metrics.jsonl", line(RECORDS[0]), b"garbage\n", line(RECORDS[2]), line(RECORDS[3]))
+    path = written(
+        tmp_path / "metrics.jsonl",
+        line(RECORDS[0]),
+        b"garbage\n",
+        line(RECORDS[2]),
+        line(RECORDS[3]),
+    )
     assert read_metrics(path, said.append) == RECORDS[:1]
-    assert said == [f"line 2 of {path} is damaged: the 1 record(s) before it are read, and 2 line(s) after it are not"]
+    assert said == [
+        f"line 2 of {path} is damaged: the 1 record(s) before it are read, and 2 line(s) after it are not"
+    ]
 
 
 def test_a_run_that_goes_on_says_so_and_leaves_a_sound_file(tmp_path):

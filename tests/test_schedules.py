@@ -8,7 +8,13 @@ import numpy as np
 import pytest
 
 from gnpcli.config import GrConfig, Strategy
-from gnpcli.config.schema import WARMUP_STRATEGIES, ConstantConfig, CosineConfig, ExponentialConfig, SteppedConfig
+from gnpcli.config.schema import (
+    WARMUP_STRATEGIES,
+    ConstantConfig,
+    CosineConfig,
+    ExponentialConfig,
+    SteppedConfig,
+)
 from gnpcli.step.schedules import Horizon, gr_schedule, lr_schedule
 
 HORIZON = Horizon(steps_per_epoch=10, epochs=20)
@@ -16,8 +22,12 @@ PEAK = 0.4
 SCHEDULES = {
     "constant": lambda warmup: ConstantConfig(name="constant", warmup_epochs=warmup),
     "cosine": lambda warmup: CosineConfig(name="cosine", warmup_epochs=warmup, final_factor=0.1),
-    "stepped": lambda warmup: SteppedConfig(name="stepped", warmup_epochs=warmup, boundaries=[0.5, 0.8], factor=0.1),
-    "exponential": lambda warmup: ExponentialConfig(name="exponential", warmup_epochs=warmup, final_factor=0.012),
+    "stepped": lambda warmup: SteppedConfig(
+        name="stepped", warmup_epochs=warmup, boundaries=[0.5, 0.8], factor=0.1
+    ),
+    "exponential": lambda warmup: ExponentialConfig(
+        name="exponential", warmup_epochs=warmup, final_factor=0.012
+    ),
 }
 STRATEGIES = typing.get_args(Strategy)
 
@@ -42,7 +52,9 @@ def closed_form(name, warmup_steps):
 @pytest.mark.parametrize("warmup_epochs", [0, 0.1, 3, 20])
 def test_learning_rate_follows_its_formula_at_every_step(name, warmup_epochs):
     schedule = lr_schedule(SCHEDULES[name](warmup_epochs), PEAK, HORIZON)
-    np.testing.assert_allclose(values(schedule), closed_form(name, round(warmup_epochs * 10)), rtol=1e-5, atol=1e-7)
+    np.testing.assert_allclose(
+        values(schedule), closed_form(name, round(warmup_epochs * 10)), rtol=1e-5, atol=1e-7
+    )
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
@@ -57,7 +69,9 @@ def test_learning_rate_boundaries(name):
 
 
 def gr(strategy, *, seed=0, **changes):
-    section = GrConfig(**{"strategy": strategy, "r": 0.1, "alpha": 0.8, "warmup_epochs": 4.0} | changes)
+    section = GrConfig(
+        **{"strategy": strategy, "r": 0.1, "alpha": 0.8, "warmup_epochs": 4.0} | changes
+    )
     return gr_schedule(section, HORIZON, seed)
 
 
@@ -97,7 +111,14 @@ def test_a_gr_warmup_longer_than_training_is_plain_to_the_end():
 
 
 def test_epochs_become_the_nearest_whole_steps():
-    assert [HORIZON.steps(epochs) for epochs in (0, 0.04, 0.06, 0.5, 1, 2.51)] == [0, 0, 1, 5, 10, 25]
+    assert [HORIZON.steps(epochs) for epochs in (0, 0.04, 0.06, 0.5, 1, 2.51)] == [
+        0,
+        0,
+        1,
+        5,
+        10,
+        25,
+    ]
 
 
 def kinds(schedule, kind="gnp"):
@@ -105,7 +126,9 @@ def kinds(schedule, kind="gnp"):
 
 
 @pytest.mark.parametrize("between", ["plain", "reuse"])
-@pytest.mark.parametrize(("strategy", "first"), [("constant", 0), ("zero-warmup", 40), ("r-warmup", 0)])
+@pytest.mark.parametrize(
+    ("strategy", "first"), [("constant", 0), ("zero-warmup", 40), ("r-warmup", 0)]
+)
 def test_every_kth_step_is_penalised_from_the_first_that_may_be(strategy, first, between):
     schedule = gr(strategy, every=3, between=between)
     assert kinds(schedule) == list(range(first, 200, 3))
@@ -114,21 +137,27 @@ def test_every_kth_step_is_penalised_from_the_first_that_may_be(strategy, first,
 
 
 def test_coins_fall_with_their_probability_and_depend_on_seed_and_step_alone():
-    long = gr_schedule(GrConfig(strategy="sam", r=0.1, alpha=1.0, probability=0.3), Horizon(1000, 20), 5)
+    long = gr_schedule(
+        GrConfig(strategy="sam", r=0.1, alpha=1.0, probability=0.3), Horizon(1000, 20), 5
+    )
     assert abs(len(kinds(long)) / 20_000 - 0.3) < 5 * np.sqrt(0.3 * 0.7 / 20_000)
     both = set(zip(long.kinds, long.kinds[1:], strict=False))
     assert len(both) == 4  # any kind follows any
     assert list(gr("sam", alpha=1.0, probability=0.3, seed=5).kinds) == list(long.kinds[:200])
     assert list(gr("sam", alpha=1.0, probability=0.3, seed=6).kinds) != list(long.kinds[:200])
     warm = gr("zero-warmup", probability=0.3, seed=5)
-    assert kinds(warm) == [step for step in kinds(long) if 40 <= step < 200]  # a step keeps its coin
+    assert kinds(warm) == [
+        step for step in kinds(long) if 40 <= step < 200
+    ]  # a step keeps its coin
 
 
 def test_a_probability_moves_linearly_after_the_warmup():
     horizon = Horizon(1000, 20)
 
     def shares(strategy, **changes):
-        config = GrConfig(**{"strategy": strategy, "r": 0.1, "alpha": 1.0, "warmup_epochs": 4.0} | changes)
+        config = GrConfig(
+            **{"strategy": strategy, "r": 0.1, "alpha": 1.0, "warmup_epochs": 4.0} | changes
+        )
         penalised = np.array([kind == "gnp" for kind in gr_schedule(config, horizon, 0).kinds])
         return penalised.reshape(10, 2000).mean(axis=1)
 

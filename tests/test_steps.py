@@ -33,7 +33,9 @@ class FixedFeed:
 
     steps_per_epoch = 5
 
-    def batch(self, source: Any, step_in_epoch: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def batch(
+        self, source: Any, step_in_epoch: jax.Array, key: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
         return source["images"], source["labels"]
 
 
@@ -64,8 +66,12 @@ def small_model(dropout: float = 0.0, seen: list[Any] | None = None) -> Model:
         }
         return params, {"mean": jnp.zeros(6, jnp.float32)}
 
-    def apply(params: Any, state: Any, images: jax.Array, train: bool, key: jax.Array | None) -> tuple[jax.Array, Any]:
-        hidden = jnp.tanh(images.reshape(images.shape[0], -1) @ params["w1"] + params["b1"][None, :])
+    def apply(
+        params: Any, state: Any, images: jax.Array, train: bool, key: jax.Array | None
+    ) -> tuple[jax.Array, Any]:
+        hidden = jnp.tanh(
+            images.reshape(images.shape[0], -1) @ params["w1"] + params["b1"][None, :]
+        )
         if not train:
             return hidden @ params["w2"], state
         new_state = {"mean": 0.9 * state["mean"] + 0.1 * hidden.mean(0)}
@@ -90,9 +96,13 @@ def build(
     """A state and a jitted step on one device, with SGD at a constant rate of 0.5."""
     model = model or small_model()
     train_config = TrainConfig(**{"epochs": 2, **(train or {})})
-    gr_config = GrConfig(**{"strategy": "constant", "r": 0.1, "alpha": 0.8, "warmup_epochs": 0.0, **(gr or {})})
+    gr_config = GrConfig(
+        **{"strategy": "constant", "r": 0.1, "alpha": 0.8, "warmup_epochs": 0.0, **(gr or {})}
+    )
     lr = lr_schedule(ConstantConfig(name="constant"), 0.5, HORIZON)
-    chain = build_optimizer(SgdConfig(**{"name": "sgd", "momentum": 0.0, **(optimizer or {})}), train_config)
+    chain = build_optimizer(
+        SgdConfig(**{"name": "sgd", "momentum": 0.0, **(optimizer or {})}), train_config
+    )
     config = resolve(None, ["mesh.devices=1"])
     step = make_train_step(
         model,
@@ -105,7 +115,9 @@ def build(
         make_mesh(config),
         kind=kind,
     )
-    return init_state(model, (SIDE, SIDE, 1), chain, seed=0, reuses=gr_config.between == "reuse"), step
+    return init_state(
+        model, (SIDE, SIDE, 1), chain, seed=0, reuses=gr_config.between == "reuse"
+    ), step
 
 
 def objective(params: Any, train: TrainConfig | None = None) -> jax.Array:
@@ -164,8 +176,12 @@ def test_the_first_step_of_a_warmup_is_the_plain_one(strategy):
     state, step = build(gr={"strategy": strategy, "warmup_epochs": 1.0})
     plain_state, _ = plain(plain_state, source())
     state, _ = step(state, source())
-    for a, b in zip(jax.tree.leaves(snapshot(plain_state)), jax.tree.leaves(snapshot(state)), strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-8)  # two programs: equal up to reassociation
+    for a, b in zip(
+        jax.tree.leaves(snapshot(plain_state)), jax.tree.leaves(snapshot(state)), strict=True
+    ):
+        np.testing.assert_allclose(
+            a, b, rtol=1e-6, atol=1e-8
+        )  # two programs: equal up to reassociation
 
 
 def test_model_state_comes_from_the_clean_pass():
@@ -174,7 +190,9 @@ def test_model_state_comes_from_the_clean_pass():
     plain_state, _ = plain(plain_state, source())
     state, metrics = step(state, source())
     assert float(metrics["perturbed_loss"]) > float(metrics["loss"]) + 0.5
-    np.testing.assert_allclose(state.model_state["mean"], plain_state.model_state["mean"], rtol=1e-6)
+    np.testing.assert_allclose(
+        state.model_state["mean"], plain_state.model_state["mean"], rtol=1e-6
+    )
 
 
 def test_both_passes_see_the_same_dropout_and_each_step_its_own():
@@ -197,7 +215,9 @@ def test_clipping_acts_on_the_mixed_gradient_and_the_logged_norms_are_unclipped(
     assert norm > 2 * clip
     new, metrics = step(state, source())
     np.testing.assert_allclose(metrics["grad_norm"], norm, rtol=1e-5)
-    np.testing.assert_allclose(metrics["clean_grad_norm"], optax.tree.norm(jax.grad(objective)(params)), rtol=1e-5)
+    np.testing.assert_allclose(
+        metrics["clean_grad_norm"], optax.tree.norm(jax.grad(objective)(params)), rtol=1e-5
+    )
     np.testing.assert_allclose(metrics["update_norm"], 0.5 * clip, rtol=1e-5)
     moved = jax.tree.map(jnp.subtract, params, new.params)
     for a, b in zip(jax.tree.leaves(moved), jax.tree.leaves(mixed), strict=True):
@@ -215,7 +235,9 @@ def test_l2_is_in_the_objective_of_both_passes_once(biases):
     state, step = build(train={"l2": l2, "decay_biases_and_norms": biases})
     params = jax.tree.map(jnp.copy, state.params)
     new, metrics = step(state, source())
-    expected = jax.tree.map(lambda p, g: p - 0.5 * g, params, gnp_by_hand(params, 0.1, 0.8, penalised))
+    expected = jax.tree.map(
+        lambda p, g: p - 0.5 * g, params, gnp_by_hand(params, 0.1, 0.8, penalised)
+    )
     for a, b in zip(jax.tree.leaves(new.params), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(metrics["loss"], penalised(params), rtol=1e-5)
@@ -232,7 +254,10 @@ def test_l2_outside_the_penalty_enters_the_mixed_gradient_once():
     params = jax.tree.map(jnp.copy, state.params)
     new, metrics = step(state, source())
     expected = jax.tree.map(
-        lambda p, g, d: p - 0.5 * (g + d), params, gnp_by_hand(params, 0.1, 0.8), jax.grad(decay)(params)
+        lambda p, g, d: p - 0.5 * (g + d),
+        params,
+        gnp_by_hand(params, 0.1, 0.8),
+        jax.grad(decay)(params),
     )
     for a, b in zip(jax.tree.leaves(new.params), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
@@ -267,13 +292,18 @@ def test_the_configured_ball_reaches_the_step(gr, t_of):
     mixed = jax.tree.map(lambda c, p: 0.2 * c + 0.8 * p, clean, jax.grad(objective)(at))
     new, metrics = step(state, source())
     for name in params:
-        np.testing.assert_allclose(new.params[name], params[name] - 0.5 * mixed[name], rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(
+            new.params[name], params[name] - 0.5 * mixed[name], rtol=1e-5, atol=1e-6
+        )
     np.testing.assert_allclose(metrics["perturbed_loss"], objective(at), rtol=1e-5)
 
 
 def test_a_reuse_step_adds_what_the_last_penalised_one_kept():
     """LookSAM with a GNP mix and L2 outside: the component is of the penalised gradient alone."""
-    options = {"gr": {"every": 5, "between": "reuse", "reuse_weight": 0.5, "penalize_l2": False}, "train": {"l2": 0.3}}
+    options = {
+        "gr": {"every": 5, "between": "reuse", "reuse_weight": 0.5, "penalize_l2": False},
+        "train": {"l2": 0.3},
+    }
 
     def decay_grads(params):
         return {"w1": 0.3 * params["w1"], "b1": 0.0, "w2": 0.3 * params["w2"]}
@@ -293,7 +323,9 @@ def test_a_reuse_step_adds_what_the_last_penalised_one_kept():
     state, metrics = reuse_step(state, source())
     for name in params:
         step_by_hand = clean[name] + scale * kept[name] + decay_grads(params)[name]
-        np.testing.assert_allclose(state.params[name], params[name] - 0.5 * step_by_hand, rtol=1e-4, atol=1e-6)
+        np.testing.assert_allclose(
+            state.params[name], params[name] - 0.5 * step_by_hand, rtol=1e-4, atol=1e-6
+        )
         np.testing.assert_array_equal(state.component[name], kept[name])
     assert (float(metrics["r"]), float(metrics["alpha"])) == (0, np.float32(0.8))
 
@@ -309,9 +341,17 @@ def gradient(gr=None, kind="gnp", size=24, **changes):
     model, batch = small_model(), source(size)
     params, model_state = model.init(jax.random.key(0), (SIDE, SIDE, 1))
     value_and_grad = make_value_and_grad(
-        model, config.train, config.gr, make_mesh(config), kind=kind, r=jnp.float32(0.1), alpha=jnp.float32(0.8)
+        model,
+        config.train,
+        config.gr,
+        make_mesh(config),
+        kind=kind,
+        r=jnp.float32(0.1),
+        alpha=jnp.float32(0.8),
     )
-    result = jax.jit(value_and_grad)(params, model_state, {}, batch["images"], batch["labels"], jax.random.key(1))
+    result = jax.jit(value_and_grad)(
+        params, model_state, {}, batch["images"], batch["labels"], jax.random.key(1)
+    )
     return params, result
 
 
@@ -332,7 +372,9 @@ def test_groups_are_consecutive_rows_with_a_perturbation_each():
 
     def loss_of(rows):
         def of_group(params):
-            logits, _ = small_model().apply(params, {"mean": jnp.zeros(6)}, batch["images"][rows], False, None)
+            logits, _ = small_model().apply(
+                params, {"mean": jnp.zeros(6)}, batch["images"][rows], False, None
+            )
             return cross_entropy(logits, batch["labels"][rows]).mean()
 
         return of_group
@@ -340,10 +382,14 @@ def test_groups_are_consecutive_rows_with_a_perturbation_each():
     losses = [loss_of(slice(8 * number, 8 * (number + 1))) for number in range(3)]
     expected = [gnp_by_hand(params, 0.1, 0.8, of_group) for of_group in losses]
     for name in params:
-        np.testing.assert_allclose(grads[name], sum(tree[name] for tree in expected) / 3, rtol=1e-4, atol=1e-6)
+        np.testing.assert_allclose(
+            grads[name], sum(tree[name] for tree in expected) / 3, rtol=1e-4, atol=1e-6
+        )
     norms = [optax.tree.norm(jax.grad(of_group)(params)) for of_group in losses]
     np.testing.assert_allclose(metrics.clean_grad_norm, sum(norms) / 3, rtol=1e-5)
-    np.testing.assert_allclose(loss, sum(float(of_group(params)) for of_group in losses) / 3, rtol=1e-5)
+    np.testing.assert_allclose(
+        loss, sum(float(of_group(params)) for of_group in losses) / 3, rtol=1e-5
+    )
 
 
 def test_pieces_of_a_group_share_its_perturbation():
@@ -361,7 +407,10 @@ def test_decoupled_decay_is_in_no_loss():
     new, metrics = step(state, source())
     grads = jax.grad(objective)(params)
     np.testing.assert_allclose(
-        new.params["w1"], params["w1"] - 0.5 * (grads["w1"] + 0.3 * params["w1"]), rtol=1e-5, atol=1e-6
+        new.params["w1"],
+        params["w1"] - 0.5 * (grads["w1"] + 0.3 * params["w1"]),
+        rtol=1e-5,
+        atol=1e-6,
     )
     np.testing.assert_allclose(new.params["b1"], params["b1"] - 0.5 * grads["b1"], rtol=1e-5)
     np.testing.assert_allclose(metrics["loss"], objective(params), rtol=1e-6)
@@ -372,7 +421,9 @@ def test_smoothing_is_in_the_training_loss_and_not_in_the_logged_cross_entropy()
     params = jax.tree.map(jnp.copy, state.params)
     logits, _ = small_model().apply(params, {"mean": jnp.zeros(6)}, source()["images"], False, None)
     _, metrics = step(state, source())
-    np.testing.assert_allclose(metrics["loss"], cross_entropy(logits, source()["labels"], 0.5).mean(), rtol=1e-6)
+    np.testing.assert_allclose(
+        metrics["loss"], cross_entropy(logits, source()["labels"], 0.5).mean(), rtol=1e-6
+    )
     np.testing.assert_allclose(metrics["cross_entropy"], objective(params), rtol=1e-6)
     assert abs(float(metrics["loss"]) - float(metrics["cross_entropy"])) > 0.01
 
@@ -389,8 +440,12 @@ def test_logged_norms_and_rates_are_those_of_the_step_itself():
 
 def test_a_step_depends_on_seed_and_step_number_alone():
     class NoisyFeed(FixedFeed):
-        def batch(self, source: Any, step_in_epoch: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array]:
-            return source["images"] + jax.random.normal(key, source["images"].shape), source["labels"]
+        def batch(
+            self, source: Any, step_in_epoch: jax.Array, key: jax.Array
+        ) -> tuple[jax.Array, jax.Array]:
+            return source["images"] + jax.random.normal(key, source["images"].shape), source[
+                "labels"
+            ]
 
     model, config = small_model(dropout=0.5), resolve(None, ["mesh.devices=1"])
     train, gr = TrainConfig(epochs=2), GrConfig(strategy="constant", r=0.1, alpha=0.8)
@@ -399,7 +454,15 @@ def test_a_step_depends_on_seed_and_step_number_alone():
 
     def run(seed: int, steps: int, state: TrainState | None = None) -> TrainState:
         step = make_train_step(
-            model, NoisyFeed(), chain, train, gr, gr_schedule(gr, HORIZON, 0), lr, make_mesh(config), kind="gnp"
+            model,
+            NoisyFeed(),
+            chain,
+            train,
+            gr,
+            gr_schedule(gr, HORIZON, 0),
+            lr,
+            make_mesh(config),
+            kind="gnp",
         )
         state = state if state is not None else init_state(model, (SIDE, SIDE, 1), chain, seed)
         for _ in range(steps):
@@ -429,7 +492,9 @@ def test_evaluation_masks_padding_and_sees_neither_smoothing_nor_l2():
     losses = np.asarray(cross_entropy(logits, source()["labels"]))
     assert int(sums.num_examples) == 5
     np.testing.assert_allclose(sums.loss, losses[:5].sum(), rtol=1e-6)
-    assert int(sums.errors) == int((np.asarray(logits).argmax(-1) != np.asarray(source()["labels"]))[:5].sum())
+    assert int(sums.errors) == int(
+        (np.asarray(logits).argmax(-1) != np.asarray(source()["labels"]))[:5].sum()
+    )
 
 
 def test_the_plain_step_costs_one_pass():

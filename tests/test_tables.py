@@ -32,22 +32,50 @@ from tests.tracing import trace
 TABLES = table_names()
 
 
-def pretend(table: Table, out: Path, values: dict[tuple[str, int], float], changes: Changes = NO_CHANGES) -> None:
+def pretend(
+    table: Table, out: Path, values: dict[tuple[str, int], float], changes: Changes = NO_CHANGES
+) -> None:
     """Write run folders of the row ``nano`` as if they had been trained to these errors, in percent."""
     for (column, seed), value in values.items():
         folder = run_dir(out, "nano", column, seed)
         create_run(folder, table.resolve("nano", column, seed, changes))
         result = {"step": 704, "error_rate": value / 100, "loss": 0.1}
-        summary = {"status": "finished", "step": 704, "epoch": 16.0, "images_per_s": 10.0, "test": result}
+        summary = {
+            "status": "finished",
+            "step": 704,
+            "epoch": 16.0,
+            "images_per_s": 10.0,
+            "test": result,
+        }
         (folder / "summary.json").write_text(json.dumps(summary))
         lines = [
-            {"step": 352, "epoch": 8.0, "split": "train", "loss": 0.5, "error_rate": 0.1, "elapsed_s": 5.0},
+            {
+                "step": 352,
+                "epoch": 8.0,
+                "split": "train",
+                "loss": 0.5,
+                "error_rate": 0.1,
+                "elapsed_s": 5.0,
+            },
             {"step": 352, "epoch": 8.0, "split": "test", "error_rate": value / 200},
-            {"step": 704, "epoch": 16.0, "split": "train", "loss": 0.2, "error_rate": 0.1, "elapsed_s": 3.0},
+            {
+                "step": 704,
+                "epoch": 16.0,
+                "split": "train",
+                "loss": 0.2,
+                "error_rate": 0.1,
+                "elapsed_s": 3.0,
+            },
             {"step": 704, "epoch": 16.0, "split": "test", "error_rate": value / 100},
         ]
         (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-        session = {"start_step": 0, "python": "3.11", "platform": "Linux", "devices": ["cpu"], "git_commit": "abc"}
+        session = {
+            "start_step": 0,
+            "python": "3.11",
+            "platform": "Linux",
+            "devices": ["cpu"],
+            "git_commit": "abc",
+        }
         session["versions"] = {"jax": "0.10.2"}
         (folder / "environment.json").write_text(json.dumps({"sessions": [session]}))
 
@@ -68,7 +96,12 @@ def test_a_shipped_table_resolves_in_every_cell_and_variant(name):
     assert 10 < len(table.spec.purpose) <= 100
     for variant in table.spec.variants or {None: None}:
         cells = make_cells(
-            table, list(table.spec.rows), list(table.spec.columns), [0, 1], Changes(variant=variant), Path("out")
+            table,
+            list(table.spec.rows),
+            list(table.spec.columns),
+            [0, 1],
+            Changes(variant=variant),
+            Path("out"),
         )
         assert len(cells) == 2 * len(table.spec.rows) * len(table.spec.columns)
         assert {cell.config.train.seed for cell in cells} == {0, 1}
@@ -82,7 +115,11 @@ def traced() -> list[tuple[str, str, str, str | None]]:
         variants = list(spec.variants) or [None]
         row = next(iter(spec.rows))
         cells += [(name, row, column, variants[0]) for column in spec.columns]
-        cells += [(name, row, list(spec.columns)[-1], variant) for row in spec.rows for variant in variants]
+        cells += [
+            (name, row, list(spec.columns)[-1], variant)
+            for row in spec.rows
+            for variant in variants
+        ]
     return list(dict.fromkeys(cells))
 
 
@@ -96,17 +133,27 @@ def test_a_cell_traces_through_both_train_steps(name, row, column, variant):
 def test_published_values_are_those_of_the_reference():
     """README of the papers' code; a table has no other published value."""
     table = load_table("adam-vs-gr")
-    values = [[table.published_value(row, column) for column in table.spec.columns] for row in table.spec.rows]
+    values = [
+        [table.published_value(row, column) for column in table.spec.columns]
+        for row in table.spec.rows
+    ]
     assert values == [[14.82, 13.92, 13.61], [12.07, 12.40, 10.68], [10.83, 12.36, 9.42]]
     assert all(load_table(name).spec.published is None for name in TABLES if name != "adam-vs-gr")
 
 
 def test_the_columns_of_adam_vs_gr_are_the_recipes_of_the_papers_code():
     table = load_table("adam-vs-gr")
-    adam, constant, zero = (table.resolve("vit-s", column, 0, NO_CHANGES) for column in table.spec.columns)
+    adam, constant, zero = (
+        table.resolve("vit-s", column, 0, NO_CHANGES) for column in table.spec.columns
+    )
     assert differences(adam, constant) == ["gr.strategy: none -> constant"]
     assert (constant.gr.alpha, constant.gr.r, constant.schedule.warmup_epochs) == (0.8, 0.1, 0)
-    assert (zero.gr.alpha, zero.gr.r, zero.gr.warmup_epochs, zero.schedule.warmup_epochs) == (1.0, 0.1, 40, 40)
+    assert (zero.gr.alpha, zero.gr.r, zero.gr.warmup_epochs, zero.schedule.warmup_epochs) == (
+        1.0,
+        0.1,
+        40,
+        40,
+    )
     compat = table.resolve("vit-s", "zero-warmup", 0, Changes(variant="upstream-compat"))
     assert differences(zero, compat) == ["gr.groups: 1 -> per-device", "gr.mix: raw -> unit"]
 
@@ -115,7 +162,9 @@ def test_gr_warmups_and_digits_change_nothing_but_the_strategy():
     for name in ("gr-warmups", "adam-vs-gr-digits"):
         table = load_table(name)
         row = next(iter(table.spec.rows))
-        first, *others = (table.resolve(row, column, 0, NO_CHANGES) for column in table.spec.columns)
+        first, *others = (
+            table.resolve(row, column, 0, NO_CHANGES) for column in table.spec.columns
+        )
         for other in others:
             assert [line.partition(":")[0] for line in differences(first, other)] == ["gr.strategy"]
 
@@ -127,11 +176,17 @@ def test_a_column_goes_over_a_row_over_the_table_and_options_over_all(tmp_path):
     table = write(
         tmp_path,
         SMALL.replace("baseline:", "set: {optimizer: {lr: 0.1}, gr: {r: 0.9}}\nbaseline:").replace(
-            "nano: {label: ViT-nano}", "nano: {label: ViT-nano, set: {optimizer: {lr: 0.2}, gr: {r: 0.8}}}"
+            "nano: {label: ViT-nano}",
+            "nano: {label: ViT-nano, set: {optimizer: {lr: 0.2}, gr: {r: 0.8}}}",
         ),
     )
     config = table.resolve("nano", "zero", 7, NO_CHANGES)
-    assert (config.optimizer.lr, config.gr.r, config.train.seed, config.gr.mix) == (0.2, 0.1, 7, "raw")
+    assert (config.optimizer.lr, config.gr.r, config.train.seed, config.gr.mix) == (
+        0.2,
+        0.1,
+        7,
+        "raw",
+    )
     changes = Changes("unit", 32, None, None, ("gr.r=0.3",))
     config = table.resolve("nano", "zero", 7, changes)
     assert (config.gr.r, config.gr.mix, config.train.epochs) == (0.3, "unit", 32)
@@ -140,7 +195,11 @@ def test_a_column_goes_over_a_row_over_the_table_and_options_over_all(tmp_path):
 def test_warmups_keep_their_share_of_fewer_epochs(tmp_path):
     table = load_table("adam-vs-gr")
     config = table.resolve("vit-ti", "zero-warmup", 0, Changes(epochs=30))
-    assert (config.train.epochs, config.schedule.warmup_epochs, config.gr.warmup_epochs) == (30, 4, 4)
+    assert (config.train.epochs, config.schedule.warmup_epochs, config.gr.warmup_epochs) == (
+        30,
+        4,
+        4,
+    )
     assert table.resolve("vit-ti", "adam", 0, Changes(epochs=30)).schedule.warmup_epochs == 0
     assert count_steps(config, 10) == (40, 260)
     assert count_steps(config, 10, until=50) == (40, 10)
@@ -173,7 +232,9 @@ def test_a_bad_table_is_refused_with_file_and_line(tmp_path, old, new, message):
 
     def read_and_resolve() -> None:
         table = write(tmp_path, SMALL.replace(old, new, 1))
-        make_cells(table, list(table.spec.rows), list(table.spec.columns), [0], NO_CHANGES, tmp_path)
+        make_cells(
+            table, list(table.spec.rows), list(table.spec.columns), [0], NO_CHANGES, tmp_path
+        )
 
     with pytest.raises(ConfigError, match=message):
         read_and_resolve()
@@ -183,11 +244,17 @@ def test_unknown_names_suggest_close_ones(tmp_path):
     table = write(tmp_path)
     with pytest.raises(ConfigError, match=r"unknown table 'adam-vs-g' - did you mean 'adam-vs-gr'"):
         load_table("adam-vs-g")
-    with pytest.raises(ConfigError, match=r"--models: table small has no row 'nan' - did you mean 'nano'"):
+    with pytest.raises(
+        ConfigError, match=r"--models: table small has no row 'nan' - did you mean 'nano'"
+    ):
         choose(table, "rows", "--models", ["nan"])
-    with pytest.raises(ConfigError, match=r"--columns: table small has no column 'zera' - did you mean 'zero'"):
+    with pytest.raises(
+        ConfigError, match=r"--columns: table small has no column 'zera' - did you mean 'zero'"
+    ):
         choose(table, "columns", "--columns", ["zera"])
-    with pytest.raises(ConfigError, match=r"table small has no variant 'papr' - did you mean 'paper'"):
+    with pytest.raises(
+        ConfigError, match=r"table small has no variant 'papr' - did you mean 'paper'"
+    ):
         table.variant("papr")
     assert choose(table, "rows", "--models", ["vit-NANO"]) == ["nano"]
     assert choose(table, "columns", "--columns", ["zero", "Adam"]) == ["adam", "zero"]
@@ -198,7 +265,12 @@ def test_options_that_make_two_columns_the_same_run_are_refused(tmp_path):
     table = write(tmp_path)
     with pytest.raises(ConfigError, match="nano adam and nano zero would be the same run"):
         make_cells(
-            table, ["nano"], ["adam", "zero"], [0], Changes(assignments=("gr.strategy=none", "gr.r=0.1")), tmp_path
+            table,
+            ["nano"],
+            ["adam", "zero"],
+            [0],
+            Changes(assignments=("gr.strategy=none", "gr.r=0.1")),
+            tmp_path,
         )
 
 
@@ -207,15 +279,21 @@ def test_a_folder_with_another_configuration_is_refused_with_the_keys(tmp_path):
     pretend(table, tmp_path, {("adam", 0): 4.0, ("adam", 1): 4.0})
     cells = make_cells(table, ["nano"], ["adam", "zero"], [0, 1], NO_CHANGES, tmp_path)
     assert list(check_folders(cells).values()) == ["finished", "absent", "finished", "absent"]
-    cells = make_cells(table, ["nano"], ["adam"], [0, 1], Changes(assignments=("optimizer.lr=0.5",)), tmp_path)
-    with pytest.raises(ConfigError, match=r"seed0 holds a run with another configuration \(optimizer\.lr: .*--out"):
+    cells = make_cells(
+        table, ["nano"], ["adam"], [0, 1], Changes(assignments=("optimizer.lr=0.5",)), tmp_path
+    )
+    with pytest.raises(
+        ConfigError, match=r"seed0 holds a run with another configuration \(optimizer\.lr: .*--out"
+    ):
         check_folders(cells)
 
 
 def test_a_run_of_groups_per_device_is_the_cell_whatever_their_number(tmp_path):
     table, changes = write(tmp_path), Changes(assignments=("gr.groups=per-device",))
     (cell,) = make_cells(table, ["nano"], ["zero"], [0], changes, tmp_path)
-    create_run(cell.run_dir, table.resolve("nano", "zero", 0, Changes(assignments=("gr.groups=2",))))
+    create_run(
+        cell.run_dir, table.resolve("nano", "zero", 0, Changes(assignments=("gr.groups=2",)))
+    )
     assert list(check_folders([cell]).values()) == ["begun"]
     (other,) = make_cells(table, ["nano"], ["zero"], [0], NO_CHANGES, tmp_path)
     with pytest.raises(ConfigError, match=r"gr\.groups: 2 -> 1"):
@@ -263,7 +341,13 @@ def test_intervals_are_scipys(n):
 def test_limit_cases_of_statistics():
     assert describe([3.0]).std is None
     alone = interval([3.0])
-    assert (alone.n, alone.mean, alone.half_width, alone.low, alone.high) == (1, 3.0, None, None, None)
+    assert (alone.n, alone.mean, alone.half_width, alone.low, alone.high) == (
+        1,
+        3.0,
+        None,
+        None,
+        None,
+    )
     assert not alone.excludes_zero
     equal = interval([0.5, 0.5, 0.5])
     assert (equal.half_width, equal.excludes_zero) == (0.0, True)
@@ -306,7 +390,10 @@ def test_only_seeds_that_both_columns_have_are_paired():
 def test_verdicts(tmp_path, difference, published, better, verdict, sentence):
     than = "adam" if better == "zero" else "zero"
     claim = Claim(better=better, than=than, source="a paper") if better else None
-    assert judge(write(tmp_path), "nano", ("zero", "adam"), difference, published, claim) == (verdict, sentence)
+    assert judge(write(tmp_path), "nano", ("zero", "adam"), difference, published, claim) == (
+        verdict,
+        sentence,
+    )
 
 
 # --- results
@@ -327,18 +414,30 @@ def test_a_result_holds_the_hand_computed_numbers(tmp_path):
     assert (comparison.published, comparison.verdict) == (-1.0, "reproduced")
     assert result.variant == "paper"
     assert result.deviations == ("gr.mix: unit in the recipe, raw here (zero)",)
-    assert result.environment == ("1 x cpu; Linux; Python 3.11; jax 0.10.2; commit abc (6 session(s))",)
+    assert result.environment == (
+        "1 x cpu; Linux; Python 3.11; jax 0.10.2; commit abc (6 session(s))",
+    )
     assert [run.training_time_s for run in zero.runs] == [8.0] * 3
     assert json.loads(json.dumps(to_dict(result)))["comparisons"][0]["verdict"] == "reproduced"
 
 
 def test_a_pair_of_columns_is_compared_once_whichever_way_a_claim_goes(tmp_path):
     claims = "[{better: adam, than: zero, source: x}, {better: big, than: zero, source: y}]"
-    more = f"  big:\n    set:\n      gr: {{strategy: constant, r: 0.2}}\nclaims: {claims}\nvariants:"
+    more = (
+        f"  big:\n    set:\n      gr: {{strategy: constant, r: 0.2}}\nclaims: {claims}\nvariants:"
+    )
     table = write(tmp_path, SMALL.replace("variants:", more))
-    pretend(table, tmp_path, {(column, seed): 4.0 + seed for column in ("adam", "zero", "big") for seed in (0, 1)})
+    pretend(
+        table,
+        tmp_path,
+        {(column, seed): 4.0 + seed for column in ("adam", "zero", "big") for seed in (0, 1)},
+    )
     result = told(table, tmp_path)
-    assert [(c.column, c.against) for c in result.comparisons] == [("zero", "adam"), ("big", "adam"), ("big", "zero")]
+    assert [(c.column, c.against) for c in result.comparisons] == [
+        ("zero", "adam"),
+        ("big", "adam"),
+        ("big", "zero"),
+    ]
     assert [c.claim.source if c.claim else None for c in result.comparisons] == ["x", None, "y"]
     json.dumps(to_dict(result))
 
@@ -359,7 +458,9 @@ def test_the_best_evaluation_can_be_the_metric(tmp_path):
 
 def test_deviations_name_the_cells_where_they_hold(tmp_path):
     table = write(tmp_path)
-    changes = Changes("unit", assignments=("train.dtype=bfloat16", "train.log_every_steps=3", "checkpoint.keep=9"))
+    changes = Changes(
+        "unit", assignments=("train.dtype=bfloat16", "train.log_every_steps=3", "checkpoint.keep=9")
+    )
     pretend(table, tmp_path, {("adam", 0): 4.0, ("zero", 0): 3.0}, changes)
     result = told(table, tmp_path)
     assert result.variant == "unit"
@@ -375,21 +476,28 @@ def test_a_copy_of_a_published_data_set_is_told(tmp_path, monkeypatch):
     assert line == "data: cifar10 is not on this machine now, so that its copy cannot be told"
     (tmp_path / "data" / "cifar10" / "train" / "cat").mkdir(parents=True)
     (tmp_path / "data" / "cifar10" / "train" / "cat" / "1.jpg").write_bytes(b"")
-    assert data_copies([config]) == ["data: a copy of cifar10 in a folder of jpg files, re-encoded with losses"]
+    assert data_copies([config]) == [
+        "data: a copy of cifar10 in a folder of jpg files, re-encoded with losses"
+    ]
 
 
 @pytest.mark.parametrize(
-    ("change", "key"), [(Changes(epochs=8), "train.epochs"), (Changes(dataset="folder:x"), "data.name")]
+    ("change", "key"),
+    [(Changes(epochs=8), "train.epochs"), (Changes(dataset="folder:x"), "data.name")],
 )
 def test_runs_of_other_data_or_length_are_neither_averaged_nor_compared(tmp_path, change, key):
     table = write(tmp_path)
     pretend(table, tmp_path / "cell", {("adam", 0): 4.0})
     pretend(table, tmp_path / "cell", {("adam", 1): 4.0}, change)
-    with pytest.raises(ConfigError, match=rf"nano adam: seeds 0 and 1 differ in .*{key}.*: not averaged"):
+    with pytest.raises(
+        ConfigError, match=rf"nano adam: seeds 0 and 1 differ in .*{key}.*: not averaged"
+    ):
         told(table, tmp_path / "cell")
     pretend(table, tmp_path / "row", {("adam", 0): 4.0})
     pretend(table, tmp_path / "row", {("zero", 0): 4.0}, change)
-    with pytest.raises(ConfigError, match=rf"row nano: adam has {key} .*, but zero has .*: they are not compared"):
+    with pytest.raises(
+        ConfigError, match=rf"row nano: adam has {key} .*, but zero has .*: they are not compared"
+    ):
         told(table, tmp_path / "row")
 
 
@@ -397,7 +505,9 @@ def test_unfinished_and_damaged_runs_are_said(tmp_path):
     table = write(tmp_path)
     pretend(table, tmp_path, {("adam", 0): 4.0, ("adam", 1): 5.0})
     first, second = (run_dir(tmp_path, "nano", "adam", seed) for seed in (0, 1))
-    (first / "summary.json").write_text(json.dumps({"status": "diverged", "error": "step 3: the loss is nan"}))
+    (first / "summary.json").write_text(
+        json.dumps({"status": "diverged", "error": "step 3: the loss is nan"})
+    )
     with open(second / "metrics.jsonl", "a") as file:
         file.write('{"step": 70')
     result = told(table, tmp_path)
@@ -405,9 +515,18 @@ def test_unfinished_and_damaged_runs_are_said(tmp_path):
     text = to_markdown(make_report(result))
     assert "ViT-nano Adam seed 0: step 3: the loss is nan" in text
     assert re.search(r"line 5 of .* is cut short: the 4 record", text)
-    record = {"step": 1, "epoch": 0.02, "split": "train", "loss": None, "error_rate": 0.9, "non_finite": ["loss"]}
+    record = {
+        "step": 1,
+        "epoch": 0.02,
+        "split": "train",
+        "loss": None,
+        "error_rate": 0.9,
+        "non_finite": ["loss"],
+    }
     (first / "metrics.jsonl").write_text(json.dumps(record) + "\n")
-    write_outputs(told(table, tmp_path), tmp_path)  # a run that diverged at once has nothing to draw
+    write_outputs(
+        told(table, tmp_path), tmp_path
+    )  # a run that diverged at once has nothing to draw
     (second / "summary.json").write_text('{"status": "fin')
     assert told(table, tmp_path).cells["nano", "adam"].sample is None
 
@@ -417,7 +536,9 @@ def test_unfinished_and_damaged_runs_are_said(tmp_path):
 
 def test_every_output_says_value_published_verdict_and_deviation(tmp_path):
     table = write(tmp_path, SMALL.replace("ViT-nano", "ViT_nano & 100% | x"))
-    pretend(table, tmp_path, {("adam", 0): 4.0, ("adam", 1): 5.0, ("zero", 0): 3.0, ("zero", 1): 4.0})
+    pretend(
+        table, tmp_path, {("adam", 0): 4.0, ("adam", 1): 5.0, ("zero", 0): 3.0, ("zero", 1): 4.0}
+    )
     result = told(table, tmp_path)
     report = make_report(result)
     text, latex = to_markdown(report), to_latex(report)
@@ -425,11 +546,18 @@ def test_every_output_says_value_published_verdict_and_deviation(tmp_path):
     assert "gr.mix: unit in the recipe, raw here" in text
     for line in [line for line in text.splitlines() if line.startswith("|")]:
         assert line.count("|") in (4, 8), line
-    assert r"ViT\_nano \& 100\% | x & 4.50 $\pm$ 0.71 (2) [4.00] & 3.50 $\pm$ 0.71 (2) [3.00] \\" in latex
+    assert (
+        r"ViT\_nano \& 100\% | x & 4.50 $\pm$ 0.71 (2) [4.00] & 3.50 $\pm$ 0.71 (2) [3.00] \\"
+        in latex
+    )
     assert latex.count(r"\begin{tabular}") == latex.count(r"\end{tabular}") == 1
     rows = list(csv.DictReader(io.StringIO(to_csv(result))))
     assert [row["column"] for row in rows] == ["adam", "zero"]
-    assert (rows[1]["difference"], rows[1]["difference_low"], rows[1]["against"]) == ("-1", "-1", "adam")
+    assert (rows[1]["difference"], rows[1]["difference_low"], rows[1]["against"]) == (
+        "-1",
+        "-1",
+        "adam",
+    )
     for _, lines in report.lists:
         for line in lines:
             assert f"% {line}" in latex or line in latex
@@ -447,7 +575,11 @@ def test_deviations_are_told_even_where_there_are_none(tmp_path):
 @pytest.mark.parametrize("dark", [False, True])
 def test_the_page_opens_offline_and_shows_values_verdicts_deviations_and_curves(tmp_path, dark):
     table = write(tmp_path)
-    values = {(column, seed): 3.0 + seed + len(column) for column in ("adam", "zero") for seed in (0, 1, 2)}
+    values = {
+        (column, seed): 3.0 + seed + len(column)
+        for column in ("adam", "zero")
+        for seed in (0, 1, 2)
+    }
     pretend(table, tmp_path / "out", values)
     write_outputs(told(table, tmp_path / "out"), tmp_path / "out")
     with Browser(tmp_path / "profile") as browser:
@@ -458,6 +590,10 @@ def test_the_page_opens_offline_and_shows_values_verdicts_deviations_and_curves(
         assert "gr.mix: unit in the recipe, raw here (zero)" in text
         assert browser.evaluate("document.querySelectorAll('.chart svg').length") >= 1
         assert browser.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
-        red = int(re.findall(r"\d+", browser.evaluate("getComputedStyle(document.body).backgroundColor"))[0])
+        red = int(
+            re.findall(r"\d+", browser.evaluate("getComputedStyle(document.body).backgroundColor"))[
+                0
+            ]
+        )
         assert (red < 60) == dark
         assert (len(browser.requests), browser.complaints) == (1, [])

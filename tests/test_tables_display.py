@@ -33,7 +33,12 @@ def test_a_terminal_shows_a_table_that_fills_in(tmp_path):
     with TableDisplay(table, console, quiet=False) as display:
         display(some_progress(table))
     shown = console.file.getvalue()
-    for part in ("2 of 4 cells, 1 failed", "4.50 ± 0.71 (2 of 2)", "seed 0 epoch 3/16 55.00 %", "seed 1 failed"):
+    for part in (
+        "2 of 4 cells, 1 failed",
+        "4.50 ± 0.71 (2 of 2)",
+        "seed 0 epoch 3/16 55.00 %",
+        "seed 1 failed",
+    ):
         assert part in shown
 
 
@@ -63,16 +68,22 @@ def small_cells(tmp_path: Path, columns: list[str], seeds: list[int]) -> list[Ce
 
 
 def with_model(cell: Cell, name: str) -> Cell:
-    config = cell.config.model_copy(update={"model": cell.config.model.model_copy(update={"name": name})})
+    config = cell.config.model_copy(
+        update={"model": cell.config.model.model_copy(update={"name": name})}
+    )
     return replace(cell, row=name, config=config)
 
 
 def test_work_counts_two_gradients_of_a_penalised_step_and_the_size_of_the_model(tmp_path):
     adam, zero = small_cells(tmp_path, ["adam", "zero"], [0])
-    share = zero.config.schedule.warmup_epochs / zero.config.train.epochs  # of zero-warmup that is plain
+    share = (
+        zero.config.schedule.warmup_epochs / zero.config.train.epochs
+    )  # of zero-warmup that is plain
     assert 0 < share < 1
     assert work(zero.config) == pytest.approx(work(adam.config) * (2 - share))
-    assert work(with_model(adam, "vit-ti").config) == pytest.approx(work(adam.config) * 0.689 / 0.00222, rel=1e-6)
+    assert work(with_model(adam, "vit-ti").config) == pytest.approx(
+        work(adam.config) * 0.689 / 0.00222, rel=1e-6
+    )
 
 
 def test_time_left_is_told_from_the_work_done_since_the_start(tmp_path):
@@ -84,7 +95,11 @@ def test_time_left_is_told_from_the_work_done_since_the_start(tmp_path):
     assert left(items, now=101.0) is None  # nothing was done in this session
     resumed.status, resumed.epoch = "running", 12.0  # 4 epochs in 10 s, 4 + 16 + 16 to go
     assert left(items, now=110.0) == pytest.approx(90)
-    resumed.status, running.status, running.epoch = "finished", "running", 8.0  # 16 in 30 s, 8 + 16 to go
+    resumed.status, running.status, running.epoch = (
+        "finished",
+        "running",
+        8.0,
+    )  # 16 in 30 s, 8 + 16 to go
     assert left(items, now=130.0) == pytest.approx(45)
     running.status = "failed"  # 8 epochs of it were done, none are to come
     assert left(items, now=130.0) == pytest.approx(30)
@@ -102,7 +117,9 @@ def test_a_cell_of_a_larger_model_has_more_left(tmp_path):
 
 
 def test_a_terminal_tells_the_time_left(tmp_path):
-    items = [Progress(cell, "running", epoch=0.0) for cell in small_cells(tmp_path, ["adam"], [0, 1])]
+    items = [
+        Progress(cell, "running", epoch=0.0) for cell in small_cells(tmp_path, ["adam"], [0, 1])
+    ]
     console = Console(file=io.StringIO(), force_terminal=True, width=150)
     with TableDisplay(write(tmp_path), console, quiet=False) as display:
         display(items)
@@ -113,7 +130,8 @@ def test_a_terminal_tells_the_time_left(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("seconds", "text"), [(0.4, "0 s"), (59, "59 s"), (90, "1.5 min"), (5400, "1.5 h"), (216000, "2.5 days")]
+    ("seconds", "text"),
+    [(0.4, "0 s"), (59, "59 s"), (90, "1.5 min"), (5400, "1.5 h"), (216000, "2.5 days")],
 )
 def test_a_duration_is_told_in_its_largest_unit(seconds, text):
     assert duration(seconds) == text

@@ -16,7 +16,9 @@ from gnpcli.step.telemetry import mean_and_variance, surrogate_gap, update_ratio
 @pytest.mark.parametrize("shapes", [[(3,), (4, 5), ()], [(200, 300), (7,), (2**15,), (50_000,)]])
 def test_mean_and_variance_count_every_element_once(shapes):
     rng = np.random.default_rng(0)
-    leaves = [1e4 + 10 * rng.normal(size=shape) for shape in shapes]  # E[x^2] - E[x]^2 would be lost in rounding
+    leaves = [
+        1e4 + 10 * rng.normal(size=shape) for shape in shapes
+    ]  # E[x^2] - E[x]^2 would be lost in rounding
     everything = np.concatenate([leaf.ravel() for leaf in leaves])
     tree = {str(number): jnp.asarray(leaf, jnp.float32) for number, leaf in enumerate(leaves)}
     mean, variance = mean_and_variance(tree)
@@ -41,7 +43,9 @@ def test_adaptive_rates_are_those_of_the_last_update(config, updates):
     state = optimizer.init(params)
     with jax.numpy_dtype_promotion("standard"):  # optax mixes types
         for gradient in gradients:
-            _, state = optimizer.update(jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), gradient), state, params)
+            _, state = optimizer.update(
+                jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), gradient), state, params
+            )
     told = make_statistics(config)(state)
 
     b2 = config.b2 if config.name == "adamw" else config.decay
@@ -53,8 +57,12 @@ def test_adaptive_rates_are_those_of_the_last_update(config, updates):
     else:
         psi = 1 / np.sqrt(v + config.eps)
     np.testing.assert_allclose(told["adaptive_lr_mean"], psi.mean(), rtol=1e-5)
-    np.testing.assert_allclose(told["adaptive_lr_variance"], psi.var(), rtol=1e-4, atol=1e-13 * psi.mean() ** 2)
-    np.testing.assert_allclose(told["adaptive_lr_log_variance"], np.log(psi).var(), rtol=1e-4, atol=1e-9)
+    np.testing.assert_allclose(
+        told["adaptive_lr_variance"], psi.var(), rtol=1e-4, atol=1e-13 * psi.mean() ** 2
+    )
+    np.testing.assert_allclose(
+        told["adaptive_lr_log_variance"], np.log(psi).var(), rtol=1e-4, atol=1e-9
+    )
 
 
 def test_what_adapts_nothing_has_no_adaptive_rates():

@@ -26,12 +26,17 @@ from tests.state_dicts import vit_tensors, write_torch
 
 ONE_OF_EACH = sorted({entry.module: name for name, entry in reversed(MODELS.items())}.values())
 # Tracing the deepest takes seconds.
-TRACED = [pytest.param(name, marks=pytest.mark.slow if "pyramidnet" in name else ()) for name in ONE_OF_EACH]
+TRACED = [
+    pytest.param(name, marks=pytest.mark.slow if "pyramidnet" in name else ())
+    for name in ONE_OF_EACH
+]
 IMPORTING = [name for name in ONE_OF_EACH if MODELS[name].imports]
 
 
 def initial(name, classes=10, image_size=32, **options):
-    model = build_model(ModelConfig(name=name, **options), num_classes=classes, image_size=image_size, channels=3)
+    model = build_model(
+        ModelConfig(name=name, **options), num_classes=classes, image_size=image_size, channels=3
+    )
     return jax.eval_shape(lambda: model.init(jax.random.key(0), (image_size, image_size, 3)))
 
 
@@ -40,7 +45,9 @@ def test_the_head_alone_knows_the_classes(name):
     ten, eleven = (flatten_dict(initial(name, classes)[0]) for classes in (10, 11))
     assert ten.keys() == eleven.keys()
     different = {path for path in ten if ten[path].shape != eleven[path].shape}
-    assert different == {(HEAD, "kernel"), (HEAD, "bias")} == {path for path in ten if path[0] == HEAD}
+    assert (
+        different == {(HEAD, "kernel"), (HEAD, "bias")} == {path for path in ten if path[0] == HEAD}
+    )
 
 
 @pytest.mark.parametrize("name", IMPORTING)
@@ -79,7 +86,9 @@ def test_fit_starts_a_new_head_and_resizes_positions():
     jax.tree.map(np.testing.assert_array_equal, fitted.params[HEAD], into[0][HEAD])
     resized = fitted.params["positions"]
     np.testing.assert_array_equal(resized[:, 0], params["positions"][:, 0])
-    np.testing.assert_allclose(resized[:, 1:].mean(1), params["positions"][:, 1:].mean(1), atol=0.02)
+    np.testing.assert_allclose(
+        resized[:, 1:].mean(1), params["positions"][:, 1:].mean(1), atol=0.02
+    )
     others = [key for key in params if key not in (HEAD, "positions")]
     for key in others:
         jax.tree.map(np.testing.assert_array_equal, fitted.params[key], params[key])
@@ -116,7 +125,10 @@ def test_the_hash_is_of_the_weights_not_of_the_file(tmp_path):
     tensors = vit_tensors()
     save_file(tensors, tmp_path / "w.safetensors")
     write_torch(tmp_path / "w.pth", {"state_dict": tensors})
-    one, other = (read_pretrained(tmp_path / name, "vit-nano", Screen()) for name in ("w.safetensors", "w.pth"))
+    one, other = (
+        read_pretrained(tmp_path / name, "vit-nano", Screen())
+        for name in ("w.safetensors", "w.pth")
+    )
     assert one.sha256 == other.sha256
     tensors["norm.bias"][3] += 1
     save_file(tensors, tmp_path / "w.safetensors")
@@ -127,7 +139,12 @@ def test_import_gives_the_same_logits(tmp_path, capsys):
     tensors = vit_tensors()
     save_file(tensors, tmp_path / "w.safetensors")
     out = import_file(
-        tmp_path / "w.safetensors", "vit-nano", tmp_path / "out", mean=[0.5] * 3, std=[0.25] * 3, screen=Screen()
+        tmp_path / "w.safetensors",
+        "vit-nano",
+        tmp_path / "out",
+        mean=[0.5] * 3,
+        std=[0.25] * 3,
+        screen=Screen(),
     )
     assert "10 classes, 8 px, normalised with mean (0.5, 0.5, 0.5)" in capsys.readouterr().err
     trained = open_trained(locate(out), step=None, best=False, screen=Screen())
@@ -137,7 +154,9 @@ def test_import_gives_the_same_logits(tmp_path, capsys):
     options = ModelConfig(name="vit-nano", patch_size=2, gelu="exact")
     reference = build_model(options, num_classes=10, image_size=8, channels=3)
     wanted = jax.jit(lambda: reference.apply(*vit.from_torch(tensors), images, False, None)[0])()
-    got = jax.jit(lambda: trained.model.apply(trained.params, trained.model_state, images, False, None)[0])()
+    got = jax.jit(
+        lambda: trained.model.apply(trained.params, trained.model_state, images, False, None)[0]
+    )()
     np.testing.assert_allclose(got, wanted, rtol=1e-6, atol=1e-6)
 
 
@@ -147,7 +166,11 @@ def test_import_fits_a_data_set_and_tells_of_it(tmp_path, capsys):
         tmp_path / "w.safetensors", "vit-nano", tmp_path / "out", dataset="cifar10", screen=Screen()
     )  # whose sizes are known without its images
     trained = open_trained(locate(out), step=None, best=False, screen=Screen())
-    assert (trained.spec.num_classes, trained.spec.image_size, trained.config.data.name) == (10, 32, "cifar10")
+    assert (trained.spec.num_classes, trained.spec.image_size, trained.config.data.name) == (
+        10,
+        32,
+        "cifar10",
+    )
     told = capsys.readouterr().err
     assert "new head for 10 classes: that of the weights is for 3" in told
     assert "resized bicubically: positions [1, 17, 64] -> [1, 257, 64]" in told
@@ -159,9 +182,21 @@ def test_import_fits_a_data_set_and_tells_of_it(tmp_path, capsys):
     ("options", "kind", "said"),
     [
         ({"model": "vit-ti"}, CheckpointError, r"do not fit vit-ti: they lack block_"),
-        ({"model": "wrn-16-4"}, CheckpointError, r"w\.safetensors does not hold the weights of wrn-16-4"),
-        ({"assignments": ["model.patch_size=4"]}, CheckpointError, r"kernel \[12, 64\], not \[48, 64\]; they are for "),
-        ({"assignments": ["model.stem=cifar"]}, ConfigError, r"--set: vit-nano has no option 'stem'"),
+        (
+            {"model": "wrn-16-4"},
+            CheckpointError,
+            r"w\.safetensors does not hold the weights of wrn-16-4",
+        ),
+        (
+            {"assignments": ["model.patch_size=4"]},
+            CheckpointError,
+            r"kernel \[12, 64\], not \[48, 64\]; they are for ",
+        ),
+        (
+            {"assignments": ["model.stem=cifar"]},
+            ConfigError,
+            r"--set: vit-nano has no option 'stem'",
+        ),
         ({"image_size": 9}, ConfigError, r"do not tile images of 9 x 9"),
         ({"mean": [0.5], "std": [0.5]}, ConfigError, r"--mean and --std take 3 number"),
         ({"dataset": "tfds:nothing"}, ConfigError, r"give --num-classes and --image-size"),
@@ -172,7 +207,9 @@ def test_imports_that_do_not_fit(tmp_path, options, kind, said):
     save_file(vit_tensors(), tmp_path / "w.safetensors")
     arguments = {"model": "vit-nano", **options}
     with pytest.raises(kind, match=said):
-        import_file(tmp_path / "w.safetensors", out=tmp_path / "out", screen=Screen(quiet=True), **arguments)
+        import_file(
+            tmp_path / "w.safetensors", out=tmp_path / "out", screen=Screen(quiet=True), **arguments
+        )
     assert not (tmp_path / "out").exists()
 
 
@@ -180,7 +217,10 @@ def test_families_without_a_state_dict_say_so(tmp_path):
     other = next((name for name in ONE_OF_EACH if not MODELS[name].imports), None)
     if other is None:
         pytest.skip("every registered family can import")
-    with pytest.raises(ConfigError, match=rf"no state dict is known for {other}; the families that have one are .*vit"):
+    with pytest.raises(
+        ConfigError,
+        match=rf"no state dict is known for {other}; the families that have one are .*vit",
+    ):
         import_file(tmp_path / "w.safetensors", other, tmp_path / "out", screen=Screen())
 
 
@@ -191,7 +231,9 @@ def images_in(folder):
             (folder / split / name).mkdir(parents=True)
             for index in range(count):
                 pixels = rng.integers(0, 128, (8, 8, 3)) + 128 * label
-                Image.fromarray(pixels.astype(np.uint8)).save(folder / split / name / f"{index}.png")
+                Image.fromarray(pixels.astype(np.uint8)).save(
+                    folder / split / name / f"{index}.png"
+                )
     return folder
 
 
@@ -209,9 +251,27 @@ def test_import_weights_command(gnp, tmp_path):
 
 def test_import_weights_errors(gnp, tmp_path):
     (tmp_path / "w.bin").write_bytes(b"\x80\x02}q\x00.")
-    fails(gnp("import-weights", "w.bin", "--model", "vit-nano", "--out", "other"), "w.bin is a bare pickle", "convert")
-    fails(gnp("import-weights", "w.bin", "--model", "vit-nan", "--out", "other"), "did you mean 'vit-nano'?")
-    done = gnp("import-weights", "w.bin", "--model", "vit-nano", "--out", "other", "--mean", "a", "--std", "1")
+    fails(
+        gnp("import-weights", "w.bin", "--model", "vit-nano", "--out", "other"),
+        "w.bin is a bare pickle",
+        "convert",
+    )
+    fails(
+        gnp("import-weights", "w.bin", "--model", "vit-nan", "--out", "other"),
+        "did you mean 'vit-nano'?",
+    )
+    done = gnp(
+        "import-weights",
+        "w.bin",
+        "--model",
+        "vit-nano",
+        "--out",
+        "other",
+        "--mean",
+        "a",
+        "--std",
+        "1",
+    )
     assert done.returncode == 2
     assert "'a' is not numbers joined by commas" in done.stderr
 
@@ -221,7 +281,16 @@ def test_a_run_starts_from_weights_and_needs_their_file_no_more(gnp, tmp_path):
     tensors = vit_tensors(classes=5, side=2)
     save_file(tensors, tmp_path / "w.safetensors")
     images = f"folder:{images_in(tmp_path / 'images')}"
-    options = ("--dataset", images, "--epochs", 4, "--set", "data.batch_size=8", "--set", "model.gelu=exact")
+    options = (
+        "--dataset",
+        images,
+        "--epochs",
+        4,
+        "--set",
+        "data.batch_size=8",
+        "--set",
+        "model.gelu=exact",
+    )
     command = ("train", "--init-from", "w.safetensors", *options)
     first = gnp(*command, "--run-dir", "run", "--max-steps", 3)
     assert first.returncode == 0, first.stderr
@@ -232,19 +301,28 @@ def test_a_run_starts_from_weights_and_needs_their_file_no_more(gnp, tmp_path):
     assert config.train.init_sha256 == wanted
     assert config.data.mean == [0.485, 0.456, 0.406]
 
-    start = open_trained(locate(tmp_path / "run" / "checkpoints" / "0"), step=None, best=False, screen=Screen())
-    np.testing.assert_array_equal(start.params["block_1"]["mlp"]["up"]["kernel"], tensors["blocks.1.mlp.fc1.weight"].T)
+    start = open_trained(
+        locate(tmp_path / "run" / "checkpoints" / "0"), step=None, best=False, screen=Screen()
+    )
+    np.testing.assert_array_equal(
+        start.params["block_1"]["mlp"]["up"]["kernel"], tensors["blocks.1.mlp.fc1.weight"].T
+    )
 
     fails(gnp(*command, "--run-dir", "run"), "holds this very run already")
     whole = gnp(*command, "--run-dir", "whole")
     assert whole.returncode == 0, whole.stderr
     save_file({**tensors, "cls_token": tensors["cls_token"] + 1}, tmp_path / "w.safetensors")
-    fails(gnp("train", "--preset", "run/config.yaml", "--run-dir", "again"), "other weights than", wanted)
+    fails(
+        gnp("train", "--preset", "run/config.yaml", "--run-dir", "again"),
+        "other weights than",
+        wanted,
+    )
     (tmp_path / "w.safetensors").unlink()
     resumed = gnp("resume", "run")
     assert resumed.returncode == 0, resumed.stderr
     ends = [
-        open_trained(locate(tmp_path / run), step=None, best=False, screen=Screen()).params for run in ("run", "whole")
+        open_trained(locate(tmp_path / run), step=None, best=False, screen=Screen()).params
+        for run in ("run", "whole")
     ]
     jax.tree.map(np.testing.assert_array_equal, *ends)
 
@@ -256,10 +334,20 @@ def test_a_run_starts_from_weights_and_needs_their_file_no_more(gnp, tmp_path):
     started = open_trained(locate(tmp_path / "next"), step=None, best=False, screen=Screen()).params
     jax.tree.map(np.testing.assert_array_equal, started, ends[0])
     fails(
-        gnp("train", "--init-from", "run", *options, "--set", "model.patch_size=4", "--run-dir", "x"),
+        gnp(
+            "train", "--init-from", "run", *options, "--set", "model.patch_size=4", "--run-dir", "x"
+        ),
         "do not fit vit-nano: they have patch_embedding.kernel [12, 64], not [48, 64]",
         "they are for model.patch_size=2",
     )
-    fails(gnp("train", "--init-from", "run", "--run-dir", "x"), "normalised for 3 channel(s)", "digits have 1")
-    fails(gnp("train", "--init-from", "nowhere", "--run-dir", "x"), "cannot read", "nowhere: No such file")
+    fails(
+        gnp("train", "--init-from", "run", "--run-dir", "x"),
+        "normalised for 3 channel(s)",
+        "digits have 1",
+    )
+    fails(
+        gnp("train", "--init-from", "nowhere", "--run-dir", "x"),
+        "cannot read",
+        "nowhere: No such file",
+    )
     assert not (tmp_path / "x").exists()

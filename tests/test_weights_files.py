@@ -38,16 +38,27 @@ def test_safetensors(tmp_path):
 @pytest.mark.parametrize("prefix", ["", "module."])
 def test_torch_zip(tmp_path, key, prefix):
     named = OrderedDict((prefix + name, array) for name, array in TENSORS.items())
-    content = named if key is None else {"epoch": 3, "optimizer": {"state": {0: np.ones(5, np.float32)}}, key: named}
+    content = (
+        named
+        if key is None
+        else {"epoch": 3, "optimizer": {"state": {0: np.ones(5, np.float32)}}, key: named}
+    )
     write_torch(tmp_path / "w.pth", content)
     same(read_tensors(tmp_path / "w.pth"), TENSORS)
 
 
 def test_torch_views(tmp_path):
     storage = np.arange(24, dtype=np.float32)
-    views = {"transposed": storage[4:16].reshape(3, 4).T, "row": storage[20:22], "empty": storage[:0].reshape(0, 3)}
+    views = {
+        "transposed": storage[4:16].reshape(3, 4).T,
+        "row": storage[20:22],
+        "empty": storage[:0].reshape(0, 3),
+    }
     write_torch(tmp_path / "w.pth", views)
-    same(read_tensors(tmp_path / "w.pth"), {name: np.ascontiguousarray(view) for name, view in views.items()})
+    same(
+        read_tensors(tmp_path / "w.pth"),
+        {name: np.ascontiguousarray(view) for name, view in views.items()},
+    )
 
 
 class Bomb:
@@ -109,12 +120,24 @@ def short_storage(path):
 @pytest.mark.parametrize(
     ("write", "said"),
     [
-        (bare_pickle, r"pytorch_model\.bin is a bare pickle, which may run any code.*convert it with `python -c "),
+        (
+            bare_pickle,
+            r"pytorch_model\.bin is a bare pickle, which may run any code.*convert it with `python -c ",
+        ),
         (plain_zip, r"a zip archive, but not a PyTorch checkpoint"),
         (short_storage, r"a tensor reaches beyond its storage"),
-        (lambda path: write_torch(path, TENSORS, extra=[("weights/constants.pkl", "")]), r"a TorchScript program"),
-        (lambda path: write_torch(path, {"epoch": 3, "lr": 0.1}), r"no state dict.*it holds epoch, lr$"),
-        (lambda path: path.write_text("not weights"), r"neither a safetensors file nor a PyTorch checkpoint"),
+        (
+            lambda path: write_torch(path, TENSORS, extra=[("weights/constants.pkl", "")]),
+            r"a TorchScript program",
+        ),
+        (
+            lambda path: write_torch(path, {"epoch": 3, "lr": 0.1}),
+            r"no state dict.*it holds epoch, lr$",
+        ),
+        (
+            lambda path: path.write_text("not weights"),
+            r"neither a safetensors file nor a PyTorch checkpoint",
+        ),
         (lambda path: save_file({}, path), r"holds no tensors"),
         (lambda path: None, r"cannot read .*: No such file"),
     ],

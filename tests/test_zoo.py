@@ -151,14 +151,21 @@ def test_the_table_is_that_of_the_registry_and_of_the_reference():
         "upstream_bn_state_cifar10", "reference_params",
     )  # fmt: skip
     ours = [[row.name, *row[3:]] for row in ROWS]
-    assert ours == [[line["name"], *(int(line[c]) if line[c] else None for c in columns[1:])] for line in reference]
+    assert ours == [
+        [line["name"], *(int(line[c]) if line[c] else None for c in columns[1:])]
+        for line in reference
+    ]
 
 
-@pytest.mark.parametrize("row", [slow_unless(r.model not in HEAVY, r, r.model) for r in ROWS if r.default])
+@pytest.mark.parametrize(
+    "row", [slow_unless(r.model not in HEAVY, r, r.model) for r in ROWS if r.default]
+)
 def test_parameter_counts_of_the_default_form(row):
     _, params, _ = shapes(row.model)
     assert scalars(params) == row.default == MODELS[row.model].parameters
-    for path, leaf in jax.tree_util.tree_leaves_with_path(params):  # the decay mask of the optimizer rests on it
+    for path, leaf in jax.tree_util.tree_leaves_with_path(
+        params
+    ):  # the decay mask of the optimizer rests on it
         assert (leaf.ndim == 1) == (path[-1].key in ("bias", "qkv_bias", "scale")), path
 
 
@@ -168,7 +175,10 @@ def test_parameter_counts_of_all_forms(row):
     upstream = {"variant": "upstream"} if "variant" in MODELS[row.model].options else {}
     patch = {"patch_size": 4} if row.name.endswith("_Patch4") else {}
     if row.upstream_10:
-        assert counts(row.model, 32, upstream | patch, [10, 100]) == [row.upstream_10, row.upstream_100]
+        assert counts(row.model, 32, upstream | patch, [10, 100]) == [
+            row.upstream_10,
+            row.upstream_100,
+        ]
         assert scalars(shapes(row.model, **upstream, **patch)[2]) == (row.upstream_state or 0)
     if row.upstream_1000:
         # Only the first dense layer of VGG and the positions of a ViT or CaiT depend on the size of the images.
@@ -187,11 +197,15 @@ def test_counts_of_other_images_and_classes(model):
     _, params, _ = shapes(model)
     head = scalars(params["head"]) // 10
     for classes, channels in ((7, 3), (200, 1)):
-        built = build_model(ModelConfig(name=model), num_classes=classes, image_size=32, channels=channels)
+        built = build_model(
+            ModelConfig(name=model), num_classes=classes, image_size=32, channels=channels
+        )
         stem = params.get("stem", params.get("conv_1", params.get("patch_embedding")))
         bias = 0 if "stem" in params else scalars(jax.tree.leaves(stem)[0])
         fewer = (scalars(stem) - bias) * (3 - channels) // 3
-        assert count_parameters(built, (32, 32, channels)) == scalars(params) - fewer + head * (classes - 10)
+        assert count_parameters(built, (32, 32, channels)) == scalars(params) - fewer + head * (
+            classes - 10
+        )
 
 
 # ---------------------------------------------------------------------------------------------------------- contract
@@ -207,7 +221,13 @@ def test_every_model_traces_and_keeps_the_contract(name):
     images = jax.ShapeDtypeStruct((2, 32, 32, 3), jnp.float32)
     key = jax.eval_shape(lambda: jax.random.key(0))
     for train in (True, False):
-        run = jax.eval_shape(lambda p, s, x, k, train=train: model.apply(p, s, x, train, k), params, state, images, key)
+        run = jax.eval_shape(
+            lambda p, s, x, k, train=train: model.apply(p, s, x, train, k),
+            params,
+            state,
+            images,
+            key,
+        )
         assert run == (jax.ShapeDtypeStruct((2, 10), jnp.float32), state)
     entry = MODELS[name]
     summary = summarize(model, (entry.image_size, entry.image_size, 3))
@@ -222,7 +242,9 @@ def test_entries_are_consistent(name):
     assert entry.paper
     resolved = resolve_model(ModelConfig(name=name))
     assert ModelConfig.model_validate(resolved.model_dump()) == resolved
-    assert {o: getattr(resolved, o) for o in OPTION_NAMES} == {o: entry.options.get(o) for o in OPTION_NAMES}
+    assert {o: getattr(resolved, o) for o in OPTION_NAMES} == {
+        o: entry.options.get(o) for o in OPTION_NAMES
+    }
     assert resolve_model(resolved) == resolved
 
 
@@ -231,11 +253,15 @@ def test_entries_are_consistent(name):
 
 def test_resolve_keeps_what_was_chosen():
     resolved = resolve_model(ModelConfig(name="vit-ti", dropout=0.1))
-    assert resolved == ModelConfig(name="vit-ti", patch_size=4, dropout=0.1, attention_dropout=0.0, gelu="tanh")
+    assert resolved == ModelConfig(
+        name="vit-ti", patch_size=4, dropout=0.1, attention_dropout=0.0, gelu="tanh"
+    )
 
 
 def test_unknown_model_names_the_closest():
-    with pytest.raises(ConfigError, match=r"unknown model 'vit-tiny' - did you mean 'vit-ti'\?.*wrn-28-10") as caught:
+    with pytest.raises(
+        ConfigError, match=r"unknown model 'vit-tiny' - did you mean 'vit-ti'\?.*wrn-28-10"
+    ) as caught:
         resolve_model(ModelConfig(name="vit-tiny"))
     assert caught.value.key == "model.name"
 
@@ -248,7 +274,9 @@ def test_unknown_model_names_the_closest():
     ],
 )
 def test_option_that_the_model_does_not_have(name, option, value, has):
-    with pytest.raises(ConfigError, match=f"{name} has no option '{option}'; its options are {has}") as caught:
+    with pytest.raises(
+        ConfigError, match=f"{name} has no option '{option}'; its options are {has}"
+    ) as caught:
         resolve_model(ModelConfig(name=name, **{option: value}))
     assert caught.value.key == f"model.{option}"
 
@@ -277,7 +305,9 @@ def test_models_of_ones_own_that_cannot_be_found(tmp_path, monkeypatch, name, pa
     assert caught.value.key == "model.name"
 
 
-def test_a_model_of_ones_own_takes_its_own_options_and_drops_those_of_the_preset(tmp_path, monkeypatch):
+def test_a_model_of_ones_own_takes_its_own_options_and_drops_those_of_the_preset(
+    tmp_path, monkeypatch
+):
     (tmp_path / "mine.py").write_text(
         "from gnpcli.models.registry import Entry\nsmall = Entry(__name__, {}, {'dropout': 0.1, 'variant': None})\n"
     )
@@ -285,7 +315,10 @@ def test_a_model_of_ones_own_takes_its_own_options_and_drops_those_of_the_preset
     monkeypatch.setattr(sys, "path", list(sys.path))
     config = resolve("vit-s-cifar10", ["model.name=mine:small", "model.variant=upstream"]).model
     assert config == ModelConfig(name="mine:small", dropout=0.1, variant="upstream")
-    with pytest.raises(ConfigError, match="--set: mine:small has no option 'stem'; its options are dropout, variant"):
+    with pytest.raises(
+        ConfigError,
+        match="--set: mine:small has no option 'stem'; its options are dropout, variant",
+    ):
         resolve("vit-s-cifar10", ["model.name=mine:small", "model.stem=cifar"])
 
 
@@ -300,7 +333,12 @@ def test_models_list_as_a_table_and_as_json(gnp):
     assert len(lines) == len(rows) + 1
     for row, line in zip(rows, lines[1:], strict=True):
         assert row["parameters"] == counts.get(row["name"], 102730)
-        assert line.split()[:4] == [row["name"], row["family"], str(row["image_size"]), f"{row['parameters']:,}"]
+        assert line.split()[:4] == [
+            row["name"],
+            row["family"],
+            str(row["image_size"]),
+            f"{row['parameters']:,}",
+        ]
         assert row["paper"].rpartition("/")[2] in line
 
 
@@ -324,11 +362,23 @@ def test_models_show_counts_every_layer(gnp):
     ("arguments", "parts"),
     [
         (("resnet", "--image-size", "64"), ["unknown model 'resnet'", "did you mean 'resnet"]),
-        (("swin-t", "--image-size", "224"), ["do not tile", "image sizes that fit: 128, 192, 256, 320"]),
-        (("vit-s", "--image-size", "30"), ["image sizes that fit: 28, 32", "patch sizes that fit these images: 1, 2"]),
+        (
+            ("swin-t", "--image-size", "224"),
+            ["do not tile", "image sizes that fit: 128, 192, 256, 320"],
+        ),
+        (
+            ("vit-s", "--image-size", "30"),
+            ["image sizes that fit: 28, 32", "patch sizes that fit these images: 1, 2"],
+        ),
         (("vgg16", "--image-size", "28"), ["sizes that do: 32 and larger"]),
-        (("vit-s", "--set", "model.stem=cifar"), ["--set: vit-s has no option 'stem'", "patch_size"]),
-        (("resnet18", "--set", "model.stem=small"), ["model.stem: 'small' is not one of cifar, imagenet"]),
+        (
+            ("vit-s", "--set", "model.stem=cifar"),
+            ["--set: vit-s has no option 'stem'", "patch_size"],
+        ),
+        (
+            ("resnet18", "--set", "model.stem=small"),
+            ["model.stem: 'small' is not one of cifar, imagenet"],
+        ),
     ],
 )
 def test_sizes_and_options_that_do_not_fit(gnp, arguments, parts):

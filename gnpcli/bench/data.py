@@ -32,7 +32,10 @@ from gnpcli.engine.task import build_task
 from gnpcli.errors import ConfigError, DataError
 
 VARIANTS: dict[str, dict[str, str]] = {
-    **{name: {"augment": name, "mix": "none"} for name in ("none", "crop", "basic", "autoaugment", "randaugment")},
+    **{
+        name: {"augment": name, "mix": "none"}
+        for name in ("none", "crop", "basic", "autoaugment", "randaugment")
+    },
     **{name: {"augment": "basic", "mix": name} for name in ("cutout", "mixup", "cutmix", "mixcut")},
 }
 """What `bench_in_memory` can compare, as changes of the `data` section; the batch-level ones come after ``basic``."""
@@ -114,7 +117,9 @@ Decode = Callable[[Sequence[str], np.random.Generator], None]
 """Decodes files into normalised training images, one after the other, and throws them away."""
 
 
-def bench_streamed(config: RunConfig, folder: Path, *, count: int, rounds: int, report: Report) -> dict[str, Any]:
+def bench_streamed(
+    config: RunConfig, folder: Path, *, count: int, rounds: int, report: Report
+) -> dict[str, Any]:
     """Measure decoding, random resized crop, flip and normalisation of image files, alone and as the streamed feed.
 
     One thread decodes all files of a round (the normalisation is the device's) beside a loop over Pillow as a person
@@ -136,7 +141,9 @@ def bench_streamed(config: RunConfig, folder: Path, *, count: int, rounds: int, 
     Raises:
         DataError: If there are no images, or one cannot be read.
     """
-    paths = [str(path) for path in sorted(folder.rglob("*")) if path.suffix.lower() in SUFFIXES][:1000]
+    paths = [str(path) for path in sorted(folder.rglob("*")) if path.suffix.lower() in SUFFIXES][
+        :1000
+    ]
     if not paths:
         raise DataError(f"no images below {folder} ({', '.join(SUFFIXES)})")
     size = config.data.image_size or STREAMED_SIZE
@@ -163,7 +170,9 @@ def bench_streamed(config: RunConfig, folder: Path, *, count: int, rounds: int, 
             {
                 "name": name,
                 "images_per_s": len(paths) / statistics.median(own),
-                "over_pillow": statistics.median(a / b for a, b in zip(times["pillow"], own, strict=True)),
+                "over_pillow": statistics.median(
+                    a / b for a, b in zip(times["pillow"], own, strict=True)
+                ),
             }
             for name, own in times.items()
         ],
@@ -228,7 +237,12 @@ def _torchvision_loop(size: int, min_area: float) -> Decode | None:
 def _bench_feed(config: RunConfig, paths: Sequence[str], size: int, count: int) -> dict[str, Any]:
     data = config.data.model_copy(update={"augment": "basic", "mix": "none", "random_erasing": 0.0})
     spec = DataSpec(
-        name="folder", class_names=("0", "1"), image_size=size, channels=3, mean=STREAMED_MEAN, std=STREAMED_STD
+        name="folder",
+        class_names=("0", "1"),
+        image_size=size,
+        channels=3,
+        mean=STREAMED_MEAN,
+        std=STREAMED_STD,
     )
     copies = -(-max(count, data.batch_size) // len(paths))
     split = FileSplit([*paths] * copies, np.zeros(copies * len(paths), np.int32))

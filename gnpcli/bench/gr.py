@@ -44,7 +44,9 @@ Of ``zero-warmup`` it is the plain steps of the warmup that are measured.
 """
 
 
-def bench_gr(config: RunConfig, *, variants: Sequence[str], rounds: int, steps: int, report: Report) -> dict[str, Any]:
+def bench_gr(
+    config: RunConfig, *, variants: Sequence[str], rounds: int, steps: int, report: Report
+) -> dict[str, Any]:
     """Measure training steps of a configuration with every form of GR beside plain ones.
 
     A round times `steps` steps of each kind in turn (whole periods of a kind whose steps differ). Ratios are medians
@@ -72,7 +74,9 @@ def bench_gr(config: RunConfig, *, variants: Sequence[str], rounds: int, steps: 
     """
     for name in variants:
         if name not in VARIANTS:
-            raise ConfigError(f"unknown variant {name!r}{suggest(name, VARIANTS)} (choices: {', '.join(VARIANTS)})")
+            raise ConfigError(
+                f"unknown variant {name!r}{suggest(name, VARIANTS)} (choices: {', '.join(VARIANTS)})"
+            )
     base = override(regularized(config), WHOLE)
     images, spec = random_images(config)
     kinds: dict[str, Timed] = {}
@@ -101,7 +105,9 @@ def bench_gr(config: RunConfig, *, variants: Sequence[str], rounds: int, steps: 
             "cpu_over_plain": timed.cpu_over(plain) if jax.default_backend() == "cpu" else None,
             "flops_over_plain": timed.flops / plain.flops if timed.flops and plain.flops else None,
             "peak_bytes": timed.peak_bytes,
-            "memory_over_plain": timed.peak_bytes / plain.peak_bytes if timed.peak_bytes and plain.peak_bytes else None,
+            "memory_over_plain": timed.peak_bytes / plain.peak_bytes
+            if timed.peak_bytes and plain.peak_bytes
+            else None,
         }
 
     return {

@@ -77,7 +77,9 @@ def _cait(cait: ModuleType, sizes: Mapping[str, int], options: ModelConfig, data
     )  # fmt: skip
 
 
-def _resnet(resnet: ModuleType, sizes: Mapping[str, int], options: ModelConfig, data: DataSpec) -> Any:
+def _resnet(
+    resnet: ModuleType, sizes: Mapping[str, int], options: ModelConfig, data: DataSpec
+) -> Any:
     nn = importlib.import_module("torch.nn")
     block = resnet.Bottleneck if sizes["depth"] >= 50 else resnet.BasicBlock
     model = resnet.ResNet(block, list(RESNET_STAGES[sizes["depth"]]), num_classes=data.num_classes)
@@ -110,7 +112,9 @@ PEERS: dict[str, Peer] = {
 """By family; WideResNet, Shake-Shake and PyramidNet are in neither library."""
 
 
-def bench_peer(config: RunConfig, *, is_compiled: bool, rounds: int, steps: int, report: Report) -> dict[str, Any]:
+def bench_peer(
+    config: RunConfig, *, is_compiled: bool, rounds: int, steps: int, report: Report
+) -> dict[str, Any]:
     """Measure a configuration's plain and GNP steps beside those of the same network in PyTorch, interleaved.
 
     Ours are those of `gnpcli.bench.steps.bench`, feed and augmentation included. PyTorch's get one batch that lies ready in
@@ -141,22 +145,35 @@ def bench_peer(config: RunConfig, *, is_compiled: bool, rounds: int, steps: int,
     try:
         torch, library = importlib.import_module("torch"), importlib.import_module(peer.module)
     except ImportError as error:
-        raise ConfigError(f"comparing needs PyTorch: pip install 'gnp[parity]' ({error})") from error
+        raise ConfigError(
+            f"comparing needs PyTorch: pip install 'gnp[parity]' ({error})"
+        ) from error
     if jax.default_backend() == "gpu" and not torch.cuda.is_available():
-        raise ConfigError("jax has an accelerator here and PyTorch has not: install a build of PyTorch that has")
+        raise ConfigError(
+            "jax has an accelerator here and PyTorch has not: install a build of PyTorch that has"
+        )
     images, spec = random_images(config)
     torch.manual_seed(config.train.seed)
     model = resolve_model(config.model)
     network = peer.build(library, find_model(model.name).architecture, model, spec)
     difference = _difference(torch, network, config, spec)
     batch = images.images[: config.data.batch_size].astype(np.float32) / 255
-    batch = ((batch - np.asarray(spec.mean, np.float32)) / np.asarray(spec.std, np.float32)).transpose(0, 3, 1, 2)
+    batch = (
+        (batch - np.asarray(spec.mean, np.float32)) / np.asarray(spec.std, np.float32)
+    ).transpose(0, 3, 1, 2)
     labels = images.labels[: config.data.batch_size].astype(np.int64)
     kinds: dict[str, Rounds] = {}
 
     def add(name: str, alpha: float) -> None:
         kinds[name] = TorchSteps(
-            torch, network, config, batch, labels, alpha=alpha, is_compiled=is_compiled, nhwc=peer.is_convolutional
+            torch,
+            network,
+            config,
+            batch,
+            labels,
+            alpha=alpha,
+            is_compiled=is_compiled,
+            nhwc=peer.is_convolutional,
         )
 
     add("torch plain", 0.0)
@@ -174,7 +191,9 @@ def bench_peer(config: RunConfig, *, is_compiled: bool, rounds: int, steps: int,
         "difference": difference,
         "rounds": rounds,
         "steps_per_round": steps,
-        "measurements": [_compared(name, own[name], kinds[f"torch {name}"], config) for name in own],
+        "measurements": [
+            _compared(name, own[name], kinds[f"torch {name}"], config) for name in own
+        ],
         "environment": describe_environment(),
     }
 
@@ -202,21 +221,29 @@ def _find_peer(config: RunConfig) -> Peer:
             key="model.name",
         )
     if config.optimizer.name not in ("adamw", "sgd"):
-        raise ConfigError(f"the comparison knows adamw and sgd, not {config.optimizer.name}", key="optimizer.name")
+        raise ConfigError(
+            f"the comparison knows adamw and sgd, not {config.optimizer.name}", key="optimizer.name"
+        )
     return PEERS[family]
 
 
 def _difference(torch: ModuleType, network: Any, config: RunConfig, spec: DataSpec) -> float:
     """Return the largest difference of the logits of both networks with the same weights, over the largest logit."""
-    images = np.random.default_rng(1).normal(size=(2, spec.image_size, spec.image_size, spec.channels))
+    images = np.random.default_rng(1).normal(
+        size=(2, spec.image_size, spec.image_size, spec.channels)
+    )
     images = images.astype(np.float32)
     with torch.no_grad():
         wanted = network.eval()(torch.from_numpy(images.transpose(0, 3, 1, 2).copy())).numpy()
     family = importlib.import_module(find_model(config.model.name).module)
-    params, state = family.from_torch({name: tensor.numpy() for name, tensor in network.state_dict().items()})
+    params, state = family.from_torch(
+        {name: tensor.numpy() for name, tensor in network.state_dict().items()}
+    )
     train = config.train.model_copy(update={"dtype": "float32"})
     model = build_for(config.model_copy(update={"train": train}), spec)
-    logits = jax.jit(model.apply, static_argnames="train")(params, state, images, train=False, key=None)[0]
+    logits = jax.jit(model.apply, static_argnames="train")(
+        params, state, images, train=False, key=None
+    )[0]
     return float(np.abs(np.asarray(logits) - wanted).max() / np.abs(wanted).max())
 
 
@@ -245,12 +272,21 @@ class TorchSteps(Rounds):
         network = copy.deepcopy(network).train().to(device, memory_format=layout)
         self._parameters = list(network.parameters())
         self._network = torch.compile(network) if is_compiled else network
-        self._images = torch.from_numpy(np.ascontiguousarray(images)).to(device, memory_format=layout)
+        self._images = torch.from_numpy(np.ascontiguousarray(images)).to(
+            device, memory_format=layout
+        )
         self._labels = torch.from_numpy(labels).to(device)
         self._optimizer = _optimizer(torch, self._parameters, config)
         self._loss = torch.nn.CrossEntropyLoss(label_smoothing=config.train.label_smoothing)
-        self._autocast = partial(torch.autocast, device, dtype=torch.bfloat16, enabled=config.train.dtype == "bfloat16")
-        self._torch, self._r, self._alpha, self._clip = torch, config.gr.r, alpha, config.train.clip_norm
+        self._autocast = partial(
+            torch.autocast, device, dtype=torch.bfloat16, enabled=config.train.dtype == "bfloat16"
+        )
+        self._torch, self._r, self._alpha, self._clip = (
+            torch,
+            config.gr.r,
+            alpha,
+            config.train.clip_norm,
+        )
 
     def _gradient(self) -> list[Any]:
         for parameter in self._parameters:
@@ -270,7 +306,9 @@ class TorchSteps(Rounds):
             perturbed = self._gradient()
             with torch.no_grad():
                 torch._foreach_sub_(self._parameters, moves)
-                torch._foreach_lerp_(perturbed, grads, 1 - self._alpha)  # which are the parameters' gradients
+                torch._foreach_lerp_(
+                    perturbed, grads, 1 - self._alpha
+                )  # which are the parameters' gradients
         if self._clip is not None:
             torch.nn.utils.clip_grad_norm_(self._parameters, self._clip)
         self._optimizer.step()
@@ -296,7 +334,13 @@ def _optimizer(torch: ModuleType, parameters: Sequence[Any], config: RunConfig) 
     ]
     if optimizer.name == "adamw":
         betas = (optimizer.b1, optimizer.b2)
-        return torch.optim.AdamW(groups, lr=optimizer.lr, betas=betas, eps=optimizer.eps, fused=True)
+        return torch.optim.AdamW(
+            groups, lr=optimizer.lr, betas=betas, eps=optimizer.eps, fused=True
+        )
     return torch.optim.SGD(
-        groups, lr=optimizer.lr, momentum=optimizer.momentum, nesterov=optimizer.nesterov, fused=True
+        groups,
+        lr=optimizer.lr,
+        momentum=optimizer.momentum,
+        nesterov=optimizer.nesterov,
+        fused=True,
     )

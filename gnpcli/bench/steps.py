@@ -64,7 +64,11 @@ def bench(config: RunConfig, *, rounds: int, steps: int, report: Report) -> dict
         "steps_per_round": steps,
         "matmul_flops_per_s": peak,
         "measurements": [
-            {"name": name, **timed.figures(config.data.batch_size, peak * mesh.size), "gnp_over_plain": ratio}
+            {
+                "name": name,
+                **timed.figures(config.data.batch_size, peak * mesh.size),
+                "gnp_over_plain": ratio,
+            }
             for name, timed in kinds.items()
         ],
         "environment": describe_environment(),
@@ -175,7 +179,9 @@ class Rounds(ABC):
 
     def cpu_over(self, other: Rounds) -> float:
         """Return `over` in processor time."""
-        return statistics.median(own / its for own, its in zip(self.cpu_times_s, other.cpu_times_s, strict=True))
+        return statistics.median(
+            own / its for own, its in zip(self.cpu_times_s, other.cpu_times_s, strict=True)
+        )
 
     @property
     def step_s(self) -> float:
@@ -186,7 +192,15 @@ class Rounds(ABC):
 class Timed(Rounds):
     """Compiled steps ``(state, source) -> (state, result)`` with a state of their own."""
 
-    def __init__(self, cycle: Sequence[Any], state: Any, source: Any, *, repeat: int = 1, has_loop: bool = False):
+    def __init__(
+        self,
+        cycle: Sequence[Any],
+        state: Any,
+        source: Any,
+        *,
+        repeat: int = 1,
+        has_loop: bool = False,
+    ):
         """Compile.
 
         Args:
@@ -239,7 +253,10 @@ class Timed(Rounds):
         """
         if self._has_loop:
             return None
-        counts = {step: _count_flops(step, self._state, self._source) for step in dict.fromkeys(self._steps)}
+        counts = {
+            step: _count_flops(step, self._state, self._source)
+            for step in dict.fromkeys(self._steps)
+        }
         known = [count for count in map(counts.get, self._steps) if count is not None]
         return statistics.fmean(known) if len(known) == len(self._steps) else None
 
@@ -251,7 +268,11 @@ class Timed(Rounds):
             memory = step.memory_analysis()
             if memory is None:
                 return None
-            held = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
+            held = (
+                memory.argument_size_in_bytes
+                + memory.output_size_in_bytes
+                - memory.alias_size_in_bytes
+            )
             peaks.append(int(held + memory.temp_size_in_bytes))
         return max(peaks)
 

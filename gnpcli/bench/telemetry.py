@@ -20,7 +20,9 @@ from gnpcli.step.schedules import lr_schedule
 from gnpcli.step.state import TrainState
 
 
-def bench_telemetry(config: RunConfig, *, rounds: int, steps: int, report: Report) -> dict[str, Any]:
+def bench_telemetry(
+    config: RunConfig, *, rounds: int, steps: int, report: Report
+) -> dict[str, Any]:
     """Measure plain steps of `config` as they are against bare ones, which tell their loss and guard nothing.
 
     Plain, because telemetry then is the largest share of a step. Figures are medians over rounds as in
@@ -71,7 +73,9 @@ def _bare_step(task: Task) -> Any:
     config = task.config
     optimizer = build_optimizer(config.optimizer, config.train)
     lr = lr_schedule(config.schedule, config.optimizer.lr, task.horizon)
-    value_and_grad = make_value_and_grad(task.model, config.train, config.gr, task.mesh, kind="plain", r=0.0, alpha=0.0)
+    value_and_grad = make_value_and_grad(
+        task.model, config.train, config.gr, task.mesh, kind="plain", r=0.0, alpha=0.0
+    )
 
     def step(state: TrainState, source: Any) -> tuple[TrainState, jax.Array]:
         images, labels, key = step_batch(state.key, state.step, task.feed, source, task.mesh)
@@ -82,8 +86,15 @@ def _bare_step(task: Task) -> Any:
             grads = clip_by_norm(grads, global_norm(grads), config.train.clip_norm)
         directions, opt_state = optimizer.update(grads, state.opt_state, state.params)
         rate = lr(state.step)
-        params = optax.apply_updates(state.params, jax.tree.map(lambda direction: -rate * direction, directions))
-        moved = {"params": params, "model_state": model_state, "opt_state": opt_state, "step": state.step + 1}
+        params = optax.apply_updates(
+            state.params, jax.tree.map(lambda direction: -rate * direction, directions)
+        )
+        moved = {
+            "params": params,
+            "model_state": model_state,
+            "opt_state": opt_state,
+            "step": state.step + 1,
+        }
         return state._replace(**moved), loss
 
     return jax.jit(step, donate_argnums=0, out_shardings=replicated(task.mesh))

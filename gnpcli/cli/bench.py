@@ -15,7 +15,9 @@ if TYPE_CHECKING:
 
 app = typer.Typer(invoke_without_command=True)
 
-RoundsOption = Annotated[int, typer.Option("--rounds", min=1, help="Rounds; the figures are medians over them.")]
+RoundsOption = Annotated[
+    int, typer.Option("--rounds", min=1, help="Rounds; the figures are medians over them.")
+]
 StepsOption = Annotated[int, typer.Option("--steps", min=1, help="Steps of each kind in a round.")]
 
 
@@ -45,12 +47,20 @@ def data(
     preset: PresetOption = None,
     assignments: SetOption = [],  # noqa: B006 - typer copies it
     variants: Annotated[
-        str, typer.Option("--variants", help="What to compare in memory: augmentations, joined by commas.")
+        str,
+        typer.Option(
+            "--variants", help="What to compare in memory: augmentations, joined by commas."
+        ),
     ] = "none,basic,autoaugment,mixup",
     images: Annotated[
-        Path | None, typer.Option("--images", help="Measure streaming instead, on the image files below this folder.")
+        Path | None,
+        typer.Option(
+            "--images", help="Measure streaming instead, on the image files below this folder."
+        ),
     ] = None,
-    count: Annotated[int, typer.Option("--count", min=1, help="With --images: images that the feed decodes.")] = 2000,
+    count: Annotated[
+        int, typer.Option("--count", min=1, help="With --images: images that the feed decodes.")
+    ] = 2000,
     rounds: RoundsOption = 5,
     steps: StepsOption = 3,
     as_json: JsonOption = False,
@@ -60,7 +70,9 @@ def data(
     from gnpcli.bench.data import bench_in_memory, bench_streamed
 
     if images is None:
-        result = bench_in_memory(config, variants=_names(variants), rounds=rounds, steps=steps, report=_report)
+        result = bench_in_memory(
+            config, variants=_names(variants), rounds=rounds, steps=steps, report=_report
+        )
         _tell(result, as_json, _print_in_memory)
     else:
         result = bench_streamed(config, images, count=count, rounds=rounds, report=_report)
@@ -79,7 +91,11 @@ def telemetry(
     config = _configure(preset, assignments)
     from gnpcli.bench.telemetry import bench_telemetry
 
-    _tell(bench_telemetry(config, rounds=rounds, steps=steps, report=_report), as_json, _print_telemetry)
+    _tell(
+        bench_telemetry(config, rounds=rounds, steps=steps, report=_report),
+        as_json,
+        _print_telemetry,
+    )
 
 
 @app.command("gr")
@@ -87,7 +103,8 @@ def gr(
     preset: PresetOption = None,
     assignments: SetOption = [],  # noqa: B006 - typer copies it
     variants: Annotated[
-        str | None, typer.Option("--variants", help="Forms of GR, joined by commas. [default: every one]")
+        str | None,
+        typer.Option("--variants", help="Forms of GR, joined by commas. [default: every one]"),
     ] = None,
     rounds: RoundsOption = 5,
     steps: StepsOption = 3,
@@ -98,7 +115,11 @@ def gr(
     from gnpcli.bench.gr import VARIANTS, bench_gr
 
     names = list(VARIANTS) if variants is None else _names(variants)
-    _tell(bench_gr(config, variants=names, rounds=rounds, steps=steps, report=_report), as_json, _print_gr)
+    _tell(
+        bench_gr(config, variants=names, rounds=rounds, steps=steps, report=_report),
+        as_json,
+        _print_gr,
+    )
 
 
 @app.command("peer")
@@ -199,14 +220,20 @@ def _print_in_memory(result: dict[str, Any]) -> None:
 
 
 def _print_streamed(result: dict[str, Any]) -> None:
-    typer.echo(f"{result['images']} files to {result['image_size']} px, cropped, flipped, normalised, in one thread:")
+    typer.echo(
+        f"{result['images']} files to {result['image_size']} px, cropped, flipped, normalised, in one thread:"
+    )
     for row in result["measurements"]:
-        typer.echo(f"  {row['name']:<12}{row['images_per_s']:6,.0f} img/s  {row['over_pillow']:.2f} times pillow")
+        typer.echo(
+            f"  {row['name']:<12}{row['images_per_s']:6,.0f} img/s  {row['over_pillow']:.2f} times pillow"
+        )
     feed = result["feed"]
     workers = "one worker per core" if feed["workers"] is None else f"{feed['workers']} worker(s)"
     typer.echo(f"feed, {workers}: {feed['images_per_s']:,.0f} img/s")
     if feed["memory"][0][1] is not None:
-        told = ", ".join(f"{megabytes:,.0f} MB after {images:,}" for images, megabytes in feed["memory"])
+        told = ", ".join(
+            f"{megabytes:,.0f} MB after {images:,}" for images, megabytes in feed["memory"]
+        )
         typer.echo(f"memory: {told}")
 
 
@@ -258,4 +285,6 @@ def _print_peer(result: dict[str, Any]) -> None:
             for row in result["measurements"]
         ],
     )  # fmt: skip
-    typer.echo(f"logits of both with the same weights differ by {result['difference']:.1e} of the largest")
+    typer.echo(
+        f"logits of both with the same weights differ by {result['difference']:.1e} of the largest"
+    )

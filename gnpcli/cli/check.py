@@ -21,25 +21,36 @@ def check(
     target: Annotated[
         str | None,
         typer.Argument(
-            metavar="[RUN|PRESET]", help="A run folder, one of its checkpoints, or a preset. [default: demo]"
+            metavar="[RUN|PRESET]",
+            help="A run folder, one of its checkpoints, or a preset. [default: demo]",
         ),
     ] = None,
     assignments: SetOption = [],  # noqa: B006 - typer copies it
     data_dir: DataDirOption = None,
-    batches: Annotated[int, typer.Option("--batches", min=1, help="Training batches to measure on.")] = 4,
+    batches: Annotated[
+        int, typer.Option("--batches", min=1, help="Training batches to measure on.")
+    ] = 4,
     batch_size: Annotated[
-        int | None, typer.Option("--batch-size", min=1, help="Images in each. [default: as configured]")
+        int | None,
+        typer.Option("--batch-size", min=1, help="Images in each. [default: as configured]"),
     ] = None,
-    dtypes: Annotated[str, typer.Option("--dtypes", help="Compute types, joined by commas.")] = ",".join(DTYPES),
+    dtypes: Annotated[
+        str, typer.Option("--dtypes", help="Compute types, joined by commas.")
+    ] = ",".join(DTYPES),
     r_min: Annotated[float, typer.Option("--r-min", help="Smallest radius.")] = 1e-5,
     r_max: Annotated[float, typer.Option("--r-max", help="Largest radius.")] = 10.0,
     per_decade: Annotated[
         int, typer.Option("--per-decade", min=1, help="Radii from one power of ten to the next.")
     ] = 2,
     threshold: Annotated[
-        float, typer.Option("--threshold", help="Error of the penalty's gradient up to which r is trustworthy.")
+        float,
+        typer.Option(
+            "--threshold", help="Error of the penalty's gradient up to which r is trustworthy."
+        ),
     ] = 0.1,
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="Also draw it: a .png, .svg or .pdf file.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Also draw it: a .png, .svg or .pdf file.")
+    ] = None,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
@@ -49,7 +60,9 @@ def check(
     """
     chosen = [name.strip() for name in dtypes.split(",")]
     if unknown := [name for name in chosen if name not in DTYPES]:
-        raise typer.BadParameter(f"'{unknown[0]}' is not one of {', '.join(DTYPES)}", param_hint="--dtypes")
+        raise typer.BadParameter(
+            f"'{unknown[0]}' is not one of {', '.join(DTYPES)}", param_hint="--dtypes"
+        )
     if not 0 < r_min < r_max < float("inf"):
         raise typer.BadParameter(
             f"must be above 0 and below --r-max, not {r_min:g} and {r_max:g}", param_hint="--r-min"
@@ -79,7 +92,15 @@ def check(
     if config is None:
         config, trained = _open(Path(str(target)), assignments, flags, screen)
     radii = log_spaced(r_min, r_max, per_decade)
-    result = run(config, trained, radii=radii, dtypes=chosen, batches=batches, threshold=threshold, screen=screen)
+    result = run(
+        config,
+        trained,
+        radii=radii,
+        dtypes=chosen,
+        batches=batches,
+        threshold=threshold,
+        screen=screen,
+    )
     if out is not None:
         plot(result, out)
     if as_json:
@@ -103,7 +124,9 @@ def _open(
     trained = open_trained(locate(path), step=None, best=False, screen=screen)
     config = override(trained.config, assignments, flags)
     if config.model != trained.config.model:
-        raise ConfigError(f"--set: the model of {path} is trained, its keys cannot be set; check a preset instead")
+        raise ConfigError(
+            f"--set: the model of {path} is trained, its keys cannot be set; check a preset instead"
+        )
     return config, trained
 
 
@@ -123,7 +146,11 @@ def _print(result: dict[str, Any]) -> None:
     def add(name: str, r: str, row: dict[str, Any], style: str | None = None) -> None:
         def told(key: str, scale: float, digits: int) -> str:
             value = row[key]
-            return "not finite" if value is None else f"{scale * value:.{digits}g}" + (" %" if scale == 100 else "")
+            return (
+                "not finite"
+                if value is None
+                else f"{scale * value:.{digits}g}" + (" %" if scale == 100 else "")
+            )
 
         table.add_row(
             name, r, told("penalty", 100, 3), told("worst_penalty", 100, 3), told("worst_mixed", 100, 3),
@@ -133,7 +160,9 @@ def _print(result: dict[str, Any]) -> None:
     for kind in result["types"]:
         for index, row in enumerate(kind["radii"]):
             mark = f"{row['r']:g}" + (" *" if row["is_configured"] else "  ")
-            add("" if index else kind["dtype"], mark, row, "bold" if row["is_trustworthy"] else None)
+            add(
+                "" if index else kind["dtype"], mark, row, "bold" if row["is_trustworthy"] else None
+            )
         if kind["exact"]:
             add("", "exact  ", kind["exact"])
     Console(highlight=False).print(table)

@@ -11,13 +11,17 @@ from gnpcli.cli.options import JsonOption
 
 
 def compare(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folders made by gnp train.")],
+    runs: Annotated[
+        list[Path], typer.Argument(metavar="RUN...", help="Folders made by gnp train.")
+    ],
     as_json: JsonOption = False,
 ) -> None:
     """Show several runs side by side: what differs in their configuration, final and best errors, and cost."""
     from gnpcli.runs.compare import compare as run
 
-    result = run(runs, lambda text: typer.secho(f"warning: {text}", fg=typer.colors.YELLOW, err=True))
+    result = run(
+        runs, lambda text: typer.secho(f"warning: {text}", fg=typer.colors.YELLOW, err=True)
+    )
     if as_json:
         import json
 
@@ -31,7 +35,10 @@ def compare(
     for name in ("", *(one["label"] for one in result["runs"])):
         grid.add_column(Text(name, style="bold"), overflow="fold")
     for key, values in result["differences"].items():
-        grid.add_row(Text(key, style="cyan"), *(Text("-" if value is None else str(value)) for value in values))
+        grid.add_row(
+            Text(key, style="cyan"),
+            *(Text("-" if value is None else str(value)) for value in values),
+        )
     grid.add_section()
     for name, texts in _measurements(result["runs"]):
         grid.add_row(name, *texts)
@@ -48,14 +55,23 @@ def _measurements(runs: list[dict[str, Any]]) -> list[tuple[str, list[str]]]:
         if any(split in one["final"] for one in runs):
             lines += [
                 (f"{split} error", [_percent(one["final"].get(split)) for one in runs]),
-                (f"best {split} error", [_percent(one["best"].get(split), with_epoch=True) for one in runs]),
-                (f"{split} loss", [_number(one["final"].get(split, {}).get("loss"), ".4f") for one in runs]),
+                (
+                    f"best {split} error",
+                    [_percent(one["best"].get(split), with_epoch=True) for one in runs],
+                ),
+                (
+                    f"{split} loss",
+                    [_number(one["final"].get(split, {}).get("loss"), ".4f") for one in runs],
+                ),
             ]
     costs = [one["cost"] for one in runs]
     return [
         *lines,
         ("parameters", [_number(cost["num_parameters"], ",") for cost in costs]),
-        ("steps, plain + GNP", [f"{cost['plain_steps']:,} + {cost['gnp_steps']:,}" for cost in costs]),
+        (
+            "steps, plain + GNP",
+            [f"{cost['plain_steps']:,} + {cost['gnp_steps']:,}" for cost in costs],
+        ),
         ("gradients", [f"{cost['gradients']:,}" for cost in costs]),
         ("training time", [f"{cost['training_time_s']:,.0f} s" for cost in costs]),
         ("images/s", [_number(cost["images_per_s"], ",.0f") for cost in costs]),

@@ -34,7 +34,10 @@ def list_data(data_dir: DataDirOption = None, as_json: JsonOption = False) -> No
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     for number, (*cells, where) in enumerate(table):
         parts = zip(cells, widths, _COLUMNS.values(), strict=False)
-        line = "  ".join(cell.rjust(width) if is_number else cell.ljust(width) for cell, width, is_number in parts)
+        line = "  ".join(
+            cell.rjust(width) if is_number else cell.ljust(width)
+            for cell, width, is_number in parts
+        )
         if not sys.stdout.isatty():
             typer.echo(f"{line}  {where}")
             continue
@@ -53,7 +56,9 @@ _COLUMNS = {
 def _cells(row: Listing) -> list[str]:
     from gnpcli.data.archives.fetch import format_bytes
 
-    pixels = f"{row.image_size}x{row.image_size}x{row.channels}" if row.image_size is not None else ""
+    pixels = (
+        f"{row.image_size}x{row.image_size}x{row.channels}" if row.image_size is not None else ""
+    )
     return [
         row.name,
         " + ".join(f"{count:,}" for count in row.splits.values()) if row.splits else "",
@@ -70,7 +75,11 @@ def _how_to_get(row: Listing) -> str:
 
     if row.download_bytes is not None:
         return f"absent; gnp data prepare {row.name} downloads {format_bytes(row.download_bytes)}"
-    return row.about if row.format or ":" in row.name else f"absent; gnp data prepare {row.name} tells how to get it"
+    return (
+        row.about
+        if row.format or ":" in row.name
+        else f"absent; gnp data prepare {row.name} tells how to get it"
+    )
 
 
 @app.command("prepare")
@@ -78,11 +87,16 @@ def prepare(
     name: Annotated[str, typer.Argument(help="A data set of gnp data list.")],
     data_dir: DataDirOption = None,
     split: Annotated[
-        str | None, typer.Option("--split", help="Splits besides train and test, for example train+extra.")
+        str | None,
+        typer.Option("--split", help="Splits besides train and test, for example train+extra."),
     ] = None,
     mirror: Annotated[
         str | None,
-        typer.Option("--mirror", envvar="GNP_MIRROR", help="Address that serves the archives in place of their own."),
+        typer.Option(
+            "--mirror",
+            envvar="GNP_MIRROR",
+            help="Address that serves the archives in place of their own.",
+        ),
     ] = None,
     checksums: Annotated[
         Path | None,
@@ -132,4 +146,6 @@ def _next_command(name: str, data_dir: str | None) -> str:
             if resolve(preset).data.name == name:
                 choice = f"--preset {preset}"
                 break
-    return f"gnp train {choice}" + (f" --data-dir {shlex.quote(data_dir)}" if data_dir is not None else "")
+    return f"gnp train {choice}" + (
+        f" --data-dir {shlex.quote(data_dir)}" if data_dir is not None else ""
+    )

@@ -13,22 +13,34 @@ from gnpcli.config import Weights
 
 
 def evaluate(
-    path: Annotated[Path, typer.Argument(metavar="RUN|CHECKPOINT", help="A run folder, or one of its checkpoints.")],
+    path: Annotated[
+        Path,
+        typer.Argument(metavar="RUN|CHECKPOINT", help="A run folder, or one of its checkpoints."),
+    ],
     dataset: DatasetOption = None,
     data_dir: DataDirOption = None,
     split: Annotated[str, typer.Option("--split", help="test, val or train.")] = "test",
-    step: Annotated[int | None, typer.Option("--step", min=0, help="Which checkpoint. [default: the last]")] = None,
-    best: Annotated[bool, typer.Option("--best", help="The checkpoint with the lowest error.")] = False,
+    step: Annotated[
+        int | None, typer.Option("--step", min=0, help="Which checkpoint. [default: the last]")
+    ] = None,
+    best: Annotated[
+        bool, typer.Option("--best", help="The checkpoint with the lowest error.")
+    ] = False,
     weights: Annotated[
-        str | None, typer.Option("--weights", help="raw or ema. [default: what the run itself evaluated]")
+        str | None,
+        typer.Option("--weights", help="raw or ema. [default: what the run itself evaluated]"),
     ] = None,
     recalibrate: Annotated[
         int | None,
         typer.Option(
-            "--recalibrate", min=0, help="Training batches to take BatchNorm statistics anew from; 0 is none."
+            "--recalibrate",
+            min=0,
+            help="Training batches to take BatchNorm statistics anew from; 0 is none.",
         ),
     ] = None,
-    batch_size: Annotated[int | None, typer.Option("--batch-size", min=1, help="Images at a time.")] = None,
+    batch_size: Annotated[
+        int | None, typer.Option("--batch-size", min=1, help="Images at a time.")
+    ] = None,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
@@ -40,7 +52,9 @@ def evaluate(
     if weights not in (None, *typing.get_args(Weights)):
         raise typer.BadParameter("must be raw or ema", param_hint="--weights")
     if best and step is not None:
-        raise typer.BadParameter("--best and --step name two checkpoints: give one", param_hint="--best")
+        raise typer.BadParameter(
+            "--best and --step name two checkpoints: give one", param_hint="--best"
+        )
     data: dict[str, Any] = {"name": dataset, "dir": data_dir, "eval_batch_size": batch_size}
     given = {key: value for key, value in data.items() if value is not None}
     if dataset is not None:
@@ -48,7 +62,16 @@ def evaluate(
         from gnpcli.data.registry import check_data
 
         # Another data set lives elsewhere, keeps its own image size and splits, and has nothing carved out of it.
-        own = ("dir", "image_size", "train_split", "test_split", "val_labels", "stream", "mean", "std")
+        own = (
+            "dir",
+            "image_size",
+            "train_split",
+            "test_split",
+            "val_labels",
+            "stream",
+            "mean",
+            "std",
+        )
         given = {"validation_fraction": 0.0, **dict.fromkeys(own)} | given
         check_data(DataConfig(name=dataset, dir=data_dir))
     keep_freed_memory()
@@ -65,7 +88,11 @@ def evaluate(
 
         typer.echo(json.dumps(result))
         return
-    top5 = f"  top-5 error {100 * result['top5_error_rate']:.2f} %" if "top5_error_rate" in result else ""
+    top5 = (
+        f"  top-5 error {100 * result['top5_error_rate']:.2f} %"
+        if "top5_error_rate" in result
+        else ""
+    )
     averaged = ", averaged weights" if result["weights"] == "ema" else ""
     typer.echo(
         f"{result['dataset']} {result['split']}: error {100 * result['error_rate']:.2f} %{top5}"

@@ -23,7 +23,9 @@ def _distances(texts: list[str]) -> list[str]:
             except ValueError:
                 is_positive = False
             if not is_positive:
-                raise typer.BadParameter(f"'{part}' is not a distance above 0, for example --radii 0.01,0.05")
+                raise typer.BadParameter(
+                    f"'{part}' is not a distance above 0, for example --radii 0.01,0.05"
+                )
     return [part for text in texts for part in text.split(",")]
 
 
@@ -63,7 +65,9 @@ def inspect(
     are averaged. The loss is the mean cross-entropy without label smoothing and L2, the model in evaluation mode.
     """
     if best and step is not None:
-        raise typer.BadParameter("--best and --step name two checkpoints: give one", param_hint="--best")
+        raise typer.BadParameter(
+            "--best and --step name two checkpoints: give one", param_hint="--best"
+        )
     from gnpcli.devices.process import keep_compiled_programs, keep_freed_memory
     from gnpcli.report.charts import check_out, save
 
@@ -98,16 +102,28 @@ def _print(groups: Mapping[str, Sequence[Inspection]]) -> None:
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("", no_wrap=True)
     for label, runs in groups.items():
-        table.add_column(f"{label} ({len(runs)} seeds)" if len(runs) > 1 else label, justify="right")
+        table.add_column(
+            f"{label} ({len(runs)} seeds)" if len(runs) > 1 else label, justify="right"
+        )
     results = [[inspection.result for inspection in runs] for runs in groups.values()]
     for name, path, form in _rows(results[0][0]):
-        table.add_row(name, *(_told([_at(result, path) for result in group], form) for group in results))
+        table.add_row(
+            name, *(_told([_at(result, path) for result in group], form) for group in results)
+        )
     console = Console(highlight=False)
     if not console.is_terminal:
-        console.width = 400  # piped output is for other programs: a row is a line, whatever its length
+        console.width = (
+            400  # piped output is for other programs: a row is a line, whatever its length
+        )
     console.print(table)
-    images = ", ".join(f"{subset['num_examples']:,} {name}" for name, subset in results[0][0]["subsets"].items())
-    spread = "; mean and standard deviation over seeds" if any(len(group) > 1 for group in results) else ""
+    images = ", ".join(
+        f"{subset['num_examples']:,} {name}" for name, subset in results[0][0]["subsets"].items()
+    )
+    spread = (
+        "; mean and standard deviation over seeds"
+        if any(len(group) > 1 for group in results)
+        else ""
+    )
     typer.echo(f"over {images} images{spread}")
     residuals = [
         residual / abs(value)
@@ -135,7 +151,10 @@ def _rows(first: Mapping[str, Any]) -> list[tuple[str, _Path, str]]:
         ]
     for place in range(len(first["eigenvalues"])):
         rows.append((f"Hessian eigenvalue {place + 1}", ("eigenvalues", place), ".4g"))
-    for key, value, where in (("gradient_rise", "rise", "along the gradient"), ("random_rise", "mean", "at random")):
+    for key, value, where in (
+        ("gradient_rise", "rise", "along the gradient"),
+        ("random_rise", "mean", "at random"),
+    ):
         for place, point in enumerate(first[key]):
             rows.append((f"rise at {point['distance']:g} {where}", (key, place, value), ".3g"))
     return rows

@@ -39,30 +39,42 @@ def list_models(as_json: JsonOption = False) -> None:
             ]
         )
         return
-    table = _table(("name", "family", "pixels", "parameters", "GFLOP", "paper", "options"), {2, 3, 4})
+    table = _table(
+        ("name", "family", "pixels", "parameters", "GFLOP", "paper", "options"), {2, 3, 4}
+    )
     for name, entry in MODELS.items():
         size, count, work = str(entry.image_size), f"{entry.parameters:,}", f"{entry.gflop:.3g}"
-        table.add_row(name, entry.family, size, count, work, f"arXiv {entry.paper}", ", ".join(entry.options))
+        table.add_row(
+            name, entry.family, size, count, work, f"arXiv {entry.paper}", ", ".join(entry.options)
+        )
     _print(table)
 
 
 @app.command("show")
 def show_model(
-    name: Annotated[str, typer.Argument(help="A model of gnp models list, or module:entry of your own.")],
+    name: Annotated[
+        str, typer.Argument(help="A model of gnp models list, or module:entry of your own.")
+    ],
     image_size: Annotated[
-        int | None, typer.Option("--image-size", min=1, help="Side of the images in pixels. [default: the model's]")
+        int | None,
+        typer.Option(
+            "--image-size", min=1, help="Side of the images in pixels. [default: the model's]"
+        ),
     ] = None,
     channels: Annotated[int, typer.Option("--channels", min=1, help="Channels of the images.")] = 3,
     num_classes: Annotated[int, typer.Option("--classes", min=1, help="Number of logits.")] = 10,
     depth: Annotated[
-        int | None, typer.Option("--depth", min=1, help="Put layers together below this level of names.")
+        int | None,
+        typer.Option("--depth", min=1, help="Put layers together below this level of names."),
     ] = None,
     assignments: SetOption = [],  # noqa: B006
     as_json: JsonOption = False,
 ) -> None:
     """Show a model layer by layer: the arrays of each, parameters, and work per image."""
     if strangers := [text for text in assignments if not text.strip().startswith("model.")]:
-        raise typer.BadParameter(f"'{strangers[0]}': a model has keys model.* only", param_hint="--set")
+        raise typer.BadParameter(
+            f"'{strangers[0]}': a model has keys model.* only", param_hint="--set"
+        )
     from gnpcli.models.registry import build_model, find_model
     from gnpcli.models.summary import group, summarize
     from gnpcli.recipes.presets import resolve_architecture
@@ -79,14 +91,25 @@ def show_model(
 
         facts = {"name": name, "family": entry.family, "paper": _link(entry), "options": options}
         images = {"image_size": size, "channels": channels, "num_classes": num_classes}
-        _print_json({**facts, **images, **asdict(summary), "layers": [asdict(layer) for layer in layers]})
+        _print_json(
+            {**facts, **images, **asdict(summary), "layers": [asdict(layer) for layer in layers]}
+        )
         return
     table = _table(("layer", "arrays", "parameters", "statistics"), {2, 3})
     for layer in layers:
-        arrays = "  ".join(f"{array} {'x'.join(map(str, shape))}" for array, shape in layer.shapes.items())
-        table.add_row(layer.name, arrays, f"{layer.parameters:,}", f"{layer.statistics:,}" if layer.statistics else "")
+        arrays = "  ".join(
+            f"{array} {'x'.join(map(str, shape))}" for array, shape in layer.shapes.items()
+        )
+        table.add_row(
+            layer.name,
+            arrays,
+            f"{layer.parameters:,}",
+            f"{layer.statistics:,}" if layer.statistics else "",
+        )
     _print(table)
-    work = "" if summary.gflop is None else f"; {summary.gflop:.3g} GFLOP a forward pass of an image"
+    work = (
+        "" if summary.gflop is None else f"; {summary.gflop:.3g} GFLOP a forward pass of an image"
+    )
     typer.echo(
         f"{name} ({entry.family}, {_link(entry) or 'no paper'}), images of {size} x {size} x {channels}, "
         f"{num_classes} classes: {summary.parameters:,} parameters, {summary.statistics:,} statistics{work}"
@@ -119,5 +142,7 @@ def _print(table: Table) -> None:
 
     console = Console(highlight=False)
     if not console.is_terminal:
-        console.width = 400  # piped output is for other programs: a row is a line, whatever its length
+        console.width = (
+            400  # piped output is for other programs: a row is a line, whatever its length
+        )
     console.print(table)

@@ -22,36 +22,54 @@ def _with_value(assignments: list[str]) -> list[str]:
 
 PresetOption = Annotated[
     str | None,
-    typer.Option("--preset", "-p", help="Preset name, or a YAML file such as a run's config.yaml. [default: the demo]"),
+    typer.Option(
+        "--preset",
+        "-p",
+        help="Preset name, or a YAML file such as a run's config.yaml. [default: the demo]",
+    ),
 ]
 GrOption = Annotated[
     str | None,
-    typer.Option("--gr", help="GR strategy: none, constant, sam, lambda-warmup, r-warmup or zero-warmup."),
+    typer.Option(
+        "--gr", help="GR strategy: none, constant, sam, lambda-warmup, r-warmup or zero-warmup."
+    ),
 ]
 DatasetOption = Annotated[
-    str | None, typer.Option("--dataset", help="Data set of gnp data list, folder:DIR or tfds:NAME.")
+    str | None,
+    typer.Option("--dataset", help="Data set of gnp data list, folder:DIR or tfds:NAME."),
 ]
 DataDirOption = Annotated[
     str | None, typer.Option("--data-dir", help="Folder where the data set lives, or is prepared.")
 ]
-EpochsOption = Annotated[int | None, typer.Option("--epochs", help="Passes over the training data.")]
+EpochsOption = Annotated[
+    int | None, typer.Option("--epochs", help="Passes over the training data.")
+]
 SeedOption = Annotated[int | None, typer.Option("--seed", help="Seed of everything random.")]
 SetOption = Annotated[
     list[str],
     typer.Option(
-        "--set", metavar="KEY=VALUE", callback=_with_value, help="Set any key, for example --set optimizer.lr=0.01."
+        "--set",
+        metavar="KEY=VALUE",
+        callback=_with_value,
+        help="Set any key, for example --set optimizer.lr=0.01.",
     ),
 ]
 MaxStepsOption = Annotated[
     int | None,
     typer.Option(
-        "--max-steps", min=0, help="Stop after this many steps in all; schedules keep the length of --epochs."
+        "--max-steps",
+        min=0,
+        help="Stop after this many steps in all; schedules keep the length of --epochs.",
     ),
 ]
-QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Print only warnings and the result.")]
+QuietOption = Annotated[
+    bool, typer.Option("--quiet", "-q", help="Print only warnings and the result.")
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="A folder made by gnp train.")]
-RunsArgument = Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folders made by gnp train.")]
+RunsArgument = Annotated[
+    list[Path], typer.Argument(metavar="RUN...", help="Folders made by gnp train.")
+]
 
 
 def warn(text: str) -> None:

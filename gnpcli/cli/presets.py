@@ -39,12 +39,16 @@ def list_presets(as_json: JsonOption = False) -> None:
 
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in rows[0]:
-        table.add_column(column, justify="right" if column == "epochs" else "left", no_wrap=column != "purpose")
+        table.add_column(
+            column, justify="right" if column == "epochs" else "left", no_wrap=column != "purpose"
+        )
     for row in rows:
         table.add_row(*map(str, row.values()))
     console = Console(highlight=False)
     if not console.is_terminal:
-        console.width = 400  # piped output is for other programs: a row is a line, whatever its length
+        console.width = (
+            400  # piped output is for other programs: a row is a line, whatever its length
+        )
     console.print(table)
 
 

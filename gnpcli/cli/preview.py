@@ -27,7 +27,9 @@ def preview(
     data_dir: DataDirOption = None,
     seed: SeedOption = None,
     assignments: SetOption = [],  # noqa: B006 - typer copies it
-    out: Annotated[Path, typer.Option("--out", "-o", help="The PNG to write.")] = Path("preview.png"),
+    out: Annotated[Path, typer.Option("--out", "-o", help="The PNG to write.")] = Path(
+        "preview.png"
+    ),
     count: Annotated[int, typer.Option("--count", min=1, max=400, help="Images.")] = 16,
     step: Annotated[int, typer.Option("--step", min=0, help="Step of the run, from 0.")] = 0,
     columns: Annotated[int, typer.Option("--columns", min=1, help="Images side by side.")] = 8,
@@ -40,7 +42,9 @@ def preview(
     from gnpcli.measure.augmentation import preview as run
 
     shown = run(config, out, count=count, step=step, columns=columns, quiet=quiet)
-    typer.echo(f"{out}: {shown} images of {config.data.name}, before and after {_augmentation(config.data)}")
+    typer.echo(
+        f"{out}: {shown} images of {config.data.name}, before and after {_augmentation(config.data)}"
+    )
 
 
 def _augmentation(data: DataConfig) -> str:

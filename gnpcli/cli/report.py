@@ -35,13 +35,16 @@ def plot(
     """Draw loss, error, gradient norms, cosine and schedules of runs; seeds of one configuration become a band."""
     from gnpcli.report.plot import plot as run
 
-    typer.echo(run(runs, out, metrics=metrics, axis=axis, spread=spread, columns=columns, warn=warn))
+    typer.echo(
+        run(runs, out, metrics=metrics, axis=axis, spread=spread, columns=columns, warn=warn)
+    )
 
 
 def report(
     run: RunArgument,
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="The page. [default: report.html in the run folder]")
+        Path | None,
+        typer.Option("--out", "-o", help="The page. [default: report.html in the run folder]"),
     ] = None,
 ) -> None:
     """Write one self-contained HTML page about a run: figures, objective, curves, configuration, where it ran."""

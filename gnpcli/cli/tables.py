@@ -33,7 +33,9 @@ def _seeds(text: str | None) -> list[int] | None:
     for word in _words(text) or ():
         first, dash, last = word.partition("-")
         if not first.isdecimal() or (dash and not last.isdecimal()):
-            raise typer.BadParameter(f"'{word}' is not a seed: write 0,1,2 or 0-4", param_hint="--seeds")
+            raise typer.BadParameter(
+                f"'{word}' is not a seed: write 0,1,2 or 0-4", param_hint="--seeds"
+            )
         seeds += range(int(first), int(last) + 1) if dash else [int(first)]
     if text is not None and (len(set(seeds)) < len(seeds) or not seeds):
         raise typer.BadParameter(f"'{text}' names a seed twice, or none", param_hint="--seeds")
@@ -41,36 +43,60 @@ def _seeds(text: str | None) -> list[int] | None:
 
 
 def reproduce_table(
-    name: Annotated[str, typer.Argument(metavar="TABLE", help="Name of gnp tables list, or a YAML file.")],
+    name: Annotated[
+        str, typer.Argument(metavar="TABLE", help="Name of gnp tables list, or a YAML file.")
+    ],
     models: Annotated[
-        str | None, typer.Option("--models", "--rows", metavar="ROW,...", help="Rows to run. [default: all]")
+        str | None,
+        typer.Option("--models", "--rows", metavar="ROW,...", help="Rows to run. [default: all]"),
     ] = None,
     columns: Annotated[
-        str | None, typer.Option("--columns", metavar="COLUMN,...", help="Columns to run. [default: all]")
+        str | None,
+        typer.Option("--columns", metavar="COLUMN,...", help="Columns to run. [default: all]"),
     ] = None,
     seeds: Annotated[
-        str | None, typer.Option("--seeds", metavar="SEED,...", help="0,1,2 or 0-4. [default: the table's]")
+        str | None,
+        typer.Option("--seeds", metavar="SEED,...", help="0,1,2 or 0-4. [default: the table's]"),
     ] = None,
     epochs: Annotated[
-        int | None, typer.Option("--epochs", help="Passes over the training data; warmups keep their share of them.")
+        int | None,
+        typer.Option(
+            "--epochs", help="Passes over the training data; warmups keep their share of them."
+        ),
     ] = None,
     dataset: DatasetOption = None,
     data_dir: DataDirOption = None,
     variant: Annotated[
-        str | None, typer.Option("--variant", help="A variant of the table, see gnp tables show. [default: the first]")
+        str | None,
+        typer.Option(
+            "--variant", help="A variant of the table, see gnp tables show. [default: the first]"
+        ),
     ] = None,
     assignments: SetOption = [],  # noqa: B006 - typer copies it
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="Folder of cells and results. [default: tables/TABLE[-VARIANT]]")
+        Path | None,
+        typer.Option(
+            "--out", "-o", help="Folder of cells and results. [default: tables/TABLE[-VARIANT]]"
+        ),
     ] = None,
     jobs: Annotated[
-        int, typer.Option("--jobs", "-j", min=1, help="Cells at a time; GPUs, else cores, are divided among them.")
+        int,
+        typer.Option(
+            "--jobs", "-j", min=1, help="Cells at a time; GPUs, else cores, are divided among them."
+        ),
     ] = 1,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Say what there is to do and how long it would take, and exit.")
+        bool,
+        typer.Option(
+            "--dry-run", help="Say what there is to do and how long it would take, and exit."
+        ),
     ] = False,
     render: Annotated[
-        bool, typer.Option("--render", help="Run nothing: tell the result of the cells in --out, or of those chosen.")
+        bool,
+        typer.Option(
+            "--render",
+            help="Run nothing: tell the result of the cells in --out, or of those chosen.",
+        ),
     ] = False,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
@@ -106,9 +132,15 @@ def reproduce_table(
         progress = _run(table, cells, states, jobs, folder, quiet)
     except Interrupted as error:
         stopped, progress = error, []
-    if there := find_runs(folder):  # what was run last, and what the folder held already: its files tell all of it
+    if there := find_runs(
+        folder
+    ):  # what was run last, and what the folder held already: its files tell all of it
         rows = [row for row in table.spec.rows if row in {*row_names, *(run[0] for run in there)}]
-        names = [column for column in table.spec.columns if column in {*column_names, *(run[1] for run in there)}]
+        names = [
+            column
+            for column in table.spec.columns
+            if column in {*column_names, *(run[1] for run in there)}
+        ]
         _finish(table, rows, names, None, folder, as_json)
     if stopped is not None:
         raise stopped
@@ -121,7 +153,12 @@ def _default_out(table: Table, variant: str | None) -> Path:
 
 
 def _run(
-    table: Table, cells: Sequence[Cell], states: dict[str, State], jobs: int, folder: Path, quiet: bool
+    table: Table,
+    cells: Sequence[Cell],
+    states: dict[str, State],
+    jobs: int,
+    folder: Path,
+    quiet: bool,
 ) -> Sequence[Progress]:
     import sys
 
@@ -198,7 +235,9 @@ def _print(result: TableResult) -> None:
             console.print(f"  {line}", markup=False)
 
 
-def _dry_run(table: Table, cells: Sequence[Cell], states: dict[str, State], folder: Path, as_json: bool) -> None:
+def _dry_run(
+    table: Table, cells: Sequence[Cell], states: dict[str, State], folder: Path, as_json: bool
+) -> None:
     from gnpcli.devices.process import keep_compiled_programs, keep_freed_memory
 
     keep_freed_memory()
@@ -218,13 +257,26 @@ def _dry_run(table: Table, cells: Sequence[Cell], states: dict[str, State], fold
             }
             for each in found
         ]  # fmt: skip
-        typer.echo(json.dumps({"table": table.name, "out": str(folder), "left_s": left_s, "cells": rows}, indent=2))
+        typer.echo(
+            json.dumps(
+                {"table": table.name, "out": str(folder), "left_s": left_s, "cells": rows}, indent=2
+            )
+        )
         return
     from rich.console import Console
     from rich.table import Table as RichTable
 
     grid = RichTable(box=None, pad_edge=False, header_style="bold")
-    for name in ("row", "column", "seeds", "plain steps", "GNP steps", "a cell", "finished", "left"):
+    for name in (
+        "row",
+        "column",
+        "seeds",
+        "plain steps",
+        "GNP steps",
+        "a cell",
+        "finished",
+        "left",
+    ):
         grid.add_column(name, justify="left" if name in ("row", "column") else "right")
     for place in dict.fromkeys((each.cell.row, each.cell.column) for each in found):
         own = [each for each in found if (each.cell.row, each.cell.column) == place]
@@ -261,7 +313,9 @@ def list_tables(as_json: JsonOption = False) -> None:
 
     grid = RichTable(box=None, pad_edge=False, header_style="bold")
     for key in rows[0]:
-        grid.add_column(key, justify="left" if key in ("name", "purpose") else "right", no_wrap=key != "purpose")
+        grid.add_column(
+            key, justify="left" if key in ("name", "purpose") else "right", no_wrap=key != "purpose"
+        )
     for row in rows:
         grid.add_row(*map(str, row.values()))
     console = Console(highlight=False)
@@ -272,7 +326,9 @@ def list_tables(as_json: JsonOption = False) -> None:
 
 @app.command("show")
 def show_table(
-    name: Annotated[str, typer.Argument(metavar="TABLE", help="Name of gnp tables list, or a YAML file.")],
+    name: Annotated[
+        str, typer.Argument(metavar="TABLE", help="Name of gnp tables list, or a YAML file.")
+    ],
     as_json: JsonOption = False,
 ) -> None:
     """Print a table: its cells with their recipes and published values, and what its variants change."""
@@ -294,9 +350,13 @@ def show_table(
         for column in spec.columns:
             value = table.published_value(row, column)
             published = "" if value is None else f", published {value:.2f}"
-            typer.echo(f"  {column} ({table.label('columns', column)}): preset {table.preset(row, column)}{published}")
+            typer.echo(
+                f"  {column} ({table.label('columns', column)}): preset {table.preset(row, column)}{published}"
+            )
             if column != spec.baseline:
-                for line in differences(first, table.resolve(row, column, spec.seeds[0], Changes())):
+                for line in differences(
+                    first, table.resolve(row, column, spec.seeds[0], Changes())
+                ):
                     typer.echo(f"      {line}")
     row = next(iter(spec.rows))
     names = list(spec.variants)
@@ -324,7 +384,8 @@ def _variant_differences(table: Table, row: str, first: str, variant: str) -> li
     for column in table.spec.columns:
         lines |= dict.fromkeys(
             differences(
-                table.resolve(row, column, seed, Changes(first)), table.resolve(row, column, seed, Changes(variant))
+                table.resolve(row, column, seed, Changes(first)),
+                table.resolve(row, column, seed, Changes(variant)),
             )
         )
     return list(lines)

@@ -40,11 +40,15 @@ def train(
     ] = None,
     assignments: SetOption = [],  # noqa: B006 - typer copies it
     run_dir: Annotated[
-        Path | None, typer.Option("--run-dir", help="New folder for the run. [default: a new one in runs/]")
+        Path | None,
+        typer.Option("--run-dir", help="New folder for the run. [default: a new one in runs/]"),
     ] = None,
     max_steps: MaxStepsOption = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print the resolved configuration and what it would do, and exit.")
+        bool,
+        typer.Option(
+            "--dry-run", help="Print the resolved configuration and what it would do, and exit."
+        ),
     ] = False,
     as_json: JsonOption = False,
     quiet: QuietOption = False,

@@ -22,18 +22,31 @@ def check_together(config: RunConfig) -> RunConfig:
             "train.evaluate_weights: ema needs an average to evaluate: set train.ema_decay (0.999, say)",
             "train.evaluate_weights",
         )
-    if config.schedule.name == "stepped" and sorted(set(config.schedule.boundaries)) != config.schedule.boundaries:
+    if (
+        config.schedule.name == "stepped"
+        and sorted(set(config.schedule.boundaries)) != config.schedule.boundaries
+    ):
         raise ConfigError("schedule.boundaries must rise", "schedule.boundaries")
     mean, std = config.data.mean, config.data.std
     if (mean is None) != (std is None) or len(mean or ()) != len(std or ()):
-        raise ConfigError("data.mean and data.std go together: give both, a number for each channel", "data.mean")
+        raise ConfigError(
+            "data.mean and data.std go together: give both, a number for each channel", "data.mean"
+        )
     if train.init_sha256 is not None and train.init_from is None:
-        raise ConfigError("train.init_sha256 is of weights that train.init_from names: set it too", "train.init_sha256")
+        raise ConfigError(
+            "train.init_sha256 is of weights that train.init_from names: set it too",
+            "train.init_sha256",
+        )
     if config.checkpoint.every_steps is None and config.checkpoint.every_epochs is None:
-        raise ConfigError("checkpoint.every_steps and checkpoint.every_epochs are both null: set one", "checkpoint")
+        raise ConfigError(
+            "checkpoint.every_steps and checkpoint.every_epochs are both null: set one",
+            "checkpoint",
+        )
     _check_which_steps(gr)
     _check_cut(config)
-    warmup_epochs = gr.warmup_epochs if gr.warmup_epochs is not None else config.schedule.warmup_epochs
+    warmup_epochs = (
+        gr.warmup_epochs if gr.warmup_epochs is not None else config.schedule.warmup_epochs
+    )
     alpha = 1.0 if gr.strategy == "sam" else gr.alpha
     if (gr.alpha or 0) > 0 and not gr.r:
         raise ConfigError(
@@ -41,10 +54,13 @@ def check_together(config: RunConfig) -> RunConfig:
             "gr.alpha",
         )
     if gr.r and alpha is None:
-        raise ConfigError(f"gr.r = {gr.r:g} needs a mixing weight: set gr.alpha (the papers use 0.8)", "gr.r")
+        raise ConfigError(
+            f"gr.r = {gr.r:g} needs a mixing weight: set gr.alpha (the papers use 0.8)", "gr.r"
+        )
     if gr.strategy != "none" and (gr.r is None or alpha is None):
         raise ConfigError(
-            f"gr.strategy: {gr.strategy} needs gr.r and gr.alpha (the papers use gr.r=0.1, gr.alpha=0.8)", "gr.strategy"
+            f"gr.strategy: {gr.strategy} needs gr.r and gr.alpha (the papers use gr.r=0.1, gr.alpha=0.8)",
+            "gr.strategy",
         )
     if gr.strategy == "sam" and not gr.r:
         raise ConfigError("gr.strategy: sam needs gr.r > 0 (SAM's paper uses 0.05)", "gr.strategy")
@@ -63,7 +79,9 @@ def check_together(config: RunConfig) -> RunConfig:
             "gr.strategy=none",
             key if key == "gr.warmup_epochs" else "gr.strategy",
         )
-    return config.model_copy(update={"gr": gr.model_copy(update={"warmup_epochs": warmup_epochs, "alpha": alpha})})
+    return config.model_copy(
+        update={"gr": gr.model_copy(update={"warmup_epochs": warmup_epochs, "alpha": alpha})}
+    )
 
 
 def _check_which_steps(gr: GrConfig) -> None:
@@ -78,7 +96,8 @@ def _check_which_steps(gr: GrConfig) -> None:
         )
     if gr.between == "reuse" and gr.every == 1:
         raise ConfigError(
-            "gr.between: reuse has no steps between to act in with gr.every = 1: set gr.every=5, say", "gr.between"
+            "gr.between: reuse has no steps between to act in with gr.every = 1: set gr.every=5, say",
+            "gr.between",
         )
 
 
@@ -103,7 +122,8 @@ def _check_cut(config: RunConfig) -> None:
         if batch_size % parts:
             near = max(batch_size // parts, 1) * parts
             raise ConfigError(
-                f"data.batch_size = {batch_size} is not divisible by {key} = {parts}; try data.batch_size={near}", key
+                f"data.batch_size = {batch_size} is not divisible by {key} = {parts}; try data.batch_size={near}",
+                key,
             )
 
 
@@ -118,9 +138,14 @@ def advice(config: RunConfig) -> list[str]:
             f"adaptive optimizer ({config.optimizer.name}), which arXiv 2406.09723 shows to be harmful: "
             "try --gr zero-warmup"
         )
-    found += [f"{key} has no effect with {chosen}: it acts with {needed}" for key, needed, chosen in _idle_keys(config)]
+    found += [
+        f"{key} has no effect with {chosen}: it acts with {needed}"
+        for key, needed, chosen in _idle_keys(config)
+    ]
     if warmup >= epochs:
-        found.append(f"the learning-rate warmup ({warmup:g} epochs) is not over when training ends ({epochs} epochs)")
+        found.append(
+            f"the learning-rate warmup ({warmup:g} epochs) is not over when training ends ({epochs} epochs)"
+        )
     return found
 
 

@@ -25,12 +25,18 @@ class _Loader(yaml.SafeLoader):
 
 
 _Loader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith((":float", ":bool", ":timestamp"))]
+    first: [
+        (tag, pattern)
+        for tag, pattern in resolvers
+        if not tag.endswith((":float", ":bool", ":timestamp"))
+    ]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
-    re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?$|[-+]?\.(inf|Inf|INF)$|\.(nan|NaN|NAN)$"),
+    re.compile(
+        r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?$|[-+]?\.(inf|Inf|INF)$|\.(nan|NaN|NAN)$"
+    ),
     list("-+.0123456789"),
 )
 _Loader.add_implicit_resolver(
@@ -55,7 +61,9 @@ def read_yaml(path: Path) -> Layer:
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from error
+        raise ConfigError(
+            f"cannot read {path}: {getattr(error, 'strerror', None) or error}"
+        ) from error
     where: dict[str, str] = {}
     try:
         node = yaml.compose(text, Loader=_Loader)
@@ -83,7 +91,9 @@ def _note_lines(node: yaml.MappingNode, prefix: str, path: str, where: dict[str,
             _note_lines(value_node, f"{key}.", path, where)
 
 
-def parse_overrides(assignments: Sequence[str], flags: Mapping[str, tuple[str, Any]] | None = None) -> list[Layer]:
+def parse_overrides(
+    assignments: Sequence[str], flags: Mapping[str, tuple[str, Any]] | None = None
+) -> list[Layer]:
     """Turn ``key=value`` assignments, and flags given as ``{key: (flag, value)}``, into layers, later ones winning.
 
     Values are read as YAML, so numbers, ``true``, ``null`` and ``[0.3, 0.6]`` mean what they mean in a preset.
@@ -100,7 +110,9 @@ def parse_overrides(assignments: Sequence[str], flags: Mapping[str, tuple[str, A
         key, equals, raw = text.partition("=")
         key = key.strip()
         if not equals or not key:
-            raise ConfigError(f"--set {text}: expected key=value, for example --set optimizer.lr=0.01")
+            raise ConfigError(
+                f"--set {text}: expected key=value, for example --set optimizer.lr=0.01"
+            )
         try:
             value = yaml.load(raw, Loader=_Loader)
         except yaml.YAMLError as error:
@@ -120,7 +132,9 @@ def _sources(key: str, source: str) -> dict[str, str]:
     return {".".join(parts[: end + 1]): source for end in range(len(parts))}
 
 
-def merge(layers: Sequence[Layer], model_keys: Mapping[str, Collection[str]] | None = None) -> Layer:
+def merge(
+    layers: Sequence[Layer], model_keys: Mapping[str, Collection[str]] | None = None
+) -> Layer:
     """Lay later values over earlier ones, section by section.
 
     A section whose ``name`` chooses its keys (`optimizer`, `schedule`, and `model` where `model_keys` says which)
@@ -137,7 +151,11 @@ def merge(layers: Sequence[Layer], model_keys: Mapping[str, Collection[str]] | N
     for layer in layers:
         for section, kinds in sections.items():
             old, new = values.get(section), layer.values.get(section)
-            if isinstance(old, dict) and isinstance(new, dict) and new.get("name", old.get("name")) != old.get("name"):
+            if (
+                isinstance(old, dict)
+                and isinstance(new, dict)
+                and new.get("name", old.get("name")) != old.get("name")
+            ):
                 known = kinds.get(str(new["name"]))
                 if known is not None:
                     values[section] = {key: value for key, value in old.items() if key in known}
@@ -223,7 +241,9 @@ def _describe(problem: Any, layer: Layer, keys: Sequence[str]) -> str:
             belongs = any(loc[-1] in kind for kind in _kinds().get(loc[0], {}).values())
             near = "" if belongs else suggest(key, keys) or _suggest_last(loc[-1], keys)
             parent = key.rpartition(".")[0]
-            section = [k.removeprefix(f"{parent}.") for k in keys if parent and k.startswith(f"{parent}.")]
+            section = [
+                k.removeprefix(f"{parent}.") for k in keys if parent and k.startswith(f"{parent}.")
+            ]
             listing = f"; {parent} has {', '.join(section)}" if section and not near else ""
             return f"{source}unknown key '{key}'{near}{listing}"
         case "missing":
@@ -311,7 +331,9 @@ def dump(config: RunConfig) -> str:
 def flatten(config: RunConfig) -> dict[str, Any]:
     """Return ``{"section.key": value}`` for every key of `config`."""
     tree = config.model_dump(mode="json")
-    return {f"{section}.{key}": value for section, keys in tree.items() for key, value in keys.items()}
+    return {
+        f"{section}.{key}": value for section, keys in tree.items() for key, value in keys.items()
+    }
 
 
 def differences(old: RunConfig, new: RunConfig) -> list[str]:

@@ -7,7 +7,13 @@ from typing import Any
 from gnpcli.config.loader import flatten
 from gnpcli.config.schema import RunConfig
 
-DATA_KEYS = ("data.name", "data.train_split", "data.test_split", "data.validation_fraction", "data.image_size")
+DATA_KEYS = (
+    "data.name",
+    "data.train_split",
+    "data.test_split",
+    "data.validation_fraction",
+    "data.image_size",
+)
 """Keys that decide which images a run is trained and measured on: others make errors that do not compare."""
 
 _NO_MATTER = (
@@ -27,5 +33,6 @@ def recipe(config: RunConfig) -> dict[str, Any]:
     return {
         key: value
         for key, value in flatten(config).items()
-        if not key.startswith(_NO_MATTER) and not (is_plain and key.startswith("gr.") and key not in _ACT_WITHOUT_GR)
+        if not key.startswith(_NO_MATTER)
+        and not (is_plain and key.startswith("gr.") and key not in _ACT_WITHOUT_GR)
     }

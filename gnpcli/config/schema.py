@@ -228,7 +228,9 @@ def _groups_in_words(value: Any, validate: ValidatorFunctionWrapHandler) -> Any:
         raise PydanticCustomError("groups", "a whole number of at least 1, or per-device") from None
 
 
-Groups = Annotated[Annotated[int, Field(ge=1)] | Literal["per-device"], WrapValidator(_groups_in_words)]
+Groups = Annotated[
+    Annotated[int, Field(ge=1)] | Literal["per-device"], WrapValidator(_groups_in_words)
+]
 
 
 class GrConfig(Section):

@@ -64,7 +64,10 @@ class DataSpec:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as JSON types."""
-        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+        return {
+            key: list(value) if isinstance(value, tuple) else value
+            for key, value in asdict(self).items()
+        }
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> DataSpec:
@@ -75,8 +78,12 @@ class DataSpec:
         """
         names = {field.name for field in fields(cls)}
         if wrong := sorted(names ^ set(values)):
-            raise DataError(f"not the description of a data set: missing or unknown {', '.join(wrong)}")
-        arguments: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in values.items()}
+            raise DataError(
+                f"not the description of a data set: missing or unknown {', '.join(wrong)}"
+            )
+        arguments: dict[str, Any] = {
+            key: tuple(v) if isinstance(v, list) else v for key, v in values.items()
+        }
         return cls(**arguments)
 
 
@@ -95,9 +102,13 @@ class Split:
     def __post_init__(self) -> None:
         """Refuse other types and shapes: a source that delivers them is at fault, not its user."""
         if self.images.dtype != np.uint8 or self.images.ndim != 4:
-            raise ValueError(f"images must be uint8 [N, H, W, C], got {self.images.dtype} {self.images.shape}")
+            raise ValueError(
+                f"images must be uint8 [N, H, W, C], got {self.images.dtype} {self.images.shape}"
+            )
         if self.labels.dtype != np.int32 or self.labels.shape != self.images.shape[:1]:
-            raise ValueError(f"labels must be int32 [{len(self.images)}], got {self.labels.dtype} {self.labels.shape}")
+            raise ValueError(
+                f"labels must be int32 [{len(self.images)}], got {self.labels.dtype} {self.labels.shape}"
+            )
 
     def __len__(self) -> int:
         """Return the number of images."""
@@ -123,7 +134,9 @@ class FileSplit:
     def __post_init__(self) -> None:
         """Refuse labels of another type or number."""
         if self.labels.dtype != np.int32 or self.labels.shape != (len(self.paths),):
-            raise ValueError(f"labels must be int32 [{len(self.paths)}], got {self.labels.dtype} {self.labels.shape}")
+            raise ValueError(
+                f"labels must be int32 [{len(self.paths)}], got {self.labels.dtype} {self.labels.shape}"
+            )
 
     def __len__(self) -> int:
         """Return the number of images."""
@@ -131,7 +144,9 @@ class FileSplit:
 
     def take(self, chosen: npt.NDArray[np.bool_]) -> FileSplit:
         """Return the files where `chosen`, bool ``[N]``, is True, in their order."""
-        return FileSplit([self.paths[index] for index in np.flatnonzero(chosen).tolist()], self.labels[chosen])
+        return FileSplit(
+            [self.paths[index] for index in np.flatnonzero(chosen).tolist()], self.labels[chosen]
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -183,7 +198,9 @@ def carve_validation(dataset: Dataset, fraction: float) -> Dataset:
     if dataset.validation is not None:
         raise ValueError("the data set has a validation split already")
     labels = dataset.train.labels
-    counts = validation_counts(np.bincount(labels, minlength=dataset.spec.num_classes).tolist(), fraction)
+    counts = validation_counts(
+        np.bincount(labels, minlength=dataset.spec.num_classes).tolist(), fraction
+    )
     chosen = np.zeros(len(labels), dtype=bool)
     for label, count in enumerate(counts):
         members = np.flatnonzero(labels == label)

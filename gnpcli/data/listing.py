@@ -47,7 +47,11 @@ def list_published(published: Published, about: str, directory: str | None) -> L
     except DataError as error:
         found, problem = None, str(error)
     counts = {split: sum(published.class_counts[split]) for split in required}
-    archives = {archive.filename: archive.num_bytes for split in required for archive in published.archives[split]}
+    archives = {
+        archive.filename: archive.num_bytes
+        for split in required
+        for archive in published.archives[split]
+    }
     return Listing(
         name=published.name,
         about=about,
@@ -77,7 +81,9 @@ def list_bundled(info: DataInfo | None, about: str) -> Listing:
     )
 
 
-def list_image_folder(name: str, about: str, where: str | None, published: DataInfo | None) -> Listing:
+def list_image_folder(
+    name: str, about: str, where: str | None, published: DataInfo | None
+) -> Listing:
     """Return what is known of a named source that is a folder of images, which may be a million and are not counted.
 
     Args:

@@ -58,13 +58,26 @@ SOURCES: dict[str, Source] = {
         "handwritten digits, bundled with gnp",
         by_hand="it is bundled with gnp: nothing to do",
     ),
-    "cifar10": Source("gnpcli.data.sources.cifar10", "photographs in 10 classes", takes_dir=True, takes_splits=True),
-    "cifar100": Source("gnpcli.data.sources.cifar100", "photographs in 100 classes", takes_dir=True, takes_splits=True),
+    "cifar10": Source(
+        "gnpcli.data.sources.cifar10",
+        "photographs in 10 classes",
+        takes_dir=True,
+        takes_splits=True,
+    ),
+    "cifar100": Source(
+        "gnpcli.data.sources.cifar100",
+        "photographs in 100 classes",
+        takes_dir=True,
+        takes_splits=True,
+    ),
     "svhn_cropped": Source(
         "gnpcli.data.sources.svhn_cropped", "house numbers, SVHN", takes_dir=True, takes_splits=True
     ),
     "fashion_mnist": Source(
-        "gnpcli.data.sources.fashion_mnist", "pictures of clothes", takes_dir=True, takes_splits=True
+        "gnpcli.data.sources.fashion_mnist",
+        "pictures of clothes",
+        takes_dir=True,
+        takes_splits=True,
     ),
     "imagenet": Source(
         "gnpcli.data.sources.imagenet",
@@ -132,7 +145,11 @@ def load_dataset(config: DataConfig, progress: Progress | None = None) -> Datase
     dataset = _module(config).load(config, progress)
     if config.mean is not None and config.std is not None:
         dataset = with_statistics(dataset, config.mean, config.std)
-    return carve_validation(dataset, config.validation_fraction) if config.validation_fraction else dataset
+    return (
+        carve_validation(dataset, config.validation_fraction)
+        if config.validation_fraction
+        else dataset
+    )
 
 
 def list_sources(directory: str | None) -> list[Listing]:
@@ -158,7 +175,11 @@ def list_sources(directory: str | None) -> list[Listing]:
         else:
             rows.append(listing.list_bundled(describe(DataConfig(name=name)), source.about))
     names = {row.name for row in rows}
-    return rows + [row for row in listing.list_prepared(directory) if row.name.removeprefix("tfds:") not in names]
+    return rows + [
+        row
+        for row in listing.list_prepared(directory)
+        if row.name.removeprefix("tfds:") not in names
+    ]
 
 
 def list_published(name: str, directory: str | None) -> Listing | None:
@@ -201,7 +222,9 @@ def prepare_source(
     source = _source(DataConfig(name=name))
     if source.by_hand is not None:
         raise ConfigError(f"{name} cannot be prepared for you: {source.by_hand}")
-    return _published(source).prepare(directory, split_names(splits) if splits else (), origin, progress)
+    return _published(source).prepare(
+        directory, split_names(splits) if splits else (), origin, progress
+    )
 
 
 def _source(config: DataConfig) -> Source:
@@ -211,7 +234,9 @@ def _source(config: DataConfig) -> Source:
         source = _scheme(name, config.dir)
     if config.dir is not None and not source.takes_dir:
         remedy = "the folder is part of the name" if ":" in name else f"{name} is bundled with gnp"
-        raise ConfigError(f"data.dir is not used by {name!r}: {remedy}; leave it out", key="data.dir")
+        raise ConfigError(
+            f"data.dir is not used by {name!r}: {remedy}; leave it out", key="data.dir"
+        )
     for key, is_taken, takers in (
         ("train_split", source.takes_splits, "data sets of TFDS"),
         ("test_split", source.takes_splits, "data sets of TFDS"),
@@ -219,7 +244,9 @@ def _source(config: DataConfig) -> Source:
         ("stream", source.takes_files, "folders of images"),
     ):
         if getattr(config, key) and not is_taken:  # stream: false is what they do
-            raise ConfigError(f"data.{key} is for {takers}, not for {name!r}: leave it out", key=f"data.{key}")
+            raise ConfigError(
+                f"data.{key} is for {takers}, not for {name!r}: leave it out", key=f"data.{key}"
+            )
     return source
 
 
@@ -235,9 +262,13 @@ def _scheme(name: str, directory: str | None) -> Source:
     hint = suggest(name, SOURCES)
     if not hint and os.path.isdir(os.path.expanduser(name)):
         hint = f" - did you mean 'folder:{name}'?"
-    elif not hint and any(name and os.path.isdir(os.path.join(place, name)) for place in data_dirs(directory)):
+    elif not hint and any(
+        name and os.path.isdir(os.path.join(place, name)) for place in data_dirs(directory)
+    ):
         hint = f" - did you mean 'tfds:{name}'?"
-    raise ConfigError(f"unknown data set {name!r}{hint} (choices: {', '.join(SOURCES)})", key="data.name")
+    raise ConfigError(
+        f"unknown data set {name!r}{hint} (choices: {', '.join(SOURCES)})", key="data.name"
+    )
 
 
 def _module(config: DataConfig) -> SourceModule:

@@ -38,7 +38,8 @@ def make_mesh(config: RunConfig) -> Mesh:
         if size % count:
             near = max(size // count, 1) * count
             raise ConfigError(
-                f"{key} = {size} is not divisible by the {count} devices; try {near}, or set mesh.devices", key
+                f"{key} = {size} is not divisible by the {count} devices; try {near}, or set mesh.devices",
+                key,
             )
     groups = config.gr.groups if isinstance(config.gr.groups, int) else count
     devices = np.asarray(jax.local_devices()[:count]).reshape(math.gcd(groups, count), -1)
@@ -80,7 +81,9 @@ def _count_devices(config: RunConfig) -> int:
     available = len(jax.local_devices())
     count = config.mesh.devices or available
     if count > available:
-        raise ConfigError(f"mesh.devices = {count}, but this machine has {available}", "mesh.devices")
+        raise ConfigError(
+            f"mesh.devices = {count}, but this machine has {available}", "mesh.devices"
+        )
     return count
 
 
@@ -111,7 +114,8 @@ def abstract(make: Callable[[], Any], mesh: Mesh) -> Any:
     """Return shapes, dtypes and shardings of what `make` would return, replicated, allocating nothing."""
     sharding = replicated(mesh)
     return jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), jax.eval_shape(make)
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        jax.eval_shape(make),
     )
 
 
@@ -137,7 +141,9 @@ def cut_batch(mesh: Mesh, batch: Any, groups: int, pieces: int) -> Any:
     return jax.tree.map(cut, batch)
 
 
-def over_groups(function: Callable[..., Any], mesh: Mesh, batch_argnums: Collection[int]) -> Callable[..., Any]:
+def over_groups(
+    function: Callable[..., Any], mesh: Mesh, batch_argnums: Collection[int]
+) -> Callable[..., Any]:
     """Run a function on every cluster of the mesh, under the mapped axis `GROUP`.
 
     Args:
@@ -148,11 +154,19 @@ def over_groups(function: Callable[..., Any], mesh: Mesh, batch_argnums: Collect
     """
 
     def spread(*args: Any) -> Any:
-        specs = tuple(PartitionSpec(GROUP) if index in batch_argnums else PartitionSpec() for index in range(len(args)))
+        specs = tuple(
+            PartitionSpec(GROUP) if index in batch_argnums else PartitionSpec()
+            for index in range(len(args))
+        )
         # Without the check of what varies over the axis, a derivative with respect to parameters that all clusters
         # share is the cluster's own, which is the point of groups, and not their sum.
         return jax.shard_map(
-            function, mesh=mesh, in_specs=specs, out_specs=PartitionSpec(), axis_names={GROUP}, check_vma=False
+            function,
+            mesh=mesh,
+            in_specs=specs,
+            out_specs=PartitionSpec(),
+            axis_names={GROUP},
+            check_vma=False,
         )(*args)
 
     return spread

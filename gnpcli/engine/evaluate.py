@@ -68,7 +68,9 @@ def evaluate(
     # What is known without reading images says whether it is worth reading, or downloading, them.
     info = describe(config.data)
     if info is not None and info.is_streamed and config.data.image_size is None:
-        config = config.model_copy(update={"data": config.data.model_copy(update={"image_size": spec.image_size})})
+        config = config.model_copy(
+            update={"data": config.data.model_copy(update={"image_size": spec.image_size})}
+        )
         info = replace(info, image_size=spec.image_size)
     if info is not None:
         check_fit(info, spec, config)
@@ -79,9 +81,14 @@ def evaluate(
         raise DataError(f"{config.data.name} has no {split} split")
     if dataset.spec.class_names != spec.class_names:
         if spec.class_names == numbered(spec.num_classes):
-            screen.line(f"the weights name no classes: output k is taken to be class k of {config.data.name}, by name")
+            screen.line(
+                f"the weights name no classes: output k is taken to be class k of {config.data.name}, by name"
+            )
         else:
-            screen.line(f"warning: the classes of {config.data.name} have other names than in training", style="yellow")
+            screen.line(
+                f"warning: the classes of {config.data.name} have other names than in training",
+                style="yellow",
+            )
     if recalibrate and model_state:
         # The run's own training images, wherever they lie now, also to evaluate on another data set.
         own = dataset if "name" not in data else load_with_progress(trained.config, screen)
@@ -105,9 +112,13 @@ def recalibrated(trained: Trained, dataset: Dataset, mesh: Mesh, num_batches: in
     """
     train = trained.config.train
     order = run_keys(train.seed).order
-    feed = make_train_feed(dataset.train, trained.spec, trained.config.data, mesh, key=order, dtype=train.dtype)
+    feed = make_train_feed(
+        dataset.train, trained.spec, trained.config.data, mesh, key=order, dtype=train.dtype
+    )
     try:
-        recalibration = Recalibration(trained.model, feed, mesh, seed=train.seed, num_batches=num_batches)
+        recalibration = Recalibration(
+            trained.model, feed, mesh, seed=train.seed, num_batches=num_batches
+        )
         return recalibration(trained.params, trained.model_state)
     finally:
         feed.close()
@@ -128,8 +139,12 @@ def check_fit(given: DataSpec | DataInfo, trained: DataSpec, config: RunConfig) 
         ("classes", given.num_classes, trained.num_classes),
         ("pixels a side", given.image_size, trained.image_size),
     ]
-    if isinstance(given, DataSpec):  # before all images are read, one coloured image may be among the grey ones
+    if isinstance(
+        given, DataSpec
+    ):  # before all images are read, one coloured image may be among the grey ones
         sizes.append(("channels", given.channels, trained.channels))
     for what, have, want in sizes:
         if have != want:
-            raise DataError(f"{config.data.name} has {have} {what}, but {config.model.name} was trained with {want}")
+            raise DataError(
+                f"{config.data.name} has {have} {what}, but {config.model.name} was trained with {want}"
+            )

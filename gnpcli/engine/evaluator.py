@@ -24,7 +24,9 @@ from gnpcli.step.losses import zero_sums
 class Evaluator:
     """Evaluation of one split, every example exactly once whatever the batch size and device count."""
 
-    def __init__(self, split: Split | FileSplit, spec: DataSpec, config: RunConfig, model: Model, mesh: Mesh):
+    def __init__(
+        self, split: Split | FileSplit, spec: DataSpec, config: RunConfig, model: Model, mesh: Mesh
+    ):
         self.feed = make_eval_feed(split, spec, config.data, mesh, dtype=config.train.dtype)
         self._step = make_eval_step(model, self.feed, mesh)
         self._sharding = replicated(mesh)

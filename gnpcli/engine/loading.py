@@ -23,5 +23,7 @@ def warn_of_skipped(screen: Screen, skipped: Sequence[str], split: str) -> None:
 
 def load_with_progress(config: RunConfig, screen: Screen) -> Dataset:
     """Load the data set, saying how far it is fetched, prepared and decoded."""
-    with LoadingDisplay(config.data.name, screen.console, screen.line, quiet=screen.is_quiet) as display:
+    with LoadingDisplay(
+        config.data.name, screen.console, screen.line, quiet=screen.is_quiet
+    ) as display:
         return load_dataset(config.data, display)

@@ -90,7 +90,9 @@ class Loop:
         assert self.rounding is not None
         share, config = float(self.rounding(self.state, source)), self.task.config
         if share > precision.MOST:
-            told = precision.advice(share, step=step, r=config.gr.r or 0.0, dtype=config.train.dtype)
+            told = precision.advice(
+                share, step=step, r=config.gr.r or 0.0, dtype=config.train.dtype
+            )
             self.screen.line(f"warning: {told}", style="yellow")
             self.rounding = None
         self.clock.pause(step)
@@ -99,7 +101,9 @@ class Loop:
         """Evaluate and save where this step calls for it; before either, all its metrics are known to be finite."""
         config, per_epoch = self.task.config, self.task.horizon.steps_per_epoch
         epoch, is_epoch_end = step // per_epoch, step % per_epoch == 0
-        evaluate = evaluates and (is_last or (is_epoch_end and epoch % config.train.eval_every_epochs == 0))
+        evaluate = evaluates and (
+            is_last or (is_epoch_end and epoch % config.train.eval_every_epochs == 0)
+        )
         every_steps, every_epochs = config.checkpoint.every_steps, config.checkpoint.every_epochs
         save = (
             is_last
@@ -113,7 +117,9 @@ class Loop:
         skipped = {"train": self.task.feed.skipped}
         skipped |= {split: evaluator.feed.skipped for split, evaluator in self.evaluators.items()}
         for split, paths in skipped.items():
-            if len(paths) > self.skipped.get(split, 0):  # an evaluation skips the same files every time
+            if len(paths) > self.skipped.get(
+                split, 0
+            ):  # an evaluation skips the same files every time
                 self.skipped[split] = len(paths)
                 warn_of_skipped(self.screen, paths, split)
         if save:
@@ -130,9 +136,19 @@ class Loop:
             params, model_state = self.state.ema, self.recalibration(self.state.ema, model_state)
         for split, evaluator in self.evaluators.items():
             result = evaluator(params, model_state)
-            self.log.write({"step": step, "epoch": self._epoch(step), "split": split, "weights": weights, **result})
+            self.log.write(
+                {
+                    "step": step,
+                    "epoch": self._epoch(step),
+                    "split": split,
+                    "weights": weights,
+                    **result,
+                }
+            )
             if not math.isfinite(result["loss"]):
-                raise DivergenceError(f"the {split} loss after step {step} is {result['loss']}; {self._advice()}")
+                raise DivergenceError(
+                    f"the {split} loss after step {step} is {result['loss']}; {self._advice()}"
+                )
             self.results[split] = {"step": step, "weights": weights, **result}
         if not self.results:
             return None
@@ -140,8 +156,12 @@ class Loop:
             f"{split} error {100 * result['error_rate']:.2f} %  loss {result['loss']:.4f}"
             for split, result in self.results.items()
         )
-        self.screen.line(f"epoch {self._epoch(step):g}/{self.task.config.train.epochs}  step {step}  {told}")
-        return float(next(iter(self.results.values()))["error_rate"])  # val where there is one, else test
+        self.screen.line(
+            f"epoch {self._epoch(step):g}/{self.task.config.train.epochs}  step {step}  {told}"
+        )
+        return float(
+            next(iter(self.results.values()))["error_rate"]
+        )  # val where there is one, else test
 
     def _drain(self, keep: int) -> None:
         """Read the metrics of all but the last `keep` dispatched steps: check every one, log those that are due."""
@@ -151,11 +171,18 @@ class Loop:
             fault = guard.fault(metrics)
             rate = self.clock.rate(step)
             if fault or self._is_logged(step):
-                self.log.write({"step": step, "epoch": self._epoch(step), "split": "train", **metrics, **rate})
+                self.log.write(
+                    {"step": step, "epoch": self._epoch(step), "split": "train", **metrics, **rate}
+                )
             if fault:
                 self._on_fault(step, fault, metrics)
             epoch = (step - 1) // self.task.horizon.steps_per_epoch + 1
-            self.screen.update(step, f"epoch {epoch}/{self.task.config.train.epochs}", metrics, rate["images_per_s"])
+            self.screen.update(
+                step,
+                f"epoch {epoch}/{self.task.config.train.epochs}",
+                metrics,
+                rate["images_per_s"],
+            )
 
     def _on_fault(self, step: int, fault: str, metrics: dict[str, float]) -> None:
         """Tell of a skipped step; at the last one allowed in a row, find out where it broke and stop."""
@@ -168,15 +195,24 @@ class Loop:
             )
             return
         findings = None
-        with suppress(GnpError, jax.errors.JaxRuntimeError):  # the fault counts, not what its autopsy ran into
+        with suppress(
+            GnpError, jax.errors.JaxRuntimeError
+        ):  # the fault counts, not what its autopsy ran into
             # Whatever was dispatched behind it, the state is still the one that the step began in.
             findings = self.task.diagnose(self.state, step - 1)
-        many = f"{in_a_row} steps in a row were not finite, the last of them " if in_a_row > 1 else ""
-        raise DivergenceError(f"{many}step {step}: {guard.describe(fault, metrics, findings)}; {self._advice()}")
+        many = (
+            f"{in_a_row} steps in a row were not finite, the last of them " if in_a_row > 1 else ""
+        )
+        raise DivergenceError(
+            f"{many}step {step}: {guard.describe(fault, metrics, findings)}; {self._advice()}"
+        )
 
     def _is_logged(self, step: int) -> bool:
         """Return whether the step after which `step` are done is logged, faulty or not."""
-        return step % self.task.config.train.log_every_steps == 0 or step in (1, self.task.horizon.total_steps)
+        return step % self.task.config.train.log_every_steps == 0 or step in (
+            1,
+            self.task.horizon.total_steps,
+        )
 
     def _epoch(self, step: int) -> float:
         return round(step / self.task.horizon.steps_per_epoch, 4)
@@ -189,7 +225,13 @@ class Loop:
 
     def _summary(self, step: int, *, is_interrupted: bool) -> dict[str, Any]:
         best = self.checkpoints.best_step()
-        status = "interrupted" if is_interrupted else "finished" if step == self.task.horizon.total_steps else "stopped"
+        status = (
+            "interrupted"
+            if is_interrupted
+            else "finished"
+            if step == self.task.horizon.total_steps
+            else "stopped"
+        )
         return {
             "status": status,
             "step": step,

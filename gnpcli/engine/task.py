@@ -49,7 +49,9 @@ class Task:
 
     def step_at(self, step: int) -> Any:
         """Return the compiled step for `step`; one of two gradients only where they act."""
-        return {"plain": self.plain_step, "gnp": self.gnp_step, "reuse": self.reuse_step}[self.gr.kinds[step]]
+        return {"plain": self.plain_step, "gnp": self.gnp_step, "reuse": self.reuse_step}[
+            self.gr.kinds[step]
+        ]
 
     def abstract_state(self) -> TrainState:
         """Return shapes, dtypes and shardings of the state, allocating nothing."""
@@ -59,7 +61,9 @@ class Task:
     def diagnose(self, state: TrainState, step: int) -> Any:
         """Return the findings of `gnpcli.step.probes.make_diagnosis` about `step`, which began in `state`."""
         config, kind = self.config, self.gr.kinds[step]
-        program = make_diagnosis(self.model, self.feed, config.train, config.gr, self.gr, self.mesh, kind=kind)
+        program = make_diagnosis(
+            self.model, self.feed, config.train, config.gr, self.gr, self.mesh, kind=kind
+        )
         return jax.device_get(program(state, self.feed.source(step)))
 
 
@@ -75,7 +79,9 @@ def build_task(config: RunConfig, train: Split | FileSplit, spec: DataSpec, mesh
     image_shape = (spec.image_size, spec.image_size, spec.channels)
     model = build_for(config, spec)
     if config.gr.perturb != "all":
-        perturbed_mask(parameter_shapes(model, image_shape), config.gr.perturb)  # a pattern may match nothing
+        perturbed_mask(
+            parameter_shapes(model, image_shape), config.gr.perturb
+        )  # a pattern may match nothing
     order_key = run_keys(config.train.seed).order
     feed = make_train_feed(train, spec, config.data, mesh, key=order_key, dtype=config.train.dtype)
     horizon = Horizon(feed.steps_per_epoch, config.train.epochs)
@@ -89,14 +95,32 @@ def build_task(config: RunConfig, train: Split | FileSplit, spec: DataSpec, mesh
     averages, reuses = config.train.ema_decay is not None, config.gr.between == "reuse"
     visits = "gnp" in gr.kinds and config.gr.gradient == "finite-difference"
     is_narrow = config.train.dtype != "float32"
-    rounding = make_rounding_measure(model, feed, config.train, config.gr, mesh) if visits and is_narrow else None
+    rounding = (
+        make_rounding_measure(model, feed, config.train, config.gr, mesh)
+        if visits and is_narrow
+        else None
+    )
 
     def init(weights: tuple[Params, State] | None = None) -> TrainState:
         start = model if weights is None else starting_from(model, *weights)
-        return init_state(start, image_shape, optimizer, config.train.seed, averages=averages, reuses=reuses)
+        return init_state(
+            start, image_shape, optimizer, config.train.seed, averages=averages, reuses=reuses
+        )
 
     init = jax.jit(init, out_shardings=replicated(mesh))
     statistics = make_statistics(config.optimizer)
     return Task(
-        config, mesh, spec, model, feed, horizon, gr, plain_step, gnp_step, reuse_step, statistics, rounding, init
+        config,
+        mesh,
+        spec,
+        model,
+        feed,
+        horizon,
+        gr,
+        plain_step,
+        gnp_step,
+        reuse_step,
+        statistics,
+        rounding,
+        init,
     )

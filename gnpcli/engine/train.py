@@ -24,14 +24,24 @@ from gnpcli.files import write_atomically
 from gnpcli.keys import run_keys
 from gnpcli.recipes.plan import fit, objective
 from gnpcli.runs.checkpoint import Checkpoints
-from gnpcli.runs.folder import CHECKPOINTS, SUMMARY, check_free, config_from_meta, create_run, note_session, read_config
+from gnpcli.runs.folder import (
+    CHECKPOINTS,
+    SUMMARY,
+    check_free,
+    config_from_meta,
+    create_run,
+    note_session,
+    read_config,
+)
 from gnpcli.runs.log import MetricsLog
 from gnpcli.step.state import TrainState
 from gnpcli.terminal.screen import Screen
 from gnpcli.weights.source import Pretrained, complete, fit_pretrained, open_pretrained
 
 
-def train(config: RunConfig, run_dir: Path, *, max_steps: int | None = None, quiet: bool = False) -> dict[str, Any]:
+def train(
+    config: RunConfig, run_dir: Path, *, max_steps: int | None = None, quiet: bool = False
+) -> dict[str, Any]:
     """Train `config` from the start into a new run folder.
 
     Args:
@@ -79,7 +89,9 @@ def _start_from(pretrained: Pretrained, task: Task, screen: Screen) -> TrainStat
     image_shape = (task.spec.image_size, task.spec.image_size, task.spec.channels)
     init = partial(task.model.init, run_keys(task.config.train.seed).init, image_shape)
     params, model_state, notes = fit_pretrained(pretrained, task.config, init)
-    screen.line(f"weights    {pretrained.about} in {pretrained.path}, SHA-256 {pretrained.sha256[:8]}")
+    screen.line(
+        f"weights    {pretrained.about} in {pretrained.path}, SHA-256 {pretrained.sha256[:8]}"
+    )
     for note in notes:
         screen.line(f"           {note}")
     return task.init((params, model_state))
@@ -101,12 +113,18 @@ def _run(
         start = 0 if state is None else int(state.step)
         stop = total if max_steps is None else min(total, max_steps)
         summary = _read_summary(run_dir)
-        if start >= stop and summary.get("step") == start and summary.get("status") in ("finished", "stopped"):
+        if (
+            start >= stop
+            and summary.get("step") == start
+            and summary.get("status") in ("finished", "stopped")
+        ):
             screen.line(f"{run_dir} is already at step {start}: nothing to do", style="bold")
             return summary
         if state is None and task.config.train.init_from is not None:
             state = initial or _start_from(open_pretrained(task.config, screen), task, screen)
-            checkpoints.save(state, checkpoint_meta(task))  # so that resuming does not need the weights' own file
+            checkpoints.save(
+                state, checkpoint_meta(task)
+            )  # so that resuming does not need the weights' own file
             checkpoints.wait()
         state = task.init() if state is None else state
         note_session(run_dir, describe_environment(), start)
@@ -118,16 +136,22 @@ def _run(
         }
         try:
             with (
-                MetricsLog(run_dir, start, on_damage=lambda what: screen.line(f"warning: {what}", "yellow")) as log,
+                MetricsLog(
+                    run_dir, start, on_damage=lambda what: screen.line(f"warning: {what}", "yellow")
+                ) as log,
                 screen.progress(total, start),
                 stop_signals() as received,
             ):
-                summary = Loop(task, state, evaluators, checkpoints, log, screen).run(start, stop, received)
+                summary = Loop(task, state, evaluators, checkpoints, log, screen).run(
+                    start, stop, received
+                )
         except DivergenceError as error:
             _write_summary(run_dir, {"status": "diverged", "error": str(error)})
             raise
         except OSError as error:
-            raise GnpError(f"cannot write to {run_dir}: {error.strerror}; {last_good(checkpoints)}") from error
+            raise GnpError(
+                f"cannot write to {run_dir}: {error.strerror}; {last_good(checkpoints)}"
+            ) from error
     finally:
         task.feed.close()
         checkpoints.close()
@@ -166,25 +190,37 @@ def _restore(task: Task, checkpoints: Checkpoints, screen: Screen) -> TrainState
 
     def on_damaged(step: int, error: CheckpointError) -> None:
         moved = checkpoints.set_aside(step)
-        screen.line(f"warning: {error}; moved to {moved.name}, falling back to the one before", style="yellow")
+        screen.line(
+            f"warning: {error}; moved to {moved.name}, falling back to the one before",
+            style="yellow",
+        )
 
     found = checkpoints.restore_latest(restore, on_damaged=on_damaged)
     return None if found is None else found[1]
 
 
-def _introduce(task: Task, dataset: Dataset, run_dir: Path, screen: Screen, state: TrainState, start: int) -> None:
+def _introduce(
+    task: Task, dataset: Dataset, run_dir: Path, screen: Screen, state: TrainState, start: int
+) -> None:
     config, spec = task.config, task.spec
     count = sum(leaf.size for leaf in jax.tree.leaves(state.params))
     sizes = "  ".join(
         f"{name} {len(split.labels):,}"
-        for name, split in (("train", dataset.train), ("val", dataset.validation), ("test", dataset.test))
+        for name, split in (
+            ("train", dataset.train),
+            ("val", dataset.validation),
+            ("test", dataset.test),
+        )
         if split is not None
     )
     screen.line(f"run        {run_dir}")
     screen.line(f"model      {config.model.name}, {count:,} parameters, {config.train.dtype}")
-    screen.line(f"data       {config.data.name}: {sizes}, {spec.num_classes} classes, {spec.image_size} px")
+    screen.line(
+        f"data       {config.data.name}: {sizes}, {spec.num_classes} classes, {spec.image_size} px"
+    )
     screen.line(f"objective  {objective(config)}")
     screen.line(
         f"steps      {task.horizon.total_steps:,} ({task.horizon.steps_per_epoch} an epoch) on "
-        f"{task.mesh.size} {jax.default_backend()} device(s)" + (f", from step {start}" if start else "")
+        f"{task.mesh.size} {jax.default_backend()} device(s)"
+        + (f", from step {start}" if start else "")
     )

@@ -22,7 +22,9 @@ Scales = Callable[[Any], Any]
 """``params -> T``: a tree like `params` with True (1), False (0) or an array of the parameter's shape for each leaf."""
 
 
-def perturbation_scales(params: Any, *, perturbs: Any = None, adapts: Any = None, eta: float = 0.01) -> Any:
+def perturbation_scales(
+    params: Any, *, perturbs: Any = None, adapts: Any = None, eta: float = 0.01
+) -> Any:
     """Return the T of SAM, ASAM and SAM-ON for `params`, as `penalize` takes it.
 
     Args:

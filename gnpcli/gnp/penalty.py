@@ -184,7 +184,11 @@ def penalize(
         if not with_metrics:
             return passes.value, grads
         cosine = dot(g_clean, g_perturbed) * inverse(clean_norm) * inverse(perturbed_norm)
-        return passes.value, grads, GnpMetrics(passes.perturbed_loss, clean_norm, perturbed_norm, cosine)
+        return (
+            passes.value,
+            grads,
+            GnpMetrics(passes.perturbed_loss, clean_norm, perturbed_norm, cosine),
+        )
 
     return penalized
 
@@ -224,8 +228,12 @@ def _visited(
     """Evaluate the gradient again at ``params + r e``."""
     value, g_clean = clean_at(params)
     ray, slope = steepest(params, g_clean, scales)
-    value_perturbed, g_perturbed = at(add(params, jnp.asarray(r, slope.dtype) * inverse(slope), ray))
-    return _Passes(value, g_clean, slope, value_perturbed[0] if has_aux else value_perturbed, g_perturbed)
+    value_perturbed, g_perturbed = at(
+        add(params, jnp.asarray(r, slope.dtype) * inverse(slope), ray)
+    )
+    return _Passes(
+        value, g_clean, slope, value_perturbed[0] if has_aux else value_perturbed, g_perturbed
+    )
 
 
 def _exact(
@@ -253,7 +261,9 @@ def _exact(
     unit = jax.tree.map(lambda g, leaf: scaled(inverse(slope), leaf).astype(g.dtype), g_clean, ray)
     g_here = g_clean
     if is_first_apart:
-        (_, g_again), (rise, hessian_unit) = jax.jvp(lambda point: split(point)[0], (params,), (unit,))
+        (_, g_again), (rise, hessian_unit) = jax.jvp(
+            lambda point: split(point)[0], (params,), (unit,)
+        )
         g_here = g_clean if clean_at is None else g_again
     else:
         rise, hessian_unit = tangent_of(unit)

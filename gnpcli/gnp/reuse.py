@@ -29,7 +29,9 @@ def orthogonal_component(grads: Any, clean: Any) -> Any:
 def reuse(clean: Any, component: Any, weight: Scalar) -> Any:
     """Return ``g + weight (||g|| / ||g_v||) g_v`` for g = `clean` and g_v = `component`; g where g_v is zero."""
     norm = global_norm(clean)
-    return add(clean, jnp.asarray(weight, norm.dtype) * norm * inverse(global_norm(component)), component)
+    return add(
+        clean, jnp.asarray(weight, norm.dtype) * norm * inverse(global_norm(component)), component
+    )
 
 
 def with_gradient(value_and_grad: Callable[..., Any]) -> Callable[..., Any]:

@@ -70,16 +70,24 @@ def accumulate(
         slices = (first + jnp.arange(count, dtype=jnp.int32), batch)
         if at_once:
             stacked = jax.vmap(result_of, axis_name=at_once)(*slices)
-            mean = jax.tree.map(lambda leaf: jnp.mean(_floating(leaf), axis=0).astype(leaf.dtype), stacked)
+            mean = jax.tree.map(
+                lambda leaf: jnp.mean(_floating(leaf), axis=0).astype(leaf.dtype), stacked
+            )
         else:
             shapes = jax.eval_shape(result_of, *jax.tree.map(lambda leaf: leaf[0], slices))
-            zeros = jax.tree.map(lambda shape: _floating(jnp.zeros(shape.shape, shape.dtype)), shapes)
+            zeros = jax.tree.map(
+                lambda shape: _floating(jnp.zeros(shape.shape, shape.dtype)), shapes
+            )
 
             def add(total: Any, own: Any) -> tuple[Any, None]:
-                return jax.tree.map(lambda left, right: left + wide(right), total, result_of(*own)), None
+                return jax.tree.map(
+                    lambda left, right: left + wide(right), total, result_of(*own)
+                ), None
 
             total, _ = jax.lax.scan(add, zeros, slices)
-            mean = jax.tree.map(lambda leaf, shape: (leaf / count).astype(shape.dtype), total, shapes)
+            mean = jax.tree.map(
+                lambda leaf, shape: (leaf / count).astype(shape.dtype), total, shapes
+            )
         return jax.lax.pmean(mean, axis_name) if axis_name else mean
 
     return accumulated

@@ -24,7 +24,11 @@ def dot(left: Any, right: Any) -> jax.Array:
     # XLA takes the sum of joined arrays apart again.
     small = [pair for pair in pairs if pair[0].size < _SMALL]
     large = [(a.astype(dtype), b.astype(dtype)) for a, b in pairs if a.size >= _SMALL]
-    together = [(joined([a for a, _ in small], dtype), joined([b for _, b in small], dtype))] if small else []
+    together = (
+        [(joined([a for a, _ in small], dtype), joined([b for _, b in small], dtype))]
+        if small
+        else []
+    )
     return sum((jnp.sum(a * b) for a, b in large + together), jnp.zeros((), dtype))
 
 
@@ -62,7 +66,9 @@ half_squared_norm.defvjp(
 def inverse(norm: jax.Array) -> jax.Array:
     """Return 1 / norm, and 0 for a norm of 0: a zero gradient has no direction."""
     is_zero = norm == 0
-    return jnp.where(is_zero, jnp.zeros_like(norm), 1 / jnp.where(is_zero, jnp.ones_like(norm), norm))
+    return jnp.where(
+        is_zero, jnp.zeros_like(norm), 1 / jnp.where(is_zero, jnp.ones_like(norm), norm)
+    )
 
 
 def wide(leaf: jax.Array) -> jax.Array:
@@ -78,4 +84,6 @@ def scaled(scale: jax.Array, leaf: jax.Array) -> jax.Array:
 
 def add(tree: Any, scale: jax.Array, direction: Any) -> Any:
     """Return ``tree + scale * direction``, computed in at least float32 and rounded once to the dtypes of `tree`."""
-    return jax.tree.map(lambda leaf, step: (wide(leaf) + scaled(scale, step)).astype(leaf.dtype), tree, direction)
+    return jax.tree.map(
+        lambda leaf, step: (wide(leaf) + scaled(scale, step)).astype(leaf.dtype), tree, direction
+    )

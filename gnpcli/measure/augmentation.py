@@ -23,7 +23,9 @@ _GAP, _LINE = 8, 14
 _FONT = ImageFont.load_default(size=11)
 
 
-def preview(config: RunConfig, path: Path, *, count: int, step: int, columns: int, quiet: bool) -> int:
+def preview(
+    config: RunConfig, path: Path, *, count: int, step: int, columns: int, quiet: bool
+) -> int:
     """Write `count` training images of a step, before and after augmentation, to a PNG.
 
     The images pass through the training feed itself, with the keys that the step of a run has. Only the batch is
@@ -61,7 +63,9 @@ def preview(config: RunConfig, path: Path, *, count: int, step: int, columns: in
         )
         try:
             images, labels = jax.jit(feed.batch)(
-                feed.source(step), np.int32(step % feed.steps_per_epoch), augment_key(keys.steps, step)
+                feed.source(step),
+                np.int32(step % feed.steps_per_epoch),
+                augment_key(keys.steps, step),
             )
         finally:
             feed.close()
@@ -82,7 +86,11 @@ def _captions(labels: np.ndarray, spec: DataSpec) -> list[str]:
     if labels.ndim == 1:
         return [spec.class_names[label] for label in labels]
     return [
-        "\n".join(f"{spec.class_names[k]}: {row[k]:.2f}" for k in np.argsort(-row, kind="stable") if row[k] >= 0.005)
+        "\n".join(
+            f"{spec.class_names[k]}: {row[k]:.2f}"
+            for k in np.argsort(-row, kind="stable")
+            if row[k] >= 0.005
+        )
         for row in labels
     ]
 
@@ -97,7 +105,9 @@ def _sheet(shown: list[tuple[Images, list[str]]], columns: int) -> Image.Image:
     lines = [max(text.count("\n") + 1 for text in captions) for _, captions in shown]
     tops = [sum(side + _LINE * number for number in lines[:row]) for row in range(len(lines) + 1)]
     width, height = side + _GAP, tops[-1] + 2 * _GAP
-    sheet = Image.new("RGB", (columns * width + _GAP, -(-count // columns) * height + _GAP), "white")
+    sheet = Image.new(
+        "RGB", (columns * width + _GAP, -(-count // columns) * height + _GAP), "white"
+    )
     draw = ImageDraw.Draw(sheet)
     for index in range(count):
         left, top = _GAP + index % columns * width, _GAP + index // columns * height

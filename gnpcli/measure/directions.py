@@ -22,7 +22,10 @@ def random_direction(key: jax.Array, params: Any) -> Any:
     """
     leaves, structure = jax.tree.flatten(params)
     keys = jax.random.split(key, len(leaves))
-    drawn = [jax.random.normal(own, leaf.shape, leaf.dtype) for own, leaf in zip(keys, leaves, strict=True)]
+    drawn = [
+        jax.random.normal(own, leaf.shape, leaf.dtype)
+        for own, leaf in zip(keys, leaves, strict=True)
+    ]
     return jax.tree.unflatten(structure, drawn)
 
 
@@ -46,8 +49,12 @@ def filter_normalized(direction: Any, params: Any) -> Any:
         if weight.ndim < 2:
             return jnp.zeros_like(step)
         axes = tuple(range(weight.ndim - 1))
-        own, wanted = (jnp.sqrt(jnp.sum(jnp.square(leaf), axis=axes, keepdims=True)) for leaf in (step, weight))
-        return step * jnp.where(own > 0, wanted / jnp.where(own > 0, own, jnp.ones_like(own)), jnp.zeros_like(own))
+        own, wanted = (
+            jnp.sqrt(jnp.sum(jnp.square(leaf), axis=axes, keepdims=True)) for leaf in (step, weight)
+        )
+        return step * jnp.where(
+            own > 0, wanted / jnp.where(own > 0, own, jnp.ones_like(own)), jnp.zeros_like(own)
+        )
 
     return jax.tree.map(scaled, direction, params)
 
@@ -55,5 +62,7 @@ def filter_normalized(direction: Any, params: Any) -> Any:
 def with_norm(direction: Any, norm: jax.Array | float) -> Any:
     """Scale a direction to an L2 norm over all leaves; a direction of 0 stays 0."""
     own = global_norm(direction)
-    factor = jnp.where(own > 0, norm / jnp.where(own > 0, own, jnp.ones_like(own)), jnp.zeros_like(own))
+    factor = jnp.where(
+        own > 0, norm / jnp.where(own > 0, own, jnp.ones_like(own)), jnp.zeros_like(own)
+    )
     return jax.tree.map(lambda leaf: factor.astype(leaf.dtype) * leaf, direction)

@@ -88,7 +88,9 @@ def exact_products(loss: Loss, scales: Scales | None) -> Callable[..., Exact]:
         def grad(point: Any) -> Any:
             return jax.grad(loss, has_aux=True)(point, *args)[0]
 
-        with jax.default_matmul_precision("highest"):  # what is called float32 may be TF32 on an accelerator
+        with jax.default_matmul_precision(
+            "highest"
+        ):  # what is called float32 may be TF32 on an accelerator
             gradient = grad(params)
             ray, length = steepest(params, gradient, scales)
             direction = jax.tree.map(lambda leaf: leaf / length, ray)
@@ -98,7 +100,9 @@ def exact_products(loss: Loss, scales: Scales | None) -> Callable[..., Exact]:
     return products
 
 
-def deviation(loss: Loss, dtype: str, gradient: Gradient, scales: Scales | None) -> Callable[..., Deviation]:
+def deviation(
+    loss: Loss, dtype: str, gradient: Gradient, scales: Scales | None
+) -> Callable[..., Deviation]:
     """Return a jitted function of ``(r, alpha, exact, params, *args)`` that measures `gnp_value_and_grad` on a batch.
 
     Args:
@@ -112,14 +116,22 @@ def deviation(loss: Loss, dtype: str, gradient: Gradient, scales: Scales | None)
     def measure(r: jax.Array, alpha: jax.Array, exact: Exact, params: Any, *args: Any) -> Deviation:
         # At alpha = 1 the mixed gradient is g + p. Both in one program, as in a train step.
         clean = jax.grad(loss, has_aux=True)(params, *args)[0]
-        penalised = gnp_value_and_grad(loss, r=r, alpha=1.0, gradient=gradient, scales=scales, has_aux=True)
+        penalised = gnp_value_and_grad(
+            loss, r=r, alpha=1.0, gradient=gradient, scales=scales, has_aux=True
+        )
         _, whole = penalised(params, *args)
         penalty = jax.tree.map(jnp.subtract, whole, clean)
         distance = global_norm(jax.tree.map(lambda p, h: p - r * h, penalty, exact.product))
-        mixed = global_norm(jax.tree.map(lambda g, h: g + alpha * r * h, exact.gradient, exact.product))
-        along = sum(jax.tree.leaves(jax.tree.map(lambda p, h: jnp.sum(p * h), penalty, exact.product)))
+        mixed = global_norm(
+            jax.tree.map(lambda g, h: g + alpha * r * h, exact.gradient, exact.product)
+        )
+        along = sum(
+            jax.tree.leaves(jax.tree.map(lambda p, h: jnp.sum(p * h), penalty, exact.product))
+        )
         moves = jax.tree.map(
-            lambda w, u: jnp.mean((w + r * u).astype(dtype) != w.astype(dtype)) * w.size, params, exact.direction
+            lambda w, u: jnp.mean((w + r * u).astype(dtype) != w.astype(dtype)) * w.size,
+            params,
+            exact.direction,
         )
         return Deviation(
             distance / (r * exact.product_norm),
@@ -186,7 +198,10 @@ def check(
     keys = run_keys(config.train.seed)
     feed = make_train_feed(dataset.train, spec, config.data, mesh, key=keys.order, dtype="float32")
     models = {
-        dtype: build_for(config.model_copy(update={"train": config.train.model_copy(update={"dtype": dtype})}), spec)
+        dtype: build_for(
+            config.model_copy(update={"train": config.train.model_copy(update={"dtype": dtype})}),
+            spec,
+        )
         for dtype in dict.fromkeys(["float32", *dtypes])
     }
     if trained is None:
@@ -199,7 +214,9 @@ def check(
     def loss_in(dtype: str) -> Loss:
         objective = make_objective(models[dtype], config.train, config.gr)
 
-        def loss(params: Any, model_state: Any, images: jax.Array, labels: jax.Array, key: jax.Array) -> Any:
+        def loss(
+            params: Any, model_state: Any, images: jax.Array, labels: jax.Array, key: jax.Array
+        ) -> Any:
             return objective(params, model_state, images.astype(dtype), labels, key)
 
         return loss
@@ -212,9 +229,15 @@ def check(
     radii = sorted({*radii, *([r] if r else [])})
     scales = build_scales(config.gr)
     products = exact_products(loss_in("float32"), scales)
-    differences = {dtype: deviation(loss_in(dtype), dtype, "finite-difference", scales) for dtype in dtypes}
+    differences = {
+        dtype: deviation(loss_in(dtype), dtype, "finite-difference", scales) for dtype in dtypes
+    }
     # In float32 it would be the product that it is measured against.
-    exacts = {dtype: deviation(loss_in(dtype), dtype, "exact", scales) for dtype in dtypes if dtype != "float32"}
+    exacts = {
+        dtype: deviation(loss_in(dtype), dtype, "exact", scales)
+        for dtype in dtypes
+        if dtype != "float32"
+    }
     found: dict[str, list[list[Deviation]]] = {dtype: [] for dtype in dtypes}
     found_exact: dict[str, list[Deviation]] = {dtype: [] for dtype in exacts}
     norms = []
@@ -223,12 +246,21 @@ def check(
             screen.line(f"batch {number + 1} of {batches}")
             batch = batch_of(feed.source(first + number), jnp.asarray(first + number, jnp.int32))
             exact = products(params, model_state, *batch)
-            norms.append({"gradient_norm": float(exact.gradient_norm), "product_norm": float(exact.product_norm)})
+            norms.append(
+                {
+                    "gradient_norm": float(exact.gradient_norm),
+                    "product_norm": float(exact.product_norm),
+                }
+            )
             if fault := _fault(norms[-1]):
-                raise GnpError(f"{fault} on training batch {first + number}: there is nothing to compare")
+                raise GnpError(
+                    f"{fault} on training batch {first + number}: there is nothing to compare"
+                )
             at = (exact, params, model_state, *batch)
             for dtype in dtypes:
-                found[dtype].append([jax.device_get(differences[dtype](value, alpha, *at)) for value in radii])
+                found[dtype].append(
+                    [jax.device_get(differences[dtype](value, alpha, *at)) for value in radii]
+                )
             for dtype in exacts:
                 found_exact[dtype].append(jax.device_get(exacts[dtype](r or 0.1, alpha, *at)))
         warn_of_skipped(screen, feed.skipped, "train")
@@ -256,7 +288,10 @@ def check(
 
 
 def _fault(norms: dict[str, float]) -> str | None:
-    for name, what in (("gradient_norm", "the gradient"), ("product_norm", "the Hessian-vector product")):
+    for name, what in (
+        ("gradient_norm", "the gradient"),
+        ("product_norm", "the Hessian-vector product"),
+    ):
         if not math.isfinite(norms[name]):
             return f"{what} is not finite"
         if norms[name] == 0:
@@ -276,7 +311,11 @@ def _summary(batches: Sequence[Deviation]) -> dict[str, float | None]:
 
 
 def judge(
-    batches: Sequence[Sequence[Deviation]], radii: Sequence[float], r: float | None, threshold: float, dtype: str
+    batches: Sequence[Sequence[Deviation]],
+    radii: Sequence[float],
+    r: float | None,
+    threshold: float,
+    dtype: str,
 ) -> dict[str, Any]:
     """Say which radii are trustworthy in a compute type, and whether the configured one is; see `check`.
 
@@ -350,7 +389,13 @@ def _cause(radii: Sequence[float], errors: Sequence[float], at: int) -> str:
 
 
 def _percent(error: float) -> str:
-    return f"{100 * error:.2g} %" if error < 1 else f"{error:.3g} times its length" if error < math.inf else "infinity"
+    return (
+        f"{100 * error:.2g} %"
+        if error < 1
+        else f"{error:.3g} times its length"
+        if error < math.inf
+        else "infinity"
+    )
 
 
 def plot(result: dict[str, Any], path: Path) -> None:
@@ -374,15 +419,36 @@ def plot(result: dict[str, Any], path: Path) -> None:
             rows = [row for row in kind["radii"] if row["penalty"]]
             xs, means = [row["r"] for row in rows], [row["penalty"] for row in rows]
             axes.plot(xs, means, color=colour, marker="o", markersize=3, label=kind["dtype"])
-            axes.fill_between(xs, means, [row["worst_penalty"] for row in rows], color=colour, alpha=0.2, linewidth=0)
+            axes.fill_between(
+                xs,
+                means,
+                [row["worst_penalty"] for row in rows],
+                color=colour,
+                alpha=0.2,
+                linewidth=0,
+            )
         rows = [row for row in result["types"][0]["radii"] if row["penalty"]]
         if rows:
             lowest = min(rows, key=lambda row: row["penalty"])
             ends = (lowest["r"], rows[-1]["r"])
-            axes.plot(ends, [3 * lowest["penalty"] * r / lowest["r"] for r in ends], color=MUTED, lw=0.8, label="~ r")
-        axes.axhline(result["threshold"], color=MUTED, lw=0.8, ls="--", label=f"{100 * result['threshold']:g} %")
+            axes.plot(
+                ends,
+                [3 * lowest["penalty"] * r / lowest["r"] for r in ends],
+                color=MUTED,
+                lw=0.8,
+                label="~ r",
+            )
+        axes.axhline(
+            result["threshold"],
+            color=MUTED,
+            lw=0.8,
+            ls="--",
+            label=f"{100 * result['threshold']:g} %",
+        )
         if result["r"]:
-            axes.axvline(result["r"], color=MUTED, lw=0.8, ls=":", label=f"configured r = {result['r']:g}")
+            axes.axvline(
+                result["r"], color=MUTED, lw=0.8, ls=":", label=f"configured r = {result['r']:g}"
+            )
         axes.set(
             xscale="log", yscale="log", xlabel="r", ylabel="||p - r H u|| / ||r H u||",
             title=f"{result['model']}, {result['dataset']}, {len(result['batches'])} batches of "

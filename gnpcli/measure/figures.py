@@ -41,8 +41,22 @@ def draw(groups: Mapping[str, Sequence[Inspection]]) -> Figure:
             _surfaces(parts[1], surfaces, rows - 1)
         left, middle, right = top.subplots(1, COLUMNS)
         split = next(iter(groups.values()))[0].result["split"]
-        _rises(left, groups, "gradient_rise", "rise", f"Rise of the {split} loss along its gradient", "distance r")
-        _rises(middle, groups, "random_rise", "mean", "... in random directions", "distance, in filter norms")
+        _rises(
+            left,
+            groups,
+            "gradient_rise",
+            "rise",
+            f"Rise of the {split} loss along its gradient",
+            "distance r",
+        )
+        _rises(
+            middle,
+            groups,
+            "random_rise",
+            "mean",
+            "... in random directions",
+            "distance, in filter norms",
+        )
         _eigenvalues(right, groups)
         handles = left.get_legend_handles_labels()
         top.legend(*handles, loc="outside upper left", ncols=4)
@@ -50,7 +64,12 @@ def draw(groups: Mapping[str, Sequence[Inspection]]) -> Figure:
 
 
 def _rises(
-    axes: Axes, groups: Mapping[str, Sequence[Inspection]], key: str, value: str, title: str, label: str
+    axes: Axes,
+    groups: Mapping[str, Sequence[Inspection]],
+    key: str,
+    value: str,
+    title: str,
+    label: str,
 ) -> None:
     positive = True
     for index, (name, runs) in enumerate(groups.items()):
@@ -60,7 +79,9 @@ def _rises(
             continue
         positive = positive and bool((y > 0).all())
         colour = COLOURS[index % len(COLOURS)][0]
-        axes.plot(x, y.mean(axis=0), color=colour, marker="o", markersize=3, label=_title(name, runs))
+        axes.plot(
+            x, y.mean(axis=0), color=colour, marker="o", markersize=3, label=_title(name, runs)
+        )
         if len(runs) > 1:
             axes.fill_between(x, y.min(axis=0), y.max(axis=0), color=colour, alpha=0.2, linewidth=0)
     if positive and axes.lines:
@@ -76,7 +97,11 @@ def _rises(
 
 def _eigenvalues(axes: Axes, groups: Mapping[str, Sequence[Inspection]]) -> None:
     axes.set_title("Largest eigenvalues of the Hessian")
-    shown = {name: runs for name, runs in groups.items() if all(run.result["eigenvalues"] for run in runs)}
+    shown = {
+        name: runs
+        for name, runs in groups.items()
+        if all(run.result["eigenvalues"] for run in runs)
+    }
     if not shown:
         axes.text(0.5, 0.5, "none", transform=axes.transAxes, ha="center", color=MUTED)
         return
@@ -88,15 +113,29 @@ def _eigenvalues(axes: Axes, groups: Mapping[str, Sequence[Inspection]]) -> None
         values = np.array([run.result["eigenvalues"][:count] for run in runs])
         mean = values.mean(axis=0)
         x = np.arange(1, count + 1) - 0.4 + width * (list(shown).index(name) + 0.5)
-        bars = np.abs(np.stack([mean - values.min(axis=0), values.max(axis=0) - mean])) if len(runs) > 1 else None
-        axes.bar(x, mean, 0.92 * width, yerr=bars, color=COLOURS[index % len(COLOURS)][0], ecolor=INK, capsize=2)
+        bars = (
+            np.abs(np.stack([mean - values.min(axis=0), values.max(axis=0) - mean]))
+            if len(runs) > 1
+            else None
+        )
+        axes.bar(
+            x,
+            mean,
+            0.92 * width,
+            yerr=bars,
+            color=COLOURS[index % len(COLOURS)][0],
+            ecolor=INK,
+            capsize=2,
+        )
     axes.set_xticks(range(1, count + 1))
     axes.set_xlabel("eigenvalue, the largest first")
     axes.grid(visible=False, axis="x")
 
 
 def _surfaces(figure: Any, surfaces: Mapping[str, dict[str, Any]], rows: int) -> None:
-    losses = {label: np.array(result["surface"]["loss"], np.float64) for label, result in surfaces.items()}
+    losses = {
+        label: np.array(result["surface"]["loss"], np.float64) for label, result in surfaces.items()
+    }
     every = np.concatenate([loss.ravel() for loss in losses.values()])
     every = every[np.isfinite(every) & (every > 0)]
     low, high = (every.min(), every.max()) if every.size else (1e-3, 1.0)
@@ -107,19 +146,26 @@ def _surfaces(figure: Any, surfaces: Mapping[str, dict[str, Any]], rows: int) ->
         surface, loss = result["surface"], losses[label]
         loss = np.where(np.isfinite(loss), np.clip(loss, low, high), high)
         x, y = surface["x"], surface["y"]
-        drawn = place.contourf(x, y, loss, levels=levels, norm=LogNorm(low, levels[-1]), cmap="viridis")
+        drawn = place.contourf(
+            x, y, loss, levels=levels, norm=LogNorm(low, levels[-1]), cmap="viridis"
+        )
         place.contour(x, y, loss, levels=levels, colors="white", linewidths=0.4, alpha=0.6)
         place.plot(0, 0, "+", color="white", markersize=9, markeredgewidth=1.6)
         place.grid(visible=False)
         place.set_box_aspect(1)
         place.set_title(label)
         is_gradient = surface["plane"] == "gradient"
-        place.set_xlabel("distance along the gradient" if is_gradient else "random direction, in filter norms")
+        place.set_xlabel(
+            "distance along the gradient" if is_gradient else "random direction, in filter norms"
+        )
         place.set_ylabel("random direction, in filter norms")
     for place in axes[len(surfaces) :]:
         place.remove()
     bar = figure.colorbar(
-        drawn, ax=list(axes[: len(surfaces)]), shrink=0.85, format=FuncFormatter(lambda v, _: f"{v:.3g}")
+        drawn,
+        ax=list(axes[: len(surfaces)]),
+        shrink=0.85,
+        format=FuncFormatter(lambda v, _: f"{v:.3g}"),
     )
     bar.set_label(f"{next(iter(surfaces.values()))['split']} loss")
 

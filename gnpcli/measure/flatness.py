@@ -78,7 +78,13 @@ class Inspection:
 
 
 def inspect(
-    paths: Sequence[Path], plan: Plan, *, data_dir: str | None, step: int | None, best: bool, quiet: bool
+    paths: Sequence[Path],
+    plan: Plan,
+    *,
+    data_dir: str | None,
+    step: int | None,
+    best: bool,
+    quiet: bool,
 ) -> list[Inspection]:
     """Measure the flatness of trained models, one after the other, on the same images and in the same directions.
 
@@ -135,7 +141,12 @@ def _radius(config: RunConfig) -> float | None:
 
 
 def _inspect_one(
-    path: Path, trained: Trained, plan: Plan, data_dir: str | None, shared: dict[str, Any], screen: Screen
+    path: Path,
+    trained: Trained,
+    plan: Plan,
+    data_dir: str | None,
+    shared: dict[str, Any],
+    screen: Screen,
 ) -> dict[str, Any]:
     start = time.perf_counter()
     config = _inspected(trained, plan, data_dir)
@@ -149,7 +160,9 @@ def _inspect_one(
     if model_key not in shared:
         shared[model_key] = Sums(build_for(config, trained.spec), mesh)
     state = trained.model_state
-    if trained.weights == "ema" and state and trained.config.train.recalibrate_batches:  # as the run evaluated them
+    if (
+        trained.weights == "ema" and state and trained.config.train.recalibrate_batches
+    ):  # as the run evaluated them
         state = recalibrated(trained, dataset, mesh, trained.config.train.recalibrate_batches)
     splits = {"train": dataset.train, "val": dataset.validation, "test": dataset.test}
     if splits[plan.split] is None:
@@ -223,14 +236,18 @@ class _Work:
         self._display(self._done, self._total, f"{self._what} of {self._name}")
 
 
-def _measure(landscapes: dict[str, Landscape], plan: Plan, work: _Work, screen: Screen, name: str) -> dict[str, Any]:
+def _measure(
+    landscapes: dict[str, Landscape], plan: Plan, work: _Work, screen: Screen, name: str
+) -> dict[str, Any]:
     subsets: dict[str, dict[str, Any]] = {}
     gradients: dict[str, Params] = {}
     for split, landscape in landscapes.items():
         work.stage(f"gradient ({split})", 2, landscape)
         figures = landscape.evaluate()
         if not math.isfinite(figures["loss"]):
-            raise DivergenceError(f"the {split} loss of {name} is {figures['loss']}: there is no minimum to look at")
+            raise DivergenceError(
+                f"the {split} loss of {name} is {figures['loss']}: there is no minimum to look at"
+            )
         gradients[split] = landscape.gradient()
         norm = float(global_norm(gradients[split]))
         subsets[split] = {"num_examples": landscape.num_examples, **figures, "gradient_norm": norm}
@@ -244,7 +261,9 @@ def _measure(landscapes: dict[str, Landscape], plan: Plan, work: _Work, screen: 
     if plan.top:
         size = landscape.num_parameters
         work.stage("Hessian", _products(plan, size) + plan.top, landscape)
-        spectrum = largest_eigenvalues(landscape.hessian_product, size, top=plan.top, seed=plan.seed)
+        spectrum = largest_eigenvalues(
+            landscape.hessian_product, size, top=plan.top, seed=plan.seed
+        )
         if spectrum.num_missing:
             screen.line(
                 f"warning: {spectrum.num_missing} of {plan.top} eigenvalues of {name} did not converge in "
@@ -260,12 +279,15 @@ def _measure(landscapes: dict[str, Landscape], plan: Plan, work: _Work, screen: 
     work.stage("losses", _losses(plan), landscape)
     up = with_norm(gradient, 1.0)
     found["gradient_rise"] = [
-        {"distance": distance, "rise": landscape.loss_at(up, up, (distance, 0.0)) - base} for distance in plan.radii
+        {"distance": distance, "rise": landscape.loss_at(up, up, (distance, 0.0)) - base}
+        for distance in plan.radii
     ]
     keys = jax.random.split(jax.random.key(plan.seed), max(plan.directions, 2))
 
     def random(index: int) -> Params:
-        direction: Params = filter_normalized(random_direction(keys[index], landscape.params), landscape.params)
+        direction: Params = filter_normalized(
+            random_direction(keys[index], landscape.params), landscape.params
+        )
         return direction
 
     rises: dict[float, list[float]] = {distance: [] for distance in plan.distances}
@@ -287,8 +309,14 @@ def _measure(landscapes: dict[str, Landscape], plan: Plan, work: _Work, screen: 
     return found
 
 
-def _surface(landscape: Landscape, plan: Plan, gradient: Params, random: Callable[[int], Params]) -> dict[str, Any]:
-    first, far = (random(0), plan.span) if plan.plane == "random" else (with_norm(gradient, 1.0), max(plan.radii))
+def _surface(
+    landscape: Landscape, plan: Plan, gradient: Params, random: Callable[[int], Params]
+) -> dict[str, Any]:
+    first, far = (
+        (random(0), plan.span)
+        if plan.plane == "random"
+        else (with_norm(gradient, 1.0), max(plan.radii))
+    )
     second = random(1)
     xs, ys = (np.linspace(-width, width, plan.resolution).tolist() for width in (far, plan.span))
     return {
@@ -322,7 +350,10 @@ def _cost(landscape: Landscape, plan: Plan, work: _Work, gradient: Params, name:
 
     work.stage("compiling, timing", 4 if plan.top else 2, landscape)
     losses = _losses(plan)
-    told, total = [f"{losses} losses"], losses * seconds(lambda: landscape.loss_at(gradient, gradient, (0.0, 0.0)))
+    told, total = (
+        [f"{losses} losses"],
+        losses * seconds(lambda: landscape.loss_at(gradient, gradient, (0.0, 0.0))),
+    )
     if plan.top:
         products = _products(plan, landscape.num_parameters) + plan.top
         vector = np.zeros(landscape.num_parameters, np.float32)

@@ -37,7 +37,9 @@ def basis_size(top: int, size: int) -> int:
     return min(size, max(2 * top + 1, 20))
 
 
-def largest_eigenvalues(product: Callable[[Vector], Vector], size: int, *, top: int, seed: int) -> Spectrum:
+def largest_eigenvalues(
+    product: Callable[[Vector], Vector], size: int, *, top: int, seed: int
+) -> Spectrum:
     """Return the algebraically largest eigenvalues of a symmetric matrix.
 
     The implicitly restarted Lanczos method of ARPACK (SIAM, 1998), in float32, which orthogonalises each new vector
@@ -53,7 +55,9 @@ def largest_eigenvalues(product: Callable[[Vector], Vector], size: int, *, top: 
         ConfigError: `top` is not below `size`.
     """
     if not 0 < top < size:
-        raise ConfigError(f"--top {top}: a model of {size} parameters has at most {size - 1} eigenvalues to look for")
+        raise ConfigError(
+            f"--top {top}: a model of {size} parameters has at most {size - 1} eigenvalues to look for"
+        )
     calls = 0
 
     def counted(vector: Vector) -> Vector:
@@ -65,13 +69,23 @@ def largest_eigenvalues(product: Callable[[Vector], Vector], size: int, *, top: 
     operator = LinearOperator((size, size), matvec=counted, dtype=np.float32)
     try:
         values, vectors = eigsh(
-            operator, top, which="LA", v0=start, ncv=basis_size(top, size), tol=TOLERANCE, maxiter=MAX_RESTARTS
+            operator,
+            top,
+            which="LA",
+            v0=start,
+            ncv=basis_size(top, size),
+            tol=TOLERANCE,
+            maxiter=MAX_RESTARTS,
         )
     except ArpackNoConvergence as error:
         values, vectors = error.eigenvalues, error.eigenvectors
     order = np.argsort(-values)
     residuals = [
-        float(np.linalg.norm(counted(vectors[:, place]).astype(np.float64) - values[place] * vectors[:, place]))
+        float(
+            np.linalg.norm(
+                counted(vectors[:, place]).astype(np.float64) - values[place] * vectors[:, place]
+            )
+        )
         for place in order
     ]
     return Spectrum(tuple(map(float, values[order])), tuple(residuals), calls, top - len(order))

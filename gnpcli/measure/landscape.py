@@ -44,7 +44,12 @@ class Sums:
             return MetricSums(*map(jnp.add, total, sums(params, state, batch)))
 
         def add_loss(
-            total: jax.Array, params: Params, state: State, batch: Batch, moves: tuple[Params, Params], far: jax.Array
+            total: jax.Array,
+            params: Params,
+            state: State,
+            batch: Batch,
+            moves: tuple[Params, Params],
+            far: jax.Array,
         ) -> jax.Array:
             point = jax.tree.map(lambda w, a, b: w + far[0] * a + far[1] * b, params, *moves)
             return total + loss(point, state, batch)
@@ -102,7 +107,9 @@ class Landscape:
     ):
         feed = make_eval_feed(subset, spec, config.data, mesh, dtype=jnp.float32)
         prepare = jax.jit(lambda source, index: split_batch(mesh, feed.batch(source, index)))
-        self._batches = [prepare(source, np.int32(index)) for index, source in enumerate(feed.sources())]
+        self._batches = [
+            prepare(source, np.int32(index)) for index, source in enumerate(feed.sources())
+        ]
         self._sums, self._state, self._sharding = sums, state, replicated(mesh)
         self._on_pass = on_pass
         self.params = params
@@ -111,17 +118,25 @@ class Landscape:
         self.num_examples = len(subset) - len(feed.skipped)
         """Images of the subset that could be read."""
         if self.num_examples == 0:
-            raise DataError(f"none of the {len(subset)} images could be read, the first is {feed.skipped[0]}")
+            raise DataError(
+                f"none of the {len(subset)} images could be read, the first is {feed.skipped[0]}"
+            )
 
     def evaluate(self) -> dict[str, float]:
         """Return `loss` and `error_rate` at the parameters."""
         total = self._accumulate(self._sums.add_sums, zero_sums())
-        return {"loss": float(total.loss) / self.num_examples, "error_rate": int(total.errors) / self.num_examples}
+        return {
+            "loss": float(total.loss) / self.num_examples,
+            "error_rate": int(total.errors) / self.num_examples,
+        }
 
     def loss_at(self, first: Params, second: Params, far: tuple[float, float]) -> float:
         """Return the loss at ``params + far[0] * first + far[1] * second``."""
         total = self._accumulate(
-            self._sums.add_loss, jnp.zeros((), jnp.float32), (first, second), np.asarray(far, np.float32)
+            self._sums.add_loss,
+            jnp.zeros((), jnp.float32),
+            (first, second),
+            np.asarray(far, np.float32),
         )
         return float(total) / self.num_examples
 
@@ -137,7 +152,9 @@ class Landscape:
         The vector's entries are the parameters in the order of `jax.flatten_util.ravel_pytree`.
         """
         total = self._accumulate(
-            self._sums.add_product, jnp.zeros(vector.shape, jnp.float32), np.asarray(vector, np.float32)
+            self._sums.add_product,
+            jnp.zeros(vector.shape, jnp.float32),
+            np.asarray(vector, np.float32),
         )
         return np.asarray(total) / np.float32(self.num_examples)
 

@@ -77,7 +77,9 @@ def from_linen(module: nn.Module) -> Model:
         params: Params, state: State, images: jax.Array, train: bool, key: jax.Array | None
     ) -> tuple[jax.Array, State]:
         variables = {"params": params, **state}
-        images = jnp.asarray(images)  # NumPy images with NumPy parameters would be computed by NumPy, in its types
+        images = jnp.asarray(
+            images
+        )  # NumPy images with NumPy parameters would be computed by NumPy, in its types
         if not train:
             return module.apply(variables, images, train=False), state
         rngs = {} if key is None else {"dropout": key}
@@ -95,4 +97,6 @@ def parameter_shapes(model: Model, image_shape: ImageShape) -> Params:
 
 def count_parameters(model: Model, image_shape: ImageShape) -> int:
     """Return the number of trained scalars for images of shape ``(H, W, C)``; only shapes are computed."""
-    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(parameter_shapes(model, image_shape)))
+    return sum(
+        math.prod(leaf.shape) for leaf in jax.tree.leaves(parameter_shapes(model, image_shape))
+    )

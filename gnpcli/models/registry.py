@@ -20,7 +20,9 @@ from gnpcli.errors import ConfigError, suggest
 if TYPE_CHECKING:
     from gnpcli.models.base import Model
 
-OPTION_NAMES: tuple[str, ...] = tuple(field for field in ModelConfig.model_fields if field != "name")
+OPTION_NAMES: tuple[str, ...] = tuple(
+    field for field in ModelConfig.model_fields if field != "name"
+)
 """Every option that some model has: the fields of `ModelConfig` besides the name."""
 
 
@@ -62,19 +64,37 @@ def _sized(entry: Entry, parameters: int, gflop: float) -> Entry:
 def _vgg(depth: int, batch_norm: bool = False) -> Entry:
     architecture = {"depth": depth, "width": 64, "hidden": 4096, "batch_norm": int(batch_norm)}
     options = {"dropout": 0.5, "variant": "paper"}
-    return Entry("gnpcli.models.families.vgg", architecture, options, "1409.1556", imports=("timm", "torchvision"))
+    return Entry(
+        "gnpcli.models.families.vgg",
+        architecture,
+        options,
+        "1409.1556",
+        imports=("timm", "torchvision"),
+    )
 
 
 def _resnet(depth: int) -> Entry:
     architecture = {"depth": depth, "width": 64}
     options = {"stem": "cifar", "variant": "paper"}
-    return Entry("gnpcli.models.families.resnet", architecture, options, "1512.03385", imports=("timm", "torchvision"))
+    return Entry(
+        "gnpcli.models.families.resnet",
+        architecture,
+        options,
+        "1512.03385",
+        imports=("timm", "torchvision"),
+    )
 
 
 def _wide_resnet(depth: int, width: int) -> Entry:
     architecture = {"depth": depth, "width": width}
     options = {"dropout": 0.0, "variant": "paper"}
-    return Entry("gnpcli.models.families.wide_resnet", architecture, options, "1605.07146", imports=("PyTorch",))
+    return Entry(
+        "gnpcli.models.families.wide_resnet",
+        architecture,
+        options,
+        "1605.07146",
+        imports=("PyTorch",),
+    )
 
 
 def _shake_shake(depth: int, width: int) -> Entry:
@@ -85,18 +105,30 @@ def _shake_shake(depth: int, width: int) -> Entry:
 
 def _pyramidnet(depth: int, widening: int) -> Entry:
     architecture = {"depth": depth, "widening": widening}
-    return Entry("gnpcli.models.families.pyramidnet", architecture, {"variant": "paper"}, "1610.02915")
+    return Entry(
+        "gnpcli.models.families.pyramidnet", architecture, {"variant": "paper"}, "1610.02915"
+    )
 
 
 def _shake_drop(depth: int, widening: int) -> Entry:
     plain = _pyramidnet(depth, widening)
-    return replace(plain, options={"drop_path": 0.5, "clean_gradient": "shaken", **plain.options}, paper="1802.02375")
+    return replace(
+        plain,
+        options={"drop_path": 0.5, "clean_gradient": "shaken", **plain.options},
+        paper="1802.02375",
+    )
 
 
 def _vit(dim: int, depth: int, heads: int, patch_size: int = 4) -> Entry:
     architecture = {"dim": dim, "depth": depth, "heads": heads, "mlp": 4 * dim}
     options = {"patch_size": patch_size, "dropout": 0.0, "attention_dropout": 0.0, "gelu": "tanh"}
-    return Entry("gnpcli.models.families.vit", architecture, options, "2010.11929", imports=("timm", "torchvision"))
+    return Entry(
+        "gnpcli.models.families.vit",
+        architecture,
+        options,
+        "2010.11929",
+        imports=("timm", "torchvision"),
+    )
 
 
 def _vit_nano() -> Entry:
@@ -107,7 +139,13 @@ def _swin(dim: int, depth: int, heads: int) -> Entry:
     architecture = {"dim": dim, "depth": depth, "heads": heads}
     rates = {"dropout": 0.0, "attention_dropout": 0.0, "drop_path": 0.0}
     options = {"patch_size": 2, "window_size": 4, **rates, "variant": "paper"}
-    return Entry("gnpcli.models.families.swin", architecture, options, "2103.14030", imports=("timm", "PyTorch"))
+    return Entry(
+        "gnpcli.models.families.swin",
+        architecture,
+        options,
+        "2103.14030",
+        imports=("timm", "PyTorch"),
+    )
 
 
 def _cait(dim: int, depth: int, heads: int) -> Entry:
@@ -115,7 +153,9 @@ def _cait(dim: int, depth: int, heads: int) -> Entry:
     rates = {"dropout": 0.0, "attention_dropout": 0.0, "drop_path": 0.0}
     # layer_scale: null takes the initial value of the variant for this size
     options = {"patch_size": 4, **rates, "layer_scale": None, "scan": False, "variant": "paper"}
-    return Entry("gnpcli.models.families.cait", architecture, options, "2103.17239", imports=("timm",))
+    return Entry(
+        "gnpcli.models.families.cait", architecture, options, "2103.17239", imports=("timm",)
+    )
 
 
 # Each with its `Entry.parameters` and `Entry.gflop`. Rates of dropout and drop path are 0 where they belong to a recipe
@@ -185,14 +225,18 @@ def find_model(name: str) -> Entry:
     try:
         entry = getattr(importlib.import_module(module_name), attribute, None)
     except ImportError as error:
-        raise ConfigError(f"model {name!r}: {module_name!r} cannot be imported: {error}", key="model.name") from error
+        raise ConfigError(
+            f"model {name!r}: {module_name!r} cannot be imported: {error}", key="model.name"
+        ) from error
     if not isinstance(entry, Entry):
         raise ConfigError(
-            f"model {name!r}: {module_name} has no gnpcli.models.registry.Entry of that name", key="model.name"
+            f"model {name!r}: {module_name} has no gnpcli.models.registry.Entry of that name",
+            key="model.name",
         )
     if unknown := sorted(set(entry.options) - set(OPTION_NAMES)):
         raise ConfigError(
-            f"model {name!r} has options that a configuration does not: {', '.join(unknown)}", key="model.name"
+            f"model {name!r} has options that a configuration does not: {', '.join(unknown)}",
+            key="model.name",
         )
     return entry
 
@@ -204,11 +248,15 @@ def resolve_model(config: ModelConfig) -> ModelConfig:
         ConfigError: As `find_model`; or an option is set that this model does not have.
     """
     options = find_model(config.name).options
-    chosen = {option: value for option in OPTION_NAMES if (value := getattr(config, option)) is not None}
+    chosen = {
+        option: value for option in OPTION_NAMES if (value := getattr(config, option)) is not None
+    }
     for option in chosen:
         if option not in options:
             has = f"its options are {', '.join(options)}" if options else "it has no options"
-            raise ConfigError(f"{config.name} has no option {option!r}; {has}", key=f"model.{option}")
+            raise ConfigError(
+                f"{config.name} has no option {option!r}; {has}", key=f"model.{option}"
+            )
     return config.model_copy(update={**options, **chosen})
 
 
@@ -232,7 +280,12 @@ def build_model(
     entry = find_model(config.name)
     family = importlib.import_module(entry.module)
     model: Model = family.build(
-        entry.architecture, config, num_classes=num_classes, image_size=image_size, channels=channels, dtype=dtype
+        entry.architecture,
+        config,
+        num_classes=num_classes,
+        image_size=image_size,
+        channels=channels,
+        dtype=dtype,
     )
     return model
 

@@ -53,7 +53,9 @@ def summarize(model: Model, image_shape: ImageShape) -> Summary:
     trees: list[Any] = []
 
     def init() -> tuple[Params, State]:
-        trees[:] = model.init(jax.random.key(0), image_shape)  # as they are; what `eval_shape` returns is sorted
+        trees[:] = model.init(
+            jax.random.key(0), image_shape
+        )  # as they are; what `eval_shape` returns is sorted
         return trees[0], trees[1]
 
     params, state = jax.eval_shape(init)
@@ -64,7 +66,9 @@ def summarize(model: Model, image_shape: ImageShape) -> Summary:
             layer = layers.setdefault(path, Layer(path, {}, 0, 0))
             counts = [layer.parameters, layer.statistics]
             counts[is_statistic] += math.prod(leaf.shape)
-            layers[layer.name] = Layer(layer.name, {**layer.shapes, name: tuple(leaf.shape)}, *counts)
+            layers[layer.name] = Layer(
+                layer.name, {**layer.shapes, name: tuple(leaf.shape)}, *counts
+            )
     return Summary(
         tuple(layers.values()),
         sum(layer.parameters for layer in layers.values()),
@@ -80,9 +84,13 @@ def group(layers: Iterable[Layer], depth: int) -> tuple[Layer, ...]:
         name = "/".join(layer.name.split("/")[:depth])
         old = grouped.get(name)
         grouped[name] = (
-            Layer(name, layer.shapes if layer.name == name else {}, layer.parameters, layer.statistics)
+            Layer(
+                name, layer.shapes if layer.name == name else {}, layer.parameters, layer.statistics
+            )
             if old is None
-            else Layer(name, {}, old.parameters + layer.parameters, old.statistics + layer.statistics)
+            else Layer(
+                name, {}, old.parameters + layer.parameters, old.statistics + layer.statistics
+            )
         )
     return tuple(grouped.values())
 
@@ -97,7 +105,9 @@ def _leaves(tree: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, 
 
 def _gflop(model: Model, params: Any, state: Any, image_shape: ImageShape) -> float | None:
     image = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
-    forward = jax.jit(lambda params, state, image: model.apply(params, state, image, False, None)[0])
+    forward = jax.jit(
+        lambda params, state, image: model.apply(params, state, image, False, None)[0]
+    )
     with canonical():
         flops = (forward.lower(params, state, image).cost_analysis() or {}).get("flops")
     return None if flops is None else float(flops) / 1e9

@@ -29,12 +29,18 @@ def objective(config: RunConfig) -> str:
     notes = [f"alpha {gr.alpha:g}", f"r {gr.r:g}", gr.gradient, *_variant(config)]
     text = f"{loss} + {strength:g} ||{stretch}grad {inner}||  ({', '.join(notes)})"
     if gr.strategy in WARMUP_STRATEGIES:
-        what = {"lambda-warmup": "alpha rising from 0", "r-warmup": "r rising from 0", "zero-warmup": "plain"}
+        what = {
+            "lambda-warmup": "alpha rising from 0",
+            "r-warmup": "r rising from 0",
+            "zero-warmup": "plain",
+        }
         text += f", {what[gr.strategy]} for the first {gr.warmup_epochs:g} epochs"
     return text + _which_steps(gr)
 
 
-def count_steps(config: RunConfig, steps_per_epoch: int, until: int | None = None) -> tuple[int, int]:
+def count_steps(
+    config: RunConfig, steps_per_epoch: int, until: int | None = None
+) -> tuple[int, int]:
     """Return how many steps of a run take one gradient (plain, or reusing) and how many the two of GNP.
 
     Args:
@@ -71,7 +77,9 @@ def _variant(config: RunConfig) -> Iterator[str]:
 
 def _which_steps(gr: GrConfig) -> str:
     if gr.every > 1:
-        between = f", between them reuse with weight {gr.reuse_weight:g}" if gr.between == "reuse" else ""
+        between = (
+            f", between them reuse with weight {gr.reuse_weight:g}" if gr.between == "reuse" else ""
+        )
         return f", one step in {gr.every}{between}"
     if gr.probability_end is not None:
         return f", with a probability going from {gr.probability:g} to {gr.probability_end:g}"
@@ -135,7 +143,10 @@ def describe(config: RunConfig, run_dir: str) -> list[str]:
         ]
     when = [
         f"every {number} {unit}"
-        for number, unit in ((checkpoint.every_steps, "step(s)"), (checkpoint.every_epochs, "epoch(s)"))
+        for number, unit in (
+            (checkpoint.every_steps, "step(s)"),
+            (checkpoint.every_epochs, "epoch(s)"),
+        )
         if number
     ]
     kept = f"the last {checkpoint.keep}" + (" and the best" if checkpoint.keep_best else "")

@@ -58,7 +58,9 @@ def load_preset(name: str) -> Preset:
     except ConfigError as error:
         raise ConfigError(f"{where}: {error}") from None
     if "base" in below.layers[0].values:
-        raise ConfigError(f"{where}: base '{base}' has a base itself; a preset builds on one other at most")
+        raise ConfigError(
+            f"{where}: base '{base}' has a base itself; a preset builds on one other at most"
+        )
     return Preset(preset.name, preset.purpose, (*below.layers, *preset.layers))
 
 
@@ -67,7 +69,9 @@ def _read(name: str) -> Preset:
     path = Path(name).expanduser() if is_path else preset_dir() / f"{name}.yaml"
     if not is_path and not path.is_file():
         choices = preset_names()
-        raise ConfigError(f"unknown preset '{name}'{suggest(name, choices)}; see `gnp presets list`")
+        raise ConfigError(
+            f"unknown preset '{name}'{suggest(name, choices)}; see `gnp presets list`"
+        )
     layer = read_yaml(path)
     values = dict(layer.values)
     purpose = values.pop("purpose", "")
@@ -94,21 +98,29 @@ def resolve(
     Raises:
         ConfigError: Naming key, place, and what is allowed.
     """
-    return resolve_layers([*load_preset(name or DEFAULT_PRESET).layers, *parse_overrides(assignments, flags)])
+    return resolve_layers(
+        [*load_preset(name or DEFAULT_PRESET).layers, *parse_overrides(assignments, flags)]
+    )
 
 
 def resolve_architecture(name: str, assignments: Sequence[str] = ()) -> ModelConfig:
     """Resolve the model of that name, with its own defaults under assignments; errors as in `resolve`."""
-    *below, demo = load_preset(DEFAULT_PRESET).layers  # for the sections that a model alone does not have
+    *below, demo = load_preset(
+        DEFAULT_PRESET
+    ).layers  # for the sections that a model alone does not have
     alone = Layer({**demo.values, "model": {"name": name}})
     return resolve_layers([*below, alone, *parse_overrides(assignments)]).model
 
 
 def override(
-    config: RunConfig, assignments: Sequence[str] = (), flags: Mapping[str, tuple[str, Any]] | None = None
+    config: RunConfig,
+    assignments: Sequence[str] = (),
+    flags: Mapping[str, tuple[str, Any]] | None = None,
 ) -> RunConfig:
     """Return a complete configuration, such as that of a run, under flags and assignments; all as in `resolve`."""
-    return resolve_layers([Layer(config.model_dump(mode="json")), *parse_overrides(assignments, flags)])
+    return resolve_layers(
+        [Layer(config.model_dump(mode="json")), *parse_overrides(assignments, flags)]
+    )
 
 
 def resolve_layers(layers: Sequence[Layer]) -> RunConfig:
@@ -125,9 +137,15 @@ def resolve_layers(layers: Sequence[Layer]) -> RunConfig:
 def _model_keys(layers: Sequence[Layer]) -> dict[str, set[str]]:
     """Return the keys of the `model` section by model, those of a user's own that the layers name among them."""
     sections = [layer.values.get("model") for layer in layers]
-    named = {str(section["name"]) for section in sections if isinstance(section, dict) and "name" in section}
+    named = {
+        str(section["name"])
+        for section in sections
+        if isinstance(section, dict) and "name" in section
+    }
     entries = dict(MODELS)
     for name in named - MODELS.keys():
-        with contextlib.suppress(ConfigError):  # which `resolve_model` raises where the name is the one that counts
+        with contextlib.suppress(
+            ConfigError
+        ):  # which `resolve_model` raises where the name is the one that counts
             entries[name] = find_model(name)
     return {name: {"name", *entry.options} for name, entry in entries.items()}

@@ -57,10 +57,14 @@ def named_groups(groups: Mapping[str, Sequence[Path]]) -> list[Group]:
         ConfigError, DataError: As `read_histories`; DataError also where the runs of one group are of several data
             sets, which have no mean.
     """
-    read = [Group(label, tuple(read_histories(folders))) for label, folders in groups.items() if folders]
+    read = [
+        Group(label, tuple(read_histories(folders))) for label, folders in groups.items() if folders
+    ]
     for group in read:
         if len(names := data_sets(group.runs)) > 1:
-            raise DataError(f"{group.label!r} has runs of several data sets ({', '.join(names)}): no mean is taken")
+            raise DataError(
+                f"{group.label!r} has runs of several data sets ({', '.join(names)}): no mean is taken"
+            )
     return read
 
 
@@ -68,7 +72,10 @@ def panels_of(groups: Sequence[Group]) -> list[Panel]:
     """Return the panels for which some run of `groups` has values."""
     runs = [run for group in groups for run in group.runs]
     return present_panels(
-        {split: {k: None for run in runs for k in run.keys(split)} for split in ("train", "val", "test")}
+        {
+            split: {k: None for run in runs for k in run.keys(split)}
+            for split in ("train", "val", "test")
+        }
     )
 
 

@@ -88,7 +88,9 @@ def save(figure: Figure, path: Path) -> None:
         figure.savefig(path, format=kind, dpi=150, facecolor="white", metadata=fixed)
 
 
-def picture(groups: Sequence[Group], panels: Sequence[Panel], axis: Axis, spread: Spread, columns: int = 3) -> Figure:
+def picture(
+    groups: Sequence[Group], panels: Sequence[Panel], axis: Axis, spread: Spread, columns: int = 3
+) -> Figure:
     """Draw the panels of several groups of runs as one figure, the groups named in a legend above."""
     columns = min(columns, len(panels))
     rows = -(-len(panels) // columns)
@@ -108,7 +110,10 @@ def picture(groups: Sequence[Group], panels: Sequence[Panel], axis: Axis, spread
             keys = {line.curve: line for line in lines}
             if len(keys) > 1:
                 place.legend(
-                    [_handle(MUTED if several else line.colour, line.dash) for line in keys.values()],
+                    [
+                        _handle(MUTED if several else line.colour, line.dash)
+                        for line in keys.values()
+                    ],
                     [curve.label for curve in keys],
                     loc="best",
                 )
@@ -123,7 +128,9 @@ def picture(groups: Sequence[Group], panels: Sequence[Panel], axis: Axis, spread
     return figure
 
 
-def inline_charts(groups: Sequence[Group], panels: Sequence[Panel], axis: Axis, spread: Spread) -> str:
+def inline_charts(
+    groups: Sequence[Group], panels: Sequence[Panel], axis: Axis, spread: Spread
+) -> str:
     """Draw the panels as HTML: a legend of the groups where they are several, and an SVG a panel with its key."""
     several = len(groups) > 1
     legend = ""
@@ -138,7 +145,10 @@ def inline_charts(groups: Sequence[Group], panels: Sequence[Panel], axis: Axis, 
 
 
 def learning_curves(
-    groups: Mapping[str, Sequence[Path]], *, metrics: Sequence[str] = ("loss", "error"), spread: Spread = "range"
+    groups: Mapping[str, Sequence[Path]],
+    *,
+    metrics: Sequence[str] = ("loss", "error"),
+    spread: Spread = "range",
 ) -> str:
     """Return learning curves of named groups of runs over epochs, as HTML with inline SVG for `page.document`.
 
@@ -155,14 +165,23 @@ def learning_curves(
         return ""
     panels = panels_of(read)
     absent = {panel.name for panel in PANELS} - {panel.name for panel in panels}
-    return inline_charts(read, choose_panels(panels, [name for name in metrics if name not in absent]), "epoch", spread)
+    return inline_charts(
+        read,
+        choose_panels(panels, [name for name in metrics if name not in absent]),
+        "epoch",
+        spread,
+    )
 
 
 def spread_note(groups: Sequence[Group], spread: Spread) -> str:
     """Say in a sentence what lines and bands show; empty where every group is a single run."""
     if all(len(group.runs) == 1 for group in groups):
         return ""
-    shown = "from the lowest to the highest seed" if spread == "range" else "one standard deviation (n - 1) either way"
+    shown = (
+        "from the lowest to the highest seed"
+        if spread == "range"
+        else "one standard deviation (n - 1) either way"
+    )
     return f"Lines are means over seeds; bands reach {shown}."
 
 
@@ -190,8 +209,12 @@ def _draw(axes: Axes, panel: Panel, lines: Sequence[_Line], axis: Axis) -> None:
         axes.plot(drawn.x, mean, color=line.colour, linestyle=line.dash, marker=marker, markersize=3,
                   linewidth=0.9 if faint else 1.5)  # fmt: skip
         if drawn.num_runs > 1:
-            axes.fill_between(drawn.x, low, high, color=line.colour, alpha=0.1 if faint else 0.2, linewidth=0)
-    values = [scale * value for line in lines for value in line.band.mean.tolist() if math.isfinite(value)]
+            axes.fill_between(
+                drawn.x, low, high, color=line.colour, alpha=0.1 if faint else 0.2, linewidth=0
+            )
+    values = [
+        scale * value for line in lines for value in line.band.mean.tolist() if math.isfinite(value)
+    ]
     positive = [value for value in values if value > 0]
     if panel.is_log and positive and min(values) >= 0:
         # What is 0, such as the error of a small batch, falls out of the panel at its lower edge.
@@ -236,7 +259,10 @@ def _chart_data(
     scale = 100.0 if panel.is_percent else 1.0
 
     def numbers(values: Any, factor: float = 1.0) -> list[float | None]:
-        return [float(f"{factor * value:.5g}") if math.isfinite(value) else None for value in values.tolist()]
+        return [
+            float(f"{factor * value:.5g}") if math.isfinite(value) else None
+            for value in values.tolist()
+        ]
 
     def name(line: _Line) -> str:
         parts = [groups[line.group].label] if len(groups) > 1 else []
@@ -271,14 +297,22 @@ def inline_svg(figure: Figure, title: str, data: dict[str, Any] | None = None) -
     """
     buffer = io.StringIO()
     with style():
-        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+        figure.savefig(
+            buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None}
+        )
     text = buffer.getvalue()
     text = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.S)
-    chart = f' data-chart="{html.escape(json.dumps(data, separators=(",", ":")))}"' if data is not None else ""
+    chart = (
+        f' data-chart="{html.escape(json.dumps(data, separators=(",", ":")))}"'
+        if data is not None
+        else ""
+    )
     # A page has many pictures: only what is referred to keeps its id, and no two pictures have one in common.
     own = hashlib.sha256((title + chart).encode()).hexdigest()[:8]
     used = set(re.findall(r"(?:xlink:href=\"|url\()#([^\")]+)", text))
-    text = re.sub(r' id="([^"]+)"', lambda found: f' id="{found[1]}-{own}"' if found[1] in used else "", text)
+    text = re.sub(
+        r' id="([^"]+)"', lambda found: f' id="{found[1]}-{own}"' if found[1] in used else "", text
+    )
     text = re.sub(r"(xlink:href=\"|url\()#([^\")]+)", rf"\1#\2-{own}", text)
     for colour, variable in _VARIABLES.items():
         text = text.replace(colour, f"var({variable}, {colour})")
@@ -300,7 +334,11 @@ def _variable(colour: str) -> str:
 
 
 def _swatch(colour: str, dash: Any) -> str:
-    pattern = "" if dash == "solid" else f' stroke-dasharray="{" ".join(str(1.6 * part) for part in dash[1])}"'
+    pattern = (
+        ""
+        if dash == "solid"
+        else f' stroke-dasharray="{" ".join(str(1.6 * part) for part in dash[1])}"'
+    )
     return (
         '<svg class="swatch" viewBox="0 0 22 8" aria-hidden="true">'
         f'<path d="M0 4H22" style="stroke: {colour}; stroke-width: 2.2"{pattern}/></svg>'

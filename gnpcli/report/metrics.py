@@ -95,7 +95,11 @@ def present_panels(keys: dict[str, Iterable[str]]) -> list[Panel]:
     panels = [
         replace(panel, curves=curves)
         for panel in PANELS
-        if (curves := tuple(curve for curve in panel.curves if curve.key in there.get(curve.split, ())))
+        if (
+            curves := tuple(
+                curve for curve in panel.curves if curve.key in there.get(curve.split, ())
+            )
+        )
     ]
     known = {(curve.split, curve.key) for panel in PANELS for curve in panel.curves}
     unknown: dict[str, list[Curve]] = {}
@@ -103,7 +107,9 @@ def present_panels(keys: dict[str, Iterable[str]]) -> list[Panel]:
         for key in names:
             if (split, key) not in known and key not in _NO_CURVES:
                 unknown.setdefault(key, []).append(Curve(split, key, split))
-    return panels + [Panel(key, key.replace("_", " "), tuple(curves)) for key, curves in unknown.items()]
+    return panels + [
+        Panel(key, key.replace("_", " "), tuple(curves)) for key, curves in unknown.items()
+    ]
 
 
 def choose_panels(panels: Sequence[Panel], names: Sequence[str]) -> list[Panel]:
@@ -120,9 +126,13 @@ def choose_panels(panels: Sequence[Panel], names: Sequence[str]) -> list[Panel]:
             by_name.setdefault(curve.key, replace(panel, name=curve.key, title=title, curves=alone))
     for name in names:
         if name not in by_name:
-            known = {panel.name for panel in PANELS} | {curve.key for panel in PANELS for curve in panel.curves}
+            known = {panel.name for panel in PANELS} | {
+                curve.key for panel in PANELS for curve in panel.curves
+            }
             what = "these runs have logged no" if name in known else "there is no metric"
-            raise DataError(f"{what} {name!r}{suggest(name, by_name)}; there are {', '.join(sorted(by_name))}")
+            raise DataError(
+                f"{what} {name!r}{suggest(name, by_name)}; there are {', '.join(sorted(by_name))}"
+            )
     return [by_name[name] for name in names]
 
 

@@ -9,12 +9,19 @@ from pathlib import Path
 from gnpcli.files import write_atomically
 from gnpcli.report.palette import COLOURS, GRID, GRID_DARK, INK, INK_DARK, MUTED, MUTED_DARK
 
-_LIGHT = f"--ground: #ffffff; --card: #f6f8fa; --ink: {INK}; --muted: {MUTED}; --grid: {GRID}; --warn: #fff4de; " + (
-    "--warn-ink: #7a4a00; " + " ".join(f"--c{index}: {light};" for index, (light, _) in enumerate(COLOURS))
+_LIGHT = (
+    f"--ground: #ffffff; --card: #f6f8fa; --ink: {INK}; --muted: {MUTED}; --grid: {GRID}; --warn: #fff4de; "
+    + (
+        "--warn-ink: #7a4a00; "
+        + " ".join(f"--c{index}: {light};" for index, (light, _) in enumerate(COLOURS))
+    )
 )
-_DARK = f"--ground: #14181d; --card: #1c2229; --ink: {INK_DARK}; --muted: {MUTED_DARK}; --grid: {GRID_DARK}; " + (
-    "--warn: #3a2c10; --warn-ink: #ffd58a; "
-    + " ".join(f"--c{index}: {dark};" for index, (_, dark) in enumerate(COLOURS))
+_DARK = (
+    f"--ground: #14181d; --card: #1c2229; --ink: {INK_DARK}; --muted: {MUTED_DARK}; --grid: {GRID_DARK}; "
+    + (
+        "--warn: #3a2c10; --warn-ink: #ffd58a; "
+        + " ".join(f"--c{index}: {dark};" for index, (_, dark) in enumerate(COLOURS))
+    )
 )
 
 STYLE = (
@@ -157,7 +164,9 @@ def write(path: Path, title: str, body: str) -> None:
     write_atomically(path, document(title, body))
 
 
-def table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, numbers: Sequence[int] = ()) -> str:
+def table(
+    columns: Sequence[str], rows: Sequence[Sequence[str]], *, numbers: Sequence[int] = ()
+) -> str:
     """Return a table of plain texts as HTML.
 
     Args:
@@ -190,4 +199,6 @@ def warnings(texts: Sequence[str]) -> str:
     """Return a list of warnings; nothing where there is none."""
     if not texts:
         return ""
-    return f'<ul class="warnings">{"".join(f"<li>{html.escape(text)}</li>" for text in texts)}</ul>\n'
+    return (
+        f'<ul class="warnings">{"".join(f"<li>{html.escape(text)}</li>" for text in texts)}</ul>\n'
+    )

@@ -47,14 +47,20 @@ def plot(
         if history.damage:
             warn(history.damage)
     if len(names := data_sets(histories)) > 1:
-        warn(f"these runs are of several data sets ({', '.join(names)}): their losses and errors do not compare")
+        warn(
+            f"these runs are of several data sets ({', '.join(names)}): their losses and errors do not compare"
+        )
     groups = group_runs(histories)
     panels = panels_of(groups)
     chosen = choose_panels(panels, metrics) if metrics else default_panels(panels)
     if not chosen:
         raise DataError("these runs have logged nothing that can be drawn")
     save(picture(groups, chosen, axis, spread, columns), out)
-    lines = [f"{out}: {', '.join(panel.name for panel in chosen)}", *map(_told, groups), spread_note(groups, spread)]
+    lines = [
+        f"{out}: {', '.join(panel.name for panel in chosen)}",
+        *map(_told, groups),
+        spread_note(groups, spread),
+    ]
     return "\n".join(filter(None, lines))
 
 

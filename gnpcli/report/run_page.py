@@ -99,7 +99,11 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _evaluated(history: History, split: str) -> list[dict[str, Any]]:
-    return [record for record in history.records if record["split"] == split and record.get("error_rate") is not None]
+    return [
+        record
+        for record in history.records
+        if record["split"] == split and record.get("error_rate") is not None
+    ]
 
 
 def _percent(fraction: float) -> str:
@@ -118,7 +122,9 @@ def _warnings(history: History, summary: Mapping[str, Any]) -> list[str]:
         found.append(f"The run is {summary.get('status')} at step {summary.get('step')}.")
     lost = [record for record in history.records if record.get("non_finite")]
     if lost:
-        found.append(f"Step {lost[0]['step']} logged values that are not finite: {', '.join(lost[0]['non_finite'])}.")
+        found.append(
+            f"Step {lost[0]['step']} logged values that are not finite: {', '.join(lost[0]['non_finite'])}."
+        )
     return found + [f"Advice: {text}." for text in advice(history.config)]
 
 
@@ -129,7 +135,9 @@ def _tiles(history: History, summary: Mapping[str, Any]) -> dict[str, str]:
             last, best = records[-1], min(records, key=lambda record: float(record["error_rate"]))
             tiles[f"{split} error at epoch {last['epoch']:g}"] = _percent(last["error_rate"])
             if best["error_rate"] < last["error_rate"]:
-                tiles[f"lowest {split} error, epoch {best['epoch']:g}"] = _percent(best["error_rate"])
+                tiles[f"lowest {split} error, epoch {best['epoch']:g}"] = _percent(
+                    best["error_rate"]
+                )
             tiles[f"{split} loss"] = f"{last['loss']:.4f}"
     last = history.records[-1]
     total = summary.get("total_steps")
@@ -170,7 +178,10 @@ def formula(config: RunConfig) -> str:
             if gr.gradient == "finite-difference"
             else "an exact Hessian-vector product"
         )
-        told += [f"λ = α·r = {alpha * r:g} with r = {r:g} and α = {alpha:g}, {how}", f"its gradient is taken by {kind}"]
+        told += [
+            f"λ = α·r = {alpha * r:g} with r = {r:g} and α = {alpha:g}, {how}",
+            f"its gradient is taken by {kind}",
+        ]
     if config.optimizer.weight_decay:
         told.append(f"decoupled weight decay {config.optimizer.weight_decay:g} acts besides")
     if train.clip_norm:
@@ -203,26 +214,41 @@ def _evaluations(history: History) -> str:
     if not rows:
         return "<p>None yet.</p>\n"
     listed = page.table(
-        ("epoch", "step", "split", "error", "top-5 error", "loss", "images"), rows, numbers=(0, 1, 3, 4, 5, 6)
+        ("epoch", "step", "split", "error", "top-5 error", "loss", "images"),
+        rows,
+        numbers=(0, 1, 3, 4, 5, 6),
     )
-    return (
-        f"<details{' open' if len(rows) <= 20 else ''}><summary>{len(rows)} evaluations</summary>\n{listed}</details>\n"
-    )
+    return f"<details{' open' if len(rows) <= 20 else ''}><summary>{len(rows)} evaluations</summary>\n{listed}</details>\n"
 
 
 def _checkpoints(history: History, summary: Mapping[str, Any]) -> str:
     folder = history.folder / CHECKPOINTS
-    steps = sorted(int(path.name) for path in folder.iterdir() if path.name.isdecimal()) if folder.is_dir() else []
+    steps = (
+        sorted(int(path.name) for path in folder.iterdir() if path.name.isdecimal())
+        if folder.is_dir()
+        else []
+    )
     if not steps:
         return "<p>None.</p>\n"
-    rates = {record["step"]: record["error_rate"] for split in ("test", "val") for record in _evaluated(history, split)}
+    rates = {
+        record["step"]: record["error_rate"]
+        for split in ("test", "val")
+        for record in _evaluated(history, split)
+    }
     rows = []
     for step in steps:
-        size = sum(path.stat().st_size for path in (folder / str(step)).rglob("*") if path.is_file())
+        size = sum(
+            path.stat().st_size for path in (folder / str(step)).rglob("*") if path.is_file()
+        )
         what = ["best"] if step == summary.get("best_step") else []
         what += ["last"] if step == steps[-1] else []
         rows.append(
-            [f"{step:,}", ", ".join(what), _percent(rates[step]) if step in rates else "", f"{size / 1e6:,.1f} MB"]
+            [
+                f"{step:,}",
+                ", ".join(what),
+                _percent(rates[step]) if step in rates else "",
+                f"{size / 1e6:,.1f} MB",
+            ]
         )
     return page.table(("step", "", "error", "on disk"), rows, numbers=(0, 2, 3))
 
@@ -230,7 +256,9 @@ def _checkpoints(history: History, summary: Mapping[str, Any]) -> str:
 def _configuration(config: RunConfig) -> str:
     sections = []
     for section, keys in config.model_dump(mode="json").items():
-        shown = sorted(keys, key=lambda key: key != "name")  # the name, which chooses the rest, first
+        shown = sorted(
+            keys, key=lambda key: key != "name"
+        )  # the name, which chooses the rest, first
         rows = [[key, _value(keys[key])] for key in shown if keys[key] is not None]
         unset = [key for key, value in keys.items() if value is None]
         table = page.table(("", ""), rows)
@@ -261,5 +289,7 @@ def _told(value: object) -> str:
         return "-"
     if isinstance(value, list):
         counts = {item: value.count(item) for item in value}
-        return ", ".join(f"{count} x {item}" if count > 1 else str(item) for item, count in counts.items())
+        return ", ".join(
+            f"{count} x {item}" if count > 1 else str(item) for item, count in counts.items()
+        )
     return str(value)

@@ -46,7 +46,11 @@ class Checkpoints:
         self.directory = directory.resolve()
         keep = [LatestN(config.keep)]
         if config.keep_best:
-            keep.append(BestN(get_metric_fn=_rate, reverse=True, n=1, keep_checkpoints_without_metrics=False))
+            keep.append(
+                BestN(
+                    get_metric_fn=_rate, reverse=True, n=1, keep_checkpoints_without_metrics=False
+                )
+            )
         options = ocp.CheckpointManagerOptions(
             preservation_policy=AnyPreservationPolicy(keep),
             best_fn=_rate,  # only so that metrics are written; the policy decides what is kept
@@ -72,7 +76,11 @@ class Checkpoints:
     def last_good(self, *, besides: int | None = None) -> str:
         """Say which save a failed run falls back on, for its message; `besides` is the one that just failed."""
         steps = [step for step in self.steps() if step != besides]
-        return f"the last good checkpoint is step {steps[-1]}" if steps else "there is no checkpoint yet"
+        return (
+            f"the last good checkpoint is step {steps[-1]}"
+            if steps
+            else "there is no checkpoint yet"
+        )
 
     def best_step(self) -> int | None:
         """Return the kept step with the lowest `error_rate`, the latest of equals; None where no save has one."""
@@ -87,7 +95,9 @@ class Checkpoints:
             return None
         return None if metrics is None else metrics.get("error_rate")
 
-    def save(self, state: TrainState, meta: Mapping[str, Any], error_rate: float | None = None) -> None:
+    def save(
+        self, state: TrainState, meta: Mapping[str, Any], error_rate: float | None = None
+    ) -> None:
         """Start saving `state` under its own step; returns once the arrays are copied, writing goes on behind.
 
         Args:
@@ -144,8 +154,12 @@ class Checkpoints:
         Raises:
             DamagedCheckpoint: It is missing or unreadable.
         """
-        with _explained(f"the checkpoint of step {step} in {self.directory} is damaged", DamagedCheckpoint):
-            restored = self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))
+        with _explained(
+            f"the checkpoint of step {step} in {self.directory} is damaged", DamagedCheckpoint
+        ):
+            restored = self._manager.restore(
+                step, args=ocp.args.Composite(meta=ocp.args.JsonRestore())
+            )
             return dict(restored.meta)
 
     def restore(self, step: int, like: TrainState) -> TrainState:
@@ -160,9 +174,13 @@ class Checkpoints:
             DamagedCheckpoint: Missing, truncated, or of another shape.
         """
         items = self._restore(step, **_items(like))
-        return TrainState(**items["model"], **items["optimizer"], ema=items.get("ema", {}).get("params", {}))
+        return TrainState(
+            **items["model"], **items["optimizer"], ema=items.get("ema", {}).get("params", {})
+        )
 
-    def restore_model(self, step: int, params: Any, model_state: Any, *, weights: Weights = "raw") -> tuple[Any, Any]:
+    def restore_model(
+        self, step: int, params: Any, model_state: Any, *, weights: Weights = "raw"
+    ) -> tuple[Any, Any]:
         """Restore what evaluation needs, leaving the optimizer state on disk.
 
         Args:
@@ -179,10 +197,14 @@ class Checkpoints:
         if weights == "ema":
             items["ema"] = {"params": params}
         restored = self._restore(step, **items)
-        return restored["ema" if weights == "ema" else "model"]["params"], restored["model"]["model_state"]
+        return restored["ema" if weights == "ema" else "model"]["params"], restored["model"][
+            "model_state"
+        ]
 
     def _restore(self, step: int, **items: Any) -> Any:
-        with _explained(f"the checkpoint of step {step} in {self.directory} is damaged", DamagedCheckpoint):
+        with _explained(
+            f"the checkpoint of step {step} in {self.directory} is damaged", DamagedCheckpoint
+        ):
             args = {name: ocp.args.StandardRestore(item) for name, item in items.items()}
             restored = self._manager.restore(step, args=ocp.args.Composite(**args))
             # Waiting here puts a late read error where it can be explained.
@@ -249,7 +271,9 @@ def _silence_echoes() -> None:
             hook(unraisable)
 
     sys.unraisablehook = quiet
-    logging.getLogger("asyncio").addFilter(lambda record: "orbax-checkpoint-tmp" not in record.getMessage())
+    logging.getLogger("asyncio").addFilter(
+        lambda record: "orbax-checkpoint-tmp" not in record.getMessage()
+    )
 
 
 @contextlib.contextmanager

@@ -50,10 +50,16 @@ def compare(folders: Sequence[Path], warn: Callable[[str], None]) -> dict[str, A
     flat = [flatten(config) for config in configs]
     keys = dict.fromkeys(key for values in flat for key in values)
     different = {key: [values.get(key) for values in flat] for key in keys}
-    different = {key: values for key, values in different.items() if any(value != values[0] for value in values)}
+    different = {
+        key: values
+        for key, values in different.items()
+        if any(value != values[0] for value in values)
+    }
     if data := [key for key in DATA_KEYS if key in different]:
         told = "; ".join(f"{key}: {', '.join(map(str, different[key]))}" for key in data)
-        warn(f"these runs are not on the same data ({told}): their errors and losses do not compare")
+        warn(
+            f"these runs are not on the same data ({told}): their errors and losses do not compare"
+        )
     return {"runs": runs, "differences": different, "same_data": not data}
 
 
@@ -105,7 +111,9 @@ def _gradients(config: RunConfig, last: Record) -> dict[str, int]:
 
 def _devices(folder: Path) -> list[str]:
     sessions = _read_json(folder / ENVIRONMENT).get("sessions", [])
-    return list(dict.fromkeys(device for session in sessions for device in session.get("devices", [])))
+    return list(
+        dict.fromkeys(device for session in sessions for device in session.get("devices", []))
+    )
 
 
 def _read_json(path: Path) -> dict[str, Any]:

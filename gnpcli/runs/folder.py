@@ -22,8 +22,12 @@ CONFIG, METRICS, SUMMARY, ENVIRONMENT, CHECKPOINTS = (
 
 def default_run_dir(config: RunConfig) -> Path:
     """Return a new folder name under ``runs/`` that says model, data, strategy, seed and time."""
-    model, data = (re.sub(r"[^\w.-]+", "-", name).strip("-") for name in (config.model.name, config.data.name))
-    stem = f"{model}-{data}-{config.gr.strategy}-s{config.train.seed}-{time.strftime('%Y%m%d-%H%M%S')}"
+    model, data = (
+        re.sub(r"[^\w.-]+", "-", name).strip("-") for name in (config.model.name, config.data.name)
+    )
+    stem = (
+        f"{model}-{data}-{config.gr.strategy}-s{config.train.seed}-{time.strftime('%Y%m%d-%H%M%S')}"
+    )
     path = Path("runs") / stem
     number = 1
     while path.exists():
@@ -112,11 +116,15 @@ def locate(path: Path) -> Location:
         raise CheckpointError(f"{path}: no such folder")
     if (path / CONFIG).is_file():
         return Location(path / CHECKPOINTS, None, path)
-    if path.name.isdecimal() and not any(child.name.isdecimal() for child in path.iterdir() if child.is_dir()):
+    if path.name.isdecimal() and not any(
+        child.name.isdecimal() for child in path.iterdir() if child.is_dir()
+    ):
         checkpoints, step = path.parent, int(path.name)
     elif any(child.name.isdecimal() for child in path.iterdir() if child.is_dir()):
         checkpoints, step = path, None
     else:
-        raise CheckpointError(f"{path} is neither a run folder (no {CONFIG}) nor a checkpoint (no numbered step)")
+        raise CheckpointError(
+            f"{path} is neither a run folder (no {CONFIG}) nor a checkpoint (no numbered step)"
+        )
     run_dir = checkpoints.parent
     return Location(checkpoints, step, run_dir if (run_dir / CONFIG).is_file() else None)

@@ -51,11 +51,16 @@ def by_seed(runs: Sequence[Run]) -> dict[str, list[Run]]:
 
 def data_sets(runs: Sequence[Configured]) -> list[str]:
     """Return the different images that runs were trained and measured on, as texts; of one, losses compare."""
-    kinds = [{key: value for key, value in recipe(run.config).items() if key in DATA_KEYS} for run in runs]
+    kinds = [
+        {key: value for key, value in recipe(run.config).items() if key in DATA_KEYS}
+        for run in runs
+    ]
     differing = [key for key in DATA_KEYS if len({repr(kind[key]) for kind in kinds}) > 1]
     texts = []
     for kind in kinds:
-        rest = ", ".join(f"{key.rpartition('.')[2]}={kind[key]}" for key in differing if key != "data.name")
+        rest = ", ".join(
+            f"{key.rpartition('.')[2]}={kind[key]}" for key in differing if key != "data.name"
+        )
         texts.append(f"{kind['data.name']} ({rest})" if rest else str(kind["data.name"]))
     return sorted(set(texts))
 
@@ -70,11 +75,17 @@ def _labels(firsts: Sequence[Configured]) -> list[str]:
     keys = [key for key in common if len({repr(own[key]) for own in recipes}) > 1]
     shown = keys if 0 < len(keys) <= 3 else [key for key in keys if key == "data.name"]
     labels = [
-        ", ".join(f"{'data' if key == 'data.name' else key.rpartition('.')[2]}={own[key]}" for key in shown)
+        ", ".join(
+            f"{'data' if key == 'data.name' else key.rpartition('.')[2]}={own[key]}"
+            for key in shown
+        )
         for own in recipes
     ]
     if len(keys) > 3 or len(set(labels)) < len(labels):
-        labels = [", ".join(filter(None, (name, label))) for name, label in zip(names, labels, strict=True)]
+        labels = [
+            ", ".join(filter(None, (name, label)))
+            for name, label in zip(names, labels, strict=True)
+        ]
     if len(set(labels)) < len(labels):
         labels = [str(run.folder) for run in firsts]
     return labels

@@ -43,7 +43,9 @@ class History:
             if _is_number(value)
         }
 
-    def series(self, split: str, key: str, axis: Axis) -> tuple[npt.NDArray[np.int64], Values, Values]:
+    def series(
+        self, split: str, key: str, axis: Axis
+    ) -> tuple[npt.NDArray[np.int64], Values, Values]:
         """Return a metric as ``(steps [N], x [N], y [N])``; a null, which a value that is not finite became, is NaN.
 
         Args:
@@ -54,7 +56,9 @@ class History:
         """
         records = [record for record in self.records if record["split"] == split and key in record]
         steps = np.array([record["step"] for record in records], np.int64)
-        y = np.array([record[key] if _is_number(record[key]) else np.nan for record in records], np.float64)
+        y = np.array(
+            [record[key] if _is_number(record[key]) else np.nan for record in records], np.float64
+        )
         if axis == "step":
             x = steps.astype(np.float64)
         elif axis == "epoch":

@@ -36,8 +36,14 @@ def read_metrics(path: Path, on_damage: Callable[[str], None] | None = None) -> 
         except ValueError:  # also what is not UTF-8
             if on_damage is not None:
                 what = "is cut short" if number == len(lines) else "is damaged"
-                left = "" if number >= len(lines) - 1 else f", and {len(lines) - number - 1} line(s) after it are not"
-                on_damage(f"line {number} of {path} {what}: the {len(records)} record(s) before it are read{left}")
+                left = (
+                    ""
+                    if number >= len(lines) - 1
+                    else f", and {len(lines) - number - 1} line(s) after it are not"
+                )
+                on_damage(
+                    f"line {number} of {path} {what}: the {len(records)} record(s) before it are read{left}"
+                )
             break
         records.append(record)
     return records
@@ -73,13 +79,22 @@ class MetricsLog:
 
     FLUSH_EVERY_S = 10.0
 
-    def __init__(self, run_dir: Path, start_step: int, on_damage: Callable[[str], None] | None = None):
-        from tensorboardX.proto.event_pb2 import Event, SessionLog  # loads numpy; reading records does not need it
+    def __init__(
+        self, run_dir: Path, start_step: int, on_damage: Callable[[str], None] | None = None
+    ):
+        from tensorboardX.proto.event_pb2 import (
+            Event,
+            SessionLog,
+        )  # loads numpy; reading records does not need it
         from tensorboardX.record_writer import RecordWriter
 
         self.path = run_dir / "metrics.jsonl"
         if self.path.exists():
-            kept = [record for record in read_metrics(self.path, on_damage) if record["step"] <= start_step]
+            kept = [
+                record
+                for record in read_metrics(self.path, on_damage)
+                if record["step"] <= start_step
+            ]
             write_atomically(self.path, "".join(json.dumps(record) + "\n" for record in kept))
         self._file = open(self.path, "a", encoding="utf-8", buffering=1)  # noqa: SIM115 - closed in __exit__
         self._events = RecordWriter(str(run_dir / f"events.out.tfevents.{time.time():.6f}.gnp"))
@@ -113,7 +128,10 @@ class MetricsLog:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         # An error on its way out is the first one, and says more than what it makes of closing these.
         with suppress(OSError) if error else nullcontext():

@@ -37,7 +37,12 @@ class Trained:
 
 
 def open_trained(
-    location: Location, *, step: int | None, best: bool, screen: Screen, weights: Weights | None = None
+    location: Location,
+    *,
+    step: int | None,
+    best: bool,
+    screen: Screen,
+    weights: Weights | None = None,
 ) -> Trained:
     """Restore the model of a checkpoint; the optimizer's state stays on disk.
 
@@ -58,10 +63,14 @@ def open_trained(
         if best:
             step = checkpoints.best_step()
             if step is None:
-                raise CheckpointError(f"no checkpoint in {location.checkpoints} has an error rate to be the best by")
+                raise CheckpointError(
+                    f"no checkpoint in {location.checkpoints} has an error rate to be the best by"
+                )
         if step is not None and step not in checkpoints.steps():
             known = ", ".join(map(str, checkpoints.steps())) or "none"
-            raise CheckpointError(f"no checkpoint of step {step} in {location.checkpoints} (there: {known})")
+            raise CheckpointError(
+                f"no checkpoint of step {step} in {location.checkpoints} (there: {known})"
+            )
 
         def load(at: int) -> Trained:
             meta = checkpoints.read_meta(at)

@@ -19,7 +19,9 @@ class TrainFeed(Protocol):
         """Whole batches in an epoch."""
         ...
 
-    def batch(self, source: Any, step_in_epoch: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def batch(
+        self, source: Any, step_in_epoch: jax.Array, key: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
         """Return augmented, normalised images ``[B, H, W, C]`` and labels: ``[B]`` int32, or ``[B, K]`` float32."""
         ...
 

@@ -22,7 +22,9 @@ EvalStep = Callable[[MetricSums, Any, Any, Any, jax.Array], MetricSums]
 def make_eval_step(model: Model, feed: EvalFeed, mesh: Mesh) -> Any:
     """Build the jitted `EvalStep`: the model in evaluation mode, the padding masked out, neither smoothing nor L2."""
 
-    def step(sums: MetricSums, params: Any, model_state: Any, source: Any, index: jax.Array) -> MetricSums:
+    def step(
+        sums: MetricSums, params: Any, model_state: Any, source: Any, index: jax.Array
+    ) -> MetricSums:
         images, labels, mask = split_batch(mesh, feed.batch(source, index))
         logits, _ = model.apply(params, model_state, images, False, None)
         return MetricSums(*map(jnp.add, sums, metric_sums(logits, labels, mask)))
@@ -39,9 +41,13 @@ def make_recalibration_step(model: Model, feed: TrainFeed, mesh: Mesh) -> Any:
         base key is `key`. `model_state` gives the leaves that no batch moves.
     """
 
-    def recalibrate(average: Any, params: Any, model_state: Any, key: jax.Array, step: jax.Array, source: Any) -> Any:
+    def recalibrate(
+        average: Any, params: Any, model_state: Any, key: jax.Array, step: jax.Array, source: Any
+    ) -> Any:
         images, _, model_key = step_batch(key, step, feed, source, mesh)
-        batch = batch_statistics(lambda state: model.apply(params, state, images, True, model_key)[1], model_state)
+        batch = batch_statistics(
+            lambda state: model.apply(params, state, images, True, model_key)[1], model_state
+        )
         share = 1 / (step + 1).astype(jnp.float32)
         return jax.tree.map(lambda mean, value: mean + share * (value - mean), average, batch)
 

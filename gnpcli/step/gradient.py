@@ -12,7 +12,15 @@ from jax.sharding import Mesh
 
 from gnpcli.config import GrConfig, TrainConfig
 from gnpcli.devices.mesh import GROUP, cut_batch, over_groups
-from gnpcli.gnp import Scalar, accumulate, orthogonal_component, penalize, plain, reuse, with_gradient
+from gnpcli.gnp import (
+    Scalar,
+    accumulate,
+    orthogonal_component,
+    penalize,
+    plain,
+    reuse,
+    with_gradient,
+)
 from gnpcli.gnp.trees import half_squared_norm
 from gnpcli.models.base import ApplyFn, Model
 from gnpcli.models.layers.blocks import rematerialised, stored_blocks
@@ -23,7 +31,9 @@ from gnpcli.step.perturbation import build_scales
 from gnpcli.step.schedules import Kind
 
 
-def make_objective(model: Model, train: TrainConfig, gr: GrConfig) -> Callable[..., tuple[jax.Array, Any]]:
+def make_objective(
+    model: Model, train: TrainConfig, gr: GrConfig
+) -> Callable[..., tuple[jax.Array, Any]]:
     """Return the loss whose gradient norm is penalised, of one batch.
 
     Returns:
@@ -44,7 +54,9 @@ def make_objective(model: Model, train: TrainConfig, gr: GrConfig) -> Callable[.
             loss = loss + _l2(params, train)
         measures = {
             "cross_entropy": jnp.mean(cross_entropy(logits, labels)),
-            "error_rate": jnp.mean(is_outside_top(logits, main_class(labels), 1).astype(jnp.float32)),
+            "error_rate": jnp.mean(
+                is_outside_top(logits, main_class(labels), 1).astype(jnp.float32)
+            ),
         }
         return loss, (new_model_state, measures)
 
@@ -56,7 +68,14 @@ BATCH, KEY = (2, 3), (4,)
 
 
 def make_value_and_grad(
-    model: Model, train: TrainConfig, gr: GrConfig, mesh: Mesh, *, kind: Kind, r: Scalar, alpha: Scalar
+    model: Model,
+    train: TrainConfig,
+    gr: GrConfig,
+    mesh: Mesh,
+    *,
+    kind: Kind,
+    r: Scalar,
+    alpha: Scalar,
 ) -> Callable[..., Any]:
     """Return the gradient of a train step, of one batch.
 
@@ -87,7 +106,9 @@ def make_value_and_grad(
     renews = kind == "gnp" and gr.between == "reuse"
 
     def one_pass(apply: ApplyFn) -> Callable[..., Any]:
-        found = jax.value_and_grad(make_objective(replace(model, apply=apply), train, gr), has_aux=True)
+        found = jax.value_and_grad(
+            make_objective(replace(model, apply=apply), train, gr), has_aux=True
+        )
         if pieces > 1:
             found = accumulate(found, BATCH, KEY)
         return with_gradient(found) if renews else found
@@ -110,10 +131,17 @@ def make_value_and_grad(
     else:
         value_and_grad = plain(value_and_grad, has_aux=True)
     if groups > 1:
-        value_and_grad = _grouped(value_and_grad, mesh, is_synchronised=gr.batch_norm == "synchronised")
+        value_and_grad = _grouped(
+            value_and_grad, mesh, is_synchronised=gr.batch_norm == "synchronised"
+        )
 
     def of_batch(
-        params: Any, model_state: Any, component: Any, images: jax.Array, labels: jax.Array, key: jax.Array
+        params: Any,
+        model_state: Any,
+        component: Any,
+        images: jax.Array,
+        labels: jax.Array,
+        key: jax.Array,
     ) -> Any:
         images, labels = cut_batch(mesh, (images, labels), groups, pieces)
         (loss, aux), grads, metrics = value_and_grad(params, model_state, images, labels, key)
@@ -132,10 +160,14 @@ def make_value_and_grad(
     return of_batch
 
 
-def _grouped(value_and_grad: Callable[..., Any], mesh: Mesh, *, is_synchronised: bool) -> Callable[..., Any]:
+def _grouped(
+    value_and_grad: Callable[..., Any], mesh: Mesh, *, is_synchronised: bool
+) -> Callable[..., Any]:
     """Average over the groups of a batch: one after another, or all of a device at once to share their statistics."""
     at_once = "slice" if is_synchronised else None
-    mean = over_groups(accumulate(value_and_grad, BATCH, KEY, axis_name=GROUP, at_once=at_once), mesh, BATCH)
+    mean = over_groups(
+        accumulate(value_and_grad, BATCH, KEY, axis_name=GROUP, at_once=at_once), mesh, BATCH
+    )
 
     def grouped(*args: Any) -> Any:
         with batch_statistics_over(*((GROUP, at_once) if at_once else ())):

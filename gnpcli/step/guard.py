@@ -40,7 +40,9 @@ def is_finite(metrics: Mapping[str, jax.Array], model_state: Any) -> jax.Array:
         model_state: What the step made of the model's state. A variance may overflow, and normalise everything to 0,
             without loss or gradient noticing.
     """
-    floats = [leaf for leaf in jax.tree.leaves(model_state) if jnp.issubdtype(leaf.dtype, jnp.floating)]
+    floats = [
+        leaf for leaf in jax.tree.leaves(model_state) if jnp.issubdtype(leaf.dtype, jnp.floating)
+    ]
     # One reduction over all of them, as in `dot`: a network has hundreds of running statistics, and all are small.
     values = joined([*(metrics[name] for name in WATCHED), *floats], widest(floats))
     return jnp.all(jnp.isfinite(values))
@@ -61,7 +63,9 @@ def guarded(old: TrainState, new: TrainState, is_good: jax.Array, limit: int) ->
         limit: At least 1; from `max_in_a_row`.
     """
     was_halted = old.skips.in_a_row >= limit
-    in_a_row = jnp.where(was_halted, old.skips.in_a_row, jnp.where(is_good, 0, old.skips.in_a_row + 1))
+    in_a_row = jnp.where(
+        was_halted, old.skips.in_a_row, jnp.where(is_good, 0, old.skips.in_a_row + 1)
+    )
     halts, moves = in_a_row >= limit, is_good & ~was_halted
     kept: TrainState = jax.tree.map(lambda after, before: jnp.where(moves, after, before), new, old)
     return kept._replace(
@@ -78,7 +82,9 @@ def fault(metrics: Mapping[str, float]) -> str | None:
     return next((name for name in WATCHED if not math.isfinite(metrics[name])), "model_state")
 
 
-def describe(name: str, metrics: Mapping[str, float], findings: Mapping[str, Any] | None = None) -> str:
+def describe(
+    name: str, metrics: Mapping[str, float], findings: Mapping[str, Any] | None = None
+) -> str:
     """Say what was not finite in a step, and where, if that is known.
 
     Args:

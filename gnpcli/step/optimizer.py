@@ -57,7 +57,11 @@ def build_optimizer(config: OptimizerConfig, train: TrainConfig) -> optax.Gradie
     """
     match config.name:
         case "sgd":
-            scale = optax.trace(config.momentum, config.nesterov) if config.momentum else optax.identity()
+            scale = (
+                optax.trace(config.momentum, config.nesterov)
+                if config.momentum
+                else optax.identity()
+            )
         case "adamw":
             scale = optax.scale_by_adam(config.b1, config.b2, config.eps)
         case "rmsprop":
@@ -89,7 +93,9 @@ def make_statistics(config: OptimizerConfig) -> Any | None:
         if config.name == "rmsprop":
             return rms_rates(second_moment, eps=config.eps)
         assert config.name == "adamw"
-        return adam_rates(second_moment, optax.tree.get(opt_state, "count"), b2=config.b2, eps=config.eps)
+        return adam_rates(
+            second_moment, optax.tree.get(opt_state, "count"), b2=config.b2, eps=config.eps
+        )
 
     def statistics(opt_state: Any) -> dict[str, jax.Array]:
         psi = rates(opt_state)

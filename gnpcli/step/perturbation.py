@@ -20,7 +20,11 @@ def build_scales(gr: GrConfig) -> Scales | None:
         return None
 
     def scales(params: Any) -> Any:
-        adapts = decay_mask(params, biases_and_norms=gr.adapt_biases_and_norms) if gr.ascent == "adaptive" else None
+        adapts = (
+            decay_mask(params, biases_and_norms=gr.adapt_biases_and_norms)
+            if gr.ascent == "adaptive"
+            else None
+        )
         return perturbation_scales(
             params, perturbs=perturbed_mask(params, gr.perturb), adapts=adapts, eta=gr.adaptive_eta
         )
@@ -66,7 +70,8 @@ def perturbed_mask(params: Any, perturb: str) -> Any:
         paths = [_joined(path) for path, _ in jax.tree.leaves_with_path(params)]
         some = ", ".join(paths[:: max(1, len(paths) // 4)][:4])
         raise ConfigError(
-            f"gr.perturb: '{perturb}' matches {what}; there are {len(paths)}, such as {some}", "gr.perturb"
+            f"gr.perturb: '{perturb}' matches {what}; there are {len(paths)}, such as {some}",
+            "gr.perturb",
         )
     return mask
 
@@ -81,4 +86,9 @@ def _norm_paths(params: Any) -> set[str]:
     for path, _ in jax.tree.leaves_with_path(params):
         layer, _, name = _joined(path).rpartition("/")
         layers.setdefault(layer, set()).add(name)
-    return {f"{layer}/{name}" for layer, names in layers.items() if names == {"scale", "bias"} for name in names}
+    return {
+        f"{layer}/{name}"
+        for layer, names in layers.items()
+        if names == {"scale", "bias"}
+        for name in names
+    }

@@ -61,7 +61,10 @@ def lost_share(params: Any, steps: Any, moves: Any, dtype: np.dtype) -> jax.Arra
     """
     leaves = zip(*map(jax.tree.leaves, (params, steps, moves)), strict=True)
     counts = [
-        (jnp.sum(jnp.abs(step.astype(jnp.float32)) < half_ulp(leaf, dtype), dtype=jnp.float32), leaf.size)
+        (
+            jnp.sum(jnp.abs(step.astype(jnp.float32)) < half_ulp(leaf, dtype), dtype=jnp.float32),
+            leaf.size,
+        )
         for leaf, step, is_moved in leaves
         if is_moved
     ]

@@ -48,16 +48,23 @@ def make_diagnosis(
         def grads(kind: Kind) -> Any:
             # With alpha = 1 and nothing else in the mix, the mixed gradient is that of the perturbed pass.
             bare = gr.model_copy(update={"mix": "raw", "surrogate_gap": 0.0, "between": "plain"})
-            value_and_grad = make_value_and_grad(model, train, bare, mesh, kind=kind, r=r, alpha=jnp.ones(()))
+            value_and_grad = make_value_and_grad(
+                model, train, bare, mesh, kind=kind, r=r, alpha=jnp.ones(())
+            )
             return value_and_grad(state.params, state.model_state, {}, images, labels, model_key)[1]
 
         found = {"clean": grads("plain")} | ({"perturbed": grads("gnp")} if kind == "gnp" else {})
-        return {name: jax.tree.map(lambda leaf: jnp.sum(~jnp.isfinite(leaf)), tree) for name, tree in found.items()}
+        return {
+            name: jax.tree.map(lambda leaf: jnp.sum(~jnp.isfinite(leaf)), tree)
+            for name, tree in found.items()
+        }
 
     return jax.jit(diagnosis, out_shardings=replicated(mesh))
 
 
-def make_rounding_measure(model: Model, feed: TrainFeed, train: TrainConfig, gr: GrConfig, mesh: Mesh) -> Any:
+def make_rounding_measure(
+    model: Model, feed: TrainFeed, train: TrainConfig, gr: GrConfig, mesh: Mesh
+) -> Any:
     """Build the program that measures how much of the perturbation the compute type of the model can represent.
 
     Returns:
@@ -68,7 +75,9 @@ def make_rounding_measure(model: Model, feed: TrainFeed, train: TrainConfig, gr:
 
     def measure(state: TrainState, source: Any) -> jax.Array:
         images, labels, model_key = step_batch(state.key, state.step, feed, source, mesh)
-        value_and_grad = make_value_and_grad(model, train, plain, mesh, kind="plain", r=0.0, alpha=0.0)
+        value_and_grad = make_value_and_grad(
+            model, train, plain, mesh, kind="plain", r=0.0, alpha=0.0
+        )
         grads = value_and_grad(state.params, state.model_state, {}, images, labels, model_key)[1]
         moves = perturbed_mask(state.params, gr.perturb)
         ray, length = steepest(state.params, grads, scales)

@@ -60,13 +60,17 @@ def lr_schedule(config: ScheduleConfig, peak: float, horizon: Horizon) -> Schedu
             case "constant":
                 factor = jnp.ones_like(now)
             case "cosine":
-                factor = config.final_factor + (1 - config.final_factor) * 0.5 * (1 + jnp.cos(jnp.pi * progress))
+                factor = config.final_factor + (1 - config.final_factor) * 0.5 * (
+                    1 + jnp.cos(jnp.pi * progress)
+                )
             case "exponential":
                 factor = config.final_factor**progress
             case "stepped":
                 factor = jnp.ones_like(now)
                 for boundary in config.boundaries:
-                    factor = jnp.where(now >= round(boundary * total), factor * config.factor, factor)
+                    factor = jnp.where(
+                        now >= round(boundary * total), factor * config.factor, factor
+                    )
         return peak * jnp.where(now < warmup, now / max(warmup, 1), factor)
 
     return schedule
@@ -93,7 +97,9 @@ class GrSchedule:
     @property
     def plain_steps(self) -> int:
         """The steps before this one are plain, all of them."""
-        return next((step for step, kind in enumerate(self.kinds) if kind != "plain"), len(self.kinds))
+        return next(
+            (step for step, kind in enumerate(self.kinds) if kind != "plain"), len(self.kinds)
+        )
 
 
 def gr_schedule(config: GrConfig, horizon: Horizon, seed: int) -> GrSchedule:
@@ -126,7 +132,9 @@ def gr_schedule(config: GrConfig, horizon: Horizon, seed: int) -> GrSchedule:
         return lambda step: jnp.full_like(jnp.asarray(step, jnp.float32), value)
 
     def rising(value: float) -> Schedule:
-        return lambda step: value * jnp.minimum(jnp.asarray(step, jnp.float32) / max(warmup, 1), 1.0)
+        return lambda step: (
+            value * jnp.minimum(jnp.asarray(step, jnp.float32) / max(warmup, 1), 1.0)
+        )
 
     match config.strategy:
         case _ if config.strategy == "none" or r * alpha == 0:

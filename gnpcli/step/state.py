@@ -63,7 +63,9 @@ def init_state(
     """
     keys = run_keys(seed)
     params, model_state = model.init(keys.init, image_shape)
-    step, in_a_row, total = (jnp.zeros((), jnp.int32) for _ in range(3))  # one buffer each: they are donated
+    step, in_a_row, total = (
+        jnp.zeros((), jnp.int32) for _ in range(3)
+    )  # one buffer each: they are donated
     return TrainState(
         step=step,
         params=params,

@@ -31,7 +31,9 @@ def update_ratio(update_norm: jax.Array, grad_norm: jax.Array) -> jax.Array:
         grad_norm: L2 norm of the mixed gradient before clipping.
     """
     is_zero = grad_norm == 0
-    return jnp.where(is_zero, jnp.zeros_like(update_norm), update_norm / jnp.where(is_zero, 1.0, grad_norm))
+    return jnp.where(
+        is_zero, jnp.zeros_like(update_norm), update_norm / jnp.where(is_zero, 1.0, grad_norm)
+    )
 
 
 def adam_rates(second_moment: Any, count: jax.Array, *, b2: float, eps: float) -> Any:
@@ -62,7 +64,9 @@ def mean_and_variance(rates: Any) -> tuple[jax.Array, jax.Array]:
     """
     leaves = jax.tree.leaves(rates)
     small = [leaf.reshape(-1) for leaf in leaves if leaf.size < _SMALL]
-    parts = [leaf for leaf in leaves if leaf.size >= _SMALL] + ([jnp.concatenate(small)] if small else [])
+    parts = [leaf for leaf in leaves if leaf.size >= _SMALL] + (
+        [jnp.concatenate(small)] if small else []
+    )
     count = max(sum(part.size for part in parts), 1)
 
     def mean(values: list[jax.Array]) -> jax.Array:

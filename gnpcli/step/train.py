@@ -83,7 +83,11 @@ def make_train_step(
         updates = jax.tree.map(lambda direction: -rate * direction, directions)
         update_norm = global_norm(updates)
         params = optax.apply_updates(state.params, updates)
-        ema = moved(state.ema, params, ema_decay(train.ema_decay, state.step)) if train.ema_decay is not None else {}
+        ema = (
+            moved(state.ema, params, ema_decay(train.ema_decay, state.step))
+            if train.ema_decay is not None
+            else {}
+        )
         metrics = {
             "loss": loss,
             "perturbed_loss": passes.perturbed_loss,
@@ -116,7 +120,9 @@ def _computed_once(scalar: jax.Array) -> jax.Array:
     The learning rate is read in one for each array of the parameters, and its cosine was a seventh of the compilation
     of a PyramidNet of 27 convolutions. A sort is never fused, and one of two equal elements does nothing else.
     """
-    if jax.default_backend() != "cpu":  # elsewhere the compiler weighs what a computation costs that is made twice
+    if (
+        jax.default_backend() != "cpu"
+    ):  # elsewhere the compiler weighs what a computation costs that is made twice
         return scalar
     answer: jax.Array = jax.lax.sort(jnp.stack([scalar, scalar]))[0]
     return answer

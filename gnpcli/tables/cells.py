@@ -58,7 +58,12 @@ def find_runs(out: Path) -> list[tuple[str, str, int]]:
 
 
 def make_cells(
-    table: Table, rows: Sequence[str], columns: Sequence[str], seeds: Sequence[int], changes: Changes, out: Path
+    table: Table,
+    rows: Sequence[str],
+    columns: Sequence[str],
+    seeds: Sequence[int],
+    changes: Changes,
+    out: Path,
 ) -> list[Cell]:
     """Resolve the cells of a table, seed by seed, so that a table that is stopped early is whole for its first seeds.
 
@@ -66,7 +71,13 @@ def make_cells(
         ConfigError: A cell that cannot be resolved, or two rows or columns that `changes` made the same.
     """
     cells = [
-        Cell(row, column, seed, table.resolve(row, column, seed, changes), run_dir(out, row, column, seed))
+        Cell(
+            row,
+            column,
+            seed,
+            table.resolve(row, column, seed, changes),
+            run_dir(out, row, column, seed),
+        )
         for seed in seeds
         for row in rows
         for column in columns
@@ -94,7 +105,9 @@ def check_folders(cells: Iterable[Cell]) -> dict[str, State]:
         state, different = _state(cell)
         states[cell.name] = state
         if different:
-            others.append(f"{cell.run_dir} holds a run with another configuration ({'; '.join(different)})")
+            others.append(
+                f"{cell.run_dir} holds a run with another configuration ({'; '.join(different)})"
+            )
     if others:
         more = f" (and {len(others) - 1} more cells)" if len(others) > 1 else ""
         raise ConfigError(f"{others[0]}{more}: take another --out")
@@ -105,8 +118,12 @@ def _state(cell: Cell) -> tuple[State, list[str]]:
     if not (cell.run_dir / CONFIG).is_file():
         return "absent", []
     recorded, wanted = read_config(cell.run_dir), cell.config
-    if wanted.gr.groups == "per-device":  # of the devices that the run began on: it recorded how many they were
-        wanted = wanted.model_copy(update={"gr": wanted.gr.model_copy(update={"groups": recorded.gr.groups})})
+    if (
+        wanted.gr.groups == "per-device"
+    ):  # of the devices that the run began on: it recorded how many they were
+        wanted = wanted.model_copy(
+            update={"gr": wanted.gr.model_copy(update={"groups": recorded.gr.groups})}
+        )
     different = differences(recorded, wanted)
     is_finished = read_summary(cell.run_dir).get("status") == "finished"
     return ("finished" if is_finished else "begun"), different

@@ -59,7 +59,10 @@ def check_comparable(table: Table, configs: Mapping[Place, RunConfig], variant: 
         by_row.setdefault(row, []).append(column)
     for row, (first, *others) in by_row.items():
         for column in others:
-            meant = [flatten(table.resolve(row, name, 0, Changes(variant=variant))) for name in (first, column)]
+            meant = [
+                flatten(table.resolve(row, name, 0, Changes(variant=variant)))
+                for name in (first, column)
+            ]
             ours = [flatten(configs[row, name]) for name in (first, column)]
             for key in _COMPARABLE:
                 if meant[0][key] == meant[1][key] and ours[0][key] != ours[1][key]:
@@ -73,8 +76,16 @@ def variant_of(table: Table, configs: Iterable[RunConfig]) -> str | None:
     """Return the variant that all of `configs` were run in: the last one whose values they have, else the first."""
     flat = [flatten(config) for config in configs]
     for name, variant in reversed(table.spec.variants.items()):
-        wanted = {f"{section}.{key}": value for section, keys in variant.set.items() for key, value in keys.items()}
-        if flat and wanted and all(values.get(key) == wanted[key] for values in flat for key in wanted):
+        wanted = {
+            f"{section}.{key}": value
+            for section, keys in variant.set.items()
+            for key, value in keys.items()
+        }
+        if (
+            flat
+            and wanted
+            and all(values.get(key) == wanted[key] for values in flat for key in wanted)
+        ):
             return name
     return table.variant(None)
 
@@ -99,7 +110,9 @@ def deviations(table: Table, configs: Mapping[Place, RunConfig]) -> list[Deviati
 def tell(deviation: Deviation, table: Table, shown: Iterable[Place]) -> str:
     """Return a deviation as a line; `shown` is all cells of the result."""
     shown = list(shown)
-    text = f"{deviation.key}: {_text(deviation.published)} in the recipe, {_text(deviation.ours)} here"
+    text = (
+        f"{deviation.key}: {_text(deviation.published)} in the recipe, {_text(deviation.ours)} here"
+    )
     where = set(deviation.places)
     if where == set(shown):
         return text
@@ -109,7 +122,10 @@ def tell(deviation: Deviation, table: Table, shown: Iterable[Place]) -> str:
     rows = list(dict.fromkeys(row for row, _ in deviation.places))
     if where == {place for place in shown if place[0] in rows}:
         return f"{text} ({', '.join(table.label('rows', row) for row in rows)})"
-    places = (f"{table.label('rows', row)} {table.label('columns', column)}" for row, column in deviation.places)
+    places = (
+        f"{table.label('rows', row)} {table.label('columns', column)}"
+        for row, column in deviation.places
+    )
     return f"{text} ({', '.join(places)})"
 
 
@@ -121,14 +137,20 @@ def data_copies(configs: Iterable[RunConfig]) -> list[str]:
     from gnpcli.data.registry import list_published
 
     lines = []
-    for name, directory in sorted({(config.data.name, config.data.dir or "") for config in configs}):
+    for name, directory in sorted(
+        {(config.data.name, config.data.dir or "") for config in configs}
+    ):
         listing = list_published(name, directory or None)
         if listing is not None and listing.where is None:
-            lines.append(f"data: {name} is not on this machine now, so that its copy cannot be told")
+            lines.append(
+                f"data: {name} is not on this machine now, so that its copy cannot be told"
+            )
         elif listing is not None and listing.where is not None and listing.format == "image folder":
             kinds = _suffixes(listing.where)
             lossy = ", re-encoded with losses" if {"jpg", "jpeg"} & set(kinds) else ""
-            lines.append(f"data: a copy of {name} in a folder of {' and '.join(kinds) or 'image'} files{lossy}")
+            lines.append(
+                f"data: a copy of {name} in a folder of {' and '.join(kinds) or 'image'} files{lossy}"
+            )
     return lines
 
 

@@ -53,7 +53,9 @@ class TableDisplay:
         done = sum(item.status in _DONE for item in progress)
         failed = sum(item.status == "failed" for item in progress)
         minutes, seconds = divmod(int(time.monotonic() - self._start), 60)
-        title = f"{self._table.spec.title}: {done} of {len(progress)} cells" + (f", {failed} failed" if failed else "")
+        title = f"{self._table.spec.title}: {done} of {len(progress)} cells" + (
+            f", {failed} failed" if failed else ""
+        )
         left_s = self._left(progress)
         left = "" if left_s is None else f", about {duration(left_s)} left"
         rows = list(dict.fromkeys(item.cell.row for item in progress))
@@ -66,7 +68,13 @@ class TableDisplay:
             picture.add_column(Text(name, style="bold"))
         for row in rows:
             cells = [
-                self._cell([item for item in progress if (item.cell.row, item.cell.column) == (row, column)])
+                self._cell(
+                    [
+                        item
+                        for item in progress
+                        if (item.cell.row, item.cell.column) == (row, column)
+                    ]
+                )
                 for column in columns
             ]
             picture.add_row(Text(self._table.label("rows", row)), *cells)
@@ -78,9 +86,17 @@ class TableDisplay:
         if values:
             sample = describe(values)
             spread = "" if sample.std is None else f" ± {sample.std:.2f}"
-            lines.append(Text(f"{sample.mean:.2f}{spread} ({sample.n} of {len(items)})", style="bold"))
-        lines += [Text(self._running(item), style="cyan") for item in items if item.status == "running"]
-        lines += [Text(f"seed {item.cell.seed} failed", style="red") for item in items if item.status == "failed"]
+            lines.append(
+                Text(f"{sample.mean:.2f}{spread} ({sample.n} of {len(items)})", style="bold")
+            )
+        lines += [
+            Text(self._running(item), style="cyan") for item in items if item.status == "running"
+        ]
+        lines += [
+            Text(f"seed {item.cell.seed} failed", style="red")
+            for item in items
+            if item.status == "failed"
+        ]
         return Text("\n").join(lines) if lines else Text("waiting", style="dim")
 
     def _running(self, item: Progress) -> str:
@@ -99,7 +115,9 @@ class TableDisplay:
             is_new = item.status != before
             if is_new or (item.status == "running" and now - when >= PLAIN_EVERY_S):
                 self._told[item.cell.name] = (item.status, now)
-                self._console.print(self._line(item, is_new, f"{done} of {len(progress)}"), markup=False)
+                self._console.print(
+                    self._line(item, is_new, f"{done} of {len(progress)}"), markup=False
+                )
 
     def _line(self, item: Progress, is_new: bool, done: str) -> str:
         name, cell = item.cell.name, item.cell
@@ -123,7 +141,10 @@ class TableDisplay:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         if self._live is not None:
             self._live.stop()

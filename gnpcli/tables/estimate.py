@@ -74,7 +74,10 @@ def estimate(
 
 def _kind(config: RunConfig) -> str:
     """Return what the time of a step depends on."""
-    data, gr = config.data, config.gr.model_dump(exclude={"strategy", "r", "alpha", "warmup_epochs"})
+    data, gr = (
+        config.data,
+        config.gr.model_dump(exclude={"strategy", "r", "alpha", "warmup_epochs"}),
+    )
     parts = [
         config.model.model_dump(), data.name, data.image_size, data.batch_size, data.augment, data.mix, gr,
         config.optimizer.name, config.train.dtype,
@@ -86,11 +89,15 @@ def _measure(config: RunConfig, report: Callable[[str], None]) -> Speed:
     size = config.data.batch_size
     if jax.default_backend() == "cpu":
         size = min(size, CPU_BATCH * jax.local_device_count())
-        config = config.model_copy(update={"data": config.data.model_copy(update={"batch_size": size})})
+        config = config.model_copy(
+            update={"data": config.data.model_copy(update={"batch_size": size})}
+        )
     report(f"measuring {config.model.name} at batch {size}")
     kinds = time_steps(config, rounds=2, steps=1, report=lambda text: None)
     return Speed(
-        kinds["plain"].step_s / size, kinds["gnp"].step_s / size, sum(timed.compile_s for timed in kinds.values())
+        kinds["plain"].step_s / size,
+        kinds["gnp"].step_s / size,
+        sum(timed.compile_s for timed in kinds.values()),
     )
 
 

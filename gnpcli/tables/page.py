@@ -44,7 +44,9 @@ def _verdicts(result: TableResult) -> str:
     for comparison in result.comparisons:
         kind = "badge bad" if comparison.verdict == "not reproduced" else "badge"
         sentence = comparison.sentence.removesuffix(f": {comparison.verdict}")
-        items.append(f'<p><span class="{kind}">{comparison.verdict}</span> {html.escape(sentence)}</p>\n')
+        items.append(
+            f'<p><span class="{kind}">{comparison.verdict}</span> {html.escape(sentence)}</p>\n'
+        )
     return "".join(items)
 
 
@@ -57,9 +59,13 @@ def _curves(result: TableResult) -> list[str]:
     sections = []
     for row in result.rows:
         groups = {
-            result.table.label("columns", column): [run.folder for run in result.cells[row, column].runs if run.epoch]
+            result.table.label("columns", column): [
+                run.folder for run in result.cells[row, column].runs if run.epoch
+            ]
             for column in result.columns
         }
-        if curves := learning_curves({label: folders for label, folders in groups.items() if folders}):
+        if curves := learning_curves(
+            {label: folders for label, folders in groups.items() if folders}
+        ):
             sections.append(_section(f"Curves, {result.table.label('rows', row)}", curves))
     return sections

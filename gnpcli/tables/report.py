@@ -62,11 +62,22 @@ def make_report(result: TableResult) -> Report:
     ]
     if spec.published:
         seeds = spec.published.seeds
-        spread = "their spread is not known" if seeds is None else f"each is the result of {seeds} run(s)"
+        spread = (
+            "their spread is not known"
+            if seeds is None
+            else f"each is the result of {seeds} run(s)"
+        )
         reading.append(f"published values: {spec.published.source}; {spread}")
     lists = [
-        ("Verdicts", [comparison.sentence for comparison in result.comparisons] or ["nothing to compare yet"]),
-        (f"Deviations from {deviations_from}", list(result.deviations) or ["none in any key that matters"]),
+        (
+            "Verdicts",
+            [comparison.sentence for comparison in result.comparisons]
+            or ["nothing to compare yet"],
+        ),
+        (
+            f"Deviations from {deviations_from}",
+            list(result.deviations) or ["none in any key that matters"],
+        ),
         ("Not known of the published recipe", spec.published.unknown if spec.published else []),
         ("Notes", spec.notes),
         ("Runs without a value", unfinished),
@@ -95,16 +106,23 @@ def _why_no_value(run: Run) -> str:
 
 def _metric(result: TableResult) -> str:
     metric = result.table.spec.metric
-    name = {"error_rate": "error", "top5_error_rate": "top-5 error", "loss": "cross-entropy"}[metric.name]
+    name = {"error_rate": "error", "top5_error_rate": "top-5 error", "loss": "cross-entropy"}[
+        metric.name
+    ]
     when = "after the last step" if metric.at == "last" else "lowest of all evaluations"
-    return f"{metric.split} {name}{' in %' if is_percentage(metric) else ''}, {when}, lower is better"
+    return (
+        f"{metric.split} {name}{' in %' if is_percentage(metric) else ''}, {when}, lower is better"
+    )
 
 
 def _values(result: TableResult) -> Grid:
     table = result.table
     header = ("", *(table.label("columns", column) for column in result.columns))
     rows = tuple(
-        (table.label("rows", row), *(cell_text(result.cells[row, column]) for column in result.columns))
+        (
+            table.label("rows", row),
+            *(cell_text(result.cells[row, column]) for column in result.columns),
+        )
         for row in result.rows
     )
     published = any(cell.published is not None for cell in result.cells.values())
@@ -140,8 +158,19 @@ def _differences(result: TableResult) -> Grid:
         for comparison in comparisons:
             published = NOTHING if comparison.published is None else f"{comparison.published:+.2f}"
             against = table.label("columns", comparison.against)
-            rows.append((*names, to_published, against, _signed(comparison.difference), published, comparison.verdict))
-    return Grid("differences, below 0 where the column is better", header, tuple(rows), frozenset({2, 4, 5}))
+            rows.append(
+                (
+                    *names,
+                    to_published,
+                    against,
+                    _signed(comparison.difference),
+                    published,
+                    comparison.verdict,
+                )
+            )
+    return Grid(
+        "differences, below 0 where the column is better", header, tuple(rows), frozenset({2, 4, 5})
+    )
 
 
 def _signed(interval: Interval | None) -> str:
@@ -165,7 +194,9 @@ def to_markdown(report: Report) -> str:
 def _markdown_grid(grid: Grid) -> str:
     rule = ("---:" if index in grid.numbers else "---" for index in range(len(grid.header)))
     lines = (grid.header, tuple(rule), *grid.rows)
-    return "\n".join(f"| {' | '.join(text.replace('|', '&#124;') for text in line)} |" for line in lines)
+    return "\n".join(
+        f"| {' | '.join(text.replace('|', '&#124;') for text in line)} |" for line in lines
+    )
 
 
 def _escape_markdown(text: str) -> str:
@@ -214,9 +245,10 @@ def to_csv(result: TableResult) -> str:
             sample.std if sample else None, cell.published, *_ends(to_published),
         ]  # fmt: skip
         own = [c for c in result.comparisons if (c.row, c.column) == (cell.row, cell.column)]
-        rows += [[*first, c.against, c.difference.n, *_ends(c.difference), c.published, c.verdict] for c in own] or [
-            [*first, *([None] * 7)]
-        ]
+        rows += [
+            [*first, c.against, c.difference.n, *_ends(c.difference), c.published, c.verdict]
+            for c in own
+        ] or [[*first, *([None] * 7)]]
     return _csv(header, rows)
 
 
@@ -226,7 +258,17 @@ def _ends(interval: Interval | None) -> tuple[float | None, float | None, float 
 
 def to_runs_csv(result: TableResult) -> str:
     """Return ``runs.csv``: a line for every run, with what it cost."""
-    header = ["row", "column", "seed", "status", "value", "epoch", "steps", "training_time_s", "images_per_s"]
+    header = [
+        "row",
+        "column",
+        "seed",
+        "status",
+        "value",
+        "epoch",
+        "steps",
+        "training_time_s",
+        "images_per_s",
+    ]
     rows = [
         [
             run.row, run.column, run.seed, run.status, run.value, run.epoch, run.summary.get("step"),
@@ -242,7 +284,9 @@ def _csv(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(header)
-    writer.writerows([f"{value:.6g}" if isinstance(value, float) else value for value in row] for row in rows)
+    writer.writerows(
+        [f"{value:.6g}" if isinstance(value, float) else value for value in row] for row in rows
+    )
     return text.getvalue()
 
 
@@ -251,9 +295,13 @@ def to_rich(grid: Grid) -> RichTable:
     from rich.table import Table as RichTable
     from rich.text import Text
 
-    table = RichTable(title=grid.title, title_justify="left", title_style="", box=None, pad_edge=False)
+    table = RichTable(
+        title=grid.title, title_justify="left", title_style="", box=None, pad_edge=False
+    )
     for index, name in enumerate(grid.header):
-        table.add_column(Text(name, style="bold"), justify="right" if index in grid.numbers else "left")
+        table.add_column(
+            Text(name, style="bold"), justify="right" if index in grid.numbers else "left"
+        )
     for row in grid.rows:
         table.add_row(*map(Text, row))
     return table

@@ -16,7 +16,14 @@ from gnpcli.config import RunConfig
 from gnpcli.runs.folder import ENVIRONMENT, METRICS, read_config
 from gnpcli.runs.log import read_metrics, training_time_s
 from gnpcli.tables.cells import find_runs, read_summary, run_dir
-from gnpcli.tables.deviations import check_alike, check_comparable, data_copies, deviations, tell, variant_of
+from gnpcli.tables.deviations import (
+    check_alike,
+    check_comparable,
+    data_copies,
+    deviations,
+    tell,
+    variant_of,
+)
 from gnpcli.tables.spec import Claim, Table
 from gnpcli.tables.statistics import Interval, Sample, describe, interval, paired
 from gnpcli.tables.values import final_value, is_percentage
@@ -98,11 +105,18 @@ class TableResult:
     @property
     def is_complete(self) -> bool:
         """Whether every run that was begun is finished, and every cell has one."""
-        return all(cell.sample is not None and len(cell.values) == len(cell.runs) for cell in self.cells.values())
+        return all(
+            cell.sample is not None and len(cell.values) == len(cell.runs)
+            for cell in self.cells.values()
+        )
 
 
 def collect(
-    table: Table, rows: Sequence[str], columns: Sequence[str], seeds: Sequence[int] | None, out: Path
+    table: Table,
+    rows: Sequence[str],
+    columns: Sequence[str],
+    seeds: Sequence[int] | None,
+    out: Path,
 ) -> TableResult:
     """Read the run folders of a table.
 
@@ -123,12 +137,19 @@ def collect(
     there = [run for run in find_runs(out) if seeds is None or run[2] in seeds]
     for row in rows:
         for column in columns:
-            folders = {seed: run_dir(out, row, column, seed) for *place, seed in there if place == [row, column]}
+            folders = {
+                seed: run_dir(out, row, column, seed)
+                for *place, seed in there
+                if place == [row, column]
+            }
             own = {seed: read_config(folder) for seed, folder in folders.items()}
             check_alike(table, (row, column), own)
             if own:
                 configs[row, column] = next(iter(own.values()))
-            runs = [_run(table, row, column, seed, folder, damage.append) for seed, folder in folders.items()]
+            runs = [
+                _run(table, row, column, seed, folder, damage.append)
+                for seed, folder in folders.items()
+            ]
             cells[row, column] = _cell(table, row, column, runs)
     variant = variant_of(table, configs.values())
     check_comparable(table, configs, variant)
@@ -141,12 +162,16 @@ def collect(
         cells=cells,
         comparisons=tuple(_comparisons(table, rows, columns, cells)),
         deviations=(*told, *data_copies(configs.values())),
-        environment=tuple(_environments(run.folder for cell in cells.values() for run in cell.runs)),
+        environment=tuple(
+            _environments(run.folder for cell in cells.values() for run in cell.runs)
+        ),
         damage=tuple(damage),
     )
 
 
-def _run(table: Table, row: str, column: str, seed: int, folder: Path, on_damage: Callable[[str], None]) -> Run:
+def _run(
+    table: Table, row: str, column: str, seed: int, folder: Path, on_damage: Callable[[str], None]
+) -> Run:
     summary = read_summary(folder)
     status = summary.get("status", "unfinished")
     value = final_value(folder, table.spec.metric) if status == "finished" else None
@@ -164,12 +189,17 @@ def _cell(table: Table, row: str, column: str, runs: Sequence[Run]) -> CellResul
         runs=tuple(runs),
         sample=describe(values) if values else None,
         published=published,
-        to_published=interval([value - published for value in values]) if values and published is not None else None,
+        to_published=interval([value - published for value in values])
+        if values and published is not None
+        else None,
     )
 
 
 def _comparisons(
-    table: Table, rows: Sequence[str], columns: Sequence[str], cells: Mapping[tuple[str, str], CellResult]
+    table: Table,
+    rows: Sequence[str],
+    columns: Sequence[str],
+    cells: Mapping[tuple[str, str], CellResult],
 ) -> list[Comparison]:
     """Compare every column with the baseline, and the columns of each claim, in every row where both have runs."""
     spec = table.spec
@@ -188,12 +218,19 @@ def _comparisons(
             published = None if ours is None or theirs is None else ours - theirs
             difference, claim = interval(differences), claims.get(frozenset((column, against)))
             verdict, sentence = judge(table, row, (column, against), difference, published, claim)
-            found.append(Comparison(row, column, against, difference, published, claim, verdict, sentence))
+            found.append(
+                Comparison(row, column, against, difference, published, claim, verdict, sentence)
+            )
     return found
 
 
 def judge(
-    table: Table, row: str, pair: tuple[str, str], difference: Interval, published: float | None, claim: Claim | None
+    table: Table,
+    row: str,
+    pair: tuple[str, str],
+    difference: Interval,
+    published: float | None,
+    claim: Claim | None,
 ) -> tuple[Verdict, str]:
     """Return a verdict on one comparison, and the sentence that says it.
 
@@ -252,9 +289,13 @@ def _environments(folders: Any) -> list[str]:
 
 def _environment(session: Mapping[str, Any]) -> str:
     devices = Counter(session.get("devices", []))
-    hardware = ", ".join(f"{count} x {kind}" for kind, count in devices.items()) or "unknown devices"
+    hardware = (
+        ", ".join(f"{count} x {kind}" for kind, count in devices.items()) or "unknown devices"
+    )
     processor = session.get("processor")
-    versions = ", ".join(f"{name} {version}" for name, version in session.get("versions", {}).items() if version)
+    versions = ", ".join(
+        f"{name} {version}" for name, version in session.get("versions", {}).items() if version
+    )
     return (
         f"{hardware}{f' ({processor})' if processor else ''}; {session.get('platform')}; Python "
         f"{session.get('python')}; {versions}; commit {session.get('git_commit') or 'unknown'}"

@@ -127,7 +127,9 @@ def run_cells(
 def _start(item: Progress, share: Share) -> _Job:
     cell = item.cell
     cell.log.parent.mkdir(parents=True, exist_ok=True)
-    with open(cell.log, "ab") as log:  # closed here, so that the lock the worker takes on it is the worker's alone
+    with open(
+        cell.log, "ab"
+    ) as log:  # closed here, so that the lock the worker takes on it is the worker's alone
         process = subprocess.Popen(
             [sys.executable, "-P", "-m", "gnpcli.tables.worker"],
             stdin=subprocess.PIPE,
@@ -137,7 +139,11 @@ def _start(item: Progress, share: Share) -> _Job:
             start_new_session=True,  # Ctrl-C comes to this process alone, which passes it on
         )
         log_start = log.tell()
-    task = {"config": cell.config.model_dump(mode="json"), "run_dir": str(cell.run_dir), "cpus": share.cpus}
+    task = {
+        "config": cell.config.model_dump(mode="json"),
+        "run_dir": str(cell.run_dir),
+        "cpus": share.cpus,
+    }
     assert process.stdin is not None
     with contextlib.suppress(BrokenPipeError):  # it is dead already, which `_settle` will find
         process.stdin.write(json.dumps(task).encode() + b"\n")

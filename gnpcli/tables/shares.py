@@ -29,12 +29,20 @@ def shares(jobs: int) -> list[Share]:
     if jobs == 1:
         return [Share()]
     gpus = _visible_gpus()
-    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
+    cores = (
+        sorted(os.sched_getaffinity(0))
+        if hasattr(os, "sched_getaffinity")
+        else list(range(os.cpu_count() or 1))
+    )
     count, what = (len(gpus), "GPU(s)") if gpus else (len(cores), "core(s)")
     if jobs > count:
-        raise ConfigError(f"--jobs {jobs}, but there are {count} {what} here: at most one process for each")
+        raise ConfigError(
+            f"--jobs {jobs}, but there are {count} {what} here: at most one process for each"
+        )
     if gpus:
-        return [Share({"CUDA_VISIBLE_DEVICES": ",".join(gpus[index::jobs])}) for index in range(jobs)]
+        return [
+            Share({"CUDA_VISIBLE_DEVICES": ",".join(gpus[index::jobs])}) for index in range(jobs)
+        ]
     return [Share(cpus=cores[index::jobs]) for index in range(jobs)]
 
 
@@ -46,7 +54,11 @@ def _visible_gpus() -> list[str]:
     if shutil.which("nvidia-smi") is None:
         return []
     try:
-        done = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=30, check=True)
+        done = subprocess.run(
+            ["nvidia-smi", "-L"], capture_output=True, text=True, timeout=30, check=True
+        )
     except (OSError, subprocess.SubprocessError):
         return []
-    return [str(index) for index, line in enumerate(done.stdout.splitlines()) if line.startswith("GPU ")]
+    return [
+        str(index) for index, line in enumerate(done.stdout.splitlines()) if line.startswith("GPU ")
+    ]

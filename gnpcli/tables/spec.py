@@ -133,7 +133,9 @@ class Table:
 
     def preset(self, row: str, column: str) -> str:
         """Return the name of a cell's recipe."""
-        return self.spec.rows[row].preset or self.spec.columns[column].preset or str(self.spec.preset)
+        return (
+            self.spec.rows[row].preset or self.spec.columns[column].preset or str(self.spec.preset)
+        )
 
     def variant(self, name: str | None) -> str | None:
         """Return the variant meant by `name`: itself, or the first one; None in a table without variants.
@@ -142,8 +144,14 @@ class Table:
             ConfigError: There is no such variant.
         """
         if name is not None and name not in self.spec.variants:
-            has = f"its variants: {', '.join(self.spec.variants)}" if self.spec.variants else "it has none"
-            raise ConfigError(f"table {self.name} has no variant '{name}'{suggest(name, self.spec.variants)} ({has})")
+            has = (
+                f"its variants: {', '.join(self.spec.variants)}"
+                if self.spec.variants
+                else "it has none"
+            )
+            raise ConfigError(
+                f"table {self.name} has no variant '{name}'{suggest(name, self.spec.variants)} ({has})"
+            )
         return name or next(iter(self.spec.variants), None)
 
     def published_value(self, row: str, column: str) -> float | None:
@@ -177,12 +185,22 @@ class Table:
             whole = resolve_layers(below)
             share = changes.epochs / whole.train.epochs
             flags["train.epochs"] = ("--epochs", changes.epochs)
-            flags["schedule.warmup_epochs"] = ("--epochs", round(share * whole.schedule.warmup_epochs, 6))
-            flags["gr.warmup_epochs"] = ("--epochs", round(share * (whole.gr.warmup_epochs or 0.0), 6))
+            flags["schedule.warmup_epochs"] = (
+                "--epochs",
+                round(share * whole.schedule.warmup_epochs, 6),
+            )
+            flags["gr.warmup_epochs"] = (
+                "--epochs",
+                round(share * (whole.gr.warmup_epochs or 0.0), 6),
+            )
         return resolve_layers([*below, *parse_overrides(changes.assignments, flags)])
 
     def _layer(self, prefix: str, values: Tree) -> Layer:
-        where = {key.removeprefix(prefix): place for key, place in self.where.items() if key.startswith(prefix)}
+        where = {
+            key.removeprefix(prefix): place
+            for key, place in self.where.items()
+            if key.startswith(prefix)
+        }
         return Layer(values, where)
 
     def _preset_layers(self, row: str, column: str) -> tuple[Layer, ...]:
@@ -217,13 +235,17 @@ def load_table(name: str) -> Table:
     is_path = name.endswith((".yaml", ".yml")) or "/" in name
     path = Path(name).expanduser() if is_path else preset_dir() / "tables" / f"{name}.yaml"
     if not is_path and not path.is_file():
-        raise ConfigError(f"unknown table '{name}'{suggest(name, table_names())}; see `gnp tables list`")
+        raise ConfigError(
+            f"unknown table '{name}'{suggest(name, table_names())}; see `gnp tables list`"
+        )
     layer = read_yaml(path)
     try:
         spec = TableSpec.model_validate(layer.values)
     except ValidationError as error:
         message = str(explain(error, layer, list(_known_keys(layer.values))))
-        raise ConfigError(message if message.startswith(f"{path}:") else f"{path}: {message}") from None
+        raise ConfigError(
+            message if message.startswith(f"{path}:") else f"{path}: {message}"
+        ) from None
     table = Table(path.stem, spec, layer.where)
     _check(table, path)
     return table
@@ -251,13 +273,17 @@ def _check(table: Table, path: Path) -> None:
 
     def known(key: str, kind: str, name: str, choices: Mapping[str, Any]) -> None:
         if name not in choices:
-            raise fail(key, f"unknown {kind} '{name}'{suggest(name, choices)} ({kind}s: {', '.join(choices)})")
+            raise fail(
+                key,
+                f"unknown {kind} '{name}'{suggest(name, choices)} ({kind}s: {', '.join(choices)})",
+            )
 
     for section in ("rows", "columns", "variants"):
         for name in getattr(spec, section):
             if not _NAME.fullmatch(name):
                 raise fail(
-                    f"{section}.{name}", f"'{name}' must be a name of small letters, digits, '.', '_', '+' and '-'"
+                    f"{section}.{name}",
+                    f"'{name}' must be a name of small letters, digits, '.', '_', '+' and '-'",
                 )
     known("baseline", "column", spec.baseline, spec.columns)
     for claim in spec.claims:
@@ -276,16 +302,21 @@ def _check(table: Table, path: Path) -> None:
         for column, column_axis in spec.columns.items():
             if row_axis.preset is not None and column_axis.preset is not None:
                 raise fail(
-                    f"columns.{column}.preset", f"row {row} and column {column} both name a preset: leave one out"
+                    f"columns.{column}.preset",
+                    f"row {row} and column {column} both name a preset: leave one out",
                 )
             if not (row_axis.preset or column_axis.preset or spec.preset):
-                raise fail(f"rows.{row}", f"the cell of row {row} and column {column} has no preset")
+                raise fail(
+                    f"rows.{row}", f"the cell of row {row} and column {column} has no preset"
+                )
     for key in where:
         if key.endswith("set.train.seed"):
             raise fail(key, "train.seed is what `seeds` is for")
 
 
-def choose(table: Table, axis: Literal["rows", "columns"], option: str, wanted: Sequence[str] | None) -> list[str]:
+def choose(
+    table: Table, axis: Literal["rows", "columns"], option: str, wanted: Sequence[str] | None
+) -> list[str]:
     """Return the names of the rows or columns asked for, in the table's order; all of them for None.
 
     Args:
@@ -301,7 +332,11 @@ def choose(table: Table, axis: Literal["rows", "columns"], option: str, wanted: 
     if wanted is None:
         return names
     known = {name.casefold(): name for name in names}
-    known |= {table.label(axis, name).casefold(): name for name in names if table.label(axis, name) not in known}
+    known |= {
+        table.label(axis, name).casefold(): name
+        for name in names
+        if table.label(axis, name) not in known
+    }
     for word in wanted:
         if word.casefold() not in known:
             kind = axis.removesuffix("s")

@@ -34,7 +34,9 @@ def describe(values: Sequence[float]) -> Sample:
     mean = math.fsum(values) / len(values)
     if len(values) == 1:
         return Sample(1, mean, None)
-    return Sample(len(values), mean, math.sqrt(math.fsum((x - mean) ** 2 for x in values) / (len(values) - 1)))
+    return Sample(
+        len(values), mean, math.sqrt(math.fsum((x - mean) ** 2 for x in values) / (len(values) - 1))
+    )
 
 
 @dataclass(frozen=True)

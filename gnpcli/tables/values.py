@@ -36,9 +36,15 @@ def latest_value(run_dir: Path, metric: Metric) -> tuple[float | None, float | N
     """Return the epoch that a run has reached and the latest value of the metric, each None before the first."""
     records = read_metrics(run_dir / METRICS)
     values = _evaluations(records, metric)
-    return records[-1].get("epoch") if records else None, scaled(metric, values[-1][1]) if values else None
+    return records[-1].get("epoch") if records else None, scaled(
+        metric, values[-1][1]
+    ) if values else None
 
 
 def _evaluations(records: list[Record], metric: Metric) -> list[tuple[int, float]]:
-    found = ((record["step"], record.get(metric.name)) for record in records if record["split"] == metric.split)
+    found = (
+        (record["step"], record.get(metric.name))
+        for record in records
+        if record["split"] == metric.split
+    )
     return [(step, value) for step, value in found if value is not None]

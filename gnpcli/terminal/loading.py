@@ -25,7 +25,9 @@ class LoadingDisplay:
     PLAIN_EVERY_S = 2.0
     BAR_EVERY_S = 0.1
 
-    def __init__(self, name: str, console: Console, line: Callable[[str], None], *, quiet: bool = False):
+    def __init__(
+        self, name: str, console: Console, line: Callable[[str], None], *, quiet: bool = False
+    ):
         self._name, self._line, self._quiet = name, line, quiet
         self._what: str | None = None
         self._told = 0.0
@@ -69,7 +71,10 @@ class LoadingDisplay:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         if self._bar is not None:
             self._bar.stop()

@@ -27,7 +27,9 @@ class Screen:
     PLAIN_EVERY_S = 10.0
 
     def __init__(self, *, quiet: bool = False, console: Console | None = None):
-        self.console = console or Console(stderr=True, highlight=False, soft_wrap=not sys.stderr.isatty())
+        self.console = console or Console(
+            stderr=True, highlight=False, soft_wrap=not sys.stderr.isatty()
+        )
         self.is_quiet = quiet
         self._total = 0
         self._last_line = time.monotonic()
@@ -69,7 +71,9 @@ class Screen:
         if not self.is_quiet or style:
             self.console.print(text, markup=False, style=style)
 
-    def update(self, step: int, epoch: str, record: Mapping[str, float], images_per_s: float | None) -> None:
+    def update(
+        self, step: int, epoch: str, record: Mapping[str, float], images_per_s: float | None
+    ) -> None:
         """Show the values of a finished step; without a terminal, one line every `PLAIN_EVERY_S` seconds."""
         values = (
             f"loss {record['loss']:.2f} error {100 * record['error_rate']:.1f}%"
@@ -77,7 +81,11 @@ class Screen:
         )
         if self._progress:
             self._progress.update(
-                self._bar, completed=step, description=epoch, values=values, images_per_s=images_per_s
+                self._bar,
+                completed=step,
+                description=epoch,
+                values=values,
+                images_per_s=images_per_s,
             )
         elif not self.is_quiet and time.monotonic() - self._last_line >= self.PLAIN_EVERY_S:
             self._last_line = time.monotonic()

@@ -104,7 +104,9 @@ class _Inert:
     def extend(self, values: Any) -> None: ...
 
 
-def _rebuild_tensor(storage: _Storage, offset: int, shape: Any, strides: Any, *rest: Any) -> _Tensor:
+def _rebuild_tensor(
+    storage: _Storage, offset: int, shape: Any, strides: Any, *rest: Any
+) -> _Tensor:
     return _Tensor(storage, offset, tuple(shape), tuple(strides))
 
 
@@ -139,12 +141,18 @@ def _read_zip(path: Path) -> Tensors:
             names = archive.namelist()
             pickles = [name for name in names if name.rpartition("/")[2] == "data.pkl"]
             if len(pickles) != 1:
-                raise CheckpointError(f"{path} is a zip archive, but not a PyTorch checkpoint (it has no data.pkl)")
+                raise CheckpointError(
+                    f"{path} is a zip archive, but not a PyTorch checkpoint (it has no data.pkl)"
+                )
             root = pickles[0].removesuffix("data.pkl")
             if f"{root}constants.pkl" in names:
-                raise CheckpointError(f"{path} is a TorchScript program, not a state dict: {_how_to_convert(path)}")
+                raise CheckpointError(
+                    f"{path} is a TorchScript program, not a state dict: {_how_to_convert(path)}"
+                )
             if f"{root}byteorder" in names and archive.read(f"{root}byteorder") != b"little":
-                raise CheckpointError(f"{path} was written on a big-endian machine: {_how_to_convert(path)}")
+                raise CheckpointError(
+                    f"{path} was written on a big-endian machine: {_how_to_convert(path)}"
+                )
             with archive.open(pickles[0]) as file:
                 content = _TensorUnpickler(file).load()
             chosen = _state_dict(content, path)
@@ -152,7 +160,9 @@ def _read_zip(path: Path) -> Tensors:
     except CheckpointError:
         raise
     except zipfile.BadZipFile as error:
-        raise CheckpointError(f"{path} is not a whole PyTorch checkpoint, or was cut short: {error}") from error
+        raise CheckpointError(
+            f"{path} is not a whole PyTorch checkpoint, or was cut short: {error}"
+        ) from error
     # A pickle that is not what it should be fails in any way: each is the file's fault, none is a bug to show.
     except Exception as error:
         raise CheckpointError(
@@ -162,20 +172,35 @@ def _read_zip(path: Path) -> Tensors:
 
 def _state_dict(content: Any, path: Path) -> dict[str, _Tensor]:
     """Return the tensors of a state dict, or of the one in a training script's checkpoint."""
-    for candidate in (content, *(content.get(key) for key in STATE_DICT_KEYS if isinstance(content, Mapping))):
+    for candidate in (
+        content,
+        *(content.get(key) for key in STATE_DICT_KEYS if isinstance(content, Mapping)),
+    ):
         if isinstance(candidate, Mapping):
-            tensors = {str(name): value for name, value in candidate.items() if isinstance(value, _Tensor)}
+            tensors = {
+                str(name): value for name, value in candidate.items() if isinstance(value, _Tensor)
+            }
             if tensors:
                 return tensors
-    held = f"; it holds {', '.join(map(str, list(content)[:5]))}" if isinstance(content, Mapping) else ""
-    raise CheckpointError(f"{path} holds no state dict, neither itself nor as {', '.join(STATE_DICT_KEYS)}{held}")
+    held = (
+        f"; it holds {', '.join(map(str, list(content)[:5]))}"
+        if isinstance(content, Mapping)
+        else ""
+    )
+    raise CheckpointError(
+        f"{path} holds no state dict, neither itself nor as {', '.join(STATE_DICT_KEYS)}{held}"
+    )
 
 
 def _load(archive: zipfile.ZipFile, root: str, tensor: _Tensor) -> np.ndarray:
     flat = np.frombuffer(archive.read(f"{root}data/{tensor.storage.file}"), tensor.storage.dtype)
-    last = tensor.offset + sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.strides, strict=True))
+    last = tensor.offset + sum(
+        (size - 1) * stride for size, stride in zip(tensor.shape, tensor.strides, strict=True)
+    )
     is_empty = 0 in tensor.shape
-    if min((tensor.offset, *tensor.shape, *tensor.strides)) < 0 or (not is_empty and last >= len(flat)):
+    if min((tensor.offset, *tensor.shape, *tensor.strides)) < 0 or (
+        not is_empty and last >= len(flat)
+    ):
         raise pickle.UnpicklingError("a tensor reaches beyond its storage")
     if is_empty:
         return np.empty(tensor.shape, flat.dtype)

@@ -26,7 +26,9 @@ class Fitted(NamedTuple):
     """What is not as it was in the weights, a line each."""
 
 
-def fit(params: Params, state: State, init: Callable[[], tuple[Params, State]], resize: Resize | None) -> Fitted:
+def fit(
+    params: Params, state: State, init: Callable[[], tuple[Params, State]], resize: Resize | None
+) -> Fitted:
     """Give a model's tree the values of other weights of the same architecture.
 
     The classifier is drawn anew where the weights have none, or one for another number of classes.
@@ -68,7 +70,9 @@ def fit(params: Params, state: State, init: Callable[[], tuple[Params, State]], 
     _check_names(given_state.keys(), wanted_state.keys())
     for path, like in wanted_state.items():
         if given_state[path].shape != like.shape:
-            raise CheckpointError(f"have {_name(path)} {_shape(given_state[path])}, not {_shape(like)}")
+            raise CheckpointError(
+                f"have {_name(path)} {_shape(given_state[path])}, not {_shape(like)}"
+            )
     params = unflatten_dict(fitted)
     if new_head is not None:
         params[HEAD] = jax.device_get(jax.jit(lambda: init()[0][HEAD])())

@@ -71,10 +71,17 @@ def import_file(
     usual_mean, usual_std = usual_statistics(facts.channels)
     mean, std = mean or list(usual_mean), std or list(usual_std)
     if len(mean) != facts.channels or len(std) != facts.channels:
-        raise ConfigError(f"--mean and --std take {facts.channels} number(s), one for each channel of the images")
-    num_classes, image_size = _sizes(facts, params, given, dataset is not None, num_classes, image_size)
+        raise ConfigError(
+            f"--mean and --std take {facts.channels} number(s), one for each channel of the images"
+        )
+    num_classes, image_size = _sizes(
+        facts, params, given, dataset is not None, num_classes, image_size
+    )
     config = _configure(
-        model, facts.options, {**given, "image_size": image_size, "mean": mean, "std": std}, assignments
+        model,
+        facts.options,
+        {**given, "image_size": image_size, "mean": mean, "std": std},
+        assignments,
     )
     spec = DataSpec(
         name=config.data.name,
@@ -87,15 +94,21 @@ def import_file(
     network = build_for(config, spec)
     shape = (image_size, image_size, facts.channels)
     init = partial(network.init, run_keys(config.train.seed).init, shape)
-    pretrained = Pretrained(path, f"a state dict of {model}", params, state, facts.options, tuple(mean), tuple(std))
+    pretrained = Pretrained(
+        path, f"a state dict of {model}", params, state, facts.options, tuple(mean), tuple(std)
+    )
     params, state, notes = fit_pretrained(pretrained, config, init)
     pixels = f"{image_size} px, normalised with mean {_list(mean)}, std {_list(std)}"
     for line in (f"{config.model.name}: {num_classes:,} classes, {pixels}", *notes):
         screen.line(line)
-    initial = init_state(starting_from(network, params, state), shape, optax.identity(), config.train.seed)
+    initial = init_state(
+        starting_from(network, params, state), shape, optax.identity(), config.train.seed
+    )
     checkpoints = Checkpoints(out, CheckpointConfig())
     try:
-        checkpoints.save(initial, {"config": config.model_dump(mode="json"), "data": spec.to_dict()})
+        checkpoints.save(
+            initial, {"config": config.model_dump(mode="json"), "data": spec.to_dict()}
+        )
         checkpoints.wait()
     finally:
         checkpoints.close()
@@ -103,7 +116,12 @@ def import_file(
 
 
 def _sizes(
-    facts: Facts, params: Any, data: dict[str, Any], is_named: bool, num_classes: int | None, image_size: int | None
+    facts: Facts,
+    params: Any,
+    data: dict[str, Any],
+    is_named: bool,
+    num_classes: int | None,
+    image_size: int | None,
 ) -> tuple[int, int]:
     """Return number of classes and image size: as given, else the data set's, else the weights' own."""
     if is_named and (num_classes is None or image_size is None):
@@ -121,7 +139,9 @@ def _sizes(
     return num_classes or own_classes or 0, image_size or facts.image_size
 
 
-def _configure(model: str, options: dict[str, Any], data: dict[str, Any], assignments: Sequence[str]) -> RunConfig:
+def _configure(
+    model: str, options: dict[str, Any], data: dict[str, Any], assignments: Sequence[str]
+) -> RunConfig:
     """Return a configuration for weights that no training of ours made; what is of training alone is immaterial."""
     base: dict[str, Any] = {
         "model": {"name": model, **options}, "data": data, "optimizer": {"name": "sgd"}, "train": {"epochs": 1},

@@ -78,7 +78,14 @@ def read_pretrained(path: Path, model: str, screen: Screen) -> Pretrained:
         options = trained.config.model.model_dump(exclude={"name"}, exclude_none=True)
         return Pretrained(path, about, params, state, options, trained.spec.mean, trained.spec.std)
     params, state, facts = read_torch(path, model)
-    return Pretrained(path, f"a state dict of {model}", params, state, facts.options, *usual_statistics(facts.channels))
+    return Pretrained(
+        path,
+        f"a state dict of {model}",
+        params,
+        state,
+        facts.options,
+        *usual_statistics(facts.channels),
+    )
 
 
 def read_torch(path: Path, model: str) -> tuple[Params, State, Facts]:
@@ -87,7 +94,8 @@ def read_torch(path: Path, model: str) -> tuple[Params, State, Facts]:
     if not entry.imports:
         able = sorted({other.family for other in MODELS.values() if other.imports})
         raise ConfigError(
-            f"no state dict is known for {model}; the families that have one are {', '.join(able)}", "model.name"
+            f"no state dict is known for {model}; the families that have one are {', '.join(able)}",
+            "model.name",
         )
     tensors = read_tensors(path)
     family = importlib.import_module(entry.module)
@@ -102,7 +110,11 @@ def read_torch(path: Path, model: str) -> tuple[Params, State, Facts]:
 
 def usual_statistics(channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Return ImageNet's mean and deviation per channel; for grey images those that map [0, 1] to [-1, 1]."""
-    return (STREAMED_MEAN, STREAMED_STD) if channels == len(STREAMED_MEAN) else ((0.5,) * channels, (0.5,) * channels)
+    return (
+        (STREAMED_MEAN, STREAMED_STD)
+        if channels == len(STREAMED_MEAN)
+        else ((0.5,) * channels, (0.5,) * channels)
+    )
 
 
 def open_pretrained(config: RunConfig, screen: Screen) -> Pretrained:
@@ -129,7 +141,10 @@ def complete(config: RunConfig, pretrained: Pretrained) -> RunConfig:
     normalised as those were that the weights are used to, unless `data.mean` and `data.std` say otherwise.
     """
     train = config.train.model_copy(
-        update={"init_from": str(pretrained.path), "init_sha256": config.train.init_sha256 or pretrained.sha256}
+        update={
+            "init_from": str(pretrained.path),
+            "init_sha256": config.train.init_sha256 or pretrained.sha256,
+        }
     )
     data = config.data
     if data.mean is None:
@@ -137,7 +152,9 @@ def complete(config: RunConfig, pretrained: Pretrained) -> RunConfig:
     return config.model_copy(update={"train": train, "data": data})
 
 
-def fit_pretrained(pretrained: Pretrained, config: RunConfig, init: Callable[[], tuple[Params, State]]) -> Fitted:
+def fit_pretrained(
+    pretrained: Pretrained, config: RunConfig, init: Callable[[], tuple[Params, State]]
+) -> Fitted:
     """Fit weights to the model of a configuration.
 
     Args:
@@ -154,7 +171,9 @@ def fit_pretrained(pretrained: Pretrained, config: RunConfig, init: Callable[[],
     try:
         fitted = fit(pretrained.params, pretrained.state, init, getattr(family, "resize", None))
     except CheckpointError as error:
-        remedy = ", ".join(f"model.{key}={value}" for key, value in changed.items() if key in SHAPING_OPTIONS)
+        remedy = ", ".join(
+            f"model.{key}={value}" for key, value in changed.items() if key in SHAPING_OPTIONS
+        )
         raise CheckpointError(
             f"the weights in {pretrained.path} ({pretrained.about}) do not fit {config.model.name}: they {error}"
             + (f"; they are for {remedy}" if remedy else "")

@@ -146,7 +146,9 @@ def format_bytes(count: int) -> str:
     while size >= 999.5 and len(units) > 1:
         size /= 1000
         units.pop(0)
-    return f"{size:.0f} {units[0]}" if size >= 99.95 or units[0] == "B" else f"{size:.1f} {units[0]}"
+    return (
+        f"{size:.0f} {units[0]}" if size >= 99.95 or units[0] == "B" else f"{size:.1f} {units[0]}"
+    )
 
 
 def _download(archive: Archive, path: Path, origin: Origin, progress: Progress | None) -> None:
@@ -179,7 +181,9 @@ def _complete(url: str, part: Path, size: int | None, progress: Progress | None)
                 raise
 
 
-def _transfer(url: str, part: Path, start: int, size: int | None, progress: Progress | None) -> None:
+def _transfer(
+    url: str, part: Path, start: int, size: int | None, progress: Progress | None
+) -> None:
     """Append to `part` the bytes of a file from `start` on, or write all of them where the server cannot do that."""
     from urllib3.exceptions import HTTPError
 
@@ -194,7 +198,9 @@ def _transfer(url: str, part: Path, start: int, size: int | None, progress: Prog
         length = int(response.headers.get("Content-Length", 0))
         total = start + length if length else size or 0
         if size is not None and total != size:
-            raise _Broken(f"it sends {total:,} bytes where {size:,} are published: an error page, or another file")
+            raise _Broken(
+                f"it sends {total:,} bytes where {size:,} are published: an error page, or another file"
+            )
         part.parent.mkdir(parents=True, exist_ok=True)
         _check_space(part, total - _length(part))
         done, what = start, f"downloading {url.rpartition('/')[2]}"
@@ -226,7 +232,9 @@ def _open(url: str, start: int) -> Response:
 
     def ask() -> None:
         try:
-            answers.put(requests.get(url, headers=headers, stream=True, timeout=(_CONNECT_S, _READ_S)))
+            answers.put(
+                requests.get(url, headers=headers, stream=True, timeout=(_CONNECT_S, _READ_S))
+            )
         except Exception as error:  # requests and what it stands on raise all kinds
             answers.put(error)
 
@@ -250,7 +258,11 @@ def _next(blocks: Any, kind: type[Exception]) -> bytes:
 def _continues(response: Response, start: int, size: int | None) -> bool:
     """Return whether a partial answer (206) begins at byte `start` of a file of `size` bytes."""
     found = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", response.headers.get("Content-Range", ""))
-    return found is not None and int(found[1]) == start and (size is None or found[2] in ("*", str(size)))
+    return (
+        found is not None
+        and int(found[1]) == start
+        and (size is None or found[2] in ("*", str(size)))
+    )
 
 
 def _check_space(part: Path, needed: int) -> None:
@@ -265,7 +277,11 @@ def _reason(error: BaseException | None) -> str:
     while error is not None:
         if isinstance(error, OSError) and error.strerror:
             own = error.strerror
-        inner = [arg for arg in (*error.args, getattr(error, "reason", None)) if isinstance(arg, BaseException)]
+        inner = [
+            arg
+            for arg in (*error.args, getattr(error, "reason", None))
+            if isinstance(arg, BaseException)
+        ]
         error = error.__cause__ or error.__context__ or next(iter(inner), None)
     return own[:200]
 
@@ -277,7 +293,9 @@ def _disk_error(error: OSError, folder: str) -> DataError:
             f"no space left in {where} ({error.strerror}): make some, or choose another folder with --data-dir; what "
             "has been fetched is kept"
         )
-    return DataError(f"{where} cannot be written: {error.strerror}; choose another folder with --data-dir")
+    return DataError(
+        f"{where} cannot be written: {error.strerror}; choose another folder with --data-dir"
+    )
 
 
 def _sha256(path: str | Path) -> str:
@@ -295,13 +313,19 @@ def _size(num_bytes: int | None) -> str:
 def _read_sums(path: str) -> dict[str, str]:
     try:
         with open(path, encoding="utf-8") as file:
-            lines = [(number, line.rstrip("\n")) for number, line in enumerate(file, 1) if line.strip()]
+            lines = [
+                (number, line.rstrip("\n")) for number, line in enumerate(file, 1) if line.strip()
+            ]
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from error
+        raise DataError(
+            f"{path} cannot be read: {getattr(error, 'strerror', None) or error}"
+        ) from error
     sums = {}
     for number, line in lines:
         found = _SUM.fullmatch(line)
         if found is None:
-            raise DataError(f"{path}:{number} is not a line of sha256sum: it should be a sum and a file name")
+            raise DataError(
+                f"{path}:{number} is not a line of sha256sum: it should be a sum and a file name"
+            )
         sums[os.path.basename(found[2])] = found[1].lower()
     return sums

@@ -33,7 +33,14 @@ def target_dir(directory: str | None) -> str:
 
 def image_folder(name: str, directory: str | None) -> str | None:
     """Return the first of `candidates` that holds an image folder's ``train``; None without one."""
-    return next((place for place in candidates(name, directory) if os.path.isdir(os.path.join(place, "train"))), None)
+    return next(
+        (
+            place
+            for place in candidates(name, directory)
+            if os.path.isdir(os.path.join(place, "train"))
+        ),
+        None,
+    )
 
 
 def _variable(name: str) -> str:

@@ -38,7 +38,11 @@ _EVERY = 500  # images between two reports
 
 
 def prepare(
-    published: Published, data_dir: str, splits: Sequence[str], origin: Origin, progress: Progress | None
+    published: Published,
+    data_dir: str,
+    splits: Sequence[str],
+    origin: Origin,
+    progress: Progress | None,
 ) -> tfds.Prepared:
     """Prepare splits of a data set in ``data_dir/<name>/<version>``, unless they are there.
 
@@ -64,8 +68,14 @@ def prepare(
         there = tfds.examine(root, name=published.name) if root is not None else None
         if there is not None and there.holds(splits):
             return there  # another process was faster
-        wanted = [s for s in published.class_counts if s in splits or (there is not None and there.holds([s]))]
-        archives = {archive.filename: archive for split in wanted for archive in published.archives[split]}
+        wanted = [
+            s
+            for s in published.class_counts
+            if s in splits or (there is not None and there.holds([s]))
+        ]
+        archives = {
+            archive.filename: archive for split in wanted for archive in published.archives[split]
+        }
         folder = os.path.join(data_dir, "downloads", "manual")
         paths = fetch(published.name, list(archives.values()), folder, origin, progress)
         try:
@@ -73,7 +83,10 @@ def prepare(
             root = _replace(home, temporary, published.name)
         except BrokenPipeError:  # of who listens to the progress
             raise
-        except (OSError, RuntimeError) as error:  # array_record raises the latter, with the system's word in its text
+        except (
+            OSError,
+            RuntimeError,
+        ) as error:  # array_record raises the latter, with the system's word in its text
             raise _disk_error(error, home) from error
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
@@ -81,7 +94,11 @@ def prepare(
 
 
 def _write(
-    published: Published, folder: str, splits: Sequence[str], paths: Mapping[str, str], progress: Progress | None
+    published: Published,
+    folder: str,
+    splits: Sequence[str],
+    paths: Mapping[str, str],
+    progress: Progress | None,
 ) -> None:
     """Let TFDS prepare `splits` with `folder` as its data_dir."""
     try:
@@ -92,7 +109,9 @@ def _write(
             f"preparing {published.name} needs tensorflow_datasets: pip install tensorflow_datasets"
         ) from error
 
-    def split_generators(self: Any, manager: object) -> dict[str, Iterator[tuple[int, dict[str, Any]]]]:
+    def split_generators(
+        self: Any, manager: object
+    ) -> dict[str, Iterator[tuple[int, dict[str, Any]]]]:
         del manager
         for feature, names in {"label": published.class_names, **published.more_names}.items():
             if tuple(self.info.features[feature].names) != names:
@@ -100,9 +119,15 @@ def _write(
         return {split: _examples(published, split, paths, progress) for split in splits}
 
     base = tensorflow_datasets.builder_cls(published.name)
-    members = {"name": published.name, "__module__": base.__module__, "_split_generators": split_generators}
+    members = {
+        "name": published.name,
+        "__module__": base.__module__,
+        "_split_generators": split_generators,
+    }
     with tensorflow_datasets.core.registered.skip_registration():
-        builder = type(base)(base.__name__, (base,), members)(data_dir=folder, file_format="array_record")
+        builder = type(base)(base.__name__, (base,), members)(
+            data_dir=folder, file_format="array_record"
+        )
     tensorflow_datasets.disable_progress_bar()
     # A split beyond 1 GB, SVHN's extra, would be sorted in files that only TensorFlow can write; it fits into memory.
     shuffle.MAX_MEM_BUFFER_SIZE = 1 << 62
@@ -125,7 +150,10 @@ def _examples(
     examples = published.examples(split, own)
     while (example := _next(examples, own)) is not None:
         image = example["image"]
-        yield count, example | {"image": Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)}
+        yield (
+            count,
+            example | {"image": Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)},
+        )
         count += 1
         if progress is not None and count % _EVERY == 0:
             progress(count, max(total, count), f"preparing {published.name} {split}")
@@ -201,7 +229,9 @@ def _acquire(lock: str) -> int:
         os.makedirs(os.path.dirname(lock), exist_ok=True)
         try:
             handle = os.open(lock, os.O_RDWR | os.O_CREAT, 0o666)
-        except FileNotFoundError:  # another process, which failed, has just removed its empty folders
+        except (
+            FileNotFoundError
+        ):  # another process, which failed, has just removed its empty folders
             continue
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -219,7 +249,10 @@ def _acquire(lock: str) -> int:
 def _disk_error(error: OSError | RuntimeError, folder: str) -> DataError:
     where, text = os.path.abspath(folder), " ".join(str(error).split())
     reason = getattr(error, "strerror", None) or text[:200]
-    if any(os.strerror(code) in (reason, *re.split(r"[:;] ", text)) for code in (errno.ENOSPC, errno.EDQUOT)):
+    if any(
+        os.strerror(code) in (reason, *re.split(r"[:;] ", text))
+        for code in (errno.ENOSPC, errno.EDQUOT)
+    ):
         return DataError(
             f"no space left in {where}: make some, or choose another folder with --data-dir; the archives are kept"
         )

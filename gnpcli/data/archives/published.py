@@ -71,10 +71,15 @@ class Published:
             return describe_layout(self._scan(folder, config), config)
         prepared = self._prepared(config.dir, (*train, test))
         counts = {split: sum(numbers) for split, numbers in self.class_counts.items()}
-        class_counts = [sum(numbers) for numbers in zip(*(self.class_counts[split] for split in train), strict=True)]
+        class_counts = [
+            sum(numbers)
+            for numbers in zip(*(self.class_counts[split] for split in train), strict=True)
+        ]
         if prepared is not None:
             # Only a part of a data set has classes of unknown sizes, and only validation has to know them.
-            if config.validation_fraction > 0 and any(prepared.counts[split] != counts[split] for split in train):
+            if config.validation_fraction > 0 and any(
+                prepared.counts[split] != counts[split] for split in train
+            ):
                 from gnpcli.data.archives.records import read_labels
 
                 labels = read_labels(prepared, self._features(prepared), train).tolist()
@@ -108,7 +113,9 @@ class Published:
             return self._load_folder(folder, config, progress)
         prepared = self._prepared(config.dir, (*train, test))
         if prepared is None:
-            located, _ = self.prepare(config.dir, (*train, test), Origin.from_environment(), progress)
+            located, _ = self.prepare(
+                config.dir, (*train, test), Origin.from_environment(), progress
+            )
             prepared = tfds.examine(located.path, name=self.name, splits=(*train, test))
         from gnpcli.data.archives.records import load_arrays
 
@@ -128,10 +135,14 @@ class Published:
             mean=self.mean or tuple(mean),
             std=self.std or tuple(std),
         )
-        splits = {group: Split(arrays[group], arrays[f"{group}_labels"]) for group in ("train", "test")}
+        splits = {
+            group: Split(arrays[group], arrays[f"{group}_labels"]) for group in ("train", "test")
+        }
         return Dataset(spec, splits["train"], None, splits["test"])
 
-    def locate(self, directory: str | None, splits: Sequence[str] = ("train", "test")) -> Located | None:
+    def locate(
+        self, directory: str | None, splits: Sequence[str] = ("train", "test")
+    ) -> Located | None:
         """Say where the data set lies, if it is present with `splits`.
 
         Raises:
@@ -143,7 +154,11 @@ class Published:
         return _located(prepared) if prepared is not None else None
 
     def prepare(
-        self, directory: str | None, splits: Sequence[str], origin: Origin, progress: Progress | None
+        self,
+        directory: str | None,
+        splits: Sequence[str],
+        origin: Origin,
+        progress: Progress | None,
     ) -> tuple[Located, bool]:
         """Fetch and prepare `splits` and all that are not optional, unless they are there.
 
@@ -161,12 +176,18 @@ class Published:
             DataError: As `locate` and `gnpcli.data.archives.prepare.prepare`.
         """
         self._check_names(splits, None)
-        wanted = [split for split in self.class_counts if split in splits or split not in self.optional_splits]
+        wanted = [
+            split
+            for split in self.class_counts
+            if split in splits or split not in self.optional_splits
+        ]
         if (found := self.locate(directory, wanted)) is not None:
             return found, True
         from gnpcli.data.archives.prepare import prepare
 
-        return _located(prepare(self, places.target_dir(directory), wanted, origin, progress)), False
+        return _located(
+            prepare(self, places.target_dir(directory), wanted, origin, progress)
+        ), False
 
     def _splits(self, config: DataConfig) -> tuple[tuple[str, ...], str]:
         train = split_names(config.train_split or "train")
@@ -180,11 +201,15 @@ class Published:
         for split in splits:
             if split not in self.class_counts:
                 choices = ", ".join(self.class_counts)
-                raise ConfigError(f"{self.name} has no split {split!r} (its splits: {choices})", key=key)
+                raise ConfigError(
+                    f"{self.name} has no split {split!r} (its splits: {choices})", key=key
+                )
 
     def _image_folder(self, directory: str | None, splits: Sequence[str]) -> str | None:
         """Return the image folder that holds `splits`; None where a class could not be the name of a folder."""
-        if not {"train", "test"}.issuperset(splits) or list(self.class_names) != sorted(self.class_names):
+        if not {"train", "test"}.issuperset(splits) or list(self.class_names) != sorted(
+            self.class_names
+        ):
             return None
         if any("/" in name for name in self.class_names):
             return None
@@ -199,7 +224,9 @@ class Published:
                 if prepared.holds(splits):
                     return prepared
                 found.append(prepared)
-        if found and not found[0].holds([split for split in splits if split not in self.optional_splits]):
+        if found and not found[0].holds(
+            [split for split in splits if split not in self.optional_splits]
+        ):
             tfds.check_splits(found[0], splits)
         return None
 
@@ -207,10 +234,14 @@ class Published:
         features = tfds.read_features(prepared)
         want = (self.image_size, self.image_size, self.channels)
         if features.shape != want:
-            raise DataError(f"{prepared.root} holds images that are not {'x'.join(map(str, want))} pixels")
+            raise DataError(
+                f"{prepared.root} holds images that are not {'x'.join(map(str, want))} pixels"
+            )
         if features.class_names != self.class_names:
             names = _few(self.class_names)
-            raise DataError(f"{prepared.root} does not name its classes {names} in this order: prepare it anew")
+            raise DataError(
+                f"{prepared.root} does not name its classes {names} in this order: prepare it anew"
+            )
         return features
 
     def _load_folder(self, folder: str, config: DataConfig, progress: Progress | None) -> Dataset:
@@ -229,7 +260,9 @@ class Published:
             missing = sorted(set(self.class_names) - set(layout.class_names))
             strange = sorted(set(layout.class_names) - set(self.class_names))
             what = f"it lacks {_few(missing)}" if missing else f"it also holds {_few(strange)}"
-            raise DataError(f"{root}/train is not {self.title}: {what}; for other images use --dataset folder:{root}")
+            raise DataError(
+                f"{root}/train is not {self.title}: {what}; for other images use --dataset folder:{root}"
+            )
         return layout
 
 
@@ -241,7 +274,9 @@ def split_names(text: str) -> tuple[str, ...]:
     """
     names = tuple(name.strip() for name in text.split("+"))
     if "" in names or len(set(names)) < len(names):
-        raise ConfigError(f"{text!r} should name splits once each, joined by +", key="data.train_split")
+        raise ConfigError(
+            f"{text!r} should name splits once each, joined by +", key="data.train_split"
+        )
     return names
 
 
@@ -252,7 +287,9 @@ def check_disjoint(train: Sequence[str], test: str) -> None:
         ConfigError: If `test` is one of `train`.
     """
     if test in train:
-        raise ConfigError(f"the split {test!r} would be trained on and tested on", key="data.test_split")
+        raise ConfigError(
+            f"the split {test!r} would be trained on and tested on", key="data.test_split"
+        )
 
 
 def _located(prepared: tfds.Prepared) -> Located:

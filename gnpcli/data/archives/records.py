@@ -61,8 +61,12 @@ def load_arrays(
     # All splits of a group stand in the key: another choice of splits is another entry.
     parts = " ".join(f"{group}={'+'.join(splits)}" for group, splits in groups.items())
     key = cache_key(prepared.root, {f"tfds {parts}": prepared}, image_size)
-    lengths = {group: sum(prepared.counts[split] for split in splits) for group, splits in groups.items()}
-    arrays = read_cache(key, lengths | {f"{group}_labels": length for group, length in lengths.items()})
+    lengths = {
+        group: sum(prepared.counts[split] for split in splits) for group, splits in groups.items()
+    }
+    arrays = read_cache(
+        key, lengths | {f"{group}_labels": length for group, length in lengths.items()}
+    )
     if arrays is None:
         arrays = _decode(prepared, features, groups, lengths, image_size, progress)
         arrays["statistics"] = np.asarray(channel_statistics(arrays["train"]))
@@ -102,7 +106,11 @@ def _decode(
     progress: Progress | None,
 ) -> dict[str, npt.NDArray[Any]]:
     height, width, channels = features.shape
-    own = (width, height) if width is not None and height is not None else first_size(prepared, groups["train"][0])
+    own = (
+        (width, height)
+        if width is not None and height is not None
+        else first_size(prepared, groups["train"][0])
+    )
     if image_size is None and own[0] != own[1]:
         raise DataError(
             f"{prepared.root} holds images of {own[0]}x{own[1]} pixels, not square; set data.image_size to crop and "
@@ -133,7 +141,9 @@ def _decode(
     return arrays
 
 
-def _differs(prepared: Prepared, own: tuple[int, int], found: tuple[int, int], *, fixed: bool) -> DataError:
+def _differs(
+    prepared: Prepared, own: tuple[int, int], found: tuple[int, int], *, fixed: bool
+) -> DataError:
     if fixed:
         return DataError(
             f"{prepared.root} holds an image of {found[0]}x{found[1]} pixels among {own[0]}x{own[1]}: prepare the data "
@@ -165,7 +175,9 @@ def _blocks(prepared: Prepared, split: str) -> Iterator[list[tuple[bytes, int]]]
         done, count = 0, prepared.counts[split]
         read = _array_records if prepared.format == "array_record" else _tfrecord_blocks
         for records in read(prepared.shards[split]):
-            found = [tf_example_pb2.Example.FromString(record).features.feature for record in records]
+            found = [
+                tf_example_pb2.Example.FromString(record).features.feature for record in records
+            ]
             done += len(found)
             if done > count:
                 break
@@ -220,4 +232,6 @@ def _reading(prepared: Prepared) -> Iterator[None]:
     except Exception as error:
         # Up to the first detail: what follows are checksums and addresses.
         reason = " ".join(str(error).split()).partition(" (")[0][:200] or type(error).__name__
-        raise DataError(f"{prepared.root} is damaged ({reason}): prepare the data set anew") from error
+        raise DataError(
+            f"{prepared.root} is damaged ({reason}): prepare the data set anew"
+        ) from error

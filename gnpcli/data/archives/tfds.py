@@ -85,7 +85,11 @@ def find(place: str) -> str | None:
         return None
     if INFO in names:
         return place
-    versions = [name for name in names if _VERSION.fullmatch(name) and os.path.isdir(os.path.join(place, name))]
+    versions = [
+        name
+        for name in names
+        if _VERSION.fullmatch(name) and os.path.isdir(os.path.join(place, name))
+    ]
     prepared = [name for name in versions if os.path.isfile(os.path.join(place, name, INFO))]
     if prepared:
         return os.path.join(place, max(prepared, key=lambda name: tuple(map(int, name.split(".")))))
@@ -113,10 +117,17 @@ def examine(root: str, *, name: str, splits: Sequence[str] = ()) -> Prepared:
     info = _read_json(path)
     try:
         own_name = str(info["name"])
-        form = str(info.get("fileFormat") or "tfrecord")  # TFDS left the field out while there was one format
-        lengths = {str(s["name"]): list(map(int, s.get("shardLengths", ()))) for s in info.get("splits", ())}
+        form = str(
+            info.get("fileFormat") or "tfrecord"
+        )  # TFDS left the field out while there was one format
+        lengths = {
+            str(s["name"]): list(map(int, s.get("shardLengths", ())))
+            for s in info.get("splits", ())
+        }
         shards = {
-            str(s["name"]): _shards(root, own_name, form, str(s["name"]), s, len(lengths[str(s["name"])]))
+            str(s["name"]): _shards(
+                root, own_name, form, str(s["name"]), s, len(lengths[str(s["name"])])
+            )
             for s in info.get("splits", ())
         }
         paths, stamps = _files(root)
@@ -127,8 +138,12 @@ def examine(root: str, *, name: str, splits: Sequence[str] = ()) -> Prepared:
     if own_name != name:
         raise DataError(f"{root} holds the TFDS data set {own_name!r}, not {name!r}")
     if form not in FORMATS:
-        raise DataError(f"{root} holds {form} records, which cannot be read here: prepare it as array_record")
-    prepared = Prepared(root, own_name, form, {s: sum(n) for s, n in lengths.items()}, shards, paths, stamps)
+        raise DataError(
+            f"{root} holds {form} records, which cannot be read here: prepare it as array_record"
+        )
+    prepared = Prepared(
+        root, own_name, form, {s: sum(n) for s, n in lengths.items()}, shards, paths, stamps
+    )
     check_splits(prepared, splits)
     return prepared
 
@@ -141,7 +156,9 @@ def check_splits(prepared: Prepared, splits: Sequence[str]) -> None:
     """
     if missing := [split for split in splits if prepared.counts.get(split, 0) < 1]:
         found = ", ".join(split for split, count in prepared.counts.items() if count) or "none"
-        raise DataError(f"{prepared.root} has no {missing[0]} split (its splits: {found}): prepare the data set anew")
+        raise DataError(
+            f"{prepared.root} has no {missing[0]} split (its splits: {found}): prepare the data set anew"
+        )
 
 
 def read_features(prepared: Prepared) -> Features:
@@ -154,7 +171,10 @@ def read_features(prepared: Prepared) -> Features:
     found = _read_json(os.path.join(prepared.root, FEATURES)).get("featuresDict", {})
     try:
         features: Mapping[str, Any] = found["features"]
-        image, label = features.get("image", {}).get("image"), features.get("label", {}).get("classLabel")
+        image, label = (
+            features.get("image", {}).get("image"),
+            features.get("label", {}).get("classLabel"),
+        )
     except (KeyError, TypeError, AttributeError) as error:
         raise damaged from error
     if image is None or label is None:
@@ -175,7 +195,10 @@ def read_features(prepared: Prepared) -> Features:
         )
     if len(names) != num_classes:
         raise damaged
-    return Features(tuple(names), (height if height > 0 else None, width if width > 0 else None, min(channels, 3)))
+    return Features(
+        tuple(names),
+        (height if height > 0 else None, width if width > 0 else None, min(channels, 3)),
+    )
 
 
 def _read_json(path: str) -> dict[str, Any]:
@@ -201,7 +224,9 @@ def _label_names(root: str) -> list[str]:
         raise DataError(f"{error.filename} cannot be read: {error.strerror}") from error
 
 
-def _shards(root: str, name: str, form: str, split: str, info: Mapping[str, Any], count: int) -> tuple[str, ...]:
+def _shards(
+    root: str, name: str, form: str, split: str, info: Mapping[str, Any], count: int
+) -> tuple[str, ...]:
     template = str(info.get("filepathTemplate") or _TEMPLATE)
     return tuple(
         os.path.join(
@@ -222,4 +247,6 @@ def _shards(root: str, name: str, form: str, split: str, info: Mapping[str, Any]
 def _files(root: str) -> tuple[tuple[str, ...], tuple[tuple[int, int], ...]]:
     with os.scandir(root) as entries:
         found = sorted((entry.path, entry.stat()) for entry in entries if entry.is_file())
-    return tuple(path for path, _ in found), tuple((facts.st_size, facts.st_mtime_ns) for _, facts in found)
+    return tuple(path for path, _ in found), tuple(
+        (facts.st_size, facts.st_mtime_ns) for _, facts in found
+    )

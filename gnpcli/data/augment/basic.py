@@ -34,7 +34,9 @@ def normalize(
     # One multiplication and one addition per pixel, with constants computed in float64.
     deviation = np.asarray(std, dtype=np.float64).reshape(1, 1, 1, -1)
     scale = (1 / (255 * deviation)).astype(np.float32)
-    shift = (-np.asarray(mean, dtype=np.float64).reshape(1, 1, 1, -1) / deviation).astype(np.float32)
+    shift = (-np.asarray(mean, dtype=np.float64).reshape(1, 1, 1, -1) / deviation).astype(
+        np.float32
+    )
     return (images.astype(jnp.float32) * scale + shift).astype(dtype)
 
 

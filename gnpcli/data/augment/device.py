@@ -62,7 +62,9 @@ def _below(uniform: jax.Array, count: int) -> jax.Array:
 
 
 @cache
-def _layers(policy: Policy, size: int) -> list[tuple[Layer, npt.NDArray[np.int32], npt.NDArray[np.float32]]]:
+def _layers(
+    policy: Policy, size: int
+) -> list[tuple[Layer, npt.NDArray[np.int32], npt.NDArray[np.float32]]]:
     """Return for each step of the choices its layer, the rows ``[choices, 2]`` by sign, and the probabilities."""
     layers = []
     for steps in zip(*policy.choices, strict=True):
@@ -73,7 +75,9 @@ def _layers(policy: Policy, size: int) -> list[tuple[Layer, npt.NDArray[np.int32
         distinct = list(dict.fromkeys(operations))
         rows = [1 + distinct.index(operation) for operation in operations]
         probabilities = np.array([step.probability for step in steps], np.float32)
-        layers.append((make_layer(distinct, size), np.array(rows, np.int32).reshape(-1, 2), probabilities))
+        layers.append(
+            (make_layer(distinct, size), np.array(rows, np.int32).reshape(-1, 2), probabilities)
+        )
     return layers
 
 

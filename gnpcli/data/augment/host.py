@@ -29,7 +29,9 @@ class HostPolicy:
             An image of the same size and mode.
         """
         for _ in range(self.policy.rounds):
-            for name, probability, level in self.policy.choices[rng.integers(len(self.policy.choices))]:
+            for name, probability, level in self.policy.choices[
+                rng.integers(len(self.policy.choices))
+            ]:
                 if rng.random() < probability:
                     argument = self.policy.scale.argument(name, level, image.width)
                     if name in SIGNED and rng.random() < 0.5:
@@ -45,7 +47,9 @@ def make_host_policy(config: DataConfig) -> HostPolicy | None:
     return None if policy is None else HostPolicy(policy)
 
 
-def apply_operation(image: Image.Image, name: str, argument: float, centre: tuple[int, int] = (0, 0)) -> Image.Image:
+def apply_operation(
+    image: Image.Image, name: str, argument: float, centre: tuple[int, int] = (0, 0)
+) -> Image.Image:
     """Apply an operation to an image of mode ``L`` or ``RGB``.
 
     Args:
@@ -57,7 +61,11 @@ def apply_operation(image: Image.Image, name: str, argument: float, centre: tupl
     """
     fill = (FILL,) * len(image.getbands())
     affine = partial(
-        image.transform, image.size, Image.Transform.AFFINE, resample=Image.Resampling.NEAREST, fillcolor=fill
+        image.transform,
+        image.size,
+        Image.Transform.AFFINE,
+        resample=Image.Resampling.NEAREST,
+        fillcolor=fill,
     )
     match name:
         case "ShearX":
@@ -79,7 +87,9 @@ def apply_operation(image: Image.Image, name: str, argument: float, centre: tupl
         case "Solarize":
             return ImageOps.solarize(image, int(argument))
         case "SolarizeAdd":
-            return image.point(lambda level: min(level + int(argument), 255) if level < 128 else level)
+            return image.point(
+                lambda level: min(level + int(argument), 255) if level < 128 else level
+            )
         case "Posterize":
             # As ImageOps.posterize, which refuses to keep no bits.
             return image.point(lambda level: level & ~(2 ** (8 - int(argument)) - 1))

@@ -56,8 +56,15 @@ def random_erasing(key: jax.Array, images: jax.Array, probability: float) -> jax
         start = (place * free).astype(jnp.int32)
         return start, start + whole
 
-    box = _box(interval(side * stretch, height, row), interval(side / stretch, width, column), height, width)
-    return jnp.where(box & (coin < probability)[:, None, None, None], jnp.zeros_like(images), images)
+    box = _box(
+        interval(side * stretch, height, row),
+        interval(side / stretch, width, column),
+        height,
+        width,
+    )
+    return jnp.where(
+        box & (coin < probability)[:, None, None, None], jnp.zeros_like(images), images
+    )
 
 
 def cutout(key: jax.Array, images: jax.Array, size: int, *, shared: bool = False) -> jax.Array:
@@ -75,7 +82,9 @@ def cutout(key: jax.Array, images: jax.Array, size: int, *, shared: bool = False
     batch, height, width, _ = images.shape
     places = jax.random.uniform(key, (2, 1 if shared else batch))
     lengths = jnp.full(places.shape[1:], size, jnp.int32)
-    box = _box(_around(places[0], lengths, height), _around(places[1], lengths, width), height, width)
+    box = _box(
+        _around(places[0], lengths, height), _around(places[1], lengths, width), height, width
+    )
     return jnp.where(box, jnp.zeros_like(images), images)
 
 
@@ -91,7 +100,9 @@ def mixup(
         alpha: Above 0.
         shared: One w for the whole batch, the larger of w and 1 - w.
     """
-    weights = jnp.broadcast_to(_weights(key, 1 if shared else len(images), alpha, shared=shared), len(images))
+    weights = jnp.broadcast_to(
+        _weights(key, 1 if shared else len(images), alpha, shared=shared), len(images)
+    )
     return _blend(images, _partner(images, shared=shared), weights), _blend(
         labels, _partner(labels, shared=shared), weights
     )
@@ -119,9 +130,13 @@ def cutmix(
     places = jax.random.uniform(place_key, (2, draws))
     rows = _around(places[0], (share * height).astype(jnp.int32), height)
     columns = _around(places[1], (share * width).astype(jnp.int32), width)
-    pasted = ((rows[1] - rows[0]) * (columns[1] - columns[0])).astype(jnp.float32) / (height * width)
+    pasted = ((rows[1] - rows[0]) * (columns[1] - columns[0])).astype(jnp.float32) / (
+        height * width
+    )
     mixed = jnp.where(_box(rows, columns, height, width), _partner(images, shared=shared), images)
-    return mixed, _blend(labels, _partner(labels, shared=shared), jnp.broadcast_to(1 - pasted, batch))
+    return mixed, _blend(
+        labels, _partner(labels, shared=shared), jnp.broadcast_to(1 - pasted, batch)
+    )
 
 
 def _partner(values: jax.Array, *, shared: bool) -> jax.Array:
@@ -165,7 +180,9 @@ def _around(place: jax.Array, length: jax.Array, size: int) -> tuple[jax.Array, 
     return jnp.maximum(start, 0), jnp.minimum(start + length, size)
 
 
-def _box(rows: tuple[jax.Array, jax.Array], columns: tuple[jax.Array, jax.Array], height: int, width: int) -> jax.Array:
+def _box(
+    rows: tuple[jax.Array, jax.Array], columns: tuple[jax.Array, jax.Array], height: int, width: int
+) -> jax.Array:
     """Return where the rectangles are, bool ``[n, H, W, 1]``, from int32 ``[n]`` firsts and ends."""
 
     def covered(interval: tuple[jax.Array, jax.Array], size: int) -> jax.Array:

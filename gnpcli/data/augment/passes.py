@@ -24,10 +24,21 @@ import jax.numpy as jnp
 import numpy.typing as npt
 
 from gnpcli.data.augment.policies import FILL
-from gnpcli.data.augment.rows import AUTOCONTRAST, EQUALIZE, FIXED, GREY, MEAN, SMOOTH, Layer, make_layer
+from gnpcli.data.augment.rows import (
+    AUTOCONTRAST,
+    EQUALIZE,
+    FIXED,
+    GREY,
+    MEAN,
+    SMOOTH,
+    Layer,
+    make_layer,
+)
 
 
-def apply_operation(images: jax.Array, name: str, argument: float, centres: jax.Array | None = None) -> jax.Array:
+def apply_operation(
+    images: jax.Array, name: str, argument: float, centres: jax.Array | None = None
+) -> jax.Array:
     """Apply one operation to all images.
 
     Args:
@@ -89,7 +100,9 @@ def _move(images: jax.Array, coordinates: jax.Array) -> jax.Array:
         column = jnp.right_shift(a * x + b * y + c, 16)
         row = jnp.right_shift(d * x + e * y + f, 16)
         inside = (column >= 0) & (column < width) & (row >= 0) & (row < height)
-        read = image.at[jnp.clip(row, 0, height - 1), jnp.clip(column, 0, width - 1)].get(mode="promise_in_bounds")
+        read = image.at[jnp.clip(row, 0, height - 1), jnp.clip(column, 0, width - 1)].get(
+            mode="promise_in_bounds"
+        )
         return jnp.where(inside[..., None], read, jnp.uint8(FILL))
 
     moved: jax.Array = jax.vmap(move)(images, coordinates)

@@ -21,7 +21,9 @@ Pipeline: TypeAlias = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Arra
 """``(key, images, labels) -> (images, labels)``; see `make_pipeline`."""
 
 
-def make_pipeline(config: DataConfig, spec: DataSpec, *, is_streamed: bool, dtype: DTypeLike) -> Pipeline:
+def make_pipeline(
+    config: DataConfig, spec: DataSpec, *, is_streamed: bool, dtype: DTypeLike
+) -> Pipeline:
     """Return the augmentation of a training batch, to be traced inside the train step.
 
     In memory: crop, flip, policy (in the upstream variant the policy comes first, as there), normalisation, random
@@ -52,7 +54,9 @@ def make_pipeline(config: DataConfig, spec: DataSpec, *, is_streamed: bool, dtyp
             images = random_reflect_crop(crop_key, images, padding)
         return random_flip(flip_key, images) if flip else images
 
-    def pipeline(key: jax.Array, images: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def pipeline(
+        key: jax.Array, images: jax.Array, labels: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
         crop_key, flip_key, policy_key, erase_key, mix_key, cutout_key = jax.random.split(key, 6)
         if not is_upstream:
             images = move(crop_key, flip_key, images)

@@ -125,7 +125,11 @@ Solarize and Posterize act the other way round, weaker at higher levels, down to
 UPSTREAM_RAND_SCALE = Scale(_UPSTREAM_RANGES, translate=100, cutout=40, side=None)
 """The same with RandAugment."""
 
-_SCALES: dict[PolicyName, Scale] = {"cifar": CIFAR_SCALE, "svhn": CIFAR_SCALE, "imagenet": IMAGENET_SCALE}
+_SCALES: dict[PolicyName, Scale] = {
+    "cifar": CIFAR_SCALE,
+    "svhn": CIFAR_SCALE,
+    "imagenet": IMAGENET_SCALE,
+}
 _PAPER_LISTS: dict[PolicyName, str] = {
     "cifar": tables.CIFAR,
     "svhn": tables.SVHN,
@@ -138,11 +142,27 @@ _UPSTREAM_LISTS: dict[PolicyName, str] = {
 }
 _UPSTREAM_NAMES = {"Contrast": "CountContrast"}
 
-_COMMON = ("AutoContrast", "Equalize", "Rotate", "Solarize", "Color", "Posterize", "Brightness", "Sharpness")
+_COMMON = (
+    "AutoContrast",
+    "Equalize",
+    "Rotate",
+    "Solarize",
+    "Color",
+    "Posterize",
+    "Brightness",
+    "Sharpness",
+)
 _COMMON_MOVES = ("ShearX", "ShearY", "TranslateX", "TranslateY")
 RAND_OPERATIONS = ("Identity", "Contrast", *_COMMON, *_COMMON_MOVES)
 """The 14 operations of RandAugment's paper (figure 2)."""
-UPSTREAM_RAND_OPERATIONS = ("Invert", "CountContrast", "Cutout", "SolarizeAdd", *_COMMON, *_COMMON_MOVES)
+UPSTREAM_RAND_OPERATIONS = (
+    "Invert",
+    "CountContrast",
+    "Cutout",
+    "SolarizeAdd",
+    *_COMMON,
+    *_COMMON_MOVES,
+)
 """The 16 operations of the GNP papers' code."""
 
 _DIGITS = frozenset({"digits", "mnist", "svhn_cropped"})
@@ -188,13 +208,18 @@ def make_policy(config: DataConfig, name: str, *, is_streamed: bool) -> Policy |
         return auto_augment(searched_on, config.augment_variant)
     if config.augment == "randaugment":
         return rand_augment(
-            searched_on, config.augment_variant, layers=config.randaugment_layers, level=config.randaugment_magnitude
+            searched_on,
+            config.augment_variant,
+            layers=config.randaugment_layers,
+            level=config.randaugment_magnitude,
         )
     return None
 
 
 @cache
-def auto_augment(searched_on: PolicyName, variant: Literal["paper", "upstream-compat"] = "paper") -> Policy:
+def auto_augment(
+    searched_on: PolicyName, variant: Literal["paper", "upstream-compat"] = "paper"
+) -> Policy:
     """Return AutoAugment's policy for a kind of data."""
     if variant == "paper":
         return Policy(parse(_PAPER_LISTS[searched_on]), _SCALES[searched_on])
@@ -217,7 +242,10 @@ def rand_augment(
         level: M of the paper on the scale 0 to 10.
     """
     is_paper = variant == "paper"
-    choices = tuple((Step(name, 1.0, level),) for name in (RAND_OPERATIONS if is_paper else UPSTREAM_RAND_OPERATIONS))
+    choices = tuple(
+        (Step(name, 1.0, level),)
+        for name in (RAND_OPERATIONS if is_paper else UPSTREAM_RAND_OPERATIONS)
+    )
     return Policy(choices, _SCALES[searched_on] if is_paper else UPSTREAM_RAND_SCALE, rounds=layers)
 
 
@@ -234,6 +262,8 @@ def parse(text: str, names: Mapping[str, str] | None = None) -> tuple[tuple[Step
 
     def step(words: str) -> Step:
         name, probability, *level = words.split()
-        return Step((names or {}).get(name, name), float(probability), float(level[0]) if level else 0.0)
+        return Step(
+            (names or {}).get(name, name), float(probability), float(level[0]) if level else 0.0
+        )
 
     return tuple(tuple(map(step, choice.split("+"))) for choice in text.split(";"))

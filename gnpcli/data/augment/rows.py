@@ -57,7 +57,9 @@ def make_layer(operations: Sequence[tuple[str, float]], size: int) -> Layer:
         coordinates=np.array([_fixed_point(_affine(*row, size)) for row in rows], np.int32),
         tables=np.array([_table(*row, size) for row in rows], np.uint8),
         table_from=np.array([_TABLES_FROM.get(name, FIXED) for name, _ in rows], np.int32),
-        factors=np.array([argument if name in _BLENDS else 1 for name, argument in rows], np.float32),
+        factors=np.array(
+            [argument if name in _BLENDS else 1 for name, argument in rows], np.float32
+        ),
         blend_with=np.array([_BLENDS.get(name, BLACK) for name, _ in rows], np.int32),
         halves=np.array([argument if name == "Cutout" else 0 for name, argument in rows], np.int32),
     )

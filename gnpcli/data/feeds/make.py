@@ -13,7 +13,13 @@ from gnpcli.devices.mesh import batch_placer, placer
 
 
 def make_train_feed(
-    split: Split | FileSplit, spec: DataSpec, config: DataConfig, mesh: Mesh, *, key: jax.Array, dtype: DTypeLike
+    split: Split | FileSplit,
+    spec: DataSpec,
+    config: DataConfig,
+    mesh: Mesh,
+    *,
+    key: jax.Array,
+    dtype: DTypeLike,
 ) -> TrainFeed:
     """Return the feed of a split in memory or streamed; arguments and errors as of `InMemoryFeed`."""
     if isinstance(split, Split):

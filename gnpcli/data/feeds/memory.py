@@ -40,7 +40,9 @@ class TrainFeed(Protocol):
     def source(self, step: int) -> Source:
         """Return what `step` of the run, counted from 0, reads."""
 
-    def batch(self, source: Source, step_in_epoch: jax.Array | int, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def batch(
+        self, source: Source, step_in_epoch: jax.Array | int, key: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
         """Return the step's augmented, normalised images and its labels; pure."""
 
     def close(self) -> None:
@@ -57,7 +59,9 @@ class EvalFeed(Protocol):
     def sources(self) -> Iterator[Source]:
         """Yield what batch 0, 1, ... reads."""
 
-    def batch(self, source: Source, index: jax.Array | int) -> tuple[jax.Array, jax.Array, jax.Array]:
+    def batch(
+        self, source: Source, index: jax.Array | int
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Return normalised images, labels and a mask that is False on padding; pure."""
 
 
@@ -112,7 +116,9 @@ class InMemoryFeed:
             self._order = (epoch, self._place(_permutation(self._key, epoch, self._size)))
         return {**self._data, "order": self._order[1]}
 
-    def batch(self, source: Source, step_in_epoch: jax.Array | int, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def batch(
+        self, source: Source, step_in_epoch: jax.Array | int, key: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
         """Take, augment and normalise a batch. Pure; meant to be traced inside the jitted train step.
 
         Args:
@@ -149,7 +155,13 @@ class InMemoryEvalFeed:
     skipped: Sequence[str] = ()
 
     def __init__(
-        self, split: Split, spec: DataSpec, config: DataConfig, *, place: Place, dtype: DTypeLike = jnp.float32
+        self,
+        split: Split,
+        spec: DataSpec,
+        config: DataConfig,
+        *,
+        place: Place,
+        dtype: DTypeLike = jnp.float32,
     ) -> None:
         _check_shape(split, spec)
         self._batch_size = config.eval_batch_size or config.batch_size
@@ -163,7 +175,9 @@ class InMemoryEvalFeed:
         for _ in range(self.num_batches):
             yield self._data
 
-    def batch(self, source: Source, index: jax.Array | int) -> tuple[jax.Array, jax.Array, jax.Array]:
+    def batch(
+        self, source: Source, index: jax.Array | int
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Take and normalise a batch. Pure.
 
         Args:
@@ -178,7 +192,11 @@ class InMemoryEvalFeed:
         start = jnp.asarray(index, dtype=jnp.int32) * self._batch_size
         chosen = start + jnp.arange(self._batch_size, dtype=jnp.int32)
         images, labels = _take(source, jnp.minimum(chosen, size - 1))
-        return normalize(images, self._spec.mean, self._spec.std, self._dtype), labels, chosen < size
+        return (
+            normalize(images, self._spec.mean, self._spec.std, self._dtype),
+            labels,
+            chosen < size,
+        )
 
 
 def steps_per_epoch(num_train: int, batch_size: int) -> int:
@@ -189,7 +207,8 @@ def steps_per_epoch(num_train: int, batch_size: int) -> int:
     """
     if batch_size > num_train:
         raise ConfigError(
-            f"data.batch_size {batch_size} is more than the {num_train} training images", key="data.batch_size"
+            f"data.batch_size {batch_size} is more than the {num_train} training images",
+            key="data.batch_size",
         )
     return num_train // batch_size
 
@@ -198,7 +217,9 @@ def _check_shape(split: Split, spec: DataSpec) -> None:
     expected = (spec.image_size, spec.image_size, spec.channels)
     if split.images.shape[1:] != expected:
         found, wanted = ("x".join(map(str, shape)) for shape in (split.images.shape[1:], expected))
-        raise DataError(f"the images are {found} (rows x columns x channels), not {wanted} as the model expects")
+        raise DataError(
+            f"the images are {found} (rows x columns x channels), not {wanted} as the model expects"
+        )
 
 
 @partial(jax.jit, static_argnames="size")

@@ -59,7 +59,9 @@ class ShuffledOrder:
     def __call__(self, step: int) -> Positions:
         """Return positions, int64 ``[batch_size]``."""
         epoch, batch = divmod(step, self.size // self.batch_size)
-        return _permutation(self.size, self.seed, epoch)[batch * self.batch_size : (batch + 1) * self.batch_size]
+        return _permutation(self.size, self.seed, epoch)[
+            batch * self.batch_size : (batch + 1) * self.batch_size
+        ]
 
 
 @dataclass(frozen=True)
@@ -169,7 +171,9 @@ class Pieces:
         for tried in range(len(self.paths) if self.replace else 1):
             at = (file + tried) % len(self.paths)
             try:
-                out[...] = self.transform(self.paths[at], np.random.default_rng([*self.seed, _ROW, *place]))
+                out[...] = self.transform(
+                    self.paths[at], np.random.default_rng([*self.seed, _ROW, *place])
+                )
                 return at
             except DataError:
                 if not self.skip:

@@ -53,7 +53,9 @@ class PieceReader:
         DataError: If shared memory has no room for `workers`.
     """
 
-    def __init__(self, pieces: Pieces, start: int, workers: int | None, most: int | None = None) -> None:
+    def __init__(
+        self, pieces: Pieces, start: int, workers: int | None, most: int | None = None
+    ) -> None:
         import grain
         from absl import flags
 
@@ -63,17 +65,24 @@ class PieceReader:
         workers = _number_of_processes(pieces, workers, most)
         if workers == 0:
             cores = usable_cores()
-            options = grain.ReadOptions(num_threads=cores, prefetch_buffer_size=max(cores, 2 * pieces.per_batch))
+            options = grain.ReadOptions(
+                num_threads=cores, prefetch_buffer_size=max(cores, 2 * pieces.per_batch)
+            )
             datasets = [source[start:].to_iter_dataset(options)]
         else:
             resource_tracker.ensure_running()  # else starting it unblocks the signals that `_in_parallel` blocks
             # One for each process: Grain's own way to run several ends them one after the other.
             options = grain.ReadOptions(num_threads=_THREADS, prefetch_buffer_size=_THREADS)
-            ahead = grain.MultiprocessingOptions(1, per_worker_buffer_size=-(-pieces.per_batch // workers))
+            ahead = grain.MultiprocessingOptions(
+                1, per_worker_buffer_size=-(-pieces.per_batch // workers)
+            )
             shared = grain.experimental.DatasetOptions(min_shm_size=_MIN_SHARED_BYTES)
             datasets = [
                 grain.experimental.WithOptionsIterDataset(
-                    source[first::workers].to_iter_dataset(options).mp_prefetch(ahead, _prepare_process), shared
+                    source[first::workers]
+                    .to_iter_dataset(options)
+                    .mp_prefetch(ahead, _prepare_process),
+                    shared,
                 )
                 for first in range(start, start + workers)
             ]
@@ -82,7 +91,9 @@ class PieceReader:
         self._first: deque[Piece] | None = None
         self._turn = 0
         self._end = weakref.finalize(self, _in_parallel, [iterator.close for iterator in iterators])
-        self._end.atexit = False  # then Grain ends them itself, and threads cannot be started any more
+        self._end.atexit = (
+            False  # then Grain ends them itself, and threads cannot be started any more
+        )
 
     def read(self, images: Images) -> tuple[Positions, Positions]:
         """Read the next piece into the first rows of `images`, uint8 ``[>= n, S, S, 3]``.
@@ -95,7 +106,9 @@ class PieceReader:
         """
         try:
             if self._first is None:  # a process starts when its first piece is asked for
-                self._first = deque(_in_parallel([iterator.__next__ for iterator in self._iterators]))
+                self._first = deque(
+                    _in_parallel([iterator.__next__ for iterator in self._iterators])
+                )
             iterator = self._iterators[self._turn % len(self._iterators)]
             self._turn += 1
             piece = self._first.popleft() if self._first else next(iterator)
@@ -113,7 +126,10 @@ class PieceReader:
     def close(self) -> None:
         """End the processes or threads; may be called again, and happens by itself where the reader is forgotten."""
         self._end()
-        self._iterators, self._first = (), None  # Grain's iterators complain if they outlive its modules
+        self._iterators, self._first = (
+            (),
+            None,
+        )  # Grain's iterators complain if they outlive its modules
 
 
 def _number_of_processes(pieces: Pieces, wanted: int | None, most: int | None) -> int:
@@ -169,7 +185,11 @@ def _explained(error: BaseException) -> DataError | None:
         return DataError(str(error))  # without the traceback of another process
     remedy = "if memory or processes ran out, set data.workers lower"
     if isinstance(error, OSError):
-        return DataError(f"images cannot be decoded in processes of their own ({error.strerror}): {remedy}")
+        return DataError(
+            f"images cannot be decoded in processes of their own ({error.strerror}): {remedy}"
+        )
     if isinstance(error, RuntimeError) and (found := re.search(r"exit code (-?\d+)", str(error))):
-        return DataError(f"a process that decodes images ended by itself (exit status {found[1]}): {remedy}")
+        return DataError(
+            f"a process that decodes images ended by itself (exit status {found[1]}): {remedy}"
+        )
     return None

@@ -96,7 +96,9 @@ class StreamedFeed:
         images, labels, _ = self._batches.read(step)
         return {"images": self._place(images), "labels": self._place(labels)}
 
-    def batch(self, source: Source, step_in_epoch: jax.Array | int, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def batch(
+        self, source: Source, step_in_epoch: jax.Array | int, key: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
         """Do to a batch what is left to the device. Pure; meant to be traced inside the jitted train step.
 
         Args:
@@ -160,7 +162,9 @@ class StreamedEvalFeed:
             replace=False,
             skip=config.unreadable == "skip",
         )
-        self._batches = _Batches(split, spec, pieces, config.workers, most=len(split) // _WORTH_A_PROCESS)
+        self._batches = _Batches(
+            split, spec, pieces, config.workers, most=len(split) // _WORTH_A_PROCESS
+        )
 
     @property
     def skipped(self) -> list[str]:
@@ -177,11 +181,17 @@ class StreamedEvalFeed:
         try:
             for step in range(self.num_batches):
                 images, labels, mask = self._batches.read(step)
-                yield {"images": self._place(images), "labels": self._place(labels), "mask": self._place(mask)}
+                yield {
+                    "images": self._place(images),
+                    "labels": self._place(labels),
+                    "mask": self._place(mask),
+                }
         finally:
             self._batches.close()
 
-    def batch(self, source: Source, index: jax.Array | int) -> tuple[jax.Array, jax.Array, jax.Array]:
+    def batch(
+        self, source: Source, index: jax.Array | int
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Normalise a batch. Pure.
 
         Args:
@@ -210,10 +220,17 @@ class _Batches:
     """Whole batches put together from pieces, in order or from any step on."""
 
     def __init__(
-        self, split: FileSplit, spec: DataSpec, pieces: Pieces, workers: int | None, most: int | None = None
+        self,
+        split: FileSplit,
+        spec: DataSpec,
+        pieces: Pieces,
+        workers: int | None,
+        most: int | None = None,
     ) -> None:
         if spec.channels != 3:
-            raise DataError(f"streamed images are in colour, but the model takes {spec.channels} channel(s)")
+            raise DataError(
+                f"streamed images are in colour, but the model takes {spec.channels} channel(s)"
+            )
         self._split, self._pieces = split, pieces
         self._workers, self._most = workers, most
         self._reader: PieceReader | None = None
@@ -249,5 +266,8 @@ class _Batches:
 def _rows(batch_size: int, process_count: int) -> int:
     """Return how many rows of a global batch a host reads."""
     if batch_size % process_count:
-        raise ConfigError(f"the batch size {batch_size} is not divisible by {process_count} hosts", "data.batch_size")
+        raise ConfigError(
+            f"the batch size {batch_size} is not divisible by {process_count} hosts",
+            "data.batch_size",
+        )
     return batch_size // process_count

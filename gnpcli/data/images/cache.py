@@ -95,8 +95,12 @@ def read_cache(key: Key, lengths: Mapping[str, int]) -> dict[str, npt.NDArray[An
         return arrays
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except Exception as error:  # whatever a damaged zip or header brings up: the images themselves are still there
-        _log.warning("the image cache %s is damaged (%s) and will be rebuilt", key.filename, _reason(error))
+    except (
+        Exception
+    ) as error:  # whatever a damaged zip or header brings up: the images themselves are still there
+        _log.warning(
+            "the image cache %s is damaged (%s) and will be rebuilt", key.filename, _reason(error)
+        )
         return None
 
 
@@ -105,7 +109,9 @@ def write_cache(key: Key, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
     try:
         folder = cache_dir()
         folder.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(prefix=f"images-{key.place}-", suffix=".tmp", dir=folder)
+        handle, temporary = tempfile.mkstemp(
+            prefix=f"images-{key.place}-", suffix=".tmp", dir=folder
+        )
         try:
             with os.fdopen(handle, "wb") as file:
                 np.savez(file, **dict[str, Any](arrays))
@@ -115,7 +121,9 @@ def write_cache(key: Key, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
                 os.unlink(temporary)
             raise
     except (OSError, RuntimeError) as error:
-        _log.warning("images are decoded anew by every run, the cache cannot be written: %s", _reason(error))
+        _log.warning(
+            "images are decoded anew by every run, the cache cannot be written: %s", _reason(error)
+        )
         return
     _prune(folder, key)
 

@@ -54,7 +54,9 @@ class Transform:
         """
         with opened(path) as image:
             if self.min_area is None:
-                pixels = cut(image, centre_box(*image.size, self.image_size), self.image_size, detail=2)
+                pixels = cut(
+                    image, centre_box(*image.size, self.image_size), self.image_size, detail=2
+                )
             else:
                 pixels = cut(image, random_box(rng, *image.size, self.min_area), self.image_size)
         if self.flip and rng.random() < 0.5:
@@ -76,7 +78,10 @@ def random_box(rng: np.random.Generator, width: int, height: int, min_area: floa
         aspect = math.exp(rng.uniform(math.log(_MIN_ASPECT), math.log(_MAX_ASPECT)))
         w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
         if 0 < w <= width and 0 < h <= height:
-            left, top = int(rng.integers(width - w, endpoint=True)), int(rng.integers(height - h, endpoint=True))
+            left, top = (
+                int(rng.integers(width - w, endpoint=True)),
+                int(rng.integers(height - h, endpoint=True)),
+            )
             return left, top, left + w, top + h
     w, h = min(width, round(height * _MAX_ASPECT)), min(height, round(width / _MIN_ASPECT))
     left, top = (width - w) // 2, (height - h) // 2

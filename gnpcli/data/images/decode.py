@@ -94,7 +94,9 @@ def decode_files(
             not square without `image_size`, and when the array does not fit into memory.
     """
     side, _ = read_header(like, image_size)
-    images = allocate(len(paths), side, channels, remedy="set data.stream to true, or a smaller data.image_size")
+    images = allocate(
+        len(paths), side, channels, remedy="set data.stream to true, or a smaller data.image_size"
+    )
 
     def work(start: int) -> int:
         end = min(start + _CHUNK, len(paths))
@@ -123,7 +125,9 @@ def decode_files(
     return images
 
 
-def allocate(count: int, side: int, channels: int, *, remedy: str = "set a smaller data.image_size") -> Images:
+def allocate(
+    count: int, side: int, channels: int, *, remedy: str = "set a smaller data.image_size"
+) -> Images:
     """Return an uninitialised uint8 array ``[count, side, side, channels]``.
 
     Raises:
@@ -212,7 +216,9 @@ def read_square(image: ImageFile.ImageFile, side: int, channels: int) -> Images:
         left, top = (width - short) // 2, (height - short) // 2
         pixels = resize(pixels[top : top + short, left : left + short], side)
     # Broadcasting takes a tenth of the time of a small image.
-    return pixels if pixels.shape[-1] == channels else np.broadcast_to(pixels, (side, side, channels))
+    return (
+        pixels if pixels.shape[-1] == channels else np.broadcast_to(pixels, (side, side, channels))
+    )
 
 
 @contextmanager
@@ -228,7 +234,9 @@ def opened(path: str) -> Iterator[ImageFile.ImageFile]:
     except (DataError, ColourFound):
         raise
     except UnidentifiedImageError:
-        raise DataError(f"{path} is not a {', '.join(FORMATS)} image: delete or replace it") from None
+        raise DataError(
+            f"{path} is not a {', '.join(FORMATS)} image: delete or replace it"
+        ) from None
     except OSError as error:
         if error.filename is not None:  # the file system's word, not the decoder's
             raise DataError(f"{path} cannot be read: {error.strerror}") from error

@@ -94,9 +94,13 @@ def scan(root: str, *, validation_fraction: float, val_labels: str | None = None
         raise DataError(f"{root} has no train folder: it should hold {TREE}")
     class_names = _class_names(os.path.join(root, "train"))
     if not class_names:
-        raise DataError(f"{root}/train has no class folders: it should hold one folder of images per class")
+        raise DataError(
+            f"{root}/train has no class folders: it should hold one folder of images per class"
+        )
     if len(class_names) < 2:
-        raise DataError(f"{root}/train holds one class, {class_names[0]!r}: there is nothing to tell apart")
+        raise DataError(
+            f"{root}/train holds one class, {class_names[0]!r}: there is nothing to tell apart"
+        )
     flat = {
         name: found
         for name in present - {"train"}
@@ -120,7 +124,8 @@ def scan(root: str, *, validation_fraction: float, val_labels: str | None = None
         )
     if val_labels is not None and "val" not in flat:
         raise ConfigError(
-            f"{root} has no val folder without class folders: leave out data.val_labels", "data.val_labels"
+            f"{root} has no val folder without class folders: leave out data.val_labels",
+            "data.val_labels",
         )
     splits = {
         name: _scan_flat(root, flat[name], class_names, val_labels)
@@ -136,7 +141,13 @@ def scan(root: str, *, validation_fraction: float, val_labels: str | None = None
 def _class_names(split: str) -> tuple[str, ...]:
     try:
         with os.scandir(split) as entries:
-            return tuple(sorted(entry.name for entry in entries if not entry.name.startswith(".") and entry.is_dir()))
+            return tuple(
+                sorted(
+                    entry.name
+                    for entry in entries
+                    if not entry.name.startswith(".") and entry.is_dir()
+                )
+            )
     except OSError as error:
         raise _unreadable(error, split) from error
 
@@ -146,23 +157,35 @@ def _flat_folder(split: str, class_names: Sequence[str]) -> str | None:
     own = _class_names(split)
     if not own:
         return split if _images(split) else None
-    return os.path.join(split, _IMAGES) if own == (_IMAGES,) and _IMAGES not in class_names else None
+    return (
+        os.path.join(split, _IMAGES) if own == (_IMAGES,) and _IMAGES not in class_names else None
+    )
 
 
 def _scan_split(split: str, class_names: Sequence[str]) -> SplitFiles:
     own = _class_names(split)
     if not own:
-        raise DataError(f"{split} has no class folders: it should hold one folder of images per class")
+        raise DataError(
+            f"{split} has no class folders: it should hold one folder of images per class"
+        )
     if unknown := sorted(set(own) - set(class_names)):
-        raise DataError(f"{os.path.join(split, unknown[0])}: the class {unknown[0]!r} has no folder in train")
-    return _by_class([_class_images(os.path.join(split, name)) if name in own else [] for name in class_names])
+        raise DataError(
+            f"{os.path.join(split, unknown[0])}: the class {unknown[0]!r} has no folder in train"
+        )
+    return _by_class(
+        [_class_images(os.path.join(split, name)) if name in own else [] for name in class_names]
+    )
 
 
-def _scan_flat(root: str, folder: str, class_names: Sequence[str], val_labels: str | None) -> SplitFiles:
+def _scan_flat(
+    root: str, folder: str, class_names: Sequence[str], val_labels: str | None
+) -> SplitFiles:
     """Sort the images of a flat split by the classes that a file gives them."""
     names = _images(folder)
     classes: dict[str, list[str]] = {name: [] for name in class_names}
-    for name, own in zip(names, read_classes(root, folder, names, classes.keys(), val_labels), strict=True):
+    for name, own in zip(
+        names, read_classes(root, folder, names, classes.keys(), val_labels), strict=True
+    ):
         classes[own].append(os.path.join(folder, name))
     return _by_class(list(classes.values()))
 
@@ -176,14 +199,20 @@ def _class_images(folder: str) -> list[str]:
     for place in (folder, os.path.join(folder, _IMAGES)):
         if os.path.isdir(place) and (names := _images(place)):
             return [os.path.join(place, name) for name in names]
-    raise DataError(f"{folder} holds no images ({', '.join(SUFFIXES)}): add some or delete the folder")
+    raise DataError(
+        f"{folder} holds no images ({', '.join(SUFFIXES)}): add some or delete the folder"
+    )
 
 
 def _images(folder: str) -> list[str]:
     """Return the names of the images in a folder, sorted. Files are not looked at: there may be millions."""
     try:
         with os.scandir(folder) as entries:
-            found = [entry for entry in entries if entry.name.lower().endswith(SUFFIXES) and entry.name[0] != "."]
+            found = [
+                entry
+                for entry in entries
+                if entry.name.lower().endswith(SUFFIXES) and entry.name[0] != "."
+            ]
             for entry in found:
                 if entry.is_symlink():
                     entry.stat()  # a broken link is an error, not one image fewer

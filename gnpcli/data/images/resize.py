@@ -13,7 +13,15 @@ from PIL import Image
 from gnpcli.data.base import Images
 
 try:
-    from cykooz_resizer import CropBox, FilterType, ImageData, PixelType, ResizeAlg, ResizeOptions, Resizer
+    from cykooz_resizer import (
+        CropBox,
+        FilterType,
+        ImageData,
+        PixelType,
+        ResizeAlg,
+        ResizeOptions,
+        Resizer,
+    )
 except ImportError:
     Resizer = None
 else:
@@ -45,10 +53,16 @@ def resize(pixels: Images, size: int, box: Box | None = None) -> Images:
     kind = _PIXEL_TYPES[channels]
     result = ImageData(size, size, kind)
     part = CropBox(left, top, right - left, bottom - top)
-    Resizer().resize(ImageData(width, height, kind, pixels.tobytes()), result, ResizeOptions(_BILINEAR, False, part))
+    Resizer().resize(
+        ImageData(width, height, kind, pixels.tobytes()),
+        result,
+        ResizeOptions(_BILINEAR, False, part),
+    )
     return np.frombuffer(result.get_buffer(), np.uint8).reshape(size, size, channels)
 
 
 def _resize_with_pillow(pixels: Images, size: int, box: Box | None) -> Images:
     image = Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
-    return np.asarray(image.resize((size, size), Image.Resampling.BILINEAR, box=box)).reshape(size, size, -1)
+    return np.asarray(image.resize((size, size), Image.Resampling.BILINEAR, box=box)).reshape(
+        size, size, -1
+    )

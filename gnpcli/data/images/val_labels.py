@@ -40,7 +40,9 @@ def read_classes(
         raise DataError(f"{path} cannot be read: {error.strerror}") from error
     if all(line in class_names for line in lines.values()):
         if len(lines) != len(names):
-            raise DataError(f"{path} gives {len(lines)} classes for the {len(names)} images in {folder}")
+            raise DataError(
+                f"{path} gives {len(lines)} classes for the {len(names)} images in {folder}"
+            )
         return list(lines.values())
     return _of_pairs(path, lines, folder, names, class_names)
 
@@ -60,7 +62,11 @@ def _find(root: str, folder: str) -> str:
 
 
 def _of_pairs(
-    path: str, lines: dict[int, str], folder: str, names: Sequence[str], class_names: Collection[str]
+    path: str,
+    lines: dict[int, str],
+    folder: str,
+    names: Sequence[str],
+    class_names: Collection[str],
 ) -> list[str]:
     images = {os.path.splitext(name)[0]: name for name in names} | {name: name for name in names}
     classes: dict[str, str] = {}
@@ -69,7 +75,9 @@ def _of_pairs(
         if not own:
             if image in class_names:  # alone, but not every line is: some other line is at fault
                 continue
-            raise DataError(f"{path} line {number}: {image!r} is neither a class of train nor an image and its class")
+            raise DataError(
+                f"{path} line {number}: {image!r} is neither a class of train nor an image and its class"
+            )
         name = images.get(os.path.basename(image))
         if name is None and own not in class_names and number == min(lines):
             continue  # a header

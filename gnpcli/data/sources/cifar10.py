@@ -16,13 +16,27 @@ import numpy as np
 from gnpcli.data.archives.fetch import Archive
 from gnpcli.data.archives.published import Example, Published
 
-CLASS_NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+CLASS_NAMES = (
+    "airplane",
+    "automobile",
+    "bird",
+    "cat",
+    "deer",
+    "dog",
+    "frog",
+    "horse",
+    "ship",
+    "truck",
+)
 ARCHIVE = Archive(
     "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz",
     170_052_171,
     "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd",
 )
-FILES = {"train": tuple(f"data_batch_{number}.bin" for number in range(1, 6)), "test": ("test_batch.bin",)}
+FILES = {
+    "train": tuple(f"data_batch_{number}.bin" for number in range(1, 6)),
+    "test": ("test_batch.bin",),
+}
 
 
 def read_binary(
@@ -45,7 +59,9 @@ def read_binary(
     found: dict[str, bytes] = {}
     with tarfile.open(path, "r:gz") as archive:
         while len(found) < len(names) and (member := archive.next()) is not None:
-            if (name := os.path.basename(member.name)) in names and (file := archive.extractfile(member)) is not None:
+            if (name := os.path.basename(member.name)) in names and (
+                file := archive.extractfile(member)
+            ) is not None:
                 found[name] = file.read()
     if missing := [name for name in names if name not in found]:
         raise ValueError(f"{missing[0]} is missing")
@@ -58,7 +74,9 @@ def read_binary(
             raise ValueError(f"{name} has labels beyond {num_classes - 1}")
         for record in records:
             numbers = dict(zip(labels, record.tolist(), strict=False))
-            image = np.ascontiguousarray(record[len(labels) :].reshape(3, 32, 32).transpose(1, 2, 0))
+            image = np.ascontiguousarray(
+                record[len(labels) :].reshape(3, 32, 32).transpose(1, 2, 0)
+            )
             yield {"image": image, "id": f"{split}_{index:05d}", **numbers}
             index += 1
 

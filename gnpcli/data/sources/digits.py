@@ -22,7 +22,15 @@ from pathlib import Path
 import numpy as np
 
 from gnpcli.config.schema import DataConfig
-from gnpcli.data.base import DataInfo, Dataset, DataSpec, Images, Split, channel_statistics, validation_counts
+from gnpcli.data.base import (
+    DataInfo,
+    Dataset,
+    DataSpec,
+    Images,
+    Split,
+    channel_statistics,
+    validation_counts,
+)
 from gnpcli.data.images.resize import resize
 
 IMAGE_SIZE = 8

@@ -50,7 +50,9 @@ ARCHIVES = {
 def _examples(split: str, paths: Mapping[str, str]) -> Iterator[Example]:
     images, labels = (_read_idx(paths[archive.filename]) for archive in ARCHIVES[split])
     if images.shape != (len(labels), 28, 28) or labels.max(initial=0) > 9:
-        raise ValueError(f"images {images.shape}, labels {labels.shape} up to {labels.max(initial=0)}")
+        raise ValueError(
+            f"images {images.shape}, labels {labels.shape} up to {labels.max(initial=0)}"
+        )
     for image, label in zip(images, labels.tolist(), strict=True):
         yield {"image": image[..., None], "label": label}
 

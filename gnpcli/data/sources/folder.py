@@ -122,7 +122,9 @@ def assemble_streamed(layout: Layout, config: DataConfig) -> Dataset:
     return Dataset(spec, splits["train"], splits.get("validation"), splits.get("test"))
 
 
-def load_images(layout: Layout, image_size: int | None, progress: Progress | None) -> dict[str, npt.NDArray[Any]]:
+def load_images(
+    layout: Layout, image_size: int | None, progress: Progress | None
+) -> dict[str, npt.NDArray[Any]]:
     """Read the images of every split from the cache, or decode and cache them.
 
     Images have one channel if every training image is grey (Pillow's modes 1, L, I;16), else three.
@@ -153,7 +155,9 @@ def load_images(layout: Layout, image_size: int | None, progress: Progress | Non
     return arrays
 
 
-def _decode(layout: Layout, image_size: int | None, grey: bool, progress: Progress | None) -> dict[str, Images]:
+def _decode(
+    layout: Layout, image_size: int | None, grey: bool, progress: Progress | None
+) -> dict[str, Images]:
     images: dict[str, Images] = {}
     total = sum(len(files.paths) for files in layout.splits.values())
     before = 0
@@ -179,7 +183,12 @@ def _labels(files: SplitFiles) -> Labels:
 
 
 def assemble(
-    layout: Layout, images: Mapping[str, Images], *, name: str, mean: Sequence[float], std: Sequence[float]
+    layout: Layout,
+    images: Mapping[str, Images],
+    *,
+    name: str,
+    mean: Sequence[float],
+    std: Sequence[float],
 ) -> Dataset:
     """Put the images of a layout (from `load_images`) together with their labels and statistics."""
     splits = {split: Split(images[split], _labels(files)) for split, files in layout.splits.items()}

@@ -24,7 +24,9 @@ def describe(config: DataConfig) -> DataInfo:
     """
     config = _with_defaults(config)
     if (root := places.image_folder("imagenet", config.dir)) is not None:
-        return folder.describe_layout(folder.scan_for(config, root), config, streamed=bool(config.stream))
+        return folder.describe_layout(
+            folder.scan_for(config, root), config, streamed=bool(config.stream)
+        )
     num_validation = round(NUM_TRAIN * config.validation_fraction)
     return DataInfo(
         name=config.name,

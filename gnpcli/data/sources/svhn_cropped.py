@@ -17,13 +17,19 @@ from gnpcli.data.archives.published import Example, Published
 ADDRESS = "http://ufldl.stanford.edu/housenumbers/"
 ARCHIVES = {
     "train": Archive(
-        f"{ADDRESS}train_32x32.mat", 182_040_794, "435e94d69a87fde4fd4d7f3dd208dfc32cb6ae8af2240d066de1df7508d083b8"
+        f"{ADDRESS}train_32x32.mat",
+        182_040_794,
+        "435e94d69a87fde4fd4d7f3dd208dfc32cb6ae8af2240d066de1df7508d083b8",
     ),
     "test": Archive(
-        f"{ADDRESS}test_32x32.mat", 64_275_384, "cdce80dfb2a2c4c6160906d0bd7c68ec5a99d7ca4831afa54f09182025b6a75b"
+        f"{ADDRESS}test_32x32.mat",
+        64_275_384,
+        "cdce80dfb2a2c4c6160906d0bd7c68ec5a99d7ca4831afa54f09182025b6a75b",
     ),
     "extra": Archive(
-        f"{ADDRESS}extra_32x32.mat", 1_329_278_602, "a133a4beb38a00fcdda90c9489e0c04f900b660ce8a316a5e854838379a71eb3"
+        f"{ADDRESS}extra_32x32.mat",
+        1_329_278_602,
+        "a133a4beb38a00fcdda90c9489e0c04f900b660ce8a316a5e854838379a71eb3",
     ),
 }
 
@@ -39,7 +45,11 @@ def _examples(split: str, paths: Mapping[str, str]) -> Iterator[Example]:
     if labels.min(initial=1) < 1 or labels.max(initial=1) > 10:
         raise ValueError("y is not in 1 to 10")
     for index, label in enumerate((labels % 10).tolist()):
-        yield {"image": np.ascontiguousarray(images[..., index]), "label": label, "id": f"{split}_{index:06d}"}
+        yield {
+            "image": np.ascontiguousarray(images[..., index]),
+            "label": label,
+            "id": f"{split}_{index:06d}",
+        }
 
 
 PUBLISHED = Published(

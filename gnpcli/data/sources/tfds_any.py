@@ -30,7 +30,9 @@ def describe(config: DataConfig) -> DataInfo | None:
         return None
     prepared, groups = _groups(root, config)
     features = tfds.read_features(prepared)
-    counts = {group: sum(prepared.counts[split] for split in splits) for group, splits in groups.items()}
+    counts = {
+        group: sum(prepared.counts[split] for split in splits) for group, splits in groups.items()
+    }
     num_validation = counts.get("validation", 0)
     if config.validation_fraction > 0:
         labels = read_labels(prepared, features, groups["train"]).tolist()
@@ -42,7 +44,9 @@ def describe(config: DataConfig) -> DataInfo | None:
         num_train=counts["train"],
         num_validation=num_validation,
         num_test=counts.get("test", 0),
-        image_size=config.image_size or features.shape[1] or first_size(prepared, groups["train"][0])[0],
+        image_size=config.image_size
+        or features.shape[1]
+        or first_size(prepared, groups["train"][0])[0],
         channels=features.shape[2],
         num_classes=len(features.class_names),
         present=True,
@@ -65,7 +69,9 @@ def load(config: DataConfig, progress: Progress | None = None) -> Dataset:
         raise _absent(name, config.dir)
     prepared, groups = _groups(root, config)
     features = tfds.read_features(prepared)
-    arrays = load_arrays(prepared, features, groups=groups, image_size=config.image_size, progress=progress)
+    arrays = load_arrays(
+        prepared, features, groups=groups, image_size=config.image_size, progress=progress
+    )
     mean, std = arrays["statistics"].tolist()
     spec = DataSpec(
         name=config.name,
@@ -109,7 +115,9 @@ def _absent(name: str, directory: str | None) -> DataError:
     there = prepared_names(directory)
     where = " or ".join(places.candidates(name, directory))
     if configs := [known for known in there if known.startswith(f"{name}/")]:
-        return DataError(f"tfds:{name} has to be one of {', '.join(f'tfds:{known}' for known in configs)}")
+        return DataError(
+            f"tfds:{name} has to be one of {', '.join(f'tfds:{known}' for known in configs)}"
+        )
     known = f" (there: {', '.join(sorted(there))})" if there else ""
     return DataError(
         f"no data set prepared by TFDS in {where}{suggest(name, there)}{known}: give its data_dir with --data-dir "
@@ -124,12 +132,16 @@ def _groups(root: str, config: DataConfig) -> tuple[tfds.Prepared, dict[str, tup
     test = config.test_split or next(
         (s for s in ("test", "validation") if prepared.holds([s]) and s not in train), None
     )
-    for key, splits in (("train_split", train), ("test_split", (test,) if test is not None else ())):
+    for key, splits in (
+        ("train_split", train),
+        ("test_split", (test,) if test is not None else ()),
+    ):
         for split in splits:
             if not prepared.holds([split]):
                 known = [name for name, count in prepared.counts.items() if count]
                 raise ConfigError(
-                    f"{config.name} has no split {split!r} (its splits: {', '.join(known)})", key=f"data.{key}"
+                    f"{config.name} has no split {split!r} (its splits: {', '.join(known)})",
+                    key=f"data.{key}",
                 )
     groups = {"train": train}
     if test is not None:
@@ -153,7 +165,9 @@ def _folders(place: str) -> list[str]:
     """Return the folders in `place`; none if it is an image folder, which may hold a million files."""
     try:
         with os.scandir(place) as entries:
-            names = sorted(entry.name for entry in entries if not entry.name.startswith(".") and entry.is_dir())
+            names = sorted(
+                entry.name for entry in entries if not entry.name.startswith(".") and entry.is_dir()
+            )
     except OSError:
         return []
     return [] if "train" in names else names

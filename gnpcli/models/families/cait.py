@@ -115,8 +115,12 @@ class ClassAttention(nn.Module):
         batch, _, features = x.shape
         kernel = self.param("qkv_kernel", self.form.dense, (features, 3 * features), jnp.float32)
         bias = self.param("qkv_bias", nn.initializers.zeros, (3 * features,), jnp.float32)
-        (q,) = split_heads(linear(x[:, :1], kernel[:, :features], bias[:features], self.dtype), 1, self.heads)
-        k, v = split_heads(linear(x, kernel[:, features:], bias[features:], self.dtype), 2, self.heads)
+        (q,) = split_heads(
+            linear(x[:, :1], kernel[:, :features], bias[:features], self.dtype), 1, self.heads
+        )
+        k, v = split_heads(
+            linear(x, kernel[:, features:], bias[features:], self.dtype), 2, self.heads
+        )
         y = attend(q, k, v, drop=lambda weights: weights)
         y = y.transpose(0, 2, 1, 3).reshape(batch, 1, features)
         answer: jax.Array = Dense(features, self.form.dense, dtype=self.dtype, name="out")(y)
@@ -139,7 +143,12 @@ class Block(nn.Module):
         """Map ``[B, T, D]`` to ``[B, T, D]``."""
         y = LayerNorm(EPS, self.dtype, name="ln_1")(x)
         attention = TalkingHeads(
-            self.heads, self.dropout, self.attention_dropout, self.form, self.dtype, name="attention"
+            self.heads,
+            self.dropout,
+            self.attention_dropout,
+            self.form,
+            self.dtype,
+            name="attention",
         )
         y = LayerScale(self.layer_scale, name="scale_1")(attention(y, train))
         x = x + DropPath(self.drop_path, name="drop_path_1")(y, train)
@@ -204,7 +213,9 @@ class Cait(nn.Module):
     @compact
     def __call__(self, images: jax.Array, train: bool) -> jax.Array:
         """Return the logits."""
-        x = PatchEmbedding(self.dim, self.patch_size, self.form, self.dtype, name="patch_embedding")(images)
+        x = PatchEmbedding(
+            self.dim, self.patch_size, self.form, self.dtype, name="patch_embedding"
+        )(images)
         positions = self.param("positions", self.form.tokens, (1, *x.shape[1:]), jnp.float32)
         x = Dropout(self.dropout)(x + positions.astype(self.dtype), train)
         make = partial(
@@ -222,8 +233,12 @@ class Cait(nn.Module):
         cls = self.param("cls", self.form.tokens, (1, 1, self.dim), jnp.float32).astype(self.dtype)
         cls = jnp.broadcast_to(cls, (x.shape[0], 1, self.dim))
         for index in range(CLASS_BLOCKS):
-            cls = ClassBlock(self.heads, self.layer_scale, self.form, self.dtype, name=f"class_block_{index}")(cls, x)
-        logits: jax.Array = Dense(self.num_classes, self.form.dense, name="head")(LayerNorm(EPS, name="ln")(cls[:, 0]))
+            cls = ClassBlock(
+                self.heads, self.layer_scale, self.form, self.dtype, name=f"class_block_{index}"
+            )(cls, x)
+        logits: jax.Array = Dense(self.num_classes, self.form.dense, name="head")(
+            LayerNorm(EPS, name="ln")(cls[:, 0])
+        )
         return logits
 
 
@@ -294,7 +309,10 @@ def from_torch(tensors: Mapping[str, np.ndarray]) -> tuple[Params, State]:
             "attention": {**attention, "out": weights.dense(f"{prefix}.attn.proj")},
             "scale_1": {"scale": weights.take(f"{prefix}.gamma_1")},
             "ln_2": weights.norm(f"{prefix}.norm2"),
-            "mlp": {"up": weights.dense(f"{prefix}.mlp.fc1"), "down": weights.dense(f"{prefix}.mlp.fc2")},
+            "mlp": {
+                "up": weights.dense(f"{prefix}.mlp.fc1"),
+                "down": weights.dense(f"{prefix}.mlp.fc2"),
+            },
             "scale_2": {"scale": weights.take(f"{prefix}.gamma_2")},
         }
 

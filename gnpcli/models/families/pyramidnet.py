@@ -46,7 +46,9 @@ def bottleneck_widths(depth: int, widening: int) -> list[int]:
     if rest or blocks % 3 or not blocks:
         raise ValueError(f"the depth of a pyramidal bottleneck network is 9 n + 2, not {depth}")
     # floor(x + 1/2) in integers: a sum of floats misses some of the exact values.
-    return [STEM_CHANNELS + (2 * widening * k + blocks) // (2 * blocks) for k in range(1, blocks + 1)]
+    return [
+        STEM_CHANNELS + (2 * widening * k + blocks) // (2 * blocks) for k in range(1, blocks + 1)
+    ]
 
 
 class Block(nn.Module):

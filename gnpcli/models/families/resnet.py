@@ -75,23 +75,37 @@ class Block(nn.Module):
         upstream = self.variant == "upstream"
 
         def conv_norm(
-            x: jax.Array, channels: int, size: int, stride: int, conv: str, norm: str, is_last: bool = False
+            x: jax.Array,
+            channels: int,
+            size: int,
+            stride: int,
+            conv: str,
+            norm: str,
+            is_last: bool = False,
         ) -> jax.Array:
             bias = upstream and not self.bottleneck
-            x = Conv(channels, size, stride, same=upstream, bias=bias, dtype=self.dtype, name=conv)(x)
+            x = Conv(channels, size, stride, same=upstream, bias=bias, dtype=self.dtype, name=conv)(
+                x
+            )
             scale = nn.initializers.zeros if is_last and not upstream else nn.initializers.ones
             answer: jax.Array = BatchNorm(scale_init=scale, dtype=self.dtype, name=norm)(x, train)
             return answer
 
         channels = self.channels
         if self.bottleneck:
-            layers = [(channels, 1, 1), (channels, 3, self.stride), (BOTTLENECK_EXPANSION * channels, 1, 1)]
+            layers = [
+                (channels, 1, 1),
+                (channels, 3, self.stride),
+                (BOTTLENECK_EXPANSION * channels, 1, 1),
+            ]
         else:
             layers = [(channels, 3, self.stride), (channels, 3, 1)]
         y = x
         for index, (channels, size, stride) in enumerate(layers, start=1):
             y = y if index == 1 else jax.nn.relu(y)
-            y = conv_norm(y, channels, size, stride, f"conv_{index}", f"norm_{index}", index == len(layers))
+            y = conv_norm(
+                y, channels, size, stride, f"conv_{index}", f"norm_{index}", index == len(layers)
+            )
         if self.stride != 1 or x.shape[-1] != channels:
             x = conv_norm(x, channels, 1, self.stride, "shortcut", "shortcut_norm")
         return jax.nn.relu(x + y)
@@ -192,7 +206,9 @@ def from_torch(tensors: Mapping[str, np.ndarray]) -> tuple[Params, State]:
             for theirs, their_norm, ours, our_norm in layers:
                 if f"{prefix}.{theirs}.weight" in weights:
                     block[ours] = conv(weights, f"{prefix}.{theirs}")
-                    block[our_norm], averages[our_norm] = batch_norm(weights, f"{prefix}.{their_norm}")
+                    block[our_norm], averages[our_norm] = batch_norm(
+                        weights, f"{prefix}.{their_norm}"
+                    )
     weights.finish(constants=("num_batches_tracked",))
     return params, {"batch_stats": stats}
 
@@ -200,4 +216,8 @@ def from_torch(tensors: Mapping[str, np.ndarray]) -> tuple[Params, State]:
 def facts(params: Params) -> Facts:
     """Return what parameters say of the stem; any image size will do."""
     size, _, channels, _ = params["stem"]["kernel"].shape
-    return Facts(224, channels, {"stem": "imagenet"}) if size == 7 else Facts(32, channels, {"stem": "cifar"})
+    return (
+        Facts(224, channels, {"stem": "imagenet"})
+        if size == 7
+        else Facts(32, channels, {"stem": "cifar"})
+    )

@@ -77,7 +77,9 @@ class Shortcut(nn.Module):
             Conv(self.channels // 2, 1, self.stride, dtype=self.dtype, name=name)(source)
             for source, name in ((x, "conv"), (shifted, "conv_shifted"))
         ]
-        answer: jax.Array = BatchNorm(dtype=self.dtype, name="norm")(jnp.concatenate(halves, axis=-1), train)
+        answer: jax.Array = BatchNorm(dtype=self.dtype, name="norm")(
+            jnp.concatenate(halves, axis=-1), train
+        )
         return answer
 
 
@@ -95,7 +97,9 @@ class Block(nn.Module):
         sizes = (self.channels, self.stride, self.variant, self.dtype)
         activated = jax.nn.relu(x)
         if x.shape[-1] != self.channels or self.stride != 1:
-            x = Shortcut(*sizes, name="shortcut")(activated if self.variant == "paper" else x, train)
+            x = Shortcut(*sizes, name="shortcut")(
+                activated if self.variant == "paper" else x, train
+            )
         x = x + scale(Branch(*sizes, name="branch_1")(activated, train), factors)
         x = x + scale(Branch(*sizes, name="branch_2")(activated, train), factors.complement())
         return x
@@ -155,7 +159,9 @@ def build(
     """Build a Shake-Shake network; see `gnpcli.models.registry.build_model` for the arguments."""
     del image_size, channels  # convolutions and the mean over the pixels take any
     if (architecture["depth"] - 2) % 6:
-        raise ValueError(f"the depth of a Shake-Shake network is 6 n + 2, not {architecture['depth']}")
+        raise ValueError(
+            f"the depth of a Shake-Shake network is 6 n + 2, not {architecture['depth']}"
+        )
     module = ShakeShake(
         **architecture,
         num_classes=num_classes,

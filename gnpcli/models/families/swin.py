@@ -46,7 +46,9 @@ def relative_bias(table: jax.Array) -> jax.Array:
     starts = range(side - 1, -1, -1)  # of the keys of query 0, 1, ... in the reversed table
     table = table[::-1, ::-1]
     rows = jnp.stack([table[start : start + side] for start in starts])  # [y, y', 2w - 1, h]
-    bias = jnp.stack([rows[:, :, start : start + side] for start in starts], axis=1)  # [y, x, y', x', h]
+    bias = jnp.stack(
+        [rows[:, :, start : start + side] for start in starts], axis=1
+    )  # [y, x, y', x', h]
     return bias.reshape(side**2, side**2, -1).transpose(2, 0, 1)
 
 
@@ -58,7 +60,9 @@ def window_regions(height: int, width: int, window: int, shift: int) -> np.ndarr
     """
     came_around = [(np.arange(side) >= side - shift).astype(np.int8) for side in (height, width)]
     regions = 2 * came_around[0][:, None] + came_around[1][None, :]
-    windows = regions.reshape(height // window, window, width // window, window).transpose(0, 2, 1, 3)
+    windows = regions.reshape(height // window, window, width // window, window).transpose(
+        0, 2, 1, 3
+    )
     return windows.reshape(-1, window * window)
 
 
@@ -92,13 +96,19 @@ class WindowAttention(nn.Module):
         kernel = self.param("qkv_kernel", self.form.dense, (features, 3 * features), jnp.float32)
         qkv_bias = self.param("qkv_bias", nn.initializers.zeros, (3 * features,), jnp.float32)
         table_shape = (2 * side - 1, 2 * side - 1, self.heads)
-        table = self.param("relative_positions", nn.initializers.normal(0.02), table_shape, jnp.float32)
+        table = self.param(
+            "relative_positions", nn.initializers.normal(0.02), table_shape, jnp.float32
+        )
 
         if self.shift:
             x = jnp.roll(x, (-self.shift, -self.shift), axis=(1, 2))
         # The projection is the same for every token, so one transposition after it cuts both windows and heads.
-        qkv = linear(x, kernel, qkv_bias, self.dtype).reshape(batch, rows, side, columns, side, 3, self.heads, head_dim)
-        qkv = qkv.transpose(5, 0, 1, 3, 6, 2, 4, 7).reshape(3, batch, rows * columns, self.heads, side**2, head_dim)
+        qkv = linear(x, kernel, qkv_bias, self.dtype).reshape(
+            batch, rows, side, columns, side, 3, self.heads, head_dim
+        )
+        qkv = qkv.transpose(5, 0, 1, 3, 6, 2, 4, 7).reshape(
+            3, batch, rows * columns, self.heads, side**2, head_dim
+        )
         q, k, v = qkv
         scores = jnp.einsum("bwhqd,bwhkd->bwhqk", q * np.asarray(head_dim**-0.5, q.dtype), k)
         bias = relative_bias(table)[None]
@@ -106,11 +116,17 @@ class WindowAttention(nn.Module):
             regions = window_regions(height, width, side, self.shift)
             together = regions[:, None, :, None] == regions[:, None, None, :]
             bias = jnp.where(together, bias, np.float32(-1e9))
-        weights = jax.nn.softmax(scores.astype(jnp.float32) + bias[None], axis=-1).astype(self.dtype)
+        weights = jax.nn.softmax(scores.astype(jnp.float32) + bias[None], axis=-1).astype(
+            self.dtype
+        )
         weights = Dropout(self.attention_dropout)(weights, train)
         y = jnp.einsum("bwhqk,bwhkd->bwhqd", weights, v)
-        y = y.reshape(batch, rows, columns, self.heads, side, side, head_dim).transpose(0, 1, 4, 2, 5, 3, 6)
-        y = Dense(features, self.form.dense, dtype=self.dtype, name="out")(y.reshape(batch, height, width, features))
+        y = y.reshape(batch, rows, columns, self.heads, side, side, head_dim).transpose(
+            0, 1, 4, 2, 5, 3, 6
+        )
+        y = Dense(features, self.form.dense, dtype=self.dtype, name="out")(
+            y.reshape(batch, height, width, features)
+        )
         if self.shift:
             y = jnp.roll(y, (self.shift, self.shift), axis=(1, 2))
         answer: jax.Array = Dropout(self.dropout)(y, train)
@@ -200,7 +216,9 @@ class SwinTransformer(nn.Module):
     def __call__(self, images: jax.Array, train: bool) -> jax.Array:
         """Return the logits."""
         batch, height, width, _ = images.shape
-        x = PatchEmbedding(self.dim, self.patch_size, self.form, self.dtype, name="patch_embedding")(images)
+        x = PatchEmbedding(
+            self.dim, self.patch_size, self.form, self.dtype, name="patch_embedding"
+        )(images)
         x = LayerNorm(EPS, self.dtype, name="ln_patches")(x)
         x = x.reshape(batch, height // self.patch_size, width // self.patch_size, self.dim)
         x = Dropout(self.dropout)(x, train)
@@ -254,8 +272,13 @@ def _check_sizes(image_size: int, patch_size: int, window_size: int) -> None:
     grid = image_size // patch_size
     if not windows_fit(image_size, patch_size, max(1, grid)):
         raise ConfigError(message, key="model.patch_size")
-    windows = ", ".join(str(side) for side in range(1, grid) if windows_fit(image_size, patch_size, side))
-    raise ConfigError(f"{message}; windows that fit these images: {windows}, {grid} and more", key="model.window_size")
+    windows = ", ".join(
+        str(side) for side in range(1, grid) if windows_fit(image_size, patch_size, side)
+    )
+    raise ConfigError(
+        f"{message}; windows that fit these images: {windows}, {grid} and more",
+        key="model.window_size",
+    )
 
 
 def build(
@@ -329,7 +352,10 @@ def from_torch(tensors: Mapping[str, np.ndarray]) -> tuple[Params, State]:
                     "out": weights.dense(f"{prefix}.attn.proj"),
                 },
                 "ln_2": weights.norm(f"{prefix}.norm2"),
-                "mlp": {"up": weights.dense(f"{prefix}.mlp.fc1"), "down": weights.dense(f"{prefix}.mlp.fc2")},
+                "mlp": {
+                    "up": weights.dense(f"{prefix}.mlp.fc1"),
+                    "down": weights.dense(f"{prefix}.mlp.fc2"),
+                },
             }
     weights.finish(constants=("relative_position_index", "attn_mask"))
     return params, {}

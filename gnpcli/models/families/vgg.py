@@ -73,7 +73,9 @@ class Vgg(nn.Module):
         for convolutions, multiple in zip(self.stages, WIDTHS, strict=True):
             for _ in range(convolutions):
                 number += 1
-                x = Conv(multiple * self.width, 3, bias=True, dtype=self.dtype, name=f"conv_{number}")(x)
+                x = Conv(
+                    multiple * self.width, 3, bias=True, dtype=self.dtype, name=f"conv_{number}"
+                )(x)
                 if self.batch_norm:
                     x = BatchNorm(dtype=self.dtype, name=f"norm_{number}")(x, train)
                 x = jax.nn.relu(x)
@@ -81,7 +83,9 @@ class Vgg(nn.Module):
         x = x.reshape(x.shape[0], -1)
         dense_init = DENSE_INIT[self.variant]
         for index in (1, 2):
-            x = jax.nn.relu(Dense(self.hidden, dense_init, dtype=self.dtype, name=f"hidden_{index}")(x))
+            x = jax.nn.relu(
+                Dense(self.hidden, dense_init, dtype=self.dtype, name=f"hidden_{index}")(x)
+            )
             x = Dropout(self.dropout)(x, train)
         logits: jax.Array = Dense(self.num_classes, dense_init, name="head")(x.astype(jnp.float32))
         return logits
@@ -157,13 +161,18 @@ def from_torch(tensors: Mapping[str, np.ndarray]) -> tuple[Params, State]:
         kernel = weights.take(f"{theirs}.weight")
         if ours == "hidden_1":
             kernel = kernel.reshape(len(kernel), last_channels, -1).swapaxes(1, 2)
-        params[ours] = {"kernel": kernel.reshape(len(kernel), -1).T, "bias": weights.take(f"{theirs}.bias")}
+        params[ours] = {
+            "kernel": kernel.reshape(len(kernel), -1).T,
+            "bias": weights.take(f"{theirs}.bias"),
+        }
     weights.finish(constants=("num_batches_tracked",))
     return params, {"batch_stats": stats} if stats else {}
 
 
 def facts(params: Params) -> Facts:
     """Return what the first dense layer says of the images: it takes the last map whole."""
-    last = max((name for name in params if name.startswith("conv_")), key=lambda name: int(name[5:]))
+    last = max(
+        (name for name in params if name.startswith("conv_")), key=lambda name: int(name[5:])
+    )
     side = math.isqrt(len(params["hidden_1"]["kernel"]) // params[last]["kernel"].shape[-1])
     return Facts(2 ** len(WIDTHS) * side, params["conv_1"]["kernel"].shape[2], {})

@@ -40,17 +40,23 @@ def extract_patches(images: jax.Array, patch_size: int) -> jax.Array:
     """
     batch, height, width, channels = images.shape
     rows, columns = height // patch_size, width // patch_size
-    patches = images.reshape(batch, rows, patch_size, columns, patch_size, channels).transpose(0, 1, 3, 2, 4, 5)
+    patches = images.reshape(batch, rows, patch_size, columns, patch_size, channels).transpose(
+        0, 1, 3, 2, 4, 5
+    )
     return patches.reshape(batch, rows * columns, patch_size * patch_size * channels)
 
 
 def split_heads(x: jax.Array, parts: int, heads: int) -> jax.Array:
     """Rearrange a fused projection ``[B, T, parts * h * d]`` to ``[parts, B, h, T, d]``."""
     batch, tokens, features = x.shape
-    return x.reshape(batch, tokens, parts, heads, features // (parts * heads)).transpose(2, 0, 3, 1, 4)
+    return x.reshape(batch, tokens, parts, heads, features // (parts * heads)).transpose(
+        2, 0, 3, 1, 4
+    )
 
 
-def attend(q: jax.Array, k: jax.Array, v: jax.Array, drop: Callable[[jax.Array], jax.Array]) -> jax.Array:
+def attend(
+    q: jax.Array, k: jax.Array, v: jax.Array, drop: Callable[[jax.Array], jax.Array]
+) -> jax.Array:
     """Scaled dot-product attention, arXiv 1706.03762 equation 1, with the softmax in float32.
 
     Args:
@@ -79,11 +85,17 @@ class SelfAttention(nn.Module):
     def __call__(self, x: jax.Array, train: bool, first_only: bool) -> jax.Array:
         """Map ``[B, T, D]`` to ``[B, T, D]``, or to ``[B, 1, D]``: the first token's answer, without the others'."""
         features = x.shape[-1]
-        kernel = self.param("qkv_kernel", fused_xavier_uniform, (features, 3 * features), jnp.float32)
+        kernel = self.param(
+            "qkv_kernel", fused_xavier_uniform, (features, 3 * features), jnp.float32
+        )
         bias = self.param("qkv_bias", nn.initializers.zeros, (3 * features,), jnp.float32)
         if first_only:
-            (q,) = split_heads(linear(x[:, :1], kernel[:, :features], bias[:features], self.dtype), 1, self.heads)
-            k, v = split_heads(linear(x, kernel[:, features:], bias[features:], self.dtype), 2, self.heads)
+            (q,) = split_heads(
+                linear(x[:, :1], kernel[:, :features], bias[:features], self.dtype), 1, self.heads
+            )
+            k, v = split_heads(
+                linear(x, kernel[:, features:], bias[features:], self.dtype), 2, self.heads
+            )
         else:
             q, k, v = split_heads(linear(x, kernel, bias, self.dtype), 3, self.heads)
         drop_weights = Dropout(self.attention_dropout)
@@ -106,7 +118,9 @@ class Mlp(nn.Module):
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         """Apply the layers and their dropout."""
         bias_init = nn.initializers.normal(1e-6)
-        y = GELUS[self.gelu](Dense(self.hidden, xavier_uniform, bias_init, self.dtype, name="up")(x))
+        y = GELUS[self.gelu](
+            Dense(self.hidden, xavier_uniform, bias_init, self.dtype, name="up")(x)
+        )
         y = Dropout(self.dropout)(y, train)
         y = Dense(x.shape[-1], xavier_uniform, bias_init, self.dtype, name="down")(y)
         answer: jax.Array = Dropout(self.dropout)(y, train)
@@ -127,10 +141,14 @@ class Block(nn.Module):
     def __call__(self, x: jax.Array, train: bool, first_only: bool) -> jax.Array:
         """Map ``[B, T, D]`` to ``[B, T, D]``, or to ``[B, 1, D]``: the first token of it, without the others."""
         y = LayerNorm(dtype=self.dtype, name="ln_1")(x)
-        attention = SelfAttention(self.heads, self.dropout, self.attention_dropout, self.dtype, name="attention")
+        attention = SelfAttention(
+            self.heads, self.dropout, self.attention_dropout, self.dtype, name="attention"
+        )
         x = (x[:, :1] if first_only else x) + attention(y, train, first_only)
         y = LayerNorm(dtype=self.dtype, name="ln_2")(x)
-        answer: jax.Array = x + Mlp(self.hidden, self.gelu, self.dropout, self.dtype, name="mlp")(y, train)
+        answer: jax.Array = x + Mlp(self.hidden, self.gelu, self.dropout, self.dtype, name="mlp")(
+            y, train
+        )
         return answer
 
 
@@ -166,10 +184,16 @@ class VisionTransformer(nn.Module):
     def __call__(self, images: jax.Array, train: bool) -> jax.Array:
         """Return the logits."""
         patches = extract_patches(images, self.patch_size)
-        x = Dense(self.dim, nn.initializers.lecun_normal(), dtype=self.dtype, name="patch_embedding")(patches)
-        cls = self.param("cls", nn.initializers.zeros, (1, 1, self.dim), jnp.float32).astype(self.dtype)
+        x = Dense(
+            self.dim, nn.initializers.lecun_normal(), dtype=self.dtype, name="patch_embedding"
+        )(patches)
+        cls = self.param("cls", nn.initializers.zeros, (1, 1, self.dim), jnp.float32).astype(
+            self.dtype
+        )
         x = jnp.concatenate([jnp.broadcast_to(cls, (x.shape[0], 1, self.dim)), x], axis=1)
-        positions = self.param("positions", nn.initializers.normal(0.02), (1, x.shape[1], self.dim), jnp.float32)
+        positions = self.param(
+            "positions", nn.initializers.normal(0.02), (1, x.shape[1], self.dim), jnp.float32
+        )
         x = Dropout(self.dropout)(x + positions.astype(self.dtype), train)
         for index in range(self.depth):
             block = as_block(Block, 2, 3)(
@@ -258,9 +282,15 @@ def _from_timm(weights: StateDict) -> Params:
         prefix = f"blocks.{index}"
         params[f"block_{index}"] = {
             "ln_1": weights.norm(f"{prefix}.norm1"),
-            "attention": {**weights.fused(f"{prefix}.attn.qkv"), "out": weights.dense(f"{prefix}.attn.proj")},
+            "attention": {
+                **weights.fused(f"{prefix}.attn.qkv"),
+                "out": weights.dense(f"{prefix}.attn.proj"),
+            },
             "ln_2": weights.norm(f"{prefix}.norm2"),
-            "mlp": {"up": weights.dense(f"{prefix}.mlp.fc1"), "down": weights.dense(f"{prefix}.mlp.fc2")},
+            "mlp": {
+                "up": weights.dense(f"{prefix}.mlp.fc1"),
+                "down": weights.dense(f"{prefix}.mlp.fc2"),
+            },
         }
     weights.finish()
     return params
@@ -284,7 +314,10 @@ def _from_torchvision(weights: StateDict) -> Params:
             "ln_1": weights.norm(f"{prefix}.ln_1"),
             "attention": {**qkv, "out": weights.dense(f"{prefix}.self_attention.out_proj")},
             "ln_2": weights.norm(f"{prefix}.ln_2"),
-            "mlp": {"up": weights.dense(f"{prefix}.mlp.0"), "down": weights.dense(f"{prefix}.mlp.3")},
+            "mlp": {
+                "up": weights.dense(f"{prefix}.mlp.0"),
+                "down": weights.dense(f"{prefix}.mlp.3"),
+            },
         }
         index += 1
     weights.finish()

@@ -47,7 +47,9 @@ class NormRelu(nn.Module):
     @compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         """Normalise ``[B, H, W, C]`` per channel."""
-        answer: jax.Array = jax.nn.relu(BatchNorm(momentum=0.9, eps=1e-5, dtype=self.dtype, name="norm")(x, train))
+        answer: jax.Array = jax.nn.relu(
+            BatchNorm(momentum=0.9, eps=1e-5, dtype=self.dtype, name="norm")(x, train)
+        )
         return answer
 
 
@@ -122,7 +124,9 @@ class WideResNet(nn.Module):
                 block = as_block(Block, 2)(
                     channels=channels,
                     stride=2 if group > 0 and index == 0 else 1,
-                    activate_first=changes if self.variant == "paper" else group == 0 and index == 0,
+                    activate_first=changes
+                    if self.variant == "paper"
+                    else group == 0 and index == 0,
                     variant=self.variant,
                     dropout=self.dropout,
                     dtype=self.dtype,
@@ -147,7 +151,9 @@ def build(
     """Build a wide residual network; see `gnpcli.models.registry.build_model` for the arguments."""
     del image_size, channels  # convolutions and the mean over the pixels take any
     if (architecture["depth"] - 4) % 6:
-        raise ValueError(f"the depth of a wide residual network is 6 n + 4, not {architecture['depth']}")
+        raise ValueError(
+            f"the depth of a wide residual network is 6 n + 4, not {architecture['depth']}"
+        )
     module = WideResNet(
         **architecture,
         num_classes=num_classes,
@@ -179,7 +185,10 @@ def from_torch(tensors: Mapping[str, np.ndarray]) -> tuple[Params, State]:
             averages = stats[name] = {}
             for number in (1, 2):
                 norm, running = batch_norm(weights, f"{prefix}.bn{number}")
-                block[f"act_{number}"], averages[f"act_{number}"] = {"norm": norm}, {"norm": running}
+                block[f"act_{number}"], averages[f"act_{number}"] = (
+                    {"norm": norm},
+                    {"norm": running},
+                )
                 block[f"conv_{number}"] = conv(weights, f"{prefix}.conv{number}")
             if f"{prefix}.convShortcut.weight" in weights:
                 block["shortcut"] = conv(weights, f"{prefix}.convShortcut")

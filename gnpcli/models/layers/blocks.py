@@ -42,7 +42,9 @@ def stored_blocks(key: jax.Array) -> Iterator[None]:
     Args:
         key: Any scalar key from `jax.random.key` that the compiler does not know the value of.
     """
-    if jax.default_backend() != "cpu":  # elsewhere the compiler weighs what a computation costs that is made twice
+    if (
+        jax.default_backend() != "cpu"
+    ):  # elsewhere the compiler weighs what a computation costs that is made twice
         yield
         return
     bits = jax.random.key_data(key).reshape(-1)[0].astype(jnp.float32)
@@ -68,12 +70,15 @@ def stored(x: jax.Array) -> jax.Array:
 
 def _through_a_loop(x: jax.Array, never: jax.Array) -> jax.Array:
     start = (never, x)
-    return jax.lax.while_loop(lambda carry: carry[0], lambda carry: (jnp.zeros_like(carry[0]), -carry[1]), start)[1]
+    return jax.lax.while_loop(
+        lambda carry: carry[0], lambda carry: (jnp.zeros_like(carry[0]), -carry[1]), start
+    )[1]
 
 
 _stored = jax.custom_vjp(_through_a_loop)
 _stored.defvjp(
-    lambda x, never: (_through_a_loop(x, never), never), lambda never, dy: (_through_a_loop(dy, never), None)
+    lambda x, never: (_through_a_loop(x, never), never),
+    lambda never, dy: (_through_a_loop(dy, never), None),
 )
 
 
@@ -84,11 +89,19 @@ def as_block(module: Block, *static: int) -> Block:
         module: A Linen module.
         static: Positions of the arguments of its call, counted from 1, that are no arrays.
     """
-    return cast(Block, nn.remat(module, static_argnums=static)) if _is_rematerialised.get() else module
+    return (
+        cast(Block, nn.remat(module, static_argnums=static)) if _is_rematerialised.get() else module
+    )
 
 
 def run_blocks(
-    root: nn.Module, make: Callable[..., Any], names: Sequence[str], x: jax.Array, train: bool, *, is_scanned: bool
+    root: nn.Module,
+    make: Callable[..., Any],
+    names: Sequence[str],
+    x: jax.Array,
+    train: bool,
+    *,
+    is_scanned: bool,
 ) -> jax.Array:
     """Apply equal blocks without state in turn.
 
@@ -109,12 +122,16 @@ def run_blocks(
         return x
     params = [root.variables["params"][name] for name in names]
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *params)
-    keys = jax.random.split(root.make_rng("dropout"), len(names)) if root.has_rng("dropout") else None
+    keys = (
+        jax.random.split(root.make_rng("dropout"), len(names)) if root.has_rng("dropout") else None
+    )
     one = make(parent=None)
 
     def step(x: jax.Array, layer: tuple[Any, jax.Array | None]) -> tuple[jax.Array, None]:
         params, key = layer
-        return one.apply({"params": params}, x, train, rngs={} if key is None else {"dropout": key}), None
+        return one.apply(
+            {"params": params}, x, train, rngs={} if key is None else {"dropout": key}
+        ), None
 
     x, _ = jax.lax.scan(step, x, (stacked, keys))
     return x

@@ -69,10 +69,15 @@ def convolve(x: jax.Array, kernel: jax.Array, stride: int, same: bool) -> jax.Ar
         return product.reshape(*x.shape[:-1], kernel.shape[-1])
     borders: Borders = ((size // 2, size // 2),) * 2
     if same:
-        borders = tuple(jax.lax.padtype_to_pads(x.shape[1:3], (size, size), (stride, stride), "SAME"))
+        borders = tuple(
+            jax.lax.padtype_to_pads(x.shape[1:3], (size, size), (stride, stride), "SAME")
+        )
     if not is_on_cpu:
         return _windowed(x, kernel, stride, borders)
-    steps = [(side + sum(border) - size) // stride + 1 for side, border in zip(x.shape[1:3], borders, strict=True)]
+    steps = [
+        (side + sum(border) - size) // stride + 1
+        for side, border in zip(x.shape[1:3], borders, strict=True)
+    ]
     if max(steps) > SMALL_MAP:
         return _windowed_on_cpu(x, kernel, stride, borders)
     product = _windows(x, size, stride, borders) @ kernel.reshape(-1, kernel.shape[-1])
@@ -80,14 +85,24 @@ def convolve(x: jax.Array, kernel: jax.Array, stride: int, same: bool) -> jax.Ar
 
 
 def _windowed(x: jax.Array, kernel: jax.Array, stride: int, borders: Borders) -> jax.Array:
-    return jax.lax.conv_general_dilated(x, kernel, (stride, stride), borders, dimension_numbers=LAYOUT)
+    return jax.lax.conv_general_dilated(
+        x, kernel, (stride, stride), borders, dimension_numbers=LAYOUT
+    )
 
 
 def _windows(x: jax.Array, size: int, stride: int, borders: Borders) -> jax.Array:
     """Return what a kernel meets: ``[B * H' * W', size * size * I]``, a line for each window."""
-    padded = jax.lax.pad(x, np.zeros((), x.dtype), ((0, 0, 0), *((*border, 0) for border in borders), (0, 0, 0)))
-    height, width = ((side - size) // stride * stride + 1 for side in padded.shape[1:3])  # from first to last window
-    shifted = [padded[:, i : i + height : stride, j : j + width : stride] for i in range(size) for j in range(size)]
+    padded = jax.lax.pad(
+        x, np.zeros((), x.dtype), ((0, 0, 0), *((*border, 0) for border in borders), (0, 0, 0))
+    )
+    height, width = (
+        (side - size) // stride * stride + 1 for side in padded.shape[1:3]
+    )  # from first to last window
+    shifted = [
+        padded[:, i : i + height : stride, j : j + width : stride]
+        for i in range(size)
+        for j in range(size)
+    ]
     return jnp.concatenate(shifted, axis=-1).reshape(-1, size * size * x.shape[-1])
 
 
@@ -102,7 +117,11 @@ def _in_pieces(x: jax.Array, windows: int, size: int) -> jax.Array:
         size: Side of the kernel.
     """
     batch, scalars = len(x), windows * size * size * x.shape[-1]
-    fitting = [images for images in range(1, batch + 1) if batch % images == 0 and images * scalars <= PIECE]
+    fitting = [
+        images
+        for images in range(1, batch + 1)
+        if batch % images == 0 and images * scalars <= PIECE
+    ]
     images = batch if jax.device_count() > 1 else max(fitting, default=1)
     return x.reshape(batch // images, images, *x.shape[1:])
 
@@ -112,20 +131,29 @@ def _is_narrow(x: tuple[int, ...], kernel: tuple[int, ...]) -> bool:
     _, height, width, _ = x
     size, _, inputs, outputs = kernel
     is_cached = height * width * size * size * inputs <= PIECE
-    return is_cached and outputs <= MAX_OUTPUTS and inputs * outputs >= MIN_PAIRS and min(height, width) >= MIN_SIDE
+    return (
+        is_cached
+        and outputs <= MAX_OUTPUTS
+        and inputs * outputs >= MIN_PAIRS
+        and min(height, width) >= MIN_SIDE
+    )
 
 
 def _by_products(x: jax.Array, kernel: jax.Array, borders: Borders) -> jax.Array:
     """Return what `_windowed` does at a stride of 1, by products of matrices."""
     size, outputs = kernel.shape[0], kernel.shape[-1]
-    height, width = (side + sum(border) - size + 1 for side, border in zip(x.shape[1:3], borders, strict=True))
+    height, width = (
+        side + sum(border) - size + 1 for side, border in zip(x.shape[1:3], borders, strict=True)
+    )
     matrix = kernel.reshape(-1, outputs)
     pieces = _in_pieces(x, height * width, size)
     lines: jax.Array = jax.lax.map(lambda piece: _windows(piece, size, 1, borders) @ matrix, pieces)
     return lines.reshape(len(x), height, width, outputs)
 
 
-def _kernel_gradient(x: jax.Array, dy: jax.Array, size: int, stride: int, borders: Borders) -> jax.Array:
+def _kernel_gradient(
+    x: jax.Array, dy: jax.Array, size: int, stride: int, borders: Borders
+) -> jax.Array:
     """Return ``[size, size, I, O]``, the derivative with respect to the kernel of `_windowed`, added up in float32."""
 
     def product(x: jax.Array, dy: jax.Array) -> jax.Array:
@@ -165,11 +193,15 @@ def _fastest(x: jax.Array, kernel: jax.Array, stride: int, borders: Borders) -> 
     return _windowed(x, kernel, stride, borders)
 
 
-def _forward(x: jax.Array, kernel: jax.Array, stride: int, borders: Borders) -> tuple[jax.Array, Any]:
+def _forward(
+    x: jax.Array, kernel: jax.Array, stride: int, borders: Borders
+) -> tuple[jax.Array, Any]:
     return _fastest(x, kernel, stride, borders), (x, kernel)
 
 
-def _backward(stride: int, borders: Borders, kept: Any, dy: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _backward(
+    stride: int, borders: Borders, kept: Any, dy: jax.Array
+) -> tuple[jax.Array, jax.Array]:
     x, kernel = kept
     size = kernel.shape[0]
     x_borders = tuple(
@@ -180,7 +212,12 @@ def _backward(stride: int, borders: Borders, kept: Any, dy: jax.Array) -> tuple[
         dx = _fastest(dy, _turned(kernel), 1, x_borders)
     else:
         dx = jax.lax.conv_general_dilated(
-            dy, _turned(kernel), (1, 1), x_borders, lhs_dilation=(stride, stride), dimension_numbers=LAYOUT
+            dy,
+            _turned(kernel),
+            (1, 1),
+            x_borders,
+            lhs_dilation=(stride, stride),
+            dimension_numbers=LAYOUT,
         )
     if stride == 1 and dy.shape[-1] < x.shape[-1]:  # the windows of dy are the fewer scalars
         return dx, _turned(_kernel_gradient(dy, x, size, 1, x_borders))
@@ -212,7 +249,9 @@ def max_pool(x: jax.Array, size: int, same: bool = False) -> jax.Array:
         padding[axis] = (*edges[0], 0)
         x = jax.lax.pad(x, lowest, padding)
         last = (x.shape[axis] - size) // 2 * 2  # first pixel of the last window
-        x = reduce(jnp.maximum, [jax.lax.slice_in_dim(x, k, k + last + 1, 2, axis) for k in range(size)])
+        x = reduce(
+            jnp.maximum, [jax.lax.slice_in_dim(x, k, k + last + 1, 2, axis) for k in range(size)]
+        )
     return x
 
 

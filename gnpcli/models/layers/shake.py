@@ -90,7 +90,9 @@ def shake_shake(key: jax.Array | None, blocks: int, batch: int, *, true_gradient
     return Factors(forward, forward if true_gradient else backward)
 
 
-def shake_drop(key: jax.Array | None, rates: Sequence[float], batch: int, *, true_gradient: bool) -> Factors:
+def shake_drop(
+    key: jax.Array | None, rates: Sequence[float], batch: int, *, true_gradient: bool
+) -> Factors:
     """Draw the factors of ShakeDrop, arXiv 1802.02375 equation 6, per image.
 
     With the probability of its block a branch shakes: its factor is alpha ~ U(-1, 1), and beta ~ U(0, 1) backwards.

@@ -88,5 +88,7 @@ class PatchEmbedding(nn.Module):
             return self.form.patches(key, kernel, dtype).reshape(shape)
 
         patches = extract_patches(images, self.patch_size)
-        embedded: jax.Array = Dense(self.features, as_convolution, dtype=self.dtype, name="projection")(patches)
+        embedded: jax.Array = Dense(
+            self.features, as_convolution, dtype=self.dtype, name="projection"
+        )(patches)
         return embedded

@@ -13,7 +13,12 @@ def conv(weights: StateDict, prefix: str, bias: bool = False) -> dict[str, np.nd
     return {**layer, "bias": weights.take(f"{prefix}.bias")} if bias else layer
 
 
-def batch_norm(weights: StateDict, prefix: str) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+def batch_norm(
+    weights: StateDict, prefix: str
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     """Return a ``BatchNorm2d`` as its parameters and its running averages."""
-    averages = {"mean": weights.take(f"{prefix}.running_mean"), "var": weights.take(f"{prefix}.running_var")}
+    averages = {
+        "mean": weights.take(f"{prefix}.running_mean"),
+        "var": weights.take(f"{prefix}.running_var"),
+    }
     return weights.norm(prefix), averages

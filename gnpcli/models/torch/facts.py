@@ -45,7 +45,9 @@ def resize_grid(grid: np.ndarray, side: int) -> np.ndarray:
     What Pillow does to an image, and timm to a position embedding.
     """
     shape = (side, side, grid.shape[-1])
-    return np.asarray(jax.image.resize(np.asarray(grid, np.float32), shape, "cubic", antialias=True))
+    return np.asarray(
+        jax.image.resize(np.asarray(grid, np.float32), shape, "cubic", antialias=True)
+    )
 
 
 def resize_positions(positions: np.ndarray, tokens: int, prefix: int) -> np.ndarray | None:

@@ -31,7 +31,9 @@ class StateDict:
             CheckpointError: There is none of that name.
         """
         if name not in self._tensors:
-            raise CheckpointError(f"the weights have no tensor {name!r}: they are those of another architecture")
+            raise CheckpointError(
+                f"the weights have no tensor {name!r}: they are those of another architecture"
+            )
         self._left.discard(name)
         return np.asarray(self._tensors[name], np.float32)
 
@@ -42,7 +44,10 @@ class StateDict:
     def fused(self, *prefixes: str) -> dict[str, np.ndarray]:
         """Return ``Linear`` layers of the same input, side by side, as ``qkv_kernel`` and ``qkv_bias``."""
         layers = [self.dense(prefix) for prefix in prefixes]
-        return {f"qkv_{name}": np.concatenate([layer[name] for layer in layers], axis=-1) for name in layers[0]}
+        return {
+            f"qkv_{name}": np.concatenate([layer[name] for layer in layers], axis=-1)
+            for name in layers[0]
+        }
 
     def head(self, *prefixes: str) -> dict[str, dict[str, np.ndarray]]:
         """Return the classifier as ``{"head": layer}`` under the first of its possible names, ``{}`` without one."""
@@ -56,7 +61,10 @@ class StateDict:
     def patches(self, prefix: str) -> dict[str, np.ndarray]:
         """Return a patch convolution, whose weight is ``[D, C, P, P]``, as a dense layer on ``[P * P * C]`` pixels."""
         weight = self.take(f"{prefix}.weight")
-        return {"kernel": weight.transpose(2, 3, 1, 0).reshape(-1, len(weight)), "bias": self.take(f"{prefix}.bias")}
+        return {
+            "kernel": weight.transpose(2, 3, 1, 0).reshape(-1, len(weight)),
+            "bias": self.take(f"{prefix}.bias"),
+        }
 
     def count(self, prefix: str) -> int:
         """Return how many n there are among the names ``<prefix>.<n>.*``."""
@@ -75,4 +83,6 @@ class StateDict:
         skipped = set(constants)
         if left := sorted(name for name in self._left if name.rsplit(".", 1)[-1] not in skipped):
             more = f" and {len(left) - 3} more" if len(left) > 3 else ""
-            raise CheckpointError(f"the architecture has no place for the tensors {', '.join(left[:3])}{more}")
+            raise CheckpointError(
+                f"the architecture has no place for the tensors {', '.join(left[:3])}{more}"
+            )
