@@ -1,4 +1,6 @@
-"""Gradient regularization for image classifiers, in JAX: GNP (arXiv 2202.03599) and its warmups (arXiv 2406.09723)."""
+"""Gradient regularization for image classifiers, in JAX: GNP (arXiv 2202.03599) and its warmups
+(arXiv 2406.09723).
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,8 @@ if TYPE_CHECKING:
 
 
 def __getattr__(name: str) -> Any:
-    # The library's names come from a module that imports jax; the command line imports this package and must not.
+    # The library's names come from a module that imports jax; the command line imports this package
+    # and must not.
     if name in __all__:
         from gnpcli import gnp
 

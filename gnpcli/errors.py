@@ -1,4 +1,6 @@
-"""Every failure a user can cause, as one line that says what is wrong, where, and what to type instead."""
+"""Every failure a user can cause, as one line that says what is wrong, where, and what to type
+instead.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +9,9 @@ from collections.abc import Iterable
 
 
 class GnpError(Exception):
-    """Base of all user-facing failures: the command line prints the message alone and exits with `exit_status`."""
+    """Base of all user-facing failures: the command line prints the message alone and exits with
+    `exit_status`.
+    """
 
     exit_status = 1
 
@@ -17,7 +21,8 @@ class ConfigError(GnpError):
 
     Args:
         message: What is wrong and what is allowed.
-        key: Dotted key the message is about (``optimizer.lr``), from which the command line finds file and line.
+        key: Dotted key the message is about (``optimizer.lr``), from which the command line finds
+            file and line.
     """
 
     def __init__(self, message: str, key: str | None = None):
@@ -38,7 +43,9 @@ class DivergenceError(GnpError):
 
 
 class Interrupted(GnpError):
-    """A run stopped by a signal after saving its state; the exit status is the shell's, 128 + the signal's number."""
+    """A run stopped by a signal after saving its state; the exit status is the shell's, 128 + the
+    signal's number.
+    """
 
     def __init__(self, message: str, signal_number: int):
         super().__init__(message)
@@ -46,7 +53,9 @@ class Interrupted(GnpError):
 
 
 def explain(error: BaseException) -> tuple[str | None, int]:
-    """Return message and exit status of an error that is the user's to mend; a message of None is a bug of ours."""
+    """Return message and exit status of an error that is the user's to mend; a message of None is a
+    bug of ours.
+    """
     if isinstance(error, GnpError):
         return " ".join(str(error).split()), error.exit_status
     if isinstance(error, OSError) and error.strerror:
@@ -60,7 +69,8 @@ def explain(error: BaseException) -> tuple[str | None, int]:
 
 
 def suggest(word: str, choices: Iterable[str]) -> str:
-    """Return `` - did you mean 'x'?`` for the closest of `choices`, or the empty string where nothing is close.
+    """Return `` - did you mean 'x'?`` for the closest of `choices`, or the empty string where
+    nothing is close.
 
     >>> suggest("cifar01", ["cifar10", "digits"])
     " - did you mean 'cifar10'?"

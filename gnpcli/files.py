@@ -7,7 +7,9 @@ from pathlib import Path
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Write a file so that a reader, or a kill, sees the old content or the new, never a part of it."""
+    """Write a file so that a reader, or a kill, sees the old content or the new, never a part of
+    it.
+    """
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         with open(temporary, "w", encoding="utf-8") as file:

@@ -1,5 +1,5 @@
-"""Small archives in the official layouts of the published data sets, the same images as TFDS itself prepares them, and
-a server of files that counts and misbehaves."""
+"""Small archives in the official layouts of the published data sets, the same images as TFDS itself
+prepares them, and a server of files that counts and misbehaves."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ from PIL import Image
 from gnpcli.data.base import Dataset
 
 Images = dict[str, tuple[np.ndarray, np.ndarray]]
-"""By split: images, uint8 ``[N, H, W, C]``, and labels, int ``[N]``, in the order of the archives."""
+"""By split: images, uint8 ``[N, H, W, C]``, and labels, int ``[N]``, in the order of the archives.
+"""
 
 CIFAR_FOLDERS = {"cifar10": "cifar-10-batches-bin", "cifar100": "cifar-100-binary"}
 
@@ -40,7 +41,9 @@ def random_images(name: str, counts: dict[str, int], seed: int = 0) -> Images:
 
 
 def write_archives(name: str, images: Images, folder: Path) -> None:
-    """Write the archives of the data set `name` as they are published, with `images` in place of the real ones."""
+    """Write the archives of the data set `name` as they are published, with `images` in place of
+    the real ones.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     writers = {"svhn_cropped": _write_svhn, "fashion_mnist": _write_idx}
     writers.get(name, lambda images, folder: _write_cifar(name, images, folder))(images, folder)
@@ -104,7 +107,8 @@ def write_tfds(
     name: str = "cifar10",
     names: dict[str, tuple[str, ...]] | None = None,
 ) -> None:
-    """Prepare `images` with the registered builder of `name`, where only the examples' origin is replaced.
+    """Prepare `images` with the registered builder of `name`, where only the examples' origin is
+    replaced.
 
     Args:
         data_dir: TFDS's.
@@ -193,7 +197,8 @@ class Server:
     Attributes:
         url: Address of the folder.
         ranges: False answers every request with the whole file.
-        cut: After how many bytes of a body the connection breaks, for each request in turn; None sends all.
+        cut: After how many bytes of a body the connection breaks, for each request in turn; None
+            sends all.
         requests: (file name, first byte asked for) of each request.
         sent: Bytes of bodies sent, of all requests.
     """

@@ -1,4 +1,6 @@
-"""A real headless browser for tests of pages: Chromium, spoken to over a pipe in its DevTools protocol."""
+"""A real headless browser for tests of pages: Chromium, spoken to over a pipe in its DevTools
+protocol.
+"""
 
 from __future__ import annotations
 

@@ -31,8 +31,8 @@ Gnp = Callable[..., subprocess.CompletedProcess[str]]
 
 @pytest.fixture(scope="session", autouse=True)
 def _isolated_caches(tmp_path_factory: pytest.TempPathFactory) -> None:
-    # One folder for all workers and all subprocesses: the commands are real, compiling the same step fifty times is not
-    # what they are about.
+    # One folder for all workers and all subprocesses: the commands are real, compiling the same
+    # step fifty times is not what they are about.
     base = tmp_path_factory.getbasetemp()
     cache = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "gnp-cache"
     os.environ["GNP_CACHE_DIR"] = str(cache)
@@ -68,9 +68,11 @@ def gnp(tmp_path: Path) -> Gnp:
 
 @pytest.fixture
 def record_error(record_property: Callable[[str, object], None]) -> Callable[..., None]:
-    """Assert that logits agree with those of a reference to 1e-4, and write the largest relative error to the report.
+    """Assert that logits agree with those of a reference to 1e-4, and write the largest relative
+    error to the report.
 
-    The error is the largest difference over the largest logit; ``pytest --junitxml FILE`` has it for every test.
+    The error is the largest difference over the largest logit; ``pytest --junitxml FILE`` has it
+    for every test.
     """
 
     def record(family: str, reference: str, logits: Any, wanted: Any) -> None:
@@ -105,7 +107,9 @@ def root(tmp_path: Path) -> Path:
 
 
 def fails(done: subprocess.CompletedProcess[str], *parts: str, status: int = 1) -> str:
-    """Assert that a command failed with one line on stderr holding all `parts`, and no traceback; return the line."""
+    """Assert that a command failed with one line on stderr holding all `parts`, and no traceback;
+    return the line.
+    """
     assert done.returncode == status, done.stdout + done.stderr
     assert "Traceback" not in done.stderr
     lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]

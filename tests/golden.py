@@ -1,11 +1,12 @@
 """Golden values: what a change of the code's shape must not change.
 
-    python -m tests.golden write FILE                 # of this checkout
-    python -m tests.golden compare REVISION           # of this checkout and of a commit, both run here
+    python -m tests.golden write FILE                 # of this checkout python -m tests.golden
+    compare REVISION           # of this checkout and of a commit, both run here
 
-The values are, bit for bit, the trained arrays of short runs, and the structure of every JSON output. Bits are equal on
-one machine and with one set of versions only, so a comparison runs both sides. The commands are run as a user would run
-them, and checkpoints are read with Orbax alone: nothing here depends on where a module lives.
+The values are, bit for bit, the trained arrays of short runs, and the structure of every JSON
+output. Bits are equal on one machine and with one set of versions only, so a comparison runs both
+sides. The commands are run as a user would run them, and checkpoints are read with Orbax alone:
+nothing here depends on where a module lives.
 """
 
 from __future__ import annotations
@@ -107,7 +108,9 @@ def run_gnp(tree: Path, folder: Path, arguments: list[str]) -> str:
 
 
 def structure(value: Any) -> Any:
-    """Return a JSON value with its leaves replaced by their types; a list by the structures that occur in it."""
+    """Return a JSON value with its leaves replaced by their types; a list by the structures that
+    occur in it.
+    """
     match value:
         case dict():
             return {key: structure(inner) for key, inner in value.items()}
@@ -122,7 +125,9 @@ def structure(value: Any) -> Any:
 
 
 def hash_arrays(checkpoint: Path) -> dict[str, str]:
-    """Return the SHA-256 of each item of a checkpoint: of the paths, types, shapes and bytes of its arrays."""
+    """Return the SHA-256 of each item of a checkpoint: of the paths, types, shapes and bytes of its
+    arrays.
+    """
     import jax
     import numpy as np
     import orbax.checkpoint as ocp

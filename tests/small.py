@@ -1,4 +1,6 @@
-"""A network that compiles in a second, for tests of what goes on around a network: ``model.name=tests.small:small``."""
+"""A network that compiles in a second, for tests of what goes on around a network:
+``model.name=tests.small:small``.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""State dicts as PyTorch names and lays them out, and checkpoints as it writes them, made without it."""
+"""State dicts as PyTorch names and lays them out, and checkpoints as it writes them, made without
+it.
+"""
 
 from __future__ import annotations
 

@@ -96,7 +96,9 @@ def arguments(name: str, size: int) -> list[float]:
 
 @cache
 def both(kind: str, size: int, channels: int) -> tuple[list[str], np.ndarray, np.ndarray]:
-    """Apply every operation with every argument to every image: its name, the device's result and Pillow's."""
+    """Apply every operation with every argument to every image: its name, the device's result and
+    Pillow's.
+    """
     images = IMAGES[kind](size)[..., :channels]
     operations = [(name, argument) for name in OPERATIONS for argument in arguments(name, size)]
     rows = np.repeat(np.arange(1, len(operations) + 1, dtype=np.int32), len(images))
@@ -285,8 +287,8 @@ def constant_share(policy: Policy) -> float:
 
 
 def test_upstream_magnitudes_empty_small_images_and_the_papers_do_not():
-    # 12.2 % follow from the list: translations from level 2 on empty an image, and squares at level 4, or at level 3
-    # where their middle is not at the edge.
+    # 12.2 % follow from the list: translations from level 2 on empty an image, and squares at level
+    # 4, or at level 3 where their middle is not at the edge.
     upstream = auto_augment("cifar", "upstream-compat")
     within(4000 * constant_share(upstream), 4000, 0.122)
     assert constant_share(Policy(upstream.choices, CIFAR_SCALE)) == 0

@@ -27,7 +27,8 @@ def numbered(batch: int, size: int = 16) -> jax.Array:
 
 
 def rectangles(cut: np.ndarray) -> np.ndarray:
-    """Return first and end row, first and end column of where bool ``[B, H, W]`` holds, int ``[B, 4]``.
+    """Return first and end row, first and end column of where bool ``[B, H, W]`` holds, int ``[B,
+    4]``.
 
     Asserts that it holds in one rectangle, or nowhere (then all are 0).
     """
@@ -64,7 +65,8 @@ def test_erasing_clears_a_rectangle_of_the_papers_area_and_aspect():
     assert ((height + 0.5) / (width - 0.5)).min() >= 0.3
     share = height * width / 32**2
     assert abs(share.mean() - (0.02 + 0.33) / 2) < 5 * 0.09 / np.sqrt(batch)
-    # Height and width are alike, and every place where the rectangle fits is as likely as any other.
+    # Height and width are alike, and every place where the rectangle fits is as likely as any
+    # other.
     assert abs(np.log(height / width).mean()) < 5 * 0.7 / np.sqrt(batch)
     narrow = height == 10
     places = np.bincount(boxes[narrow, 0], minlength=23)
@@ -181,8 +183,8 @@ def test_cutmix_boxes_have_the_papers_sides_and_a_uniform_middle():
     inside = (boxes[:, ::2] > 0).all(1) & (boxes[:, 1::2] < size).all(1)
     height, width = sides(boxes[inside])
     assert (height == width).all()
-    # 1 - w is uniform: the side is k with probability ((k + 1)^2 - k^2) / 16^2. Of 16 middles on each axis, 15 - k keep
-    # the square off both edges.
+    # 1 - w is uniform: the side is k with probability ((k + 1)^2 - k^2) / 16^2. Of 16 middles on
+    # each axis, 15 - k keep the square off both edges.
     found = np.bincount(height, minlength=size)
     side = np.arange(1, size)
     probability = (2 * side + 1) / size**2 * ((size - 1 - side) / size) ** 2

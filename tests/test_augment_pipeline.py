@@ -158,7 +158,8 @@ def test_grey_images_and_purity():
 
 
 def test_digits_are_cropped_but_not_mirrored_beside_a_policy():
-    # Every image is lit left of its middle; crops move it by a pixel, and a policy that does nothing leaves it there.
+    # Every image is lit left of its middle; crops move it by a pixel, and a policy that does
+    # nothing leaves it there.
     images = jnp.zeros((64, SIZE, SIZE, 1), jnp.uint8).at[:, :, : SIZE // 2 - 2].set(255)
     labels = jnp.zeros(64, jnp.int32)
 
@@ -170,7 +171,8 @@ def test_digits_are_cropped_but_not_mirrored_beside_a_policy():
         found = np.asarray(jax.jit(pipeline)(KEY, images, labels)[0])[..., 0].mean(1)
         return found[:, 1] > found[:, -2]
 
-    # Solarize at threshold 256, Posterize to 8 bits, no shift: of all operations at level 0 none swaps dark and light.
+    # Solarize at threshold 256, Posterize to 8 bits, no shift: of all operations at level 0 none
+    # swaps dark and light.
     assert lit("svhn_cropped", "randaugment").all()
     assert 10 < lit("svhn_cropped", "basic").sum() < 54
 

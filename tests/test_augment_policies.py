@@ -46,7 +46,8 @@ def test_lists_are_pairs_of_known_operations(name, variant):
 
 
 def test_lists_hold_what_their_papers_say():
-    # From the tables of 1805.09501's appendix: the first and last sub-policy, and how often Equalize occurs.
+    # From the tables of 1805.09501's appendix: the first and last sub-policy, and how often
+    # Equalize occurs.
     cifar, svhn, imagenet = (auto_augment(name).choices for name in NAMES)
     assert cifar[0] == (Step("Invert", 0.1, 0), Step("Contrast", 0.2, 6))
     assert cifar[24] == (Step("TranslateY", 0.7, 9), Step("AutoContrast", 0.9, 0))
@@ -60,7 +61,8 @@ def test_lists_hold_what_their_papers_say():
     ]
     assert [count["Equalize"] for count in counts] == [9, 6, 17]
     assert [count["Cutout"] + count["SolarizeAdd"] for count in counts] == [0, 0, 0]
-    # The papers' code: SVHN's list is the same; the other two know operations that the paper's lists lack.
+    # The papers' code: SVHN's list is the same; the other two know operations that the paper's
+    # lists lack.
     assert auto_augment("svhn", "upstream-compat").choices[0] == svhn[0]
     upstream = Counter(
         step.operation
@@ -87,8 +89,8 @@ def test_lists_are_torchvisions(name, reference):
     ("scale", "size"), [(CIFAR_SCALE, 32), (IMAGENET_SCALE, 224), (IMAGENET_SCALE, 331)]
 )
 def test_ends_of_the_scales_are_torchvisions(scale, size):
-    # Between the ends torchvision has ten steps from 0 to 9, the authors' code and this one level / 10; and it gives
-    # blends a sign where the paper's table has the range 0.1 to 1.9.
+    # Between the ends torchvision has ten steps from 0 to 9, the authors' code and this one level /
+    # 10; and it gives blends a sign where the paper's table has the range 0.1 to 1.9.
     transforms = pytest.importorskip("torchvision.transforms.autoaugment", exc_type=ImportError)
     space = transforms.AutoAugment()._augmentation_space(11, (size, size))
     for name in ("ShearX", "ShearY", "Rotate", "Posterize"):

@@ -47,7 +47,9 @@ def test_the_average_is_the_recursion():
 
 
 class Normed(nn.Module):
-    """Two normalisations with different momenta, of the pixels and of a product of them, and a constant."""
+    """Two normalisations with different momenta, of the pixels and of a product of them, and a
+    constant.
+    """
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool) -> jax.Array:

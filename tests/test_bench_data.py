@@ -16,7 +16,9 @@ from tests.conftest import Gnp, fails
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Five JPEG files, one of them grey, below a folder with a space and another alphabet in its name."""
+    """Five JPEG files, one of them grey, below a folder with a space and another alphabet in its
+    name.
+    """
     folder = tmp_path / "bild er é" / "deeper"
     folder.mkdir(parents=True)
     rng = np.random.default_rng(0)

@@ -35,7 +35,9 @@ def test_the_configured_gr_is_kept_and_made_constant():
 
 
 class FakeStep:
-    """A step of so many products of the state, which notes its calls, with the interface of a jitted one."""
+    """A step of so many products of the state, which notes its calls, with the interface of a
+    jitted one.
+    """
 
     def __init__(self, name, calls, products):
         self.name, self.calls, self._products = name, calls, products
@@ -66,7 +68,9 @@ def test_steps_that_differ_take_turns_in_whole_cycles_and_count_as_their_mean():
 
 
 def test_convolutions_count_as_the_compilers_own_whatever_they_are_computed_by():
-    """On a CPU the gradient of this one loops over pieces of the batch, and a loop's body counts once."""
+    """On a CPU the gradient of this one loops over pieces of the batch, and a loop's body counts
+    once.
+    """
     size, batch, channels = 20, 16, 64
     x, kernel = jnp.ones((batch, size, size, channels)), jnp.ones((3, 3, channels, channels))
 

@@ -1,4 +1,6 @@
-"""The same network in PyTorch: that it is the same, and that its GNP step is GNP; nothing asserted on its speed."""
+"""The same network in PyTorch: that it is the same, and that its GNP step is GNP; nothing asserted
+on its speed.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""The finite difference against the exact Hessian-vector gradient: closed forms, regimes, verdicts, real commands."""
+"""The finite difference against the exact Hessian-vector gradient: closed forms, regimes, verdicts,
+real commands.
+"""
 
 from __future__ import annotations
 
@@ -64,7 +66,8 @@ def test_on_a_quadratic_the_error_is_rounding_alone():
     gradient = hessian @ point
     product = hessian @ gradient / np.linalg.norm(gradient)
     np.testing.assert_allclose(exact.product, product, rtol=1e-5)
-    # Both gradients and the perturbed point are rounded once: a few units in the last place, divided by r.
+    # Both gradients and the perturbed point are rounded once: a few units in the last place,
+    # divided by r.
     rounding = EPSILON * (
         np.linalg.norm(gradient) + np.linalg.norm(hessian, 2) * np.linalg.norm(point)
     )
@@ -77,7 +80,9 @@ def test_on_a_quadratic_the_error_is_rounding_alone():
 
 @pytest.mark.parametrize("ascent", ["l2", "adaptive"])
 def test_on_a_cubic_the_error_is_the_closed_form(ascent):
-    """L = sum c w^3 / 6 has g = c w^2 / 2 and H = diag(c w); the difference is r H u + r^2 c u^2 / 2 and no more."""
+    """L = sum c w^3 / 6 has g = c w^2 / 2 and H = diag(c w); the difference is r H u + r^2 c u^2 /
+    2 and no more.
+    """
     rng = np.random.default_rng(1)
     c, w = rng.uniform(1, 2, 6), rng.uniform(1, 2, 6)
     weights = jnp.asarray(c, jnp.float32)
@@ -115,7 +120,9 @@ def test_on_a_smooth_network_the_error_is_of_first_order_in_r():
 
 
 def test_kinks_leave_an_error_that_falls_with_the_root_of_r_and_the_verdict_says_so():
-    """A parabola per coordinate and a kink behind it: k kinks crossed add a jump of 1 each, unknown to the Hessian."""
+    """A parabola per coordinate and a kink behind it: k kinks crossed add a jump of 1 each, unknown
+    to the Hessian.
+    """
     size, curvature, spread = 4096, 0.5, 1.0
     kinks = 1 + spread * (jnp.arange(size, dtype=jnp.float32) + 0.5) / size
     radii = [0.01, 0.1, 1.0]
@@ -165,14 +172,17 @@ VALLEY = [0.5, 0.05, 0.01, 0.08, 0.9]
 @pytest.mark.parametrize(
     ("batches", "r", "trustworthy", "parts"),
     [
-        ([VALLEY], 1e-2, [1e-3, 1e-1], ["from 0.001 to 0.1; the configured r = 0.01 is trustworthy (off by 1 %)"]),
+        ([VALLEY], 1e-2, [1e-3, 1e-1], [("from 0.001 to 0.1; the configured r = 0.01 is trustworthy "
+            "(off by 1 %)")]),
         ([VALLEY], 1.0, [1e-3, 1e-1], ["r = 1 is off by 90 % by curvature: take r <= 0.1"]),
         ([VALLEY], 1e-4, [1e-3, 1e-1], ["r = 0.0001 is off by 50 % by rounding: take r >= 0.001"]),
         ([VALLEY], None, [1e-3, 1e-1], ["for r from 0.001 to 0.1"]),
-        # The worst batch decides, and a radius beyond a gap is not in the range around the best one.
+        # The worst batch decides, and a radius beyond a gap is not in the range around the best
+        # one.
         ([VALLEY, [0.5, 0.2, 0.01, 0.01, 0.9]], 1e-2, [1e-2, 1e-1], ["from 0.01 to 0.1"]),
         ([[0.05, 0.2, 0.01, 0.01, math.nan]], 1e-4, [1e-2, 1e-1], ["is trustworthy"]),
-        ([[4.0, 0.4, 0.2, 2.0, math.inf]], 1e-3, None, ["nowhere within 10 %", "off by 40 %, by rounding"]),
+        ([[4.0, 0.4, 0.2, 2.0, math.inf]], 1e-3, None, ["nowhere within 10 %", ("off by 40 %, by "
+            "rounding")]),
         ([[4.0, 0.4, 0.2, 2.0, math.inf]], 1e-1, None, ["off by 2 times its length, by curvature"]),
         ([[4.0, 0.4, 0.2, 2.0, math.inf]], 1.0, None, ["off by infinity, too large a step"]),
         ([[32.0, 10.0, 3.2, 1.1, 1.0]], 1e-2, None, ["off by 3.2 times its length", "kinks"]),
@@ -190,7 +200,9 @@ def test_the_verdict_names_range_cause_and_remedy(batches, r, trustworthy, parts
 
 
 def tiny_model(config, spec):
-    """A network of one layer with a heavy dropout, so that a pass with draws of its own would be seen at once."""
+    """A network of one layer with a heavy dropout, so that a pass with draws of its own would be
+    seen at once.
+    """
 
     def init(key, image_shape):
         return {"w": jax.random.normal(key, (math.prod(image_shape), spec.num_classes)) / 8}, {}

@@ -1,4 +1,6 @@
-"""The real commands in subprocesses: what they print, how they fail, and that nothing is lost when they do."""
+"""The real commands in subprocesses: what they print, how they fail, and that nothing is lost when
+they do.
+"""
 
 from __future__ import annotations
 
@@ -63,8 +65,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert done.returncode == 0, done.stderr
     assert "finished after" in done.stdout
     assert (
-        "objective  L + 0.04 ||grad L||  (alpha 0.8, r 0.05, finite-difference), plain for the first 1 epochs"
-        in done.stderr
+        "objective  L + 0.04 ||grad L||  (alpha 0.8, r 0.05, finite-difference), plain for the "
+        "first 1 epochs" in done.stderr
     )
     assert "epoch 4/4  step 20  test error" in done.stderr
     return folder
@@ -114,7 +116,8 @@ def test_a_dry_run_says_what_would_happen_and_does_nothing(gnp: Gnp, tmp_path: P
     )
     assert done.returncode == 0, done.stderr
     for part in (
-        "# objective    L + 0.08 ||grad L||  (alpha 0.8, r 0.1, finite-difference), plain for the first 40 epochs",
+        "# objective    L + 0.08 ||grad L||  (alpha 0.8, r 0.1, finite-difference), plain for the "
+        "first 40 epochs",
         "# parameters   21,342,346 (vit-s, float32)",
         "# steps        58,500 (195 an epoch, 300 epochs), of them 7,800 plain: 1.87 times",
         "# checkpoints  here/checkpoints, every 5 epoch(s), keeping the last 3 and the best",
@@ -312,7 +315,8 @@ def test_bench_measures_both_steps(gnp: Gnp):
     ("arguments", "parts"),
     [
         (["train", "--preset", "vit-s-cifar01"], ["unknown preset 'vit-s-cifar01'", "'vit-s-cifar10'"]),
-        (["train", "--set", "optimizer.learning_rate=1"], ["--set: unknown key 'optimizer.learning_rate'"]),
+        (["train", "--set", "optimizer.learning_rate=1"], [("--set: unknown key "
+            "'optimizer.learning_rate'")]),
         (["train", "--set", "model.name=vit-nanno"], ["vit-nanno", "'vit-nano'"]),
         (["train", "--dataset", "digit"], ["--dataset: ", "'digit'", "'digits'"]),
         (["train", "--set", "optimizer.name=adam"], ["unknown optimizer 'adam'", "'adamw'"]),
@@ -322,7 +326,8 @@ def test_bench_measures_both_steps(gnp: Gnp):
         (["train", "--seed", "-1"], ["--seed: train.seed: -1 is out of range"]),
         (["train", "--epochs", "0"], ["--epochs: train.epochs: 0 is out of range"]),
         (["train", "--set", "data.batch_size=2000"], ["data.batch_size 2000 is more than the 1437"]),
-        (["train", "--set", "data.batch_size=255"], ["data.batch_size = 255 is not divisible by the 2 devices", "254"]),
+        (["train", "--set", "data.batch_size=255"], [("data.batch_size = 255 is not divisible by "
+            "the 2 devices"), "254"]),
         (["train", "--set", "mesh.devices=3"], ["mesh.devices = 3, but this machine has 2"]),
         (["train", "--set", "model.patch_size=3"], ["3", "8"]),
         (["train", "--preset", "vit-ti-cifar10", "--data-dir", "nowhere"], ["nowhere"]),
@@ -465,7 +470,9 @@ def test_a_run_folder_that_cannot_be_written_is_named(gnp: Gnp, tmp_path: Path):
 
 @pytest.fixture
 def read_only_run(run: Path, tmp_path: Path):
-    """A copy of a run, stopped early, on a file system mounted read-only: permission bits would not bind root."""
+    """A copy of a run, stopped early, on a file system mounted read-only: permission bits would not
+    bind root.
+    """
     shutil.copytree(run, tmp_path / "source")
     shutil.rmtree(tmp_path / "source" / "checkpoints" / "20")
     (tmp_path / "source" / "summary.json").unlink()

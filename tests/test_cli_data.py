@@ -143,7 +143,8 @@ def test_list_reads_no_image_folder_and_imports_nothing_heavy(data: Path, tmp_pa
         "os.scandir = lambda path='.': (seen.append(str(path)), scan(path))[1]\n"
         "sys.argv = ['gnp', 'data', 'list', '--data-dir', 'd']\n"
         "try:\n    main()\nexcept SystemExit:\n    pass\n"
-        "print([m for m in ('jax', 'tensorflow_datasets', 'array_record', 'scipy', 'requests') if m in sys.modules])\n"
+        "print([m for m in ('jax', 'tensorflow_datasets', 'array_record', 'scipy', 'requests') if "
+        "m in sys.modules])\n"
         "print([path for path in seen if 'n01440764' in path])"
     )
     done = subprocess.run(

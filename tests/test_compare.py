@@ -16,7 +16,9 @@ from tests.conftest import Gnp, fails
 
 
 def make_run(folder: Path, *assignments: str, errors: tuple[float, ...] = (0.5, 0.1, 0.2)) -> Path:
-    """Write the run folder of 44 steps an epoch, one epoch for each error; a session ended after the first."""
+    """Write the run folder of 44 steps an epoch, one epoch for each error; a session ended after
+    the first.
+    """
     create_run(folder, resolve(None, [f"train.epochs={max(len(errors), 4)}", *assignments]))
     lines: list[dict[str, Any]] = []
     for epoch, error in enumerate(errors, start=1):

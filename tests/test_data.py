@@ -59,7 +59,8 @@ def test_registered_names_are_described_without_data(name: str) -> None:
     [
         (
             "cifar01",
-            r"unknown data set 'cifar01' - did you mean 'cifar10'\?.*digits, cifar10, .*folder:DIR, tfds:NAME",
+            r"unknown data set 'cifar01' - did you mean 'cifar10'\?.*digits, cifar10, "
+            r".*folder:DIR, tfds:NAME",
         ),
         ("cifar-100", "did you mean 'cifar100'"),
         ("svhn", "did you mean 'svhn_cropped'"),
@@ -297,11 +298,13 @@ def test_real_cifar10(real_cifar: Path) -> None:
     assert np.bincount(data.train.labels).tolist() == [100] * 10
     assert data.test is not None
     assert np.bincount(data.test.labels).tolist() == [20] * 10
-    # 1,000 images: the mean of a channel has a deviation of about 0.005 (images vary by 0.15 as a whole).
+    # 1,000 images: the mean of a channel has a deviation of about 0.005 (images vary by 0.15 as a
+    # whole).
     mean, std = channel_statistics(data.train.images)
     np.testing.assert_allclose(mean, (0.4913, 0.4821, 0.4465), atol=0.025)
     np.testing.assert_allclose(std, (0.2452, 0.2428, 0.2606), atol=0.015)
-    # Ships and airplanes stand before blue, frogs and deer do not: the labels are the official ones.
+    # Ships and airplanes stand before blue, frogs and deer do not: the labels are the official
+    # ones.
     blue = np.array(
         [data.train.images[data.train.labels == label][..., 2].mean() for label in range(10)]
     )

@@ -1,4 +1,6 @@
-"""One file to one square: crops against their published definitions, scaled decoding, and every kind of image file."""
+"""One file to one square: crops against their published definitions, scaled decoding, and every
+kind of image file.
+"""
 
 from __future__ import annotations
 
@@ -100,7 +102,8 @@ def test_random_boxes_have_the_shares_and_aspects_of_the_published_crop() -> Non
     assert share.min() > 0.078  # whole pixels
     assert aspect.min() > 0.74
     assert aspect.max() < 1.35
-    # Boxes that do not fit are drawn again, so that large ones are rarer than uniform; small ones all fit.
+    # Boxes that do not fit are drawn again, so that large ones are rarer than uniform; small ones
+    # all fit.
     small = share < 0.5
     assert np.histogram(share[small], bins=6, range=(0.08, 0.5))[0] == pytest.approx(
         small.sum() / 6, rel=0.2
@@ -130,7 +133,8 @@ def test_random_boxes_have_the_shares_and_aspects_of_the_published_crop() -> Non
 def test_images_that_no_box_fits_give_their_centre(
     shape: tuple[int, int], box: tuple[int, ...]
 ) -> None:
-    # Nearly the whole area at an aspect of at most 4/3 never fits; at most 4/3 of the short side is left.
+    # Nearly the whole area at an aspect of at most 4/3 never fits; at most 4/3 of the short side is
+    # left.
     assert random_box(draw(), *shape, 0.9) == box
 
 
@@ -173,7 +177,9 @@ def test_decoding_is_scaled_as_far_as_the_box_keeps_enough_pixels(
 def test_scaled_decoding_of_real_photographs_stays_near_the_full_one(
     samples: list[Path], scales: list[int], detail: int, typical: float, worst: float
 ) -> None:
-    """Mean absolute difference over an image, in levels of 256; at 64 pixels nearly every crop is scaled."""
+    """Mean absolute difference over an image, in levels of 256; at 64 pixels nearly every crop is
+    scaled.
+    """
     differences = []
     for seed, path in enumerate(samples):
         with Image.open(path) as image:

@@ -158,7 +158,8 @@ def test_epoch_visits_each_example_at_most_once_with_its_own_label(augment: str)
     if augment == "none":
         np.testing.assert_allclose(images, expected(split.images[labels]), rtol=1e-5, atol=1e-6)
     else:
-        # The centre of a crop by 1 pixel, flipped or not, lies within two pixels of the image's centre.
+        # The centre of a crop by 1 pixel, flipped or not, lies within two pixels of the image's
+        # centre.
         for image, label in zip(images, labels, strict=True):
             near = expected(split.images[label])[2:6, 2:6].reshape(-1, 3)
             assert np.isclose(near, image[3, 3], atol=1e-5).all(axis=1).any()

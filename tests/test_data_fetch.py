@@ -1,4 +1,6 @@
-"""Downloads from a real server on 127.0.0.1 that breaks off, lies, or cannot resume; and what is on disk afterwards."""
+"""Downloads from a real server on 127.0.0.1 that breaks off, lies, or cannot resume; and what is on
+disk afterwards.
+"""
 
 from __future__ import annotations
 
@@ -170,7 +172,8 @@ def test_a_mirror_and_its_own_sums(server: Server, folder: Path, tmp_path: Path)
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [(None, "sums cannot be read: No such file"), ("abc  a.bin\n", r"sums:1 is not a line of sha256sum"),
+    [(None, "sums cannot be read: No such file"), ("abc  a.bin\n", (r"sums:1 is not a line of "
+        r"sha256sum")),
      (f"{OTHER}  a.bin\n\n{OTHER}\n", r"sums:3 is not a line"), (b"\xff\n", "sums cannot be read")],
 )  # fmt: skip
 def test_sums_that_cannot_be_read(tmp_path: Path, text: str | bytes | None, message: str) -> None:

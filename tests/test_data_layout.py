@@ -1,4 +1,6 @@
-"""Image folders by their names: ImageNet's and Tiny-ImageNet's layouts, files of classes, and what is refused."""
+"""Image folders by their names: ImageNet's and Tiny-ImageNet's layouts, files of classes, and what
+is refused.
+"""
 
 from __future__ import annotations
 
@@ -244,13 +246,17 @@ def loop(path: Path) -> None:
          "train holds one class, 'n01'"),
         (lambda r: empty(r / "train/n02"), "train/n02 holds no images"),
         (lambda r: empty(r / "val/n02"), "val/n02 holds no images"),
-        (lambda r: [(empty(path), path.rmdir()) for path in (r / "val").iterdir()], "val has no class folders"),
+        (lambda r: [(empty(path), path.rmdir()) for path in (r / "val").iterdir()], ("val has no "
+            "class folders")),
         (lambda r: touch(r / "val/n03/0.JPEG"), "val/n03: the class 'n03' has no folder in train"),
-        (lambda r: touch(r / "val/images/0.JPEG"), "val/images: the class 'images' has no folder in train"),
-        (lambda r: loop(r / "train/n03"), r"train/n03 (is a broken link|cannot be read: Too many levels)"),
+        (lambda r: touch(r / "val/images/0.JPEG"), ("val/images: the class 'images' has no folder "
+            "in train")),
+        (lambda r: loop(r / "train/n03"), (r"train/n03 (is a broken link|cannot be read: Too many "
+            r"levels)")),
         (lambda r: (r / "train/n03").symlink_to(".."), "train/n03 holds no images"),
         (lambda r: (r / "train/n03").symlink_to("gone"), None),
-        (lambda r: loop(r / "train/n02/x.png"), r"train/n02/x\.png (is a broken link|cannot be read: Too many levels)"),
+        (lambda r: loop(r / "train/n02/x.png"), (r"train/n02/x\.png (is a broken link|cannot be "
+            r"read: Too many levels)")),
         (lambda r: (r / "val/n02/x.png").symlink_to("gone.png"), r"val/n02/x\.png is a broken link"),
     ],
 )  # fmt: skip
@@ -285,7 +291,8 @@ except DataError as error:
 
 @pytest.mark.parametrize("closed", ["train", "train/n02", "val/LABEL", "val"])
 def test_names_that_may_not_be_read(closed: str) -> None:
-    # Root reads everything: the scan drops to a user who does not, in a folder that such a user can reach.
+    # Root reads everything: the scan drops to a user who does not, in a folder that such a user can
+    # reach.
     with tempfile.TemporaryDirectory() as place:
         os.chmod(place, 0o755)
         root = Path(place) / "data"
@@ -324,7 +331,9 @@ def photograph(path: Path, size: tuple[int, int], seed: int = 0) -> None:
 
 @pytest.fixture
 def photographs(tmp_path: Path) -> Path:
-    """Return a folder of two classes of images, 97 by 120 pixels, 4 to train on and 1 to test on each."""
+    """Return a folder of two classes of images, 97 by 120 pixels, 4 to train on and 1 to test on
+    each.
+    """
     folder = tmp_path / "photographs"
     for wnid in ("n01", "n02"):
         for split, count in (("train", 4), ("val", 1)):

@@ -1,4 +1,6 @@
-"""Published data sets from small archives in their official layouts, served on 127.0.0.1, by the real command."""
+"""Published data sets from small archives in their official layouts, served on 127.0.0.1, by the
+real command.
+"""
 
 from __future__ import annotations
 
@@ -190,8 +192,8 @@ def test_archives_become_what_tfds_itself_would_prepare(
     assert done.returncode == 0, done.stderr
     folder = version(tmp_path / "my data", name)
     assert (
-        f"{name} is prepared: 150 train, 50 test images in my data/{name}/{folder.name} (array_record"
-        in done.stdout
+        f"{name} is prepared: 150 train, 50 test images in my data/{name}/{folder.name} "
+        "(array_record" in done.stdout
     )
     assert "--data-dir 'my data'" in done.stdout
     lines = done.stderr.splitlines()
@@ -432,9 +434,11 @@ def test_offline_the_command_says_what_to_put_where_and_leaves_nothing(
     archive = published("cifar10").archives["train"][0]
     fails(
         done,
-        "cifar10 is not here, and cifar-10-binary.tar.gz cannot be fetched from http://127.0.0.1:9/cifar-10-binary.",
+        "cifar10 is not here, and cifar-10-binary.tar.gz cannot be fetched from "
+        "http://127.0.0.1:9/cifar-10-binary.",
         ": Connection refused. ",
-        f"put into {tmp_path}/d/downloads/manual by hand: http://127.0.0.1:9/cifar-10-binary.tar.gz (170 MB, SHA-256 "
+        f"put into {tmp_path}/d/downloads/manual by hand: "
+        "http://127.0.0.1:9/cifar-10-binary.tar.gz (170 MB, SHA-256 "
         f"{archive.sha256})",
     )
     assert list(tmp_path.iterdir()) == []
@@ -468,7 +472,8 @@ def test_a_read_only_folder_is_named(gnp: Gnp, site: Callable[..., Site], tmp_pa
     try:
         fails(
             gnp("data", "prepare", "cifar10", "--data-dir", "d", env=here.env),
-            f"{tmp_path}/d/cifar10 cannot be written: Read-only file system; choose another folder with --data-dir",
+            f"{tmp_path}/d/cifar10 cannot be written: Read-only file system; choose another folder "
+            "with --data-dir",
         )
     finally:
         subprocess.run(["umount", tmp_path / "d"], check=True)

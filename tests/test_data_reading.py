@@ -1,4 +1,6 @@
-"""The processes that decode: the same pieces as threads, no accelerator, and an end whatever happens."""
+"""The processes that decode: the same pieces as threads, no accelerator, and an end whatever
+happens.
+"""
 
 from __future__ import annotations
 

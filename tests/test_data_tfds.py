@@ -1,4 +1,6 @@
-"""Prepared TFDS folders: small real ones are written with TFDS's own writer and read back through `load_dataset`."""
+"""Prepared TFDS folders: small real ones are written with TFDS's own writer and read back through
+`load_dataset`.
+"""
 
 from __future__ import annotations
 
@@ -72,7 +74,9 @@ def change(data_dir: Path, edit: Callable[[dict[str, Any]], object]) -> None:
 
 
 def to_tfrecord(data_dir: Path) -> None:
-    """Rewrite the records as TFDS with TensorFlow does by default; checksums, which are not read, are 0."""
+    """Rewrite the records as TFDS with TensorFlow does by default; checksums, which are not read,
+    are 0.
+    """
     from array_record.python.array_record_data_source import ArrayRecordDataSource
 
     for split in COUNTS:
@@ -232,7 +236,8 @@ def test_image_folder_goes_first_and_needs_no_tfds(data_dir: Path) -> None:
             path.parent.mkdir(parents=True)
             Image.new("RGB", (32, 32)).save(path)
     code = (
-        "import sys; from gnpcli.config.schema import DataConfig; from gnpcli.data.registry import load_dataset\n"
+        "import sys; from gnpcli.config.schema import DataConfig; from gnpcli.data.registry import "
+        "load_dataset\n"
         f"print(len(load_dataset(DataConfig(name='cifar10', dir={str(data_dir)!r})).train))\n"
         "print([m for m in ('tensorflow_datasets', 'array_record', 'jax') if m in sys.modules])"
     )
@@ -244,7 +249,8 @@ def test_image_folder_goes_first_and_needs_no_tfds(data_dir: Path) -> None:
 
 def test_reading_says_nothing_on_stderr(data_dir: Path) -> None:
     code = (
-        "from gnpcli.config.schema import DataConfig; from gnpcli.data.registry import load_dataset\n"
+        "from gnpcli.config.schema import DataConfig; from gnpcli.data.registry import "
+        "load_dataset\n"
         f"print(len(load_dataset(DataConfig(name='cifar10', dir={str(data_dir)!r})).train))"
     )
     done = subprocess.run(
@@ -280,7 +286,8 @@ def empty(data_dir: Path) -> None:
 FOUND_WITHOUT_RECORDS: list[tuple[Callable[[Path], object], str]] = [
     (
         lambda d: (newest(d) / "dataset_info.json").unlink(),
-        r"cifar10/3\.0\.2 looks like a TFDS folder but was not prepared to the end: it has no dataset_info\.json",
+        r"cifar10/3\.0\.2 looks like a TFDS folder but was not prepared to the end: it has no "
+        r"dataset_info\.json",
     ),
     (empty, r"cifar10/3\.0\.2 looks like a TFDS folder but was not prepared"),
     (lambda d: only(d, "train"), r"cifar10/3\.0\.2 has no test split \(its splits: train\)"),

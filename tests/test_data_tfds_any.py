@@ -136,7 +136,8 @@ def test_absent_names_say_what_is_there(tmp_path: Path) -> None:
     for name, message in (
         (
             "crow",
-            r"in .*/crow - did you mean 'crows'\? \(there: birds/big, crows\): give its data_dir with --data-dir",
+            r"in .*/crow - did you mean 'crows'\? \(there: birds/big, crows\): give its data_dir "
+            r"with --data-dir",
         ),
         ("birds", "tfds:birds has to be one of tfds:birds/big"),
     ):

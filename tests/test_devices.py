@@ -1,4 +1,5 @@
-"""Several devices: results do not depend on how many share a batch, and a checkpoint moves between counts.
+"""Several devices: results do not depend on how many share a batch, and a checkpoint moves between
+counts.
 
 Each case runs in a subprocess with eight forced host devices.
 """
@@ -55,10 +56,12 @@ def python(code: str) -> Any:
     ],
 )
 def test_steps_do_not_depend_on_the_number_of_devices(model, assignments):
-    """GNP steps on 1, 2 and 8 devices: BatchNorm over the global batch and one perturbation for all of it.
+    """GNP steps on 1, 2 and 8 devices: BatchNorm over the global batch and one perturbation for all
+    of it.
 
-    With SGD: the first steps of an adaptive optimizer divide a gradient that is zero up to rounding by itself. And with
-    a smooth function in the place of ReLU, whose derivative of 0 or 1 a rounding error decides near zero.
+    With SGD: the first steps of an adaptive optimizer divide a gradient that is zero up to rounding
+    by itself. And with a smooth function in the place of ReLU, whose derivative of 0 or 1 a
+    rounding error decides near zero.
     """
     result = python(
         f"""
@@ -124,8 +127,9 @@ def test_steps_do_not_depend_on_the_number_of_devices(model, assignments):
 def test_groups_and_pieces_do_not_depend_on_the_number_of_devices(cases, counts):
     """Value, model state, gradient and metrics of a network with BatchNorm and dropout.
 
-    Groups fewer and more than the devices, a divisor of them and not; clusters of one device and of several. With one
-    BatchNorm for all groups and r = 0 the result is the plain gradient of the whole batch.
+    Groups fewer and more than the devices, a divisor of them and not; clusters of one device and of
+    several. With one BatchNorm for all groups and r = 0 the result is the plain gradient of the
+    whole batch.
     """
     result = python(
         f"        cases, counts = {cases!r}, {counts!r}\n"

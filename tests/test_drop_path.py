@@ -67,7 +67,9 @@ def test_nothing_is_drawn_where_nothing_is_dropped():
 
 @pytest.mark.parametrize("family", BLOCKS)
 def test_expectation_of_a_block(family):
-    """Of one image many times over, each is kept or dropped as a whole, as the key has it, whatever the parameters."""
+    """Of one image many times over, each is kept or dropped as a whole, as the key has it, whatever
+    the parameters.
+    """
     make, shape = BLOCKS[family]
     rate, batch = 0.3, 2000
     block = make(rate)
@@ -80,7 +82,8 @@ def test_expectation_of_a_block(family):
     )
 
     def kept_images(branch, seed):
-        # One branch alone: of two, the second sees what the first dropped, and the expectation is no longer exact.
+        # One branch alone: of two, the second sees what the first dropped, and the expectation is
+        # no longer exact.
         params = randomised(shapes, seed)
         silent = (
             params["params"]["mlp"]["down"]

@@ -1,4 +1,6 @@
-"""Whole runs, in this process: the run folder, exact resuming, when a run evaluates and saves, divergence."""
+"""Whole runs, in this process: the run folder, exact resuming, when a run evaluates and saves,
+divergence.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,8 @@ SMALL = [
     "data.batch_size=256", "train.epochs=4", "schedule.warmup_epochs=1", "train.log_every_steps=1", "mesh.devices=1",
     "model.name=tests.small:small", "checkpoint.every_epochs=1",
 ]  # fmt: skip
-"""5 steps an epoch, 20 in all, of them 5 plain; dropout and augmentation draw from the run's keys."""
+"""5 steps an epoch, 20 in all, of them 5 plain; dropout and augmentation draw from the run's keys.
+"""
 
 
 @pytest.fixture(autouse=True)
@@ -568,7 +571,9 @@ def test_default_run_folders_say_what_they_are_and_never_collide(tmp_path, monke
 
 
 def test_a_signal_while_evaluating_is_no_lost_work(whole, tmp_path, monkeypatch):
-    """It comes after the boundary has decided what to do; the steps since the last save must be saved all the same."""
+    """It comes after the boundary has decided what to do; the steps since the last save must be
+    saved all the same.
+    """
     run_dir = tmp_path / "run"
     called = engine.Evaluator.__call__
 

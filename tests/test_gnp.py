@@ -44,7 +44,9 @@ def as_vector(tree):
 
 
 def network(params, images, labels):
-    """A smooth loss: a small network with tanh and cross-entropy; aux is the mean of the hidden layer."""
+    """A smooth loss: a small network with tanh and cross-entropy; aux is the mean of the hidden
+    layer.
+    """
     hidden = jnp.tanh(images @ params["w1"] + params["b1"][None, :])
     logits = hidden @ params["w2"]
     loss = jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, labels))
@@ -140,7 +142,8 @@ def test_alpha_one_equals_optax_sam_in_opaque_mode(problem, nesterov):
         return network(p, images, labels)[0]
 
     outer = optax.sgd(0.1, momentum=0.9, nesterov=nesterov)
-    # Opaque SAM calls grad_fn(params, step); its adversarial step is normalised gradient ascent of length rho.
+    # Opaque SAM calls grad_fn(params, step); its adversarial step is normalised gradient ascent of
+    # length rho.
     sam = contrib.sam(
         outer,
         optax.chain(contrib.normalize(), optax.sgd(R)),
@@ -394,7 +397,9 @@ def test_a_shaped_ball_on_a_quadratic_equals_the_closed_form(gradient, scales, t
 
 
 def test_no_step_in_the_ball_climbs_faster_than_the_direction():
-    """The maximiser of <g, e> over ||T^-1 e|| <= 1, checked against random steps on the border of the ball."""
+    """The maximiser of <g, e> over ||T^-1 e|| <= 1, checked against random steps on the border of
+    the ball.
+    """
     rng = np.random.default_rng(0)
     _, hessian, point = quadratic()
     t, g = adaptive_t(point), hessian @ point
@@ -494,7 +499,9 @@ def test_docstring_examples(module):
 @pytest.mark.parametrize("recompute", [False, True])
 @pytest.mark.parametrize("gradient", GRADIENTS)
 def test_a_clean_pass_of_its_own_gives_the_direction_and_its_share(gradient, recompute):
-    """A value may have two gradients, as in networks that shake: here ``C w`` and ``P w``, of no function."""
+    """A value may have two gradients, as in networks that shake: here ``C w`` and ``P w``, of no
+    function.
+    """
     loss, _, point = quadratic()
     rng = np.random.default_rng(3)
     clean_matrix, matrix = rng.normal(size=(2, 6, 6))

@@ -10,7 +10,9 @@ from gnpcli.gnp import orthogonal_component, penalize, reuse, with_gradient
 
 
 def test_a_round_of_looksam_on_a_quadratic():
-    """arXiv 2203.02714 algorithm 1, by NumPy in float64: a penalised step, then two that reuse its component."""
+    """arXiv 2203.02714 algorithm 1, by NumPy in float64: a penalised step, then two that reuse its
+    component.
+    """
     rng = np.random.default_rng(0)
     root = rng.normal(size=(6, 6))
     hessian, point, r, weight, lr = (

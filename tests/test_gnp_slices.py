@@ -19,7 +19,9 @@ SLICES, ROWS = 4, 6
 
 
 def network(params, images, labels, key):
-    """A smooth loss with dropout drawn from `key`; aux is what depends on the slice: its mean image and its mask."""
+    """A smooth loss with dropout drawn from `key`; aux is what depends on the slice: its mean image
+    and its mask.
+    """
     keep = jax.random.bernoulli(key, 0.5, (8,)).astype(images.dtype)
     hidden = jnp.tanh(images @ params["w1"]) * keep[None, :]
     loss = jnp.mean(optax.softmax_cross_entropy_with_integer_labels(hidden @ params["w2"], labels))

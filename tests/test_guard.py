@@ -53,9 +53,11 @@ fails_backwards.defvjp(lambda x, is_on: (x, is_on), _backwards)
 
 
 def faulty_model(fault: str, at: tuple[int, ...]) -> Model:
-    """A small model that breaks in the steps `at`: in the loss, in one gradient of one pass, or in its own state.
+    """A small model that breaks in the steps `at`: in the loss, in one gradient of one pass, or in
+    its own state.
 
-    ``probe`` tells the passes apart in the first step: it starts at 0, and only the perturbation has moved it.
+    ``probe`` tells the passes apart in the first step: it starts at 0, and only the perturbation
+    has moved it.
     """
     good = small_model()
 
@@ -200,7 +202,8 @@ def test_a_faulty_step_is_named_and_halts_the_state_with_all_that_follow(fault, 
 )
 def test_skipping_equals_a_run_that_leaves_that_update_out(optimizer, fault):
     settings = {"optimizer": optimizer, "on_nonfinite": "skip", "ema_decay": 0.5, "clip_norm": 1.0}
-    # The good run is the same program up to the numbers of the steps: another one may round otherwise.
+    # The good run is the same program up to the numbers of the steps: another one may round
+    # otherwise.
     run, good = (Run(faulty_model(fault, at=at), **settings) for at in ((3, 6), (93, 96)))
     told = run.go(9)
     for step in range(9):
@@ -278,7 +281,9 @@ def test_a_gradient_of_exactly_zero_is_no_fault(is_plain, clip_norm, optimizer):
 
 
 def test_what_overflows_float16_trains_in_bfloat16():
-    """Logits, loss and gradient beyond 65504, float16's largest number: bfloat16 has float32's range."""
+    """Logits, loss and gradient beyond 65504, float16's largest number: bfloat16 has float32's
+    range.
+    """
     good = small_model()
 
     def large(
@@ -317,7 +322,7 @@ def test_a_gradient_whose_square_overflows_is_a_fault_and_explained():
     told = guard.describe(
         guard.fault(metrics), metrics, jax.device_get(run.diagnosis(run.state, source()))
     )
-    assert (
-        told
-        == "the gradient norm of the clean pass is inf: its elements are finite, but not their squares in float32"
+    assert told == (
+        "the gradient norm of the clean pass is inf: its elements are finite, but not their "
+        "squares in float32"
     )

@@ -1,4 +1,6 @@
-"""How flat a minimum is: each figure against a computation of its own, on models small enough for a dense Hessian."""
+"""How flat a minimum is: each figure against a computation of its own, on models small enough for a
+dense Hessian.
+"""
 
 from __future__ import annotations
 

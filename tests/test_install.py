@@ -1,4 +1,6 @@
-"""What is installed: the wheel in a clean environment, with its presets and data, away from the checkout."""
+"""What is installed: the wheel in a clean environment, with its presets and data, away from the
+checkout.
+"""
 
 from __future__ import annotations
 
@@ -52,7 +54,9 @@ def test_the_wheel_holds_the_package_its_presets_and_nothing_else(wheel: Path):
 
 @pytest.mark.slow
 def test_the_wheel_works_in_a_clean_environment(wheel: Path, tmp_path: Path):
-    """The dependencies are this environment's, by path; the project itself comes from the wheel alone."""
+    """The dependencies are this environment's, by path; the project itself comes from the wheel
+    alone.
+    """
     venv.create(tmp_path / "venv", with_pip=False)
     site = next((tmp_path / "venv").rglob("site-packages"))
     subprocess.run(
@@ -70,7 +74,8 @@ def test_the_wheel_works_in_a_clean_environment(wheel: Path, tmp_path: Path):
         check=True,
     )
     dependencies = next(path for path in sys.path if path.endswith("site-packages"))
-    # A plain path line adds the packages there but, unlike being there, does not run its editable installs.
+    # A plain path line adds the packages there but, unlike being there, does not run its editable
+    # installs.
     (site / "dependencies.pth").write_text(dependencies + "\n")
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
 

@@ -1,4 +1,6 @@
-"""The contract of `Model`, ViT and WideResNet: both families against NumPy forward passes written from the papers."""
+"""The contract of `Model`, ViT and WideResNet: both families against NumPy forward passes written
+from the papers.
+"""
 
 import dataclasses
 import math
@@ -51,7 +53,9 @@ def shapes_of(model, image_shape):
 
 
 def drawn(model, image_shape, *names):
-    """Initialise, and return the parameters or statistics of those names alone: the others are not even compiled."""
+    """Initialise, and return the parameters or statistics of those names alone: the others are not
+    even compiled.
+    """
 
     @jax.jit
     def draw():
@@ -72,7 +76,9 @@ def compiled(model):
 
 
 def randomised(tree, seed=0):
-    """Replace every array, so that no zero of the initialisation hides a mistake; variances stay positive."""
+    """Replace every array, so that no zero of the initialisation hides a mistake; variances stay
+    positive.
+    """
     rng = np.random.default_rng(seed)
     leaves, structure = jax.tree.flatten(tree)
     drawn = [(0.5 + 0.3 * rng.uniform(-1, 1, leaf.shape)).astype(np.float32) for leaf in leaves]
@@ -109,7 +115,8 @@ def test_wide_resnet_depth_is_checked(monkeypatch):
         build("odd")
 
 
-# ------------------------------------------------------------------------------------------------------- train, eval
+# -------------------------------------------------------------------------------------------------------
+# train, eval
 
 
 @pytest.mark.parametrize(
@@ -189,7 +196,8 @@ def test_bfloat16_is_close_and_keeps_parameters_and_logits_float32(small, name):
     assert {leaf.dtype for leaf in leaves} == {jnp.dtype(jnp.float32)}
 
 
-# ------------------------------------------------------------------------------------------------------ initialisers
+# ------------------------------------------------------------------------------------------------------
+# initialisers
 
 
 def test_vit_initialisation():
@@ -245,7 +253,8 @@ def test_wide_resnet_initialisation():
     assert (var == 1).all()
 
 
-# ------------------------------------------------------------------------------------- against NumPy, float64, loops
+# ------------------------------------------------------------------------------------- against
+# NumPy, float64, loops
 
 
 def np_layer_norm(x, p):
@@ -303,7 +312,9 @@ def test_vit_equals_numpy(small, shape, patch, train):
 
 
 def np_conv(x, kernel, stride, before):
-    """Convolution by its definition; `before` rows and columns of zeros in front, as many behind as are needed."""
+    """Convolution by its definition; `before` rows and columns of zeros in front, as many behind as
+    are needed.
+    """
     size = kernel.shape[0]
     rows = -(-x.shape[1] // stride)
     padded = np.pad(x, ((0, 0), (before, size), (before, size), (0, 0)))
@@ -383,7 +394,9 @@ def test_wide_resnet_takes_any_image(shape, variant):
 
 
 def test_models_have_forward_over_reverse_derivatives(small):
-    """`gr.gradient: exact` differentiates the gradient forward: no layer may define a reverse rule alone."""
+    """`gr.gradient: exact` differentiates the gradient forward: no layer may define a reverse rule
+    alone.
+    """
     shape = (8, 8, 1)
     for name in SMALL:
         model = small(name, shape, dropout=0.1)

@@ -34,7 +34,8 @@ def build(architecture=TINY, image_size=8, num_classes=10, channels=3, dtype="fl
     return cait.build(architecture, config, **sizes)
 
 
-# ------------------------------------------------------------------------------------- against NumPy, float64, loops
+# ------------------------------------------------------------------------------------- against
+# NumPy, float64, loops
 
 
 def np_layer_norm(x, p):
@@ -122,10 +123,12 @@ def test_cait_equals_numpy(shape, patch, variant):
     np.testing.assert_allclose(logits, wanted, rtol=1e-4, atol=1e-4)
 
 
-# ---------------------------------------------------------------------------------------------------- initialisation
+# ----------------------------------------------------------------------------------------------------
+# initialisation
 
 
-# By models.csv; at depth 12, which the paper does not have, by its rule, and XXS36 too, against the authors' code.
+# By models.csv; at depth 12, which the paper does not have, by its rule, and XXS36 too, against the
+# authors' code.
 @pytest.mark.parametrize(
     ("width", "depth", "paper", "upstream"),
     [
@@ -184,7 +187,8 @@ def test_initialisation(variant):
         assert abs(array.std() - (0.02 if variant == "paper" else 0)) < 0.004
 
 
-# ------------------------------------------------------------------------------------------------- train and eval
+# -------------------------------------------------------------------------------------------------
+# train and eval
 
 
 def test_at_rate_0_no_random_number_is_drawn():

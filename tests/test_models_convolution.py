@@ -130,7 +130,9 @@ def test_a_batch_that_devices_share_is_one_piece(monkeypatch):
 
 
 def test_pieces_are_added_up_in_float32(monkeypatch):
-    """257 is no bfloat16 number: a sum of 512 ones that stops at each piece to be rounded would stick at 256."""
+    """257 is no bfloat16 number: a sum of 512 ones that stops at each piece to be rounded would
+    stick at 256.
+    """
     monkeypatch.setattr(convolution, "PIECE", 1)
     x, kernel = jnp.ones((512, 8, 8, 1), jnp.bfloat16), jnp.ones((3, 3, 1, 1), jnp.bfloat16)
     chosen = jnp.zeros((512, 8, 8, 1), jnp.bfloat16).at[:, 4, 4].set(1)
@@ -142,7 +144,9 @@ def test_pieces_are_added_up_in_float32(monkeypatch):
 
 @pytest.mark.parametrize("name", ["vgg16-bn", "resnet18", "wrn-16-4", "shake-shake-26-2x96d"])
 def test_every_convolution_of_a_step_has_the_layout_that_a_cpu_is_fast_in(name):
-    """In a loop XLA's CPU backend rewrites none, and any other layout then takes twenty times as long."""
+    """In a loop XLA's CPU backend rewrites none, and any other layout then takes twenty times as
+    long.
+    """
     model = build_model(ModelConfig(name=name), num_classes=10, image_size=32, channels=3)
     images = jax.ShapeDtypeStruct((2, 32, 32, 3), jnp.float32)
     params, state = jax.eval_shape(lambda: model.init(jax.random.key(0), (32, 32, 3)))

@@ -20,7 +20,8 @@ def small(bottleneck=True, stem="cifar", variant="paper", stages=(1, 2), dtype="
     return from_linen(ResNet(stages, bottleneck, 4, 10, stem, variant, DTYPES[dtype]))
 
 
-# ------------------------------------------------------------------------------------------------------ initialisers
+# ------------------------------------------------------------------------------------------------------
+# initialisers
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -58,7 +59,8 @@ def test_initialisation(variant, fan):
     assert not head["bias"].any()
 
 
-# ------------------------------------------------------------------------------------- against NumPy, float64, loops
+# ------------------------------------------------------------------------------------- against
+# NumPy, float64, loops
 
 
 def np_same(size, stride, length):
@@ -139,7 +141,8 @@ def test_resnet_equals_numpy(variant, bottleneck, stem, shape, train):
     )
 
 
-# ------------------------------------------------------------------------------------------------------- train, eval
+# -------------------------------------------------------------------------------------------------------
+# train, eval
 
 
 @pytest.mark.parametrize("stem", ["cifar", "imagenet"])
@@ -192,7 +195,8 @@ def test_draws_nothing():
     assert "random" not in text
 
 
-# ------------------------------------------------------------------------------------------------------------ import
+# ------------------------------------------------------------------------------------------------------------
+# import
 
 
 def torch_names(depth):

@@ -1,5 +1,5 @@
-"""PyramidNet, ShakeDrop and Shake-Shake: both networks against NumPy written from the papers, and the shaking:
-expectation, draws and gradients."""
+"""PyramidNet, ShakeDrop and Shake-Shake: both networks against NumPy written from the papers, and
+the shaking: expectation, draws and gradients."""
 
 import functools
 import math
@@ -56,7 +56,9 @@ def shapes_of(model, shape=CIFAR):
 
 
 def randomised(tree, seed=0):
-    """Replace every array, so that no zero of the initialisation hides a mistake; variances stay positive."""
+    """Replace every array, so that no zero of the initialisation hides a mistake; variances stay
+    positive.
+    """
     rng = np.random.default_rng(seed)
 
     def draw(leaf):
@@ -82,7 +84,8 @@ def family(request):
     return request.param
 
 
-# ------------------------------------------------------------------------------------------------------------- sizes
+# -------------------------------------------------------------------------------------------------------------
+# sizes
 
 
 def test_shake_shake_sizes_of_the_paper():
@@ -110,11 +113,14 @@ def test_depth_is_checked(depth):
         shake_shake_model(depth + 1, 32)
 
 
-# ------------------------------------------------------------------------------------- against NumPy, float64, loops
+# ------------------------------------------------------------------------------------- against
+# NumPy, float64, loops
 
 
 class NumpyNet:
-    """What both papers' networks are made of; `train` normalises with the batch and moves the averages in `stats`."""
+    """What both papers' networks are made of; `train` normalises with the batch and moves the
+    averages in `stats`.
+    """
 
     def __init__(self, variant, train):
         self.variant, self.train = variant, train
@@ -133,7 +139,8 @@ class NumpyNet:
         return np.maximum(self.norm(x, p["norm"], stats["norm"]), 0)
 
     def conv(self, x, p, stride=1):
-        """Sum over the offsets of the kernel; a 3x3 kernel is centred on the pixels that the stride keeps.
+        """Sum over the offsets of the kernel; a 3x3 kernel is centred on the pixels that the stride
+        keeps.
 
         The GNP papers' code puts it a pixel further where the stride is 2 and the side even.
         """
@@ -212,7 +219,9 @@ def drawing_key(module, key):
 
 
 def small(family, blocks, variant="paper", shape=(8, 8, 3), shake_drop_rate=0.5, dtype="float32"):
-    """Return a network with that many blocks, the Linen module in it, and some parameters and state."""
+    """Return a network with that many blocks, the Linen module in it, and some parameters and
+    state.
+    """
     options = {"num_classes": 5, "variant": variant, "dtype": DTYPES[dtype]}
     if family == "shakeshake":
         module = ShakeShake(depth=2 * blocks + 2, width=4, **options)
@@ -226,7 +235,9 @@ def small(family, blocks, variant="paper", shape=(8, 8, 3), shake_drop_rate=0.5,
 
 
 def np_forward(module, params, state, images, key):
-    """Logits and new state, in train mode if there is a key, with the factors that the network draws from it."""
+    """Logits and new state, in train mode if there is a key, with the factors that the network
+    draws from it.
+    """
     batch, train = len(images), key is not None
     blocks = sum(name.startswith("group") for name in params)
     drawn_with = drawing_key(module, key) if train else None
@@ -251,7 +262,8 @@ def np_forward(module, params, state, images, key):
     return np_pyramid(net, *wide, has_stem_norm), wide[1]
 
 
-# One block in a group is that with the stride and the shortcut that widens; in Shake-Shake a second has an identity.
+# One block in a group is that with the stride and the shortcut that widens; in Shake-Shake a second
+# has an identity.
 @pytest.mark.parametrize(
     ("blocks", "variant", "shape", "shake_drop_rate"),
     [(6, "paper", (8, 8, 3), 0.5), (3, "upstream", (8, 8, 3), None), (3, "paper", (7, 7, 1), None)],
@@ -270,7 +282,8 @@ def test_equals_numpy(family, blocks, variant, shape, shake_drop_rate):
             moved["batch_stats"],
             wanted_stats,
         )
-        # The same key shakes in the same way, another one in another, and in eval mode none is looked at.
+        # The same key shakes in the same way, another one in another, and in eval mode none is
+        # looked at.
         np.testing.assert_array_equal(run(params, state, images, train=train, key=key)[0], logits)
         change = np.abs(run(params, state, images, train=train, key=other)[0] - logits).max()
         is_shaking = train and (family == "shakeshake" or shake_drop_rate)
@@ -281,11 +294,14 @@ def test_equals_numpy(family, blocks, variant, shape, shake_drop_rate):
             )
 
 
-# ------------------------------------------------------------------------------------------------ what shakes and how
+# ------------------------------------------------------------------------------------------------
+# what shakes and how
 
 
 def test_shake_drop_expectation_and_rates():
-    """Evaluation's factor is the mean of training's, block by block; its gate opens with p_l = 1 - l / (2 L)."""
+    """Evaluation's factor is the mean of training's, block by block; its gate opens with p_l = 1 -
+    l / (2 L).
+    """
     blocks, batch = 5, 40000
     rates = linear_rates(0.5, blocks)
     assert rates == pytest.approx([0.1, 0.2, 0.3, 0.4, 0.5])
@@ -367,7 +383,9 @@ def test_scale_multiplies_values_and_gradients_differently():
 
 
 def test_all_factors_are_drawn_at_once(family):
-    """One draw for a network, before any image is looked at: the factors depend on the key and on sizes alone."""
+    """One draw for a network, before any image is looked at: the factors depend on the key and on
+    sizes alone.
+    """
     model, _, params, state = small(family, 3)
     run = jax.make_jaxpr(lambda p, k: model.apply(p, state, images_of((8, 8, 3)), True, k)[0])
     text = str(run(params, jax.random.key(0)))
@@ -386,13 +404,16 @@ def test_shake_drop_of_rate_zero_is_the_plain_network():
         assert str(run[0]) == str(run[1])
 
 
-# --------------------------------------------------------------------------------------------------------- gradients
+# ---------------------------------------------------------------------------------------------------------
+# gradients
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("family", ["shakeshake", "pyramidnet"])
 def test_the_clean_pass_takes_the_gradient_that_the_configuration_says(family):
-    """At alpha = 1 the step is the shaken gradient at a point in the direction of the clean one: true or shaken."""
+    """At alpha = 1 the step is the shaken gradient at a point in the direction of the clean one:
+    true or shaken.
+    """
     shape, key = (8, 8, 3), jax.random.key(7)
     images, labels = images_of(shape), jnp.arange(4) % 5
     config = resolve(None, ["gr.strategy=constant", "gr.r=0.1", "gr.alpha=1"])
@@ -451,7 +472,9 @@ def test_the_clean_pass_takes_the_gradient_that_the_configuration_says(family):
 
 @pytest.fixture(scope="module", params=["pyramidnet", "shakeshake"])
 def gradients(request):
-    """Of a training loss on one image: shaken, true, and of a plain product; and the factors of the last block."""
+    """Of a training loss on one image: shaken, true, and of a plain product; and the factors of the
+    last block.
+    """
     name, key = request.param, jax.random.key(7)
     images, targets = images_of((16, 16, 3), 1), images_of((5,), 1, seed=1)
     _, module, params, state = small(name, 3)
@@ -502,7 +525,9 @@ def test_true_gradient_is_that_of_the_loss(gradients):
 
 
 def test_shaking_scales_the_gradient_of_a_branch_by_its_own_factor(gradients):
-    """Behind the last block both gradients agree; in its branches their ratio is backward / forward."""
+    """Behind the last block both gradients agree; in its branches their ratio is backward /
+    forward.
+    """
     (shaken, true, _), factors = gradients
     assert_close(shaken[1]["head"], true[1]["head"])
     block, true_block = (found[1]["group_2_block_0"] for found in (shaken, true))
@@ -513,7 +538,9 @@ def test_shaking_scales_the_gradient_of_a_branch_by_its_own_factor(gradients):
 
 
 def test_exact_gradient_of_the_penalty_sees_the_shaking():
-    """`gr.gradient: exact` is the limit of the finite difference, though the gradient is that of no function."""
+    """`gr.gradient: exact` is the limit of the finite difference, though the gradient is that of no
+    function.
+    """
     rng = np.random.default_rng(0)
     x = jnp.asarray(rng.normal(size=(6, 5)), jnp.float32)
     w = {name: jnp.asarray(rng.normal(size=(5, 5)) / 2, jnp.float32) for name in "ab"}

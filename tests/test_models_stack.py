@@ -151,7 +151,9 @@ def test_storing_changes_no_bit_and_has_a_gradient_of_second_order():
 
 
 def test_kernels_do_not_grow_with_the_depth():
-    """The program of a chain of residual blocks is twice as long for twice the blocks, not four times."""
+    """The program of a chain of residual blocks is twice as long for twice the blocks, not four
+    times.
+    """
     x, weight = jnp.ones((4, 8)), jnp.ones((8, 8))
     sizes = []
     for depth in (8, 16):

@@ -34,7 +34,9 @@ def build(architecture=TINY, image_size=8, num_classes=10, channels=3, dtype="fl
 
 
 def random_weights(shapes, seed=0):
-    """Draw parameters so that no part is silent and none saturates: kernels of unit gain, scales around 1."""
+    """Draw parameters so that no part is silent and none saturates: kernels of unit gain, scales
+    around 1.
+    """
     rng = np.random.default_rng(seed)
 
     def draw(path, leaf):
@@ -45,7 +47,8 @@ def random_weights(shapes, seed=0):
     return jax.tree_util.tree_map_with_path(draw, shapes)
 
 
-# ------------------------------------------------------------------------------------------------------------- sizes
+# -------------------------------------------------------------------------------------------------------------
+# sizes
 
 
 @pytest.mark.parametrize(
@@ -102,7 +105,8 @@ def test_sizes_fit_exactly_where_the_network_can_be_traced(window):
             assert swin.windows_fit(size, 1, window), size
 
 
-# ------------------------------------------------------------------------------------- against NumPy, float64, loops
+# ------------------------------------------------------------------------------------- against
+# NumPy, float64, loops
 
 
 def np_layer_norm(x, p):
@@ -122,7 +126,9 @@ def np_gelu(x, variant):
 
 
 def np_attention(x, p, heads, window, shift):
-    """Attention over the whole map, of tokens whose window on the shifted plane, which has edges, is the same."""
+    """Attention over the whole map, of tokens whose window on the shifted plane, which has edges,
+    is the same.
+    """
     side, features = x.shape[0], x.shape[2]
     q, k, v = np.split(x.reshape(-1, features) @ p["qkv_kernel"] + p["qkv_bias"], 3, axis=1)
     coordinates = np.stack(
@@ -217,7 +223,8 @@ def test_no_gradient_is_a_scatter():
     assert "scatter" not in text
 
 
-# ------------------------------------------------------------------------------------------------ initialisation
+# ------------------------------------------------------------------------------------------------
+# initialisation
 
 
 @pytest.mark.parametrize("variant", ["paper", "upstream"])
@@ -264,7 +271,8 @@ def test_initialisation(variant):
     assert not any(zero.any() for zero in drawn["zero"])
 
 
-# ------------------------------------------------------------------------------------------------- train and eval
+# -------------------------------------------------------------------------------------------------
+# train and eval
 
 
 def test_at_rate_0_no_random_number_is_drawn():

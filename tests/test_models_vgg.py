@@ -54,7 +54,8 @@ def test_initialisation(variant, deviation):
     assert not hidden_bias.any()
 
 
-# ------------------------------------------------------------------------------------- against NumPy, float64, loops
+# ------------------------------------------------------------------------------------- against
+# NumPy, float64, loops
 
 
 def np_vgg(params, state, images, stages, train):
@@ -99,11 +100,14 @@ def test_vgg_equals_numpy(batch_norm, train):
     )
 
 
-# ------------------------------------------------------------------------------------------------------- train, eval
+# -------------------------------------------------------------------------------------------------------
+# train, eval
 
 
 def test_dropout_keeps_the_expectation():
-    """With a positive second hidden layer the network is linear in all that dropout touches; then means agree."""
+    """With a positive second hidden layer the network is linear in all that dropout touches; then
+    means agree.
+    """
     rate, copies = 0.4, 4096
     model = small(dropout=rate)
     params, state = randomised(shapes_of(model, SHAPE))
@@ -170,7 +174,8 @@ def test_has_forward_over_reverse_derivatives():
     assert jax.tree.structure(product) == jax.tree.structure(params)
 
 
-# ------------------------------------------------------------------------------------------------------------ import
+# ------------------------------------------------------------------------------------------------------------
+# import
 
 
 def torch_names(depth, batch_norm, timm):

@@ -1,4 +1,6 @@
-"""CaiT against timm's implementation, with the same random weights; skipped where timm is not installed."""
+"""CaiT against timm's implementation, with the same random weights; skipped where timm is not
+installed.
+"""
 
 import jax
 import numpy as np
@@ -15,7 +17,9 @@ SIZES = {"dim": 48, "depth": 2, "heads": 4}
 
 
 def reference(image_size, patch_size, classes=7):
-    """Build timm's model, and replace what its initialisation leaves at 0 or 1, or so small that it would not show."""
+    """Build timm's model, and replace what its initialisation leaves at 0 or 1, or so small that it
+    would not show.
+    """
     model = timm_cait.Cait(
         img_size=image_size,
         patch_size=patch_size,

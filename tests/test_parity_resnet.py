@@ -1,4 +1,6 @@
-"""Residual networks against torchvision's and timm's, with the same random weights; skipped where they are missing."""
+"""Residual networks against torchvision's and timm's, with the same random weights; skipped where
+they are missing.
+"""
 
 import jax
 import numpy as np
@@ -21,7 +23,9 @@ def reference(library, depth):
 
 
 def with_random_norms(model):
-    """Replace the affine parts and running averages of BatchNorm, whose initial values would hide mistakes."""
+    """Replace the affine parts and running averages of BatchNorm, whose initial values would hide
+    mistakes.
+    """
     with torch.no_grad():
         for name, tensor in model.state_dict().items():
             if tensor.ndim == 1:

@@ -1,4 +1,6 @@
-"""Swin against timm's implementation, with the same random weights; skipped where timm is not installed."""
+"""Swin against timm's implementation, with the same random weights; skipped where timm is not
+installed.
+"""
 
 import jax
 import numpy as np
@@ -64,7 +66,8 @@ def both(image_size, patch_size, window_size):
     return logits, wanted
 
 
-# Windows shifted in two stages, as large as the map in one and shrunk in one; windows of an odd side, shifted in three.
+# Windows shifted in two stages, as large as the map in one and shrunk in one; windows of an odd
+# side, shifted in three.
 @pytest.mark.parametrize(("image_size", "patch_size", "window_size"), [(32, 2, 4), (56, 1, 7)])
 def test_swin_equals_timm(image_size, patch_size, window_size, record_error):
     record_error("Swin", "timm", *both(image_size, patch_size, window_size))

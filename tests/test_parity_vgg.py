@@ -1,4 +1,5 @@
-"""VGG against torchvision's and timm's, with the same random weights; skipped where they are missing.
+"""VGG against torchvision's and timm's, with the same random weights; skipped where they are
+missing.
 
 Narrow convolutions: with full ones the first hidden layer is 400 MB.
 """

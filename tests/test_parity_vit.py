@@ -1,4 +1,6 @@
-"""ViT against timm's and torchvision's, with the same random weights; skipped where they are missing."""
+"""ViT against timm's and torchvision's, with the same random weights; skipped where they are
+missing.
+"""
 
 import jax
 import numpy as np

@@ -1,4 +1,6 @@
-"""WideResNet against an implementation in PyTorch of this file's own: timm and torchvision have none for CIFAR."""
+"""WideResNet against an implementation in PyTorch of this file's own: timm and torchvision have
+none for CIFAR.
+"""
 
 import jax
 import numpy as np

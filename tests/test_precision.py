@@ -1,4 +1,6 @@
-"""bfloat16 as compute type: what stays float32 in every family, what the direction loses, and what a run says of it."""
+"""bfloat16 as compute type: what stays float32 in every family, what the direction loses, and what
+a run says of it.
+"""
 
 import functools
 import math
@@ -35,7 +37,9 @@ WIDE = {"exp", "rsqrt", "log", "sqrt"}
 
 @functools.cache
 def traced(name):
-    """A GNP gradient of a member of a family in bfloat16: shapes of what goes in and comes out, and its jaxpr."""
+    """A GNP gradient of a member of a family in bfloat16: shapes of what goes in and comes out, and
+    its jaxpr.
+    """
     model = build_model(
         ModelConfig(name=name), num_classes=10, image_size=32, channels=3, dtype="bfloat16"
     )
@@ -97,7 +101,8 @@ def test_layers_compute_in_bfloat16_softmax_and_norms_in_float32(name):
         left, right = (variable.aval for variable in equation.invars[:2])
         assert left.dtype == right.dtype
         sizes[np.dtype(left.dtype)] += flops(equation)
-    # The head, talking heads before the softmax, and means are float32; they are little of the work.
+    # The head, talking heads before the softmax, and means are float32; they are little of the
+    # work.
     assert sizes[BFLOAT16] > 0.95 * sum(sizes.values())
     for equation in found:
         if equation.primitive.name in WIDE:

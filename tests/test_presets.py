@@ -201,7 +201,8 @@ def test_the_papers_recipes_are_what_their_code_ran():
                 ),
                 *("gr.every=5", "gr.between=reuse"),
             ],
-            "L + 0.1 ||grad L||  (alpha 1, r 0.1, finite-difference, mean over 8 groups of 8 with one BatchNorm), "
+            "L + 0.1 ||grad L||  (alpha 1, r 0.1, finite-difference, mean over 8 groups of 8 with "
+            "one BatchNorm), "
             "one step in 5, between them reuse with weight 0.7",
         ),
         (
@@ -215,7 +216,8 @@ def test_the_papers_recipes_are_what_their_code_ran():
                 ),
                 *("gr.probability=0.2", "gr.probability_end=1"),
             ],
-            "L + 0.1 ||grad L||  (alpha 1, r 0.1, finite-difference, mean over per-device groups), plain for the first "
+            "L + 0.1 ||grad L||  (alpha 1, r 0.1, finite-difference, mean over per-device groups), "
+            "plain for the first "
             "3 epochs, with a probability going from 0.2 to 1",
         ),
         (

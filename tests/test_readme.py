@@ -1,4 +1,6 @@
-"""What the README prints works: the library script, and the commands, presets, keys and values it names."""
+"""What the README prints works: the library script, and the commands, presets, keys and values it
+names.
+"""
 
 from __future__ import annotations
 

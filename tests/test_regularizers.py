@@ -1,4 +1,6 @@
-"""Dropout, drop path, Shake-Shake and ShakeDrop under the penalty: one set of draws for both passes."""
+"""Dropout, drop path, Shake-Shake and ShakeDrop under the penalty: one set of draws for both
+passes.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,8 @@ from tests.test_models_stack import SMALL, compiled, images, small, weights
 
 __all__ = ["small"]  # a fixture
 
-# Random in train mode, with the rates that they have there; the others are told apart by what compiles.
+# Random in train mode, with the rates that they have there; the others are told apart by what
+# compiles.
 RANDOM = {
     "vit": {"attention_dropout": 0.2},
     "cait": {},
@@ -29,7 +32,9 @@ RANDOM = {
     [pytest.param(n, marks=() if n in ("vit", "pyramidnet") else pytest.mark.slow) for n in RANDOM],
 )
 def test_both_passes_draw_the_same(small, name):
-    """At a radius that moves next to nothing the two gradients are one; with other draws they are not."""
+    """At a radius that moves next to nothing the two gradients are one; with other draws they are
+    not.
+    """
     assert name in SMALL
     model = small(name, **RANDOM[name])
     params, state = weights(model)

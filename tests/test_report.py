@@ -307,7 +307,8 @@ def test_the_page_of_a_run_holds_what_the_run_was_and_fetches_nothing(run_with_p
     assert all(address.startswith("#") for address in parser.addresses), parser.addresses
     assert not re.search(r"url\((?!#)|@import|<link|https?://(?!www\.w3\.org/)", text)
     for part in (
-        "vit-nano on digits, constant", "8.33 %", "test error at epoch 3", "finished", "λ = α·r = 0.04",
+        "vit-nano on digits, constant", "8.33 %", "test error at epoch 3", "finished", ("λ = α·r = "
+            "0.04"),
         "at full strength from the first step", "1.5 MB", "2 x cpu", "jax 9.9", "weight_decay",
         "12.50 %",
     ):  # fmt: skip
@@ -350,7 +351,8 @@ def test_a_diverged_run_says_where(tmp_path):
 
 def test_tables_and_titles_are_plain_text():
     assert page.table(("a<", "b"), [["1", "<2>"]], numbers=(1,)) == (
-        '<div class="scroll"><table><thead><tr><th>a&lt;</th><th class=number>b</th></tr></thead><tbody>\n'
+        '<div class="scroll"><table><thead><tr><th>a&lt;</th><th '
+        "class=number>b</th></tr></thead><tbody>\n"
         "<tr><td>1</td><td class=number>&lt;2&gt;</td></tr>\n</tbody></table></div>\n"
     )
     assert "<title>a &lt; b</title>" in page.document("a < b", "")
@@ -441,7 +443,9 @@ def test_bad_input_is_one_sentence_and_writes_nothing(
 
 @needs_browser
 def test_the_page_in_a_real_browser(run_with_page, tmp_path):
-    """Light and dark differ, nothing is fetched, nothing complains, a phone scrolls only down, and values show."""
+    """Light and dark differ, nothing is fetched, nothing complains, a phone scrolls only down, and
+    values show.
+    """
     _, path = run_with_page
     with Browser(tmp_path / "profile") as browser:
         grounds = {}
@@ -460,7 +464,8 @@ def test_the_page_in_a_real_browser(run_with_page, tmp_path):
         assert count == browser.evaluate("document.querySelectorAll('svg[data-chart]').length") >= 9
 
         browser.evaluate(
-            "document.querySelector('svg[data-chart]').scrollIntoView({block: 'center', behavior: 'instant'})"
+            "document.querySelector('svg[data-chart]').scrollIntoView({block: 'center', behavior: "
+            "'instant'})"
         )
         box = browser.evaluate(
             "(() => { const b = document.querySelector('svg[data-chart]').getBoundingClientRect();"

@@ -59,7 +59,8 @@ def test_what_lies_behind_the_damage_is_counted(tmp_path):
     )
     assert read_metrics(path, said.append) == RECORDS[:1]
     assert said == [
-        f"line 2 of {path} is damaged: the 1 record(s) before it are read, and 2 line(s) after it are not"
+        f"line 2 of {path} is damaged: the 1 record(s) before it are read, and 2 line(s) after it "
+        "are not"
     ]
 
 

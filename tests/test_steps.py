@@ -1,4 +1,6 @@
-"""The train and evaluation steps: what acts on which gradient, what comes from which pass, and bit-identity."""
+"""The train and evaluation steps: what acts on which gradient, what comes from which pass, and
+bit-identity.
+"""
 
 from __future__ import annotations
 
@@ -358,7 +360,9 @@ def gradient(gr=None, kind="gnp", size=24, **changes):
 @pytest.mark.parametrize("kind", ["plain", "gnp"])
 @pytest.mark.parametrize("exact", [False, True])
 def test_accumulation_changes_nothing_but_the_memory(kind, exact):
-    """The model has no BatchNorm and no dropout: cross-entropy, norms and mixed gradient are those of the whole."""
+    """The model has no BatchNorm and no dropout: cross-entropy, norms and mixed gradient are those
+    of the whole.
+    """
     form = {"gradient": "exact" if exact else "finite-difference"}
     _, whole = gradient(form, kind)
     _, cut = gradient(form, kind, **{"train.accumulate": 4})

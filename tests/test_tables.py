@@ -1,4 +1,6 @@
-"""Tables as data, and what is said about their runs: names, recipes, statistics, verdicts, deviations, outputs."""
+"""Tables as data, and what is said about their runs: names, recipes, statistics, verdicts,
+deviations, outputs.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +37,9 @@ TABLES = table_names()
 def pretend(
     table: Table, out: Path, values: dict[tuple[str, int], float], changes: Changes = NO_CHANGES
 ) -> None:
-    """Write run folders of the row ``nano`` as if they had been trained to these errors, in percent."""
+    """Write run folders of the row ``nano`` as if they had been trained to these errors, in
+    percent.
+    """
     for (column, seed), value in values.items():
         folder = run_dir(out, "nano", column, seed)
         create_run(folder, table.resolve("nano", column, seed, changes))
@@ -108,7 +112,9 @@ def test_a_shipped_table_resolves_in_every_cell_and_variant(name):
 
 
 def traced() -> list[tuple[str, str, str, str | None]]:
-    """One cell of each row and variant whose steps the tests of the presets do not trace already, and each column."""
+    """One cell of each row and variant whose steps the tests of the presets do not trace already,
+    and each column.
+    """
     cells = []
     for name in TABLES:
         spec = load_table(name).spec
@@ -208,23 +214,33 @@ def test_warmups_keep_their_share_of_fewer_epochs(tmp_path):
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ("preset: vit-nano-digits", "preset: vit-nano-digit", r"small\.yaml:3: unknown preset 'vit-nano-digit' - did"),
-        ("baseline: adam", "baseline: adm", r"small\.yaml:5: unknown column 'adm' - did you mean 'adam'"),
-        ("baseline: adam", "baselin: adam", r"small\.yaml:5: unknown key 'baselin' - did you mean 'baseline'"),
-        ("label: Adam", "labl: Adam", r"small\.yaml:10: unknown key 'columns.adam.labl' - did you mean"),
+        ("preset: vit-nano-digits", "preset: vit-nano-digit", (r"small\.yaml:3: unknown preset "
+            r"'vit-nano-digit' - did")),
+        ("baseline: adam", "baseline: adm", (r"small\.yaml:5: unknown column 'adm' - did you mean "
+            r"'adam'")),
+        ("baseline: adam", "baselin: adam", (r"small\.yaml:5: unknown key 'baselin' - did you mean "
+            r"'baseline'")),
+        ("label: Adam", "labl: Adam", (r"small\.yaml:10: unknown key 'columns.adam.labl' - did you "
+            r"mean")),
         ("strategy: none", "strategy: nnone", r"small\.yaml:12: gr.strategy: 'nnone' is not one of"),
         ("r: 0.1", "radius: 0.1", r"small\.yaml:15: unknown key 'gr.radius'"),
         ("adam: 4.0", "admm: 4.0", r"small\.yaml:23: unknown column 'admm' - did you mean 'adam'"),
-        ("adam: 4.0", "adam: four", r"small\.yaml:23: published.values.nano.adam: expected a number, got 'four'"),
-        ("variant: unit", "variant: unitt", r"small\.yaml:21: unknown variant 'unitt' - did you mean 'unit'"),
+        ("adam: 4.0", "adam: four", (r"small\.yaml:23: published.values.nano.adam: expected a "
+            r"number, got 'four'")),
+        ("variant: unit", "variant: unitt", (r"small\.yaml:21: unknown variant 'unitt' - did you "
+            r"mean 'unit'")),
         ("seeds: [0, 1, 2]", "seeds: [0, 1, 1]", r"small\.yaml:4: a seed is given twice"),
         ("seeds: [0, 1, 2]", "seeds: []", r"small\.yaml:4: seeds: "),
         ("  nano:", "  Nano!:", r"small\.yaml:7: 'Nano!' must be a name"),
-        ("gr: {strategy: none}", "train: {seed: 3}", r"small\.yaml:12: train\.seed is what `seeds` is for"),
-        ("preset: vit-nano-digits\n", "", r"small\.yaml:6: the cell of row nano and column adam has no preset"),
+        ("gr: {strategy: none}", "train: {seed: 3}", (r"small\.yaml:12: train\.seed is what `seeds` "
+            r"is for")),
+        ("preset: vit-nano-digits\n", "", (r"small\.yaml:6: the cell of row nano and column adam "
+            r"has no preset")),
         ("title: Small\n", "", r"missing key 'title'"),
-        ("title: Small", "metric: {at: first}\ntitle: Small", r"small\.yaml:1: metric\.at: 'first' is not one of"),
-        ("notes: [a note]", "claims: [{better: zero, than: adm, source: x}]", r"small\.yaml:25: unknown column 'adm'"),
+        ("title: Small", "metric: {at: first}\ntitle: Small", (r"small\.yaml:1: metric\.at: 'first' "
+            r"is not one of")),
+        ("notes: [a note]", "claims: [{better: zero, than: adm, source: x}]", (r"small\.yaml:25: "
+            r"unknown column 'adm'")),
     ],
 )  # fmt: skip
 def test_a_bad_table_is_refused_with_file_and_line(tmp_path, old, new, message):
@@ -316,7 +332,9 @@ def test_shares_of_a_machine(monkeypatch):
 
 
 def test_intervals_by_hand():
-    """Differences 1, 2, 3: mean 2, deviation 1, t(0.975; 2) = 4.302653, half width 4.302653 / sqrt(3) = 2.484138."""
+    """Differences 1, 2, 3: mean 2, deviation 1, t(0.975; 2) = 4.302653, half width 4.302653 /
+    sqrt(3) = 2.484138.
+    """
     sample, mean = describe([1.0, 2.0, 3.0]), interval([1.0, 2.0, 3.0])
     assert (sample.n, sample.mean, sample.std) == (3, 2.0, 1.0)
     assert mean.half_width == pytest.approx(2.484138, abs=1e-6)
@@ -371,20 +389,26 @@ def test_only_seeds_that_both_columns_have_are_paired():
         (Interval(3, 1.1, 0.4), -1.4, None, "not reproduced",
          "zero loses to Adam by 1.10 ± 0.40 points on ViT-nano (-1.40 published): not reproduced"),
         (Interval(3, 1.1, 0.4), None, "adam", "reproduced",
-         "zero loses to Adam by 1.10 ± 0.40 points on ViT-nano (a paper says Adam is better): reproduced"),
+         "zero loses to Adam by 1.10 ± 0.40 points on ViT-nano (a paper says Adam is better): "
+         "reproduced"),
         (Interval(3, -1.1, 0.4), None, "adam", "not reproduced",
-         "zero beats Adam by 1.10 ± 0.40 points on ViT-nano (a paper says Adam is better): not reproduced"),
+         "zero beats Adam by 1.10 ± 0.40 points on ViT-nano (a paper says Adam is better): not "
+         "reproduced"),
         (Interval(3, -1.1, 0.4), None, "zero", "reproduced",
-         "zero beats Adam by 1.10 ± 0.40 points on ViT-nano (a paper says zero is better): reproduced"),
+         "zero beats Adam by 1.10 ± 0.40 points on ViT-nano (a paper says zero is better): "
+         "reproduced"),
         (Interval(3, 0.3, 0.3), -1.4, None, "not decided",
          "zero loses to Adam by 0.30 ± 0.30 points on ViT-nano (-1.40 published): "
          "not decided, the interval includes 0"),
         (Interval(1, -1.1, None), -1.4, None, "not decided",
-         "zero beats Adam by 1.10 points on ViT-nano (one seed, no interval; -1.40 published): not decided"),
+         "zero beats Adam by 1.10 points on ViT-nano (one seed, no interval; -1.40 published): not "
+         "decided"),
         (Interval(3, -1.1, 0.4), None, None, "no claim",
-         "zero beats Adam by 1.10 ± 0.40 points on ViT-nano (no published difference to hold it against)"),
+         "zero beats Adam by 1.10 ± 0.40 points on ViT-nano (no published difference to hold it "
+         "against)"),
         (Interval(3, 0.0, 0.0), -1.4, None, "not decided",
-         "zero and Adam are equal on ViT-nano (-1.40 published): not decided, the interval includes 0"),
+         "zero and Adam are equal on ViT-nano (-1.40 published): not decided, the interval "
+         "includes 0"),
     ],
 )  # fmt: skip
 def test_verdicts(tmp_path, difference, published, better, verdict, sentence):

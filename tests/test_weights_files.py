@@ -122,7 +122,8 @@ def short_storage(path):
     [
         (
             bare_pickle,
-            r"pytorch_model\.bin is a bare pickle, which may run any code.*convert it with `python -c ",
+            r"pytorch_model\.bin is a bare pickle, which may run any code.*convert it with `python "
+            r"-c ",
         ),
         (plain_zip, r"a zip archive, but not a PyTorch checkpoint"),
         (short_storage, r"a tensor reaches beyond its storage"),

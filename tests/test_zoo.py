@@ -1,4 +1,6 @@
-"""The registry: every architecture's parameters counted against the reference table, traced, and named right."""
+"""The registry: every architecture's parameters counted against the reference table, traced, and
+named right.
+"""
 
 from __future__ import annotations
 
@@ -22,10 +24,11 @@ from gnpcli.models.summary import summarize
 from gnpcli.recipes.presets import resolve
 from tests.conftest import SHARED_DATA, fails
 
-# Row of the reference table, our model, and trained parameters: of our default form with 10 classes; of the papers'
-# code with 10 and 100 classes at 32 pixels and with 1000 at 224; the statistics of BatchNorm in it with 10 classes; of
-# an independent implementation (torchvision, timm, the authors' code; closed form), at 224 pixels and with 1000
-# classes where the architecture has such a form, else as the first.
+# Row of the reference table, our model, and trained parameters: of our default form with 10
+# classes; of the papers' code with 10 and 100 classes at 32 pixels and with 1000 at 224; the
+# statistics of BatchNorm in it with 10 classes; of an independent implementation (torchvision,
+# timm, the authors' code; closed form), at 224 pixels and with 1000 classes where the architecture
+# has such a form, else as the first.
 TABLE = """
 VGG16                         vgg16                          33638218  33638218  34006948 138357544      - 138357544
 VGG19                         vgg19                          38947914  38947914  39316644 143667240      - 143667240
@@ -88,7 +91,8 @@ ROWS = [
     for line in TABLE.strip().splitlines()
 ]
 
-# Options of the forms that are counted, by family: at 224 pixels, of the papers' code and of the reference.
+# Options of the forms that are counted, by family: at 224 pixels, of the papers' code and of the
+# reference.
 FORMS_224 = {
     "vgg": ({}, {}),
     "resnet": ({"stem": "imagenet"}, {"stem": "imagenet"}),
@@ -129,13 +133,16 @@ def scalars(tree):
 
 
 def counts(model, size, options, classes):
-    """Count for each number of classes from one trace: in the head, every class has its own weights and bias."""
+    """Count for each number of classes from one trace: in the head, every class has its own weights
+    and bias.
+    """
     _, params, _ = shapes(model, size, **options)
     head = scalars(params["head"])
     return [scalars(params) - head + head * number // 10 for number in classes]
 
 
-# ------------------------------------------------------------------------------------------------------------ counts
+# ------------------------------------------------------------------------------------------------------------
+# counts
 
 
 def test_the_table_is_that_of_the_registry_and_of_the_reference():
@@ -181,7 +188,8 @@ def test_parameter_counts_of_all_forms(row):
         ]
         assert scalars(shapes(row.model, **upstream, **patch)[2]) == (row.upstream_state or 0)
     if row.upstream_1000:
-        # Only the first dense layer of VGG and the positions of a ViT or CaiT depend on the size of the images.
+        # Only the first dense layer of VGG and the positions of a ViT or CaiT depend on the size of
+        # the images.
         size = 32 if family(row.model) in ("wide_resnet", "shake_shake", "resnet") else 224
         assert counts(row.model, size, upstream | at_224, [1000]) == [row.upstream_1000]
     if reference is None:
@@ -193,7 +201,9 @@ def test_parameter_counts_of_all_forms(row):
 
 @pytest.mark.parametrize("model", ["vgg16-bn", "resnet18", "wrn-16-4", "vit-nano"])
 def test_counts_of_other_images_and_classes(model):
-    """The head alone grows with the classes, the stem alone with the channels; no number of either is special."""
+    """The head alone grows with the classes, the stem alone with the channels; no number of either
+    is special.
+    """
     _, params, _ = shapes(model)
     head = scalars(params["head"]) // 10
     for classes, channels in ((7, 3), (200, 1)):
@@ -208,7 +218,8 @@ def test_counts_of_other_images_and_classes(model):
         )
 
 
-# ---------------------------------------------------------------------------------------------------------- contract
+# ----------------------------------------------------------------------------------------------------------
+# contract
 
 
 @pytest.mark.parametrize("name", [slow_unless(name in QUICK, name, name) for name in MODELS])
@@ -248,7 +259,8 @@ def test_entries_are_consistent(name):
     assert resolve_model(resolved) == resolved
 
 
-# ---------------------------------------------------------------------------------------------------- names, options
+# ----------------------------------------------------------------------------------------------------
+# names, options
 
 
 def test_resolve_keeps_what_was_chosen():
@@ -293,7 +305,8 @@ def test_option_that_the_model_does_not_have(name, option, value, has):
 )
 def test_models_of_ones_own_that_cannot_be_found(tmp_path, monkeypatch, name, parts):
     (tmp_path / "own.py").write_text(
-        "from gnpcli.models.registry import Entry\ndef build(): ...\nstrange = Entry(__name__, {}, {'depth_drop': 0.1})\n"
+        "from gnpcli.models.registry import Entry\ndef build(): ...\nstrange = Entry(__name__, {}, "
+        "{'depth_drop': 0.1})\n"
     )
     (tmp_path / "broken.py").write_text("from gnpcli.models.registry import nothing\n")
     monkeypatch.chdir(tmp_path)
@@ -309,7 +322,8 @@ def test_a_model_of_ones_own_takes_its_own_options_and_drops_those_of_the_preset
     tmp_path, monkeypatch
 ):
     (tmp_path / "mine.py").write_text(
-        "from gnpcli.models.registry import Entry\nsmall = Entry(__name__, {}, {'dropout': 0.1, 'variant': None})\n"
+        "from gnpcli.models.registry import Entry\nsmall = Entry(__name__, {}, {'dropout': 0.1, "
+        "'variant': None})\n"
     )
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
@@ -322,7 +336,8 @@ def test_a_model_of_ones_own_takes_its_own_options_and_drops_those_of_the_preset
         resolve("vit-s-cifar10", ["model.name=mine:small", "model.stem=cifar"])
 
 
-# ---------------------------------------------------------------------------------------------------- the two commands
+# ----------------------------------------------------------------------------------------------------
+# the two commands
 
 
 def test_models_list_as_a_table_and_as_json(gnp):

@@ -13,7 +13,9 @@ from gnpcli.engine.task import build_task
 
 
 def trace(config: RunConfig) -> None:
-    """Assert that plain and GNP step keep the shapes and types of the state and return scalars: float32, and counts."""
+    """Assert that plain and GNP step keep the shapes and types of the state and return scalars:
+    float32, and counts.
+    """
     info = describe(config.data)
     assert info is not None, "the data set must be known without its files"
     count, shape = 2 * config.data.batch_size, (info.image_size, info.image_size, info.channels)

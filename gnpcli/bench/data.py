@@ -1,4 +1,5 @@
-"""Speed of the input pipelines: in memory beside a training step, streamed beside what a person would write.
+"""Speed of the input pipelines: in memory beside a training step, streamed beside what a person
+would write.
 
 As in `gnpcli.bench`, what is compared runs interleaved, so that ratios survive a noisy machine.
 """
@@ -38,28 +39,33 @@ VARIANTS: dict[str, dict[str, str]] = {
     },
     **{name: {"augment": "basic", "mix": name} for name in ("cutout", "mixup", "cutmix", "mixcut")},
 }
-"""What `bench_in_memory` can compare, as changes of the `data` section; the batch-level ones come after ``basic``."""
+"""What `bench_in_memory` can compare, as changes of the `data` section; the batch-level ones come
+after ``basic``.
+"""
 
 
 def bench_in_memory(
     config: RunConfig, *, variants: list[str], rounds: int, steps: int, report: Report
 ) -> dict[str, Any]:
-    """Measure the feed of a data set that lives on the devices, alone and inside a plain training step.
+    """Measure the feed of a data set that lives on the devices, alone and inside a plain training
+    step.
 
-    Alone it feeds an empty model, which sums the images up: its rate is the highest that any model can reach.
+    Alone it feeds an empty model, which sums the images up: its rate is the highest that any model
+        can reach.
 
     Args:
-        config: Its augmentation is replaced by that of each variant, on random images in the shape of its data set.
+        config: Its augmentation is replaced by that of each variant, on random images in the shape
+            of its data set.
         variants: Names out of `VARIANTS`; shares are of the first one's step.
         rounds: Rounds counted, after one that is not.
         steps: Training steps of each kind in a round; of the feed alone ten times as many.
         report: Told what is being done.
 
     Returns:
-        JSON-able: the sizes, `environment`, and `measurements`, one for each variant, with `feed_images_per_s`,
-        `images_per_s` (of the training step), `feed_share` (time of the feed alone over that of the training step) and
-        `relative_rate` (the training step's rate over the first variant's): medians over the rounds, the last two of
-        ratios within a round.
+        JSON-able: the sizes, `environment`, and `measurements`, one for each variant, with
+        `feed_images_per_s`, `images_per_s` (of the training step), `feed_share` (time of the feed
+        alone over that of the training step) and `relative_rate` (the training step's rate over the
+        first variant's): medians over the rounds, the last two of ratios within a round.
 
     Raises:
         ConfigError: An unknown variant.
@@ -103,7 +109,9 @@ def bench_in_memory(
 
 
 def _empty_model(feed: TrainFeed) -> Any:
-    """Return a jitted step whose model is nothing but the sum of its images, and whose state is the step's number."""
+    """Return a jitted step whose model is nothing but the sum of its images, and whose state is the
+    step's number.
+    """
 
     def step(number: jax.Array, source: Any) -> tuple[jax.Array, jax.Array]:
         key = jax.random.fold_in(jax.random.key(0), number)
@@ -120,23 +128,26 @@ Decode = Callable[[Sequence[str], np.random.Generator], None]
 def bench_streamed(
     config: RunConfig, folder: Path, *, count: int, rounds: int, report: Report
 ) -> dict[str, Any]:
-    """Measure decoding, random resized crop, flip and normalisation of image files, alone and as the streamed feed.
+    """Measure decoding, random resized crop, flip and normalisation of image files, alone and as
+    the streamed feed.
 
-    One thread decodes all files of a round (the normalisation is the device's) beside a loop over Pillow as a person
-    would write it, and torchvision's usual transforms where that package can be imported. Then the feed decodes `count`
-    images with `data.workers`.
+    One thread decodes all files of a round (the normalisation is the device's) beside a loop over
+    Pillow as a person would write it, and torchvision's usual transforms where that package can be
+    imported. Then the feed decodes `count` images with `data.workers`.
 
     Args:
-        config: `image_size` (or 224), `crop_min_area`, `batch_size` and `workers` of its data are used.
+        config: `image_size` (or 224), `crop_min_area`, `batch_size` and `workers` of its data are
+            used.
         folder: Every image file below it is used, the first 1,000 by name, as training images.
         count: Images that the feed decodes, rounded up to whole batches.
         rounds: Rounds counted, after one that is not.
         report: Told what is being done.
 
     Returns:
-        JSON-able: the sizes, `environment`; `measurements`, one for each way, with `images_per_s` of one thread and
-        `over_pillow` (the rate over that of the Pillow loop), medians over the rounds; and `feed` with `images_per_s`
-        and `memory`, (images so far, MB that this process and its workers hold) at ten points, null outside Linux.
+        JSON-able: the sizes, `environment`; `measurements`, one for each way, with `images_per_s`
+        of one thread and `over_pillow` (the rate over that of the Pillow loop), medians over the
+        rounds; and `feed` with `images_per_s` and `memory`, (images so far, MB that this process
+        and its workers hold) at ten points, null outside Linux.
 
     Raises:
         DataError: If there are no images, or one cannot be read.
@@ -269,7 +280,9 @@ def _bench_feed(config: RunConfig, paths: Sequence[str], size: int, count: int) 
 
 
 def _held_mb() -> float | None:
-    """Return what this process and those below it hold, shared pages counted once, in MB; None if unknown."""
+    """Return what this process and those below it hold, shared pages counted once, in MB; None if
+    unknown.
+    """
     total = 0
     try:
         for pid in _family(os.getpid()):

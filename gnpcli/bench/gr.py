@@ -1,4 +1,6 @@
-"""What each form of gradient regularization costs beside plain training, in time and memory, in one interleaved run."""
+"""What each form of gradient regularization costs beside plain training, in time and memory, in one
+interleaved run.
+"""
 
 from __future__ import annotations
 
@@ -37,8 +39,8 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "reuse-4": ("gr.every=4", "gr.between=reuse"),
     "zero-warmup": ("gr.strategy=zero-warmup", "gr.warmup_epochs=1"),
 }
-"""What `bench_gr` can compare with plain training: settings on top of GR at full strength from the first step and of
-`WHOLE`.
+"""What `bench_gr` can compare with plain training: settings on top of GR at full strength from the
+first step and of `WHOLE`.
 
 Of ``zero-warmup`` it is the plain steps of the warmup that are measured.
 """
@@ -49,24 +51,27 @@ def bench_gr(
 ) -> dict[str, Any]:
     """Measure training steps of a configuration with every form of GR beside plain ones.
 
-    A round times `steps` steps of each kind in turn (whole periods of a kind whose steps differ). Ratios are medians
-    over the rounds of ratios within a round, so that they survive a noisy machine.
+    A round times `steps` steps of each kind in turn (whole periods of a kind whose steps differ).
+    Ratios are medians over the rounds of ratios within a round, so that they survive a noisy
+    machine.
 
     Args:
-        config: Its own GR settings are kept where neither `WHOLE` nor a variant sets them; r and alpha are 0.1 and 0.8
-            if it has none. Its images are random ones in the shape of its data set.
+        config: Its own GR settings are kept where neither `WHOLE` nor a variant sets them; r and
+            alpha are 0.1 and 0.8 if it has none. Its images are random ones in the shape of its
+            data set.
         variants: Names out of `VARIANTS`.
         rounds: Rounds counted, after one that is not.
         steps: Steps of each kind in a round.
         report: Told what is being done.
 
     Returns:
-        JSON-able: the sizes, `environment`, and `measurements`, plain training first, each with `name`, `settings`,
-        `step_ms`, `images_per_s`, `compile_s`, `over_plain` with its `over_plain_min` and `over_plain_max` over the
-        rounds, `cpu_over_plain` (the same ratio in processor time, which other work on the machine disturbs less; null
-        on an accelerator), `flops_over_plain` (of `gnpcli.bench.steps.Timed.flops`, null where that is), `peak_bytes`
-        (arguments, results and temporaries of the compiled step, data set included) and `memory_over_plain`; null
-        where the compiler does not say.
+        JSON-able: the sizes, `environment`, and `measurements`, plain training first, each with
+        `name`, `settings`, `step_ms`, `images_per_s`, `compile_s`, `over_plain` with its
+        `over_plain_min` and `over_plain_max` over the rounds, `cpu_over_plain` (the same ratio in
+        processor time, which other work on the machine disturbs less; null on an accelerator),
+        `flops_over_plain` (of `gnpcli.bench.steps.Timed.flops`, null where that is), `peak_bytes`
+        (arguments, results and temporaries of the compiled step, data set included) and
+        `memory_over_plain`; null where the compiler does not say.
 
     Raises:
         ConfigError: An unknown variant, or one that the configuration cannot have.
@@ -75,7 +80,8 @@ def bench_gr(
     for name in variants:
         if name not in VARIANTS:
             raise ConfigError(
-                f"unknown variant {name!r}{suggest(name, VARIANTS)} (choices: {', '.join(VARIANTS)})"
+                f"unknown variant {name!r}{suggest(name, VARIANTS)} (choices: "
+                f"{', '.join(VARIANTS)})"
             )
     base = override(regularized(config), WHOLE)
     images, spec = random_images(config)

@@ -1,4 +1,5 @@
-"""A preset's steps beside the same network in PyTorch: a module of timm or torchvision under a loop of PyTorch's parts.
+"""A preset's steps beside the same network in PyTorch: a module of timm or torchvision under a loop
+of PyTorch's parts.
 
 PyTorch, torchvision and timm come with the optional extra ``parity``.
 """
@@ -40,7 +41,8 @@ class Peer:
         library: Package on the package index.
         module: Import path of what has the classes.
         build: Makes the network.
-        is_convolutional: Whether its tensors should lie in memory as ``[B, H, W, C]``, which suits convolutions.
+        is_convolutional: Whether its tensors should lie in memory as ``[B, H, W, C]``, which suits
+            convolutions.
     """
 
     library: str
@@ -115,11 +117,13 @@ PEERS: dict[str, Peer] = {
 def bench_peer(
     config: RunConfig, *, is_compiled: bool, rounds: int, steps: int, report: Report
 ) -> dict[str, Any]:
-    """Measure a configuration's plain and GNP steps beside those of the same network in PyTorch, interleaved.
+    """Measure a configuration's plain and GNP steps beside those of the same network in PyTorch,
+    interleaved.
 
-    Ours are those of `gnpcli.bench.steps.bench`, feed and augmentation included. PyTorch's get one batch that lies ready in
-    float32, which favours them: gradient (for GNP two, with the perturbation between them by `torch._foreach_*`),
-    clipping, the optimizer in its fused form, which does L2 too. Both run in this process, one after the other.
+    Ours are those of `gnpcli.bench.steps.bench`, feed and augmentation included. PyTorch's get one
+    batch that lies ready in float32, which favours them: gradient (for GNP two, with the
+    perturbation between them by `torch._foreach_*`), clipping, the optimizer in its fused form,
+    which does L2 too. Both run in this process, one after the other.
 
     Args:
         config: As in `gnpcli.bench.steps.bench`.
@@ -129,12 +133,13 @@ def bench_peer(
         report: Told what is being done.
 
     Returns:
-        JSON-able: the sizes, `environment`, `peer` (versions of its libraries), `is_compiled`, `torch_threads`,
-        `difference` (the largest difference of the two networks' logits with the same weights in eval mode, over the
-        largest logit: that they are the same network), and `measurements` for ``plain`` and ``gnp`` with
-        `images_per_s`, `step_ms`, `torch_images_per_s`, `torch_step_ms`, `times_as_fast` (PyTorch's time over ours,
-        the median of the ratios within a round), `times_as_fast_min` and `times_as_fast_max`, and `cpu_times_as_fast`,
-        the same of processor time (null on an accelerator).
+        JSON-able: the sizes, `environment`, `peer` (versions of its libraries), `is_compiled`,
+        `torch_threads`, `difference` (the largest difference of the two networks' logits with the
+        same weights in eval mode, over the largest logit: that they are the same network), and
+        `measurements` for ``plain`` and ``gnp`` with `images_per_s`, `step_ms`,
+        `torch_images_per_s`, `torch_step_ms`, `times_as_fast` (PyTorch's time over ours, the median
+        of the ratios within a round), `times_as_fast_min` and `times_as_fast_max`, and
+        `cpu_times_as_fast`, the same of processor time (null on an accelerator).
 
     Raises:
         ConfigError: The libraries have no such model or optimizer, or are not installed.
@@ -217,7 +222,8 @@ def _find_peer(config: RunConfig) -> Peer:
     family = find_model(config.model.name).family
     if family not in PEERS or resolve_model(config.model).variant == "upstream":
         raise ConfigError(
-            f"neither timm nor torchvision has {config.model.name}; they have the families {', '.join(PEERS)}",
+            f"neither timm nor torchvision has {config.model.name}; they have the families "
+            f"{', '.join(PEERS)}",
             key="model.name",
         )
     if config.optimizer.name not in ("adamw", "sgd"):
@@ -228,7 +234,9 @@ def _find_peer(config: RunConfig) -> Peer:
 
 
 def _difference(torch: ModuleType, network: Any, config: RunConfig, spec: DataSpec) -> float:
-    """Return the largest difference of the logits of both networks with the same weights, over the largest logit."""
+    """Return the largest difference of the logits of both networks with the same weights, over the
+    largest logit.
+    """
     images = np.random.default_rng(1).normal(
         size=(2, spec.image_size, spec.image_size, spec.channels)
     )

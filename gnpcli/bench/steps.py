@@ -1,7 +1,8 @@
-"""Speed of plain and GNP steps, interleaved in one run, so that their ratio survives a noisy machine.
+"""Speed of plain and GNP steps, interleaved in one run, so that their ratio survives a noisy
+machine.
 
-The steps are the engine's own, feed included, on random images in the shape of the preset's data set: nothing has to be
-downloaded, and no step is cheaper for what is in the pixels.
+The steps are the engine's own, feed included, on random images in the shape of the preset's data
+set: nothing has to be downloaded, and no step is cheaper for what is in the pixels.
 """
 
 from __future__ import annotations
@@ -31,8 +32,8 @@ Report = Callable[[str], None]
 def bench(config: RunConfig, *, rounds: int, steps: int, report: Report) -> dict[str, Any]:
     """Measure `config` plainly and with gradient regularization.
 
-    A round times `steps` plain steps and then `steps` GNP steps; figures are medians over the rounds, and the ratio is
-    the median of the ratios within a round.
+    A round times `steps` plain steps and then `steps` GNP steps; figures are medians over the
+    rounds, and the ratio is the median of the ratios within a round.
 
     Args:
         config: Its GR is used where it has any, else r = 0.1 and alpha = 0.8.
@@ -41,11 +42,12 @@ def bench(config: RunConfig, *, rounds: int, steps: int, report: Report) -> dict
         report: Told what is being done.
 
     Returns:
-        JSON-able: `environment`, the sizes, `matmul_flops_per_s` (a large square product in the compute type, the
-        practical peak of the device), and `measurements`, one each for ``plain`` and ``gnp``, with `images_per_s`,
-        `step_ms`, `step_ms_min`, `step_ms_max`, `compile_s` (tracing and compilation), `peak_bytes` (arguments, results
-        and temporaries of the compiled step, data set included), `flops_per_step` (`Timed.flops`),
-        `share_of_matmul_peak` and `gnp_over_plain`.
+        JSON-able: `environment`, the sizes, `matmul_flops_per_s` (a large square product in the
+        compute type, the practical peak of the device), and `measurements`, one each for ``plain``
+        and ``gnp``, with `images_per_s`, `step_ms`, `step_ms_min`, `step_ms_max`, `compile_s`
+        (tracing and compilation), `peak_bytes` (arguments, results and temporaries of the compiled
+        step, data set included), `flops_per_step` (`Timed.flops`), `share_of_matmul_peak` and
+        `gnp_over_plain`.
 
     Raises:
         DataError: The shape of the data set is not known without its files, and they are missing.
@@ -76,7 +78,8 @@ def bench(config: RunConfig, *, rounds: int, steps: int, report: Report) -> dict
 
 
 def time_steps(config: RunConfig, *, rounds: int, steps: int, report: Report) -> dict[str, Timed]:
-    """Return the plain and the GNP step of `config`, ``plain`` and ``gnp``, timed as `bench` says; arguments as there.
+    """Return the plain and the GNP step of `config`, ``plain`` and ``gnp``, timed as `bench` says;
+    arguments as there.
 
     Raises:
         DataError: The shape of the data set is not known without its files, and they are missing.
@@ -87,7 +90,9 @@ def time_steps(config: RunConfig, *, rounds: int, steps: int, report: Report) ->
 
 
 def compile_steps(config: RunConfig, report: Report) -> dict[str, Timed]:
-    """Return the plain and the GNP step of `config`, not timed yet; arguments and errors as `time_steps`."""
+    """Return the plain and the GNP step of `config`, not timed yet; arguments and errors as
+    `time_steps`.
+    """
     config = regularized(config)
     task = build_task(config, *random_images(config), make_mesh(config))
     source = task.feed.source(0)
@@ -104,14 +109,17 @@ def has_loop(config: RunConfig) -> bool:
 
 
 def regularized(config: RunConfig) -> RunConfig:
-    """Return `config` with GR at full strength from the first step, of its own r and alpha or else 0.1 and 0.8."""
+    """Return `config` with GR at full strength from the first step, of its own r and alpha or else
+    0.1 and 0.8.
+    """
     gr = config.gr
     update = {"strategy": "constant", "r": gr.r or 0.1, "alpha": gr.alpha or 0.8}
     return config.model_copy(update={"gr": gr.model_copy(update=update)})
 
 
 def random_images(config: RunConfig) -> tuple[Split, DataSpec]:
-    """Return random training images in the shape of a configuration's data set, enough for four batches.
+    """Return random training images in the shape of a configuration's data set, enough for four
+    batches.
 
     Raises:
         DataError: The shape of the data set is not known without its files, and they are missing.
@@ -135,7 +143,9 @@ def random_images(config: RunConfig) -> tuple[Split, DataSpec]:
 
 
 def interleave(kinds: Sequence[Rounds], *, rounds: int, steps: int, report: Report) -> None:
-    """Run `steps` steps of each kind in turn, in `rounds` rounds that count after one that does not."""
+    """Run `steps` steps of each kind in turn, in `rounds` rounds that count after one that does
+    not.
+    """
     for number in range(rounds + 1):
         report(f"round {number} of {rounds}")
         for kind in kinds:
@@ -149,7 +159,9 @@ class Rounds(ABC):
         """Begin with no rounds."""
         self.times_s: list[float] = []
         self.cpu_times_s: list[float] = []
-        """Processor time of all threads of this process: on a CPU what a busy machine leaves comparable."""
+        """Processor time of all threads of this process: on a CPU what a busy machine leaves
+        comparable.
+        """
 
     @abstractmethod
     def _work(self, steps: int) -> int:
@@ -207,7 +219,8 @@ class Timed(Rounds):
             cycle: Jitted steps that take turns; one for a step that is always the same.
             state: Donated.
             source: What every step reads.
-            repeat: A round runs so many times as many steps as asked for, where a step is too short to time.
+            repeat: A round runs so many times as many steps as asked for, where a step is too short
+                to time.
             has_loop: Whether a step loops over blocks or over slices of its batch, see `flops`.
         """
         super().__init__()
@@ -246,10 +259,12 @@ class Timed(Rounds):
 
     @property
     def flops(self) -> float | None:
-        """Floating point operations of the mean step as the compiler counts them; None where it does not.
+        """Floating point operations of the mean step as the compiler counts them; None where it
+        does not.
 
-        Counted in what was traced and not in what was compiled, and with XLA's own convolutions, so that on every
-        backend they are the same. A loop's body counts once however often it runs: where there is one, None.
+        Counted in what was traced and not in what was compiled, and with XLA's own convolutions, so
+        that on every backend they are the same. A loop's body counts once however often it runs:
+        where there is one, None.
         """
         if self._has_loop:
             return None
@@ -262,7 +277,9 @@ class Timed(Rounds):
 
     @property
     def peak_bytes(self) -> int | None:
-        """Arguments, results and temporaries of the largest step, what it reads included; None where unknown."""
+        """Arguments, results and temporaries of the largest step, what it reads included; None
+        where unknown.
+        """
         peaks: list[int] = []
         for step in self._cycle:
             memory = step.memory_analysis()
@@ -288,7 +305,9 @@ def _count_flops(step: Any, state: Any, source: Any) -> float | None:
 
 
 def _matmul_flops_per_s(dtype: str) -> float:
-    """Return the best rate of five products of two square matrices on one device, large enough to fill it."""
+    """Return the best rate of five products of two square matrices on one device, large enough to
+    fill it.
+    """
     size = 1536 if jax.default_backend() == "cpu" else 8192
     matrix = jnp.full((size, size), 1e-3, dtype)
     product = jax.jit(lambda a, b: a @ b)

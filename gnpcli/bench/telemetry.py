@@ -23,15 +23,17 @@ from gnpcli.step.state import TrainState
 def bench_telemetry(
     config: RunConfig, *, rounds: int, steps: int, report: Report
 ) -> dict[str, Any]:
-    """Measure plain steps of `config` as they are against bare ones, which tell their loss and guard nothing.
+    """Measure plain steps of `config` as they are against bare ones, which tell their loss and
+    guard nothing.
 
-    Plain, because telemetry then is the largest share of a step. Figures are medians over rounds as in
-    `gnpcli.bench.steps.bench`.
+    Plain, because telemetry then is the largest share of a step. Figures are medians over rounds as
+    in `gnpcli.bench.steps.bench`.
 
     Returns:
-        JSON-able: `environment`, the sizes, `step_ms` of a bare step, `step_over_bare` and `cpu_step_over_bare` (the
-        same ratio in processor time, null but on a CPU), `statistics_ms` of the statistics of an adaptive optimizer
-        (null where there are none), and `statistics_share`, of a bare step at the cadence of ``train.log_every_steps``.
+        JSON-able: `environment`, the sizes, `step_ms` of a bare step, `step_over_bare` and
+        `cpu_step_over_bare` (the same ratio in processor time, null but on a CPU), `statistics_ms`
+        of the statistics of an adaptive optimizer (null where there are none), and
+        `statistics_share`, of a bare step at the cadence of ``train.log_every_steps``.
 
     Raises:
         DataError: The shape of the data set is not known without its files, and they are missing.
@@ -69,7 +71,9 @@ def bench_telemetry(
 
 
 def _bare_step(task: Task) -> Any:
-    """Build a plain train step without metrics and without a guard: what `gnpcli.step.train.make_train_step` adds to."""
+    """Build a plain train step without metrics and without a guard: what
+    `gnpcli.step.train.make_train_step` adds to.
+    """
     config = task.config
     optimizer = build_optimizer(config.optimizer, config.train)
     lr = lr_schedule(config.schedule, config.optimizer.lr, task.horizon)

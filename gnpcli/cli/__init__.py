@@ -73,7 +73,9 @@ def options(
 
 
 def main() -> None:
-    """Run the command line; a failure that a user can cause ends in one line on stderr and exit status 1."""
+    """Run the command line; a failure that a user can cause ends in one line on stderr and exit
+    status 1.
+    """
     try:
         app()
     except Exception as error:

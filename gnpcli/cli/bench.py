@@ -32,7 +32,8 @@ def bench(
 ) -> None:
     """Measure plain and GNP training steps of a preset, interleaved, on random images of its shape.
 
-    The commands measure the input pipelines, every form of GR, metrics and guard, and the same network in PyTorch.
+    The commands measure the input pipelines, every form of GR, metrics and guard, and the same
+    network in PyTorch.
     """
     if context.invoked_subcommand is not None:
         return
@@ -65,7 +66,9 @@ def data(
     steps: StepsOption = 3,
     as_json: JsonOption = False,
 ) -> None:
-    """Measure what feeding a preset costs: in memory beside its training step, or decoding the files of a folder."""
+    """Measure what feeding a preset costs: in memory beside its training step, or decoding the
+    files of a folder.
+    """
     config = _configure(preset, assignments)
     from gnpcli.bench.data import bench_in_memory, bench_streamed
 
@@ -87,7 +90,9 @@ def telemetry(
     steps: StepsOption = 3,
     as_json: JsonOption = False,
 ) -> None:
-    """Measure what a step's metrics, its guard and the statistics of its optimizer cost, over a bare plain step."""
+    """Measure what a step's metrics, its guard and the statistics of its optimizer cost, over a
+    bare plain step.
+    """
     config = _configure(preset, assignments)
     from gnpcli.bench.telemetry import bench_telemetry
 
@@ -110,7 +115,9 @@ def gr(
     steps: StepsOption = 3,
     as_json: JsonOption = False,
 ) -> None:
-    """Measure every form of GR as time and memory over plain training, interleaved, on random images."""
+    """Measure every form of GR as time and memory over plain training, interleaved, on random
+    images.
+    """
     config = _configure(preset, assignments)
     from gnpcli.bench.gr import VARIANTS, bench_gr
 
@@ -133,7 +140,9 @@ def peer(
     steps: StepsOption = 3,
     as_json: JsonOption = False,
 ) -> None:
-    """Measure plain and GNP steps beside those of the same network in PyTorch (timm, torchvision), interleaved."""
+    """Measure plain and GNP steps beside those of the same network in PyTorch (timm, torchvision),
+    interleaved.
+    """
     config = _configure(preset, assignments)
     from gnpcli.bench.peer import bench_peer
 
@@ -206,7 +215,8 @@ def _print_steps(result: dict[str, Any]) -> None:
 
 def _print_in_memory(result: dict[str, Any]) -> None:
     _print_table(
-        f"{result['model']}, batch {result['batch_size']}, {result['image_size']} px, {result['dtype']}, "
+        f"{result['model']}, batch {result['batch_size']}, {result['image_size']} px, "
+        f"{result['dtype']}, "
         f"{result['devices']} device(s)",
         ("", "empty model img/s", "training img/s", "feed / step", "of the first"),
         [
@@ -221,11 +231,13 @@ def _print_in_memory(result: dict[str, Any]) -> None:
 
 def _print_streamed(result: dict[str, Any]) -> None:
     typer.echo(
-        f"{result['images']} files to {result['image_size']} px, cropped, flipped, normalised, in one thread:"
+        f"{result['images']} files to {result['image_size']} px, cropped, flipped, normalised, in "
+        "one thread:"
     )
     for row in result["measurements"]:
         typer.echo(
-            f"  {row['name']:<12}{row['images_per_s']:6,.0f} img/s  {row['over_pillow']:.2f} times pillow"
+            f"  {row['name']:<12}{row['images_per_s']:6,.0f} img/s  {row['over_pillow']:.2f} times "
+            "pillow"
         )
     feed = result["feed"]
     workers = "one worker per core" if feed["workers"] is None else f"{feed['workers']} worker(s)"
@@ -246,14 +258,16 @@ def _print_telemetry(result: dict[str, Any]) -> None:
     )
     if result["statistics_ms"] is not None:
         typer.echo(
-            f"adaptive rates: {result['statistics_ms']:.2f} ms every {result['log_every_steps']} steps, "
+            f"adaptive rates: {result['statistics_ms']:.2f} ms every {result['log_every_steps']} "
+            "steps, "
             f"{100 * result['statistics_share']:.3f} % of a bare step"
         )
 
 
 def _print_gr(result: dict[str, Any]) -> None:
     _print_table(
-        f"{_in_title(result)}, {result['devices']} device(s), r {result['r']:g}, alpha {result['alpha']:g}; "
+        f"{_in_title(result)}, {result['devices']} device(s), r {result['r']:g}, alpha "
+        f"{result['alpha']:g}; "
         f"{result['rounds']} rounds",
         ("", "time", "min-max", "CPU time", "FLOP", "memory", "ms/step", "MB", "compile s"),
         [
@@ -273,7 +287,8 @@ def _print_peer(result: dict[str, Any]) -> None:
     how = "compiled" if result["is_compiled"] else "eager"
     peer = " and ".join(f"{name} {version}" for name, version in result["peer"].items())
     _print_table(
-        f"{_in_title(result)}, {result['optimizer']}, beside {peer}, {how}; {result['rounds']} rounds",
+        f"{_in_title(result)}, {result['optimizer']}, beside {peer}, {how}; {result['rounds']} "
+        "rounds",
         ("", "img/s", "ms/step", "PyTorch img/s", "ms/step", "times as fast", "min-max", "in CPU time"),
         [
             (

@@ -54,9 +54,11 @@ def check(
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Say for which r the finite difference of a training step is near the exact gradient of the penalty.
+    """Say for which r the finite difference of a training step is near the exact gradient of the
+    penalty.
 
-    Measured on training batches, at the checkpoint's parameters for a run and at the initial ones for a preset.
+    Measured on training batches, at the checkpoint's parameters for a run and at the initial ones
+    for a preset.
     """
     chosen = [name.strip() for name in dtypes.split(",")]
     if unknown := [name for name in chosen if name not in DTYPES]:
@@ -167,9 +169,12 @@ def _print(result: dict[str, Any]) -> None:
             add("", "exact  ", kind["exact"])
     Console(highlight=False).print(table)
     typer.echo(
-        "Error of the penalty's gradient against the exact one in float32: mean over the batches, and the worst of\n"
-        "them. Bold: trustworthy. *: configured. exact: what gr.gradient=exact computes in this type.\n"
-        "Where the cosine is near 1, a larger r makes the penalty stronger rather than wrong: see docs/choosing.md."
+        "Error of the penalty's gradient against the exact one in float32: mean over the batches, "
+        "and the worst of\n"
+        "them. Bold: trustworthy. *: configured. exact: what gr.gradient=exact computes in this "
+        "type.\n"
+        "Where the cosine is near 1, a larger r makes the penalty stronger rather than wrong: see "
+        "docs/choosing.md."
     )
     for kind in result["types"]:
         typer.echo(kind["verdict"])

@@ -16,7 +16,9 @@ def compare(
     ],
     as_json: JsonOption = False,
 ) -> None:
-    """Show several runs side by side: what differs in their configuration, final and best errors, and cost."""
+    """Show several runs side by side: what differs in their configuration, final and best errors,
+    and cost.
+    """
     from gnpcli.runs.compare import compare as run
 
     result = run(

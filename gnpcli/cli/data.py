@@ -41,7 +41,8 @@ def list_data(data_dir: DataDirOption = None, as_json: JsonOption = False) -> No
         if not sys.stdout.isatty():
             typer.echo(f"{line}  {where}")
             continue
-        # On a terminal a folder has a line of its own: it may be as long as that, and is copied whole.
+        # On a terminal a folder has a line of its own: it may be as long as that, and is copied
+        # whole.
         typer.echo(line.rstrip())
         if number > 0:
             typer.echo(f"    {where}")
@@ -127,13 +128,16 @@ def prepare(
     size = f", {format_bytes(found.num_bytes)}" if found.num_bytes is not None else ""
     what = f"{counts} images" if counts else "images"
     typer.echo(
-        f"{name} {'is there already' if was_there else 'is prepared'}: {what} in {found.path} ({found.format}{size})"
+        f"{name} {'is there already' if was_there else 'is prepared'}: {what} in {found.path} "
+        f"({found.format}{size})"
     )
     typer.echo(f"train on it with `{_next_command(name, data_dir)}`")
 
 
 def _next_command(name: str, data_dir: str | None) -> str:
-    """Return the first preset of the data set as a command, with what it takes to find the data again."""
+    """Return the first preset of the data set as a command, with what it takes to find the data
+    again.
+    """
     import contextlib
     import shlex
 

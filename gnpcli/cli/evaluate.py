@@ -61,7 +61,8 @@ def evaluate(
         from gnpcli.config import DataConfig
         from gnpcli.data.registry import check_data
 
-        # Another data set lives elsewhere, keeps its own image size and splits, and has nothing carved out of it.
+        # Another data set lives elsewhere, keeps its own image size and splits, and has nothing
+        # carved out of it.
         own = (
             "dir",
             "image_size",
@@ -96,5 +97,6 @@ def evaluate(
     averaged = ", averaged weights" if result["weights"] == "ema" else ""
     typer.echo(
         f"{result['dataset']} {result['split']}: error {100 * result['error_rate']:.2f} %{top5}"
-        f"  loss {result['loss']:.4f}  ({result['num_examples']:,} images, step {result['step']}{averaged})"
+        f"  loss {result['loss']:.4f}  ({result['num_examples']:,} images, step "
+        f"{result['step']}{averaged})"
     )

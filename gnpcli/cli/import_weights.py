@@ -58,7 +58,8 @@ def import_weights(
     assignments: SetOption = [],  # noqa: B006 - typer copies it
     quiet: QuietOption = False,
 ) -> None:
-    """Turn published weights (timm, torchvision) into a checkpoint for gnp eval and gnp train --init-from.
+    """Turn published weights (timm, torchvision) into a checkpoint for gnp eval and gnp train
+    --init-from.
 
     Options of the model, such as model.patch_size, are read off the weights; --set overrides them.
     """
@@ -79,5 +80,6 @@ def import_weights(
         mean=means, std=stds, assignments=assignments, screen=Screen(quiet=quiet),
     )  # fmt: skip
     typer.echo(
-        f"{made}: train on it with `gnp train --init-from {made}`, evaluate it with `gnp eval {made}`"
+        f"{made}: train on it with `gnp train --init-from {made}`, evaluate it with `gnp eval "
+        f"{made}`"
     )

@@ -34,35 +34,43 @@ def inspect(
     out: Annotated[Path, typer.Option("--out", "-o", help="The picture: .png, .svg or .pdf.")] = Path("inspect.png"),
     examples: Annotated[int, typer.Option("--examples", "-n", min=1, help="Images of a subset.")] = 512,
     split: Annotated[
-        Literal["train", "val", "test"], typer.Option("--split", help="What Hessian, rises and surface are of.")
+        Literal["train", "val", "test"], typer.Option("--split", help=("What Hessian, rises and "
+            "surface are of."))
     ] = "train",
     top: Annotated[int, typer.Option("--top", "-k", min=0, help="Hessian eigenvalues; 0 for none.")] = 5,
     radii: Annotated[
         list[str],
         typer.Option(
             "--radii", callback=_distances,
-            help="Distances along the gradient, joined by commas. [default: 1/4 to 4 times the runs' r]",
+            help=("Distances along the gradient, joined by commas. [default: 1/4 to 4 times the "
+                "runs' r]"),
         ),
     ] = [],  # noqa: B006 - typer copies it
     directions: Annotated[int, typer.Option("--directions", min=0, help="Random directions.")] = 5,
     surface: Annotated[
         Literal["random", "gradient", "none"],
-        typer.Option("--surface", help="Axes of the loss surface: two random directions, or the gradient and one."),
+        typer.Option("--surface", help=("Axes of the loss surface: two random directions, or the "
+            "gradient and one.")),
     ] = "random",
-    resolution: Annotated[int, typer.Option("--resolution", min=2, help="Points of the surface a side.")] = 15,
-    span: Annotated[float, typer.Option("--span", min=1e-6, help="Half its width, in norms of the filters.")] = 0.5,
+    resolution: Annotated[int, typer.Option("--resolution", min=2, help=("Points of the surface a "
+        "side."))] = 15,
+    span: Annotated[float, typer.Option("--span", min=1e-6, help=("Half its width, in norms of the "
+        "filters."))] = 0.5,
     data_dir: DataDirOption = None,
-    step: Annotated[int | None, typer.Option("--step", min=0, help="Which checkpoint. [default: the last]")] = None,
+    step: Annotated[int | None, typer.Option("--step", min=0, help=("Which checkpoint. [default: "
+        "the last]"))] = None,
     best: Annotated[bool, typer.Option("--best", help="The checkpoint with the lowest error.")] = False,
     batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Images at a time.")] = 128,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of subset and directions.")] = 0,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:  # fmt: skip
-    """Measure how flat the minimum is: gradient norms, Hessian eigenvalues, rises of the loss, its surface.
+    """Measure how flat the minimum is: gradient norms, Hessian eigenvalues, rises of the loss, its
+    surface.
 
-    Several runs stand side by side, on the same images and in the same directions; those that differ only in their seed
-    are averaged. The loss is the mean cross-entropy without label smoothing and L2, the model in evaluation mode.
+    Several runs stand side by side, on the same images and in the same directions; those that
+    differ only in their seed are averaged. The loss is the mean cross-entropy without label
+    smoothing and L2, the model in evaluation mode.
     """
     if best and step is not None:
         raise typer.BadParameter(
@@ -171,7 +179,9 @@ def _at(result: Any, path: _Path) -> Any:
 
 
 def _told(values: Sequence[Any], form: str) -> str:
-    """Return one value, or mean and standard deviation (n - 1) of several numbers, or several texts."""
+    """Return one value, or mean and standard deviation (n - 1) of several numbers, or several
+    texts.
+    """
     known = [value for value in values if value is not None]
     if not known:
         return "-"

@@ -19,7 +19,9 @@ app = typer.Typer(help="The architectures.", no_args_is_help=True)
 
 @app.command("list")
 def list_models(as_json: JsonOption = False) -> None:
-    """List the models: family, parameters and work per image at the size that the defaults suit, paper, options."""
+    """List the models: family, parameters and work per image at the size that the defaults suit,
+    paper, options.
+    """
     from gnpcli.models.registry import MODELS
 
     if as_json:
@@ -111,8 +113,10 @@ def show_model(
         "" if summary.gflop is None else f"; {summary.gflop:.3g} GFLOP a forward pass of an image"
     )
     typer.echo(
-        f"{name} ({entry.family}, {_link(entry) or 'no paper'}), images of {size} x {size} x {channels}, "
-        f"{num_classes} classes: {summary.parameters:,} parameters, {summary.statistics:,} statistics{work}"
+        f"{name} ({entry.family}, {_link(entry) or 'no paper'}), images of {size} x {size} x "
+        f"{channels}, "
+        f"{num_classes} classes: {summary.parameters:,} parameters, {summary.statistics:,} "
+        f"statistics{work}"
     )
     if options:
         typer.echo("options: " + " ".join(f"{key}={value}" for key, value in options.items()))

@@ -88,7 +88,8 @@ def resolve_options(
     seed: int | None = None,
     flags: Mapping[str, tuple[str, Any]] | None = None,
 ) -> RunConfig:
-    """Resolve a preset under the short flags and the ``--set`` assignments, and print what is doubtful about it.
+    """Resolve a preset under the short flags and the ``--set`` assignments, and print what is
+    doubtful about it.
 
     `flags` are those of one command alone, as in `gnpcli.recipes.presets.resolve`.
     """

@@ -35,7 +35,9 @@ def preview(
     columns: Annotated[int, typer.Option("--columns", min=1, help="Images side by side.")] = 8,
     quiet: QuietOption = False,
 ) -> None:
-    """Write a contact sheet (PNG) of training images, each before (above) and after (below) augmentation."""
+    """Write a contact sheet (PNG) of training images, each before (above) and after (below)
+    augmentation.
+    """
     config = resolve_options(preset, assignments, dataset=dataset, data_dir=data_dir, seed=seed)
     if not out.absolute().parent.is_dir():
         raise typer.BadParameter(f"no folder {out.absolute().parent}", param_hint="--out")
@@ -43,7 +45,8 @@ def preview(
 
     shown = run(config, out, count=count, step=step, columns=columns, quiet=quiet)
     typer.echo(
-        f"{out}: {shown} images of {config.data.name}, before and after {_augmentation(config.data)}"
+        f"{out}: {shown} images of {config.data.name}, before and after "
+        f"{_augmentation(config.data)}"
     )
 
 

@@ -25,14 +25,18 @@ def plot(
             "[default: what the runs have logged]",
         ),
     ] = [],  # noqa: B006 - typer copies it
-    axis: Annotated[Literal["step", "epoch", "time"], typer.Option("--x", help="What the curves are over.")] = "epoch",
+    axis: Annotated[Literal["step", "epoch", "time"], typer.Option("--x", help=("What the curves "
+        "are over."))] = "epoch",
     spread: Annotated[
         Literal["range", "std"],
-        typer.Option("--band", help="Band over seeds: lowest to highest, or a standard deviation either way."),
+        typer.Option("--band", help=("Band over seeds: lowest to highest, or a standard deviation "
+            "either way.")),
     ] = "range",
     columns: Annotated[int, typer.Option("--columns", min=1, help="Panels side by side.")] = 3,
 ) -> None:  # fmt: skip
-    """Draw loss, error, gradient norms, cosine and schedules of runs; seeds of one configuration become a band."""
+    """Draw loss, error, gradient norms, cosine and schedules of runs; seeds of one configuration
+    become a band.
+    """
     from gnpcli.report.plot import plot as run
 
     typer.echo(
@@ -47,7 +51,9 @@ def report(
         typer.Option("--out", "-o", help="The page. [default: report.html in the run folder]"),
     ] = None,
 ) -> None:
-    """Write one self-contained HTML page about a run: figures, objective, curves, configuration, where it ran."""
+    """Write one self-contained HTML page about a run: figures, objective, curves, configuration,
+    where it ran.
+    """
     from gnpcli.report.run_page import write_report
 
     typer.echo(str(write_report(run, out)))

@@ -101,7 +101,8 @@ def reproduce_table(
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Run a table of the papers, rows x columns x seeds, and tell what it shows with error bars and verdicts.
+    """Run a table of the papers, rows x columns x seeds, and tell what it shows with error bars and
+    verdicts.
 
     The same command goes on where it was stopped, by Ctrl-C or otherwise: finished cells are kept.
     """
@@ -182,7 +183,8 @@ def _complain(progress: Sequence[Progress]) -> None:
     failed = [item for item in progress if item.status == "failed"]
     if failed:
         raise GnpError(
-            f"{len(failed)} of {len(progress)} cells failed, the first is {failed[0].cell.name}: {failed[0].problem}; "
+            f"{len(failed)} of {len(progress)} cells failed, the first is {failed[0].cell.name}: "
+            f"{failed[0].problem}; "
             "the same command tries them again"
         )
 
@@ -287,7 +289,8 @@ def _dry_run(
         )  # fmt: skip
     Console(highlight=False).print(grid)
     typer.echo(
-        f"{len(found)} cells in {folder}, about {duration(left_s)} left on this machine, from a few steps on random "
+        f"{len(found)} cells in {folder}, about {duration(left_s)} left on this machine, from a "
+        "few steps on random "
         "images; nothing was run"
     )
 
@@ -331,7 +334,9 @@ def show_table(
     ],
     as_json: JsonOption = False,
 ) -> None:
-    """Print a table: its cells with their recipes and published values, and what its variants change."""
+    """Print a table: its cells with their recipes and published values, and what its variants
+    change.
+    """
     from gnpcli.config.loader import differences
     from gnpcli.tables.spec import Changes, load_table
 
@@ -351,7 +356,8 @@ def show_table(
             value = table.published_value(row, column)
             published = "" if value is None else f", published {value:.2f}"
             typer.echo(
-                f"  {column} ({table.label('columns', column)}): preset {table.preset(row, column)}{published}"
+                f"  {column} ({table.label('columns', column)}): preset "
+                f"{table.preset(row, column)}{published}"
             )
             if column != spec.baseline:
                 for line in differences(

@@ -35,7 +35,10 @@ def train(
         typer.Option(
             "--init-from",
             metavar="RUN|CHECKPOINT|FILE",
-            help="Start from these weights: a run, a checkpoint, or a file of tensors (see gnp import-weights).",
+            help=(
+                "Start from these weights: a run, a checkpoint, or a file of tensors (see gnp "
+                "import-weights)."
+            ),
         ),
     ] = None,
     assignments: SetOption = [],  # noqa: B006 - typer copies it

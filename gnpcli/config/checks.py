@@ -1,4 +1,6 @@
-"""What keys say together: contradictions, which are refused, and settings that disappoint, which are warned about."""
+"""What keys say together: contradictions, which are refused, and settings that disappoint, which
+are warned about.
+"""
 
 from __future__ import annotations
 
@@ -9,17 +11,21 @@ from gnpcli.errors import ConfigError
 
 
 def check_together(config: RunConfig) -> RunConfig:
-    """Refuse contradictions between keys; fill `gr.warmup_epochs` and sam's alpha, so that nothing is left to guess."""
+    """Refuse contradictions between keys; fill `gr.warmup_epochs` and sam's alpha, so that nothing
+    is left to guess.
+    """
     gr, train = config.gr, config.train
     if train.l2 > 0 and config.optimizer.weight_decay > 0:
         raise ConfigError(
-            f"train.l2 = {train.l2:g} and optimizer.weight_decay = {config.optimizer.weight_decay:g} would decay "
+            f"train.l2 = {train.l2:g} and optimizer.weight_decay = "
+            f"{config.optimizer.weight_decay:g} would decay "
             "twice: set one of them to 0",
             "train.l2",
         )
     if train.evaluate_weights == "ema" and train.ema_decay is None:
         raise ConfigError(
-            "train.evaluate_weights: ema needs an average to evaluate: set train.ema_decay (0.999, say)",
+            "train.evaluate_weights: ema needs an average to evaluate: set train.ema_decay (0.999, "
+            "say)",
             "train.evaluate_weights",
         )
     if (
@@ -50,7 +56,8 @@ def check_together(config: RunConfig) -> RunConfig:
     alpha = 1.0 if gr.strategy == "sam" else gr.alpha
     if (gr.alpha or 0) > 0 and not gr.r:
         raise ConfigError(
-            f"gr.alpha = {gr.alpha:g} needs a radius: set gr.r > 0 (the papers use gr.r=0.1 with gr.alpha=0.8)",
+            f"gr.alpha = {gr.alpha:g} needs a radius: set gr.r > 0 (the papers use gr.r=0.1 with "
+            "gr.alpha=0.8)",
             "gr.alpha",
         )
     if gr.r and alpha is None:
@@ -59,7 +66,8 @@ def check_together(config: RunConfig) -> RunConfig:
         )
     if gr.strategy != "none" and (gr.r is None or alpha is None):
         raise ConfigError(
-            f"gr.strategy: {gr.strategy} needs gr.r and gr.alpha (the papers use gr.r=0.1, gr.alpha=0.8)",
+            f"gr.strategy: {gr.strategy} needs gr.r and gr.alpha (the papers use gr.r=0.1, "
+            "gr.alpha=0.8)",
             "gr.strategy",
         )
     if gr.strategy == "sam" and not gr.r:
@@ -74,8 +82,10 @@ def check_together(config: RunConfig) -> RunConfig:
     if gr.strategy in WARMUP_STRATEGIES and gr.r and alpha and warmup_epochs >= train.epochs:
         key = "gr.warmup_epochs" if gr.warmup_epochs is not None else "schedule.warmup_epochs"
         raise ConfigError(
-            f"the GR warmup of {warmup_epochs:g} epochs ({key}) leaves none of the {train.epochs} epochs of training "
-            f"(train.epochs) at full strength: set gr.warmup_epochs below {train.epochs}, train longer, or take "
+            f"the GR warmup of {warmup_epochs:g} epochs ({key}) leaves none of the {train.epochs} "
+            "epochs of training "
+            f"(train.epochs) at full strength: set gr.warmup_epochs below {train.epochs}, train "
+            "longer, or take "
             "gr.strategy=none",
             key if key == "gr.warmup_epochs" else "gr.strategy",
         )
@@ -90,23 +100,28 @@ def _check_which_steps(gr: GrConfig) -> None:
     is_drawn = gr.probability < 1 or end < 1
     if gr.every > 1 and is_drawn:
         raise ConfigError(
-            f"gr.every = {gr.every} and gr.probability = {gr.probability:g} both say which steps are penalised: set "
+            f"gr.every = {gr.every} and gr.probability = {gr.probability:g} both say which steps "
+            "are penalised: set "
             "gr.every=1, or gr.probability=1 and gr.probability_end=null",
             "gr.every",
         )
     if gr.between == "reuse" and gr.every == 1:
         raise ConfigError(
-            "gr.between: reuse has no steps between to act in with gr.every = 1: set gr.every=5, say",
+            "gr.between: reuse has no steps between to act in with gr.every = 1: set gr.every=5, "
+            "say",
             "gr.between",
         )
 
 
 def _check_cut(config: RunConfig) -> None:
-    """Refuse groups and pieces that do not divide the batch or each other; those per device are known only later."""
+    """Refuse groups and pieces that do not divide the batch or each other; those per device are
+    known only later.
+    """
     gr, pieces, batch_size = config.gr, config.train.accumulate, config.data.batch_size
     if gr.batch_norm == "synchronised" and pieces > 1:
         raise ConfigError(
-            f"gr.batch_norm: synchronised needs the whole batch at once, which train.accumulate = {pieces} cuts: set "
+            "gr.batch_norm: synchronised needs the whole batch at once, which train.accumulate = "
+            f"{pieces} cuts: set "
             "train.accumulate=1, or gr.batch_norm=per-group",
             "train.accumulate",
         )
@@ -114,7 +129,8 @@ def _check_cut(config: RunConfig) -> None:
         return
     if pieces % gr.groups and gr.groups % pieces:
         raise ConfigError(
-            f"train.accumulate = {pieces} neither divides gr.groups = {gr.groups} nor is a multiple of it: "
+            f"train.accumulate = {pieces} neither divides gr.groups = {gr.groups} nor is a "
+            "multiple of it: "
             f"try train.accumulate={gr.groups}",
             "train.accumulate",
         )
@@ -122,7 +138,8 @@ def _check_cut(config: RunConfig) -> None:
         if batch_size % parts:
             near = max(batch_size // parts, 1) * parts
             raise ConfigError(
-                f"data.batch_size = {batch_size} is not divisible by {key} = {parts}; try data.batch_size={near}",
+                f"data.batch_size = {batch_size} is not divisible by {key} = {parts}; try "
+                f"data.batch_size={near}",
                 key,
             )
 
@@ -134,8 +151,10 @@ def advice(config: RunConfig) -> list[str]:
     adaptive = config.optimizer.name in ("adamw", "rmsprop")
     if adaptive and warmup > 0 and gr.strategy in ("constant", "sam") and gr.r and gr.alpha:
         found.append(
-            f"gr.strategy={gr.strategy} is at full strength during the learning-rate warmup ({warmup:g} epochs) of an "
-            f"adaptive optimizer ({config.optimizer.name}), which arXiv 2406.09723 shows to be harmful: "
+            f"gr.strategy={gr.strategy} is at full strength during the learning-rate warmup "
+            f"({warmup:g} epochs) of an "
+            f"adaptive optimizer ({config.optimizer.name}), which arXiv 2406.09723 shows to be "
+            "harmful: "
             "try --gr zero-warmup"
         )
     found += [
@@ -144,7 +163,8 @@ def advice(config: RunConfig) -> list[str]:
     ]
     if warmup >= epochs:
         found.append(
-            f"the learning-rate warmup ({warmup:g} epochs) is not over when training ends ({epochs} epochs)"
+            f"the learning-rate warmup ({warmup:g} epochs) is not over when training ends "
+            f"({epochs} epochs)"
         )
     return found
 

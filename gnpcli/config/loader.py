@@ -1,4 +1,6 @@
-"""Layers of YAML and overrides, merged into a `RunConfig`; messages name the key, and file and line where known."""
+"""Layers of YAML and overrides, merged into a `RunConfig`; messages name the key, and file and line
+where known.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,9 @@ Tree = dict[str, Any]
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.2 scalars: ``1e-3`` is a number (PyYAML reads it as text) and ``on``/``off``/``yes``/``no`` are text."""
+    """YAML 1.2 scalars: ``1e-3`` is a number (PyYAML reads it as text) and
+    ``on``/``off``/``yes``/``no`` are text.
+    """
 
 
 _Loader.yaml_implicit_resolvers = {
@@ -46,7 +50,9 @@ _Loader.add_implicit_resolver(
 
 @dataclass(frozen=True)
 class Layer:
-    """One source of values: nested `values`, and for each dotted key where it was written (``file:line``)."""
+    """One source of values: nested `values`, and for each dotted key where it was written
+    (``file:line``).
+    """
 
     values: Tree
     where: Mapping[str, str] = field(default_factory=dict)
@@ -94,9 +100,11 @@ def _note_lines(node: yaml.MappingNode, prefix: str, path: str, where: dict[str,
 def parse_overrides(
     assignments: Sequence[str], flags: Mapping[str, tuple[str, Any]] | None = None
 ) -> list[Layer]:
-    """Turn ``key=value`` assignments, and flags given as ``{key: (flag, value)}``, into layers, later ones winning.
+    """Turn ``key=value`` assignments, and flags given as ``{key: (flag, value)}``, into layers,
+    later ones winning.
 
-    Values are read as YAML, so numbers, ``true``, ``null`` and ``[0.3, 0.6]`` mean what they mean in a preset.
+    Values are read as YAML, so numbers, ``true``, ``null`` and ``[0.3, 0.6]`` mean what they mean
+    in a preset.
 
     Raises:
         ConfigError: An assignment without ``=`` or key, or a value that is not YAML.
@@ -137,9 +145,10 @@ def merge(
 ) -> Layer:
     """Lay later values over earlier ones, section by section.
 
-    A section whose ``name`` chooses its keys (`optimizer`, `schedule`, and `model` where `model_keys` says which)
-    keeps, when a later layer changes the name, those earlier values that the new kind has too, and drops the others:
-    ``--set optimizer.name=sgd`` over an AdamW preset keeps the learning rate and drops ``b1``.
+    A section whose ``name`` chooses its keys (`optimizer`, `schedule`, and `model` where
+    `model_keys` says which) keeps, when a later layer changes the name, those earlier values that
+    the new kind has too, and drops the others: ``--set optimizer.name=sgd`` over an AdamW preset
+    keeps the learning rate and drops ``b1``.
 
     Args:
         layers: The lowest first.
@@ -177,10 +186,12 @@ def _copy(value: Any) -> Any:
 
 
 def validate(layer: Layer) -> RunConfig:
-    """Check types, ranges and names of keys, then what sections say together, and fill what follows from it.
+    """Check types, ranges and names of keys, then what sections say together, and fill what follows
+    from it.
 
     Raises:
-        ConfigError: With the key, where it was written, what is allowed, and how many other problems there are.
+        ConfigError: With the key, where it was written, what is allowed, and how many other
+            problems there are.
     """
     values = layer.values
     if isinstance(schedule := values.get("schedule", {}), dict):
@@ -199,7 +210,9 @@ def validate(layer: Layer) -> RunConfig:
 
 
 def located(error: ConfigError, layer: Layer) -> ConfigError:
-    """Return `error` with the place where its key was written put in front of the message, if that is known."""
+    """Return `error` with the place where its key was written put in front of the message, if that
+    is known.
+    """
     source = _source(error.key, layer) if error.key else ""
     return ConfigError(f"{source}{error}", error.key)
 
@@ -213,7 +226,8 @@ def _source(key: str, layer: Layer) -> str:
 
 
 def explain(error: ValidationError, layer: Layer, keys: Sequence[str]) -> ConfigError:
-    """Return what pydantic found in the values of `layer` as one line: the first problem, with its place, and a count.
+    """Return what pydantic found in the values of `layer` as one line: the first problem, with its
+    place, and a count.
 
     A key that is unknown goes before one that is missing: written wrongly, it is often the same.
 
@@ -306,7 +320,9 @@ def _models(annotation: Any) -> Iterator[type[BaseModel]]:
 
 
 def known_keys(values: Tree) -> Iterator[str]:
-    """Every dotted key a configuration may have; in a section with kinds, those of the kind chosen in `values`."""
+    """Every dotted key a configuration may have; in a section with kinds, those of the kind chosen
+    in `values`.
+    """
     for section, info in RunConfig.model_fields.items():
         kinds = _kinds().get(section)
         chosen = values.get(section)

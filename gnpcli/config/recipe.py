@@ -14,7 +14,9 @@ DATA_KEYS = (
     "data.validation_fraction",
     "data.image_size",
 )
-"""Keys that decide which images a run is trained and measured on: others make errors that do not compare."""
+"""Keys that decide which images a run is trained and measured on: others make errors that do not
+compare.
+"""
 
 _NO_MATTER = (
     "train.seed", "train.log_every_steps", "train.eval_every_epochs", "checkpoint.", "mesh.", "data.dir",
@@ -26,8 +28,8 @@ _ACT_WITHOUT_GR = ("gr.strategy", "gr.groups", "gr.batch_norm")
 def recipe(config: RunConfig) -> dict[str, Any]:
     """Return ``{"section.key": value}`` of the keys that decide a result, up to the seed.
 
-    Without gradient regularization the keys that say how it is done decide nothing, but for those that say how the
-    batch is cut, which BatchNorm and dropout follow either way.
+    Without gradient regularization the keys that say how it is done decide nothing, but for those
+    that say how the batch is cut, which BatchNorm and dropout follow either way.
     """
     is_plain = config.gr.strategy == "none"
     return {

@@ -27,9 +27,13 @@ class DataInfo:
     num_validation: int
     num_test: int
     image_size: int
-    """Side in pixels; of an image folder without `data.image_size` that of the first training image."""
+    """Side in pixels; of an image folder without `data.image_size` that of the first training
+    image.
+    """
     channels: int
-    """1 or 3. For an image folder that of the first training image: one coloured image among grey ones makes it 3."""
+    """1 or 3. For an image folder that of the first training image: one coloured image among grey
+    ones makes it 3.
+    """
     num_classes: int
     present: bool
     """Whether the images are there to be read."""
@@ -41,7 +45,8 @@ class DataInfo:
 class DataSpec:
     """What a model trained on a data set has to know of it; stored with checkpoints.
 
-    Evaluation normalises with the statistics of the training data, so they travel with the parameters.
+    Evaluation normalises with the statistics of the training data, so they travel with the
+    parameters.
     """
 
     name: str
@@ -107,7 +112,8 @@ class Split:
             )
         if self.labels.dtype != np.int32 or self.labels.shape != self.images.shape[:1]:
             raise ValueError(
-                f"labels must be int32 [{len(self.images)}], got {self.labels.dtype} {self.labels.shape}"
+                f"labels must be int32 [{len(self.images)}], got {self.labels.dtype} "
+                f"{self.labels.shape}"
             )
 
     def __len__(self) -> int:
@@ -135,7 +141,8 @@ class FileSplit:
         """Refuse labels of another type or number."""
         if self.labels.dtype != np.int32 or self.labels.shape != (len(self.paths),):
             raise ValueError(
-                f"labels must be int32 [{len(self.paths)}], got {self.labels.dtype} {self.labels.shape}"
+                f"labels must be int32 [{len(self.paths)}], got {self.labels.dtype} "
+                f"{self.labels.shape}"
             )
 
     def __len__(self) -> int:
@@ -151,7 +158,9 @@ class FileSplit:
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """The splits of a data set, all in memory or all streamed. One of `validation` and `test` at least is there."""
+    """The splits of a data set, all in memory or all streamed. One of `validation` and `test` at
+    least is there.
+    """
 
     spec: DataSpec
     train: Split | FileSplit
@@ -162,7 +171,8 @@ class Dataset:
 def validation_counts(class_counts: Sequence[int], fraction: float) -> list[int]:
     """Return how many of each class's training images `fraction` sets aside for validation.
 
-    Each is ``fraction * count`` rounded half up, and at most ``count - 1``: every class keeps an image to train on.
+    Each is ``fraction * count`` rounded half up, and at most ``count - 1``: every class keeps an
+    image to train on.
 
     >>> validation_counts([100, 5, 1], 0.3)
     [30, 2, 0]
@@ -177,7 +187,8 @@ def validation_counts(class_counts: Sequence[int], fraction: float) -> list[int]
     counts = [max(0, min(int(fraction * count + 0.5), count - 1)) for count in class_counts]
     if fraction > 0 and not any(counts):
         raise ConfigError(
-            f"data.validation_fraction {fraction:g} of {sum(class_counts)} training images in {len(class_counts)} "
+            f"data.validation_fraction {fraction:g} of {sum(class_counts)} training images in "
+            f"{len(class_counts)} "
             "classes leaves the validation split empty: raise it, or set it to 0",
             key="data.validation_fraction",
         )
@@ -185,11 +196,13 @@ def validation_counts(class_counts: Sequence[int], fraction: float) -> list[int]
 
 
 def carve_validation(dataset: Dataset, fraction: float) -> Dataset:
-    """Move `fraction` of every training class to a validation split, in equal strides through the class's images.
+    """Move `fraction` of every training class to a validation split, in equal strides through the
+    class's images.
 
-    Which images go depends on nothing but their order and number: no seed. Strides rather than a tail, because files
-    are often sorted by something that matters (a date, a subject), and validation should look like all of training.
-    Both splits keep the order of the images. `DataSpec.mean` and `std` stay those of the whole training split.
+    Which images go depends on nothing but their order and number: no seed. Strides rather than a
+    tail, because files are often sorted by something that matters (a date, a subject), and
+    validation should look like all of training. Both splits keep the order of the images.
+    `DataSpec.mean` and `std` stay those of the whole training split.
 
     Raises:
         ConfigError: As `validation_counts`.
@@ -227,7 +240,8 @@ def with_statistics(dataset: Dataset, mean: Sequence[float], std: Sequence[float
     spec = dataset.spec
     if len(mean) != spec.channels:
         raise ConfigError(
-            f"images are normalised for {len(mean)} channel(s), by data.mean or as those of train.init_from, but those "
+            f"images are normalised for {len(mean)} channel(s), by data.mean or as those of "
+            "train.init_from, but those "
             f"of {spec.name} have {spec.channels}",
             key="data.mean",
         )
@@ -237,15 +251,17 @@ def with_statistics(dataset: Dataset, mean: Sequence[float], std: Sequence[float
 def channel_statistics(images: Images) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Return mean and standard deviation per channel, in units of [0, 1] pixel values.
 
-    The sums are exact integers, so the result does not depend on the order of the images. A deviation is at least
-    1/255: a channel that never changes normalises to 0 instead of dividing by 0.
+    The sums are exact integers, so the result does not depend on the order of the images. A
+    deviation is at least 1/255: a channel that never changes normalises to 0 instead of dividing by
+    0.
 
     Args:
         images: uint8 ``[N, H, W, C]``, N > 0.
     """
     channels = images.shape[-1]
     rows = images.reshape(len(images), -1)
-    # At most 256 images at a time: their squares sum to less than 2^24, below which float32 counts exactly.
+    # At most 256 images at a time: their squares sum to less than 2^24, below which float32 counts
+    # exactly.
     step = max(1, min(256, (1 << 22) // rows.shape[1]))
     total = np.zeros(rows.shape[1])
     squares = np.zeros(rows.shape[1])

@@ -1,6 +1,8 @@
-"""What data there is: the registered sources, and what else TFDS has prepared in the places where they are looked for.
+"""What data there is: the registered sources, and what else TFDS has prepared in the places where
+they are looked for.
 
-Only names and small JSON files are read, so that the answer is quick also where a million images lie.
+Only names and small JSON files are read, so that the answer is quick also where a million images
+lie.
 """
 
 from __future__ import annotations
@@ -30,7 +32,9 @@ class Listing:
     where: str | None = None
     """Folder where it lies; None where it is absent, or is no folder."""
     format: str | None = None
-    """``bundled``, ``image folder``, or one of `gnpcli.data.archives.tfds.FORMATS`; None where it is absent."""
+    """``bundled``, ``image folder``, or one of `gnpcli.data.archives.tfds.FORMATS`; None where it
+    is absent.
+    """
     num_bytes: int | None = None
     """What it takes on disk."""
     download_bytes: int | None = None
@@ -84,7 +88,8 @@ def list_bundled(info: DataInfo | None, about: str) -> Listing:
 def list_image_folder(
     name: str, about: str, where: str | None, published: DataInfo | None
 ) -> Listing:
-    """Return what is known of a named source that is a folder of images, which may be a million and are not counted.
+    """Return what is known of a named source that is a folder of images, which may be a million and
+    are not counted.
 
     Args:
         name: Of the source.
@@ -104,7 +109,9 @@ def list_image_folder(
 
 
 def list_prepared(directory: str | None) -> list[Listing]:
-    """Return the image classification sets that TFDS has prepared, as ``tfds:NAME``; others are left out."""
+    """Return the image classification sets that TFDS has prepared, as ``tfds:NAME``; others are
+    left out.
+    """
     found = []
     for name, root in sorted(prepared_names(directory).items()):
         try:

@@ -1,8 +1,8 @@
 """Data sources by name: check a `DataConfig`, describe what it names, load it.
 
-Importing this package imports neither jax nor numpy; a source is imported when it is used. The types are in
-`gnpcli.data.base`, the batches in `gnpcli.data.feeds.memory`. Adding a source is one module with `describe` and `load` (see
-`SourceModule`) and one line of `SOURCES`.
+Importing this package imports neither jax nor numpy; a source is imported when it is used. The
+types are in `gnpcli.data.base`, the batches in `gnpcli.data.feeds.memory`. Adding a source is one
+module with `describe` and `load` (see `SourceModule`) and one line of `SOURCES`.
 """
 
 from __future__ import annotations
@@ -31,7 +31,9 @@ class SourceModule(Protocol):
         """Answer `gnpcli.data.registry.describe` for this source."""
 
     def load(self, config: DataConfig, progress: Progress | None) -> Dataset:
-        """Read the images. A source with a validation split of its own refuses `validation_fraction` itself."""
+        """Read the images. A source with a validation split of its own refuses
+        `validation_fraction` itself.
+        """
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,9 @@ class Source:
     takes_files: bool = False
     """Whether it is a folder of image files: `data.stream` and `data.val_labels`."""
     by_hand: str | None = None
-    """What a person has to do to have it; None where the module has a `PUBLISHED` that is downloaded and prepared."""
+    """What a person has to do to have it; None where the module has a `PUBLISHED` that is
+    downloaded and prepared.
+    """
 
 
 SOURCES: dict[str, Source] = {
@@ -85,7 +89,8 @@ SOURCES: dict[str, Source] = {
         takes_dir=True,
         takes_files=True,
         by_hand="it takes an account at https://image-net.org: unpack ILSVRC2012_img_train.tar, and the tar of each "
-        "class in it, to DIR/train/<wnid>/*.JPEG, and ILSVRC2012_img_val.tar to DIR/val/<wnid>/*.JPEG or, with "
+        "class in it, to DIR/train/<wnid>/*.JPEG, and ILSVRC2012_img_val.tar to "
+        "DIR/val/<wnid>/*.JPEG or, with "
         "data.val_labels, to DIR/val/*.JPEG; then give --data-dir DIR",
     ),
     "folder:DIR": Source(
@@ -103,38 +108,44 @@ SOURCES: dict[str, Source] = {
         "--file_format=array_record` does so",
     ),
 }
-"""Sources by name. ``scheme:WORD`` stands for every name that begins with ``scheme:`` and goes on."""
+"""Sources by name. ``scheme:WORD`` stands for every name that begins with ``scheme:`` and goes on.
+"""
 
 
 def check_data(config: DataConfig) -> None:
     """Check that `config` names a source and gives it what it needs. Reads no file.
 
     Raises:
-        ConfigError: On an unknown name (``data.name``, with the choices and the closest one), a scheme without its
-            argument, or a key of the data section that the source has no use for (`Source`).
+        ConfigError: On an unknown name (``data.name``, with the choices and the closest one), a
+            scheme without its argument, or a key of the data section that the source has no use for
+            (`Source`).
     """
     _source(config)
 
 
 def describe(config: DataConfig) -> DataInfo | None:
-    """Say how much data `config` names, without decoding images; None where the data is absent and nothing is known.
+    """Say how much data `config` names, without decoding images; None where the data is absent and
+    nothing is known.
 
-    A source with published sizes answers from them where no images are present (`DataInfo.present` is then False).
-    Nothing is ever downloaded here.
+    A source with published sizes answers from them where no images are present (`DataInfo.present`
+    is then False). Nothing is ever downloaded here.
 
     Raises:
         ConfigError: As `check_data`; also a `validation_fraction` that the data cannot serve.
-        DataError: A folder that `load_dataset` would refuse, as far as its names and file sizes show it.
+        DataError: A folder that `load_dataset` would refuse, as far as its names and file sizes
+            show it.
     """
     return _module(config).describe(config)
 
 
 def load_dataset(config: DataConfig, progress: Progress | None = None) -> Dataset:
-    """Load all splits into memory; sets `config.validation_fraction` of every training class aside where it is not 0.
+    """Load all splits into memory; sets `config.validation_fraction` of every training class aside
+    where it is not 0.
 
     Args:
         config: Names the source; `batch_size` and `augment` play no part here.
-        progress: Called while images are fetched, prepared or decoded; not for what is bundled or found in the cache.
+        progress: Called while images are fetched, prepared or decoded; not for what is bundled or
+            found in the cache.
 
     Raises:
         ConfigError: As `describe`.
@@ -153,7 +164,8 @@ def load_dataset(config: DataConfig, progress: Progress | None = None) -> Datase
 
 
 def list_sources(directory: str | None) -> list[Listing]:
-    """Return every source of the registry and what else TFDS has prepared, from names and small files alone.
+    """Return every source of the registry and what else TFDS has prepared, from names and small
+    files alone.
 
     Args:
         directory: `data.dir`; None looks in the default places.
@@ -183,7 +195,8 @@ def list_sources(directory: str | None) -> list[Listing]:
 
 
 def list_published(name: str, directory: str | None) -> Listing | None:
-    """Return what is known of one published data set and where it lies; None for every other source.
+    """Return what is known of one published data set and where it lies; None for every other
+    source.
 
     Args:
         name: As in `data.name`.
@@ -213,7 +226,8 @@ def prepare_source(
         Where it lies, and whether it was there already.
 
     Raises:
-        ConfigError: If it is no source, has no such splits, or is not prepared here, with what to do by hand.
+        ConfigError: If it is no source, has no such splits, or is not prepared here, with what to
+            do by hand.
         DataError: If it cannot be fetched, unpacked or written.
     """
     from gnpcli.config.schema import DataConfig

@@ -1,1 +1,3 @@
-"""The machine: the mesh of its devices, its processes, and what exists for the sake of one backend's compiler."""
+"""The machine: the mesh of its devices, its processes, and what exists for the sake of one
+backend's compiler.
+"""

@@ -1,9 +1,10 @@
-"""The mesh of devices and where arrays live on it: batches are split over it, everything else is replicated.
+"""The mesh of devices and where arrays live on it: batches are split over it, everything else is
+replicated.
 
-The mesh has two axes, `group` and `data`. With G groups on D devices there are gcd(G, D) clusters along `group`: each
-runs its share of the groups one after another, every group spread over the devices of the cluster along `data`. So one
-group on eight devices is spread over all of them, eight groups have a device each, and what a group computes is the
-same either way.
+The mesh has two axes, `group` and `data`. With G groups on D devices there are gcd(G, D) clusters
+along `group`: each runs its share of the groups one after another, every group spread over the
+devices of the cluster along `data`. So one group on eight devices is spread over all of them, eight
+groups have a device each, and what a group computes is the same either way.
 """
 
 from __future__ import annotations
@@ -38,7 +39,8 @@ def make_mesh(config: RunConfig) -> Mesh:
         if size % count:
             near = max(size // count, 1) * count
             raise ConfigError(
-                f"{key} = {size} is not divisible by the {count} devices; try {near}, or set mesh.devices",
+                f"{key} = {size} is not divisible by the {count} devices; try {near}, or set "
+                "mesh.devices",
                 key,
             )
     groups = config.gr.groups if isinstance(config.gr.groups, int) else count
@@ -47,10 +49,12 @@ def make_mesh(config: RunConfig) -> Mesh:
 
 
 def settle_groups(config: RunConfig) -> RunConfig:
-    """Return `config` with `gr.groups` as a number: what is per device now is this many from here on.
+    """Return `config` with `gr.groups` as a number: what is per device now is this many from here
+    on.
 
     Raises:
-        ConfigError: The number does not fit the batch, or more devices are asked for than there are.
+        ConfigError: The number does not fit the batch, or more devices are asked for than there
+            are.
     """
     if config.gr.groups != "per-device":
         return config
@@ -71,8 +75,10 @@ def check_cut(config: RunConfig, mesh: Mesh) -> None:
     if (batch_size // parts) % devices:
         near = math.ceil(batch_size / (parts * devices)) * parts * devices
         raise ConfigError(
-            f"data.batch_size = {batch_size} in {key} = {parts} pieces is {batch_size // parts} examples each, which "
-            f"{devices} devices cannot share evenly: try data.batch_size={near}, or set mesh.devices",
+            f"data.batch_size = {batch_size} in {key} = {parts} pieces is {batch_size // parts} "
+            "examples each, which "
+            f"{devices} devices cannot share evenly: try data.batch_size={near}, or set "
+            "mesh.devices",
             key,
         )
 
@@ -104,14 +110,17 @@ def placer(mesh: Mesh) -> Place:
 def batch_placer(mesh: Mesh) -> Place:
     """Return a function that splits the rows of a host array over the devices of the mesh.
 
-    With several processes each gives its own rows, which become the global array in the order of the processes.
+    With several processes each gives its own rows, which become the global array in the order of
+    the processes.
     """
     sharding = NamedSharding(mesh, _rows(mesh))
     return lambda array: jax.make_array_from_process_local_data(sharding, array)
 
 
 def abstract(make: Callable[[], Any], mesh: Mesh) -> Any:
-    """Return shapes, dtypes and shardings of what `make` would return, replicated, allocating nothing."""
+    """Return shapes, dtypes and shardings of what `make` would return, replicated, allocating
+    nothing.
+    """
     sharding = replicated(mesh)
     return jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
@@ -120,16 +129,19 @@ def abstract(make: Callable[[], Any], mesh: Mesh) -> Any:
 
 
 def split_batch(mesh: Mesh, batch: Any) -> Any:
-    """Constrain every leaf ``[B, ...]`` of a batch, inside jit, to be split over the devices along its first axis."""
+    """Constrain every leaf ``[B, ...]`` of a batch, inside jit, to be split over the devices along
+    its first axis.
+    """
     return jax.lax.with_sharding_constraint(batch, NamedSharding(mesh, _rows(mesh)))
 
 
 def cut_batch(mesh: Mesh, batch: Any, groups: int, pieces: int) -> Any:
-    """Cut every leaf ``[B, ...]`` of a batch, inside jit, into ``[groups, pieces, B / (groups * pieces), ...]``.
+    """Cut every leaf ``[B, ...]`` of a batch, inside jit, into ``[groups, pieces, B / (groups *
+    pieces), ...]``.
 
-    A group is a run of consecutive rows. Piece j of a group is every `pieces`-th of its rows from j on: each device
-    holds an equal share of every piece already, and nothing moves between them. Neither depends on the devices. An axis
-    of one group or one piece is left out.
+    A group is a run of consecutive rows. Piece j of a group is every `pieces`-th of its rows from j
+    on: each device holds an equal share of every piece already, and nothing moves between them.
+    Neither depends on the devices. An axis of one group or one piece is left out.
     """
     spread = NamedSharding(mesh, PartitionSpec(GROUP, None, DATA))
     left_out = [axis for axis, size in enumerate((groups, pieces)) if size == 1]
@@ -147,9 +159,11 @@ def over_groups(
     """Run a function on every cluster of the mesh, under the mapped axis `GROUP`.
 
     Args:
-        function: Given whole arguments, but of those at `batch_argnums` (trees of ``[groups, ...]``) the groups of its
-            cluster. Its result must be the same on all clusters: `jax.lax.pmean` over `GROUP` makes it so.
-        mesh: Within a cluster sharding stays automatic, so that a mean over a group's rows is one over its devices.
+        function: Given whole arguments, but of those at `batch_argnums` (trees of ``[groups,
+            ...]``) the groups of its cluster. Its result must be the same on all clusters:
+            `jax.lax.pmean` over `GROUP` makes it so.
+        mesh: Within a cluster sharding stays automatic, so that a mean over a group's rows is one
+            over its devices.
         batch_argnums: Positions of the arguments that are cut in groups.
     """
 
@@ -158,8 +172,9 @@ def over_groups(
             PartitionSpec(GROUP) if index in batch_argnums else PartitionSpec()
             for index in range(len(args))
         )
-        # Without the check of what varies over the axis, a derivative with respect to parameters that all clusters
-        # share is the cluster's own, which is the point of groups, and not their sum.
+        # Without the check of what varies over the axis, a derivative with respect to parameters
+        # that all clusters share is the cluster's own, which is the point of groups, and not their
+        # sum.
         return jax.shard_map(
             function,
             mesh=mesh,

@@ -21,8 +21,9 @@ _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8
 def keep_freed_memory() -> None:
     """Make glibc keep freed memory for reuse; does nothing with another C library.
 
-    On CPU, XLA takes the temporaries of every step from malloc. By default glibc gives large blocks back to the kernel
-    at once, and the next step pays for a page fault on each page again: see docs/results for what it costs.
+    On CPU, XLA takes the temporaries of every step from malloc. By default glibc gives large blocks
+    back to the kernel at once, and the next step pays for a page fault on each page again: see
+    docs/results for what it costs.
     """
     if not sys.platform.startswith("linux"):
         return
@@ -34,7 +35,8 @@ def keep_freed_memory() -> None:
 
 
 def cache_dir() -> Path:
-    """Return ``$GNP_CACHE_DIR``, else ``$XDG_CACHE_HOME/gnp``, else ``~/.cache/gnp``. It need not exist.
+    """Return ``$GNP_CACHE_DIR``, else ``$XDG_CACHE_HOME/gnp``, else ``~/.cache/gnp``. It need not
+    exist.
 
     Raises:
         RuntimeError: If neither variable is set and there is no home directory.
@@ -47,7 +49,9 @@ def cache_dir() -> Path:
 
 
 def describe_environment() -> dict[str, Any]:
-    """Return versions, devices, platform and the commit of the checkout (None for an installed package), JSON-able."""
+    """Return versions, devices, platform and the commit of the checkout (None for an installed
+    package), JSON-able.
+    """
     import jax
 
     names = ("gnp", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "pillow")
@@ -91,10 +95,12 @@ def _git_commit() -> str | None:
 
 
 def keep_compiled_programs() -> None:
-    """Keep compiled programs on disk, for the next run, resume or evaluation of the same shapes to start with.
+    """Keep compiled programs on disk, for the next run, resume or evaluation of the same shapes to
+    start with.
 
-    They live in ``xla`` under the cache folder; jax decides by program, versions, flags and hardware what may be used
-    again. A folder that cannot be written costs a compilation, nothing else.
+    They live in ``xla`` under the cache folder; jax decides by program, versions, flags and
+    hardware what may be used again. A folder that cannot be written costs a compilation, nothing
+    else.
     """
     import jax
 
@@ -104,7 +110,9 @@ def keep_compiled_programs() -> None:
 
 @contextlib.contextmanager
 def stop_signals() -> Iterator[list[signal.Signals]]:
-    """Collect SIGINT and SIGTERM, for a loop to act on where it can; a second one acts at once, as usual."""
+    """Collect SIGINT and SIGTERM, for a loop to act on where it can; a second one acts at once, as
+    usual.
+    """
     received: list[signal.Signals] = []
     if threading.current_thread() is not threading.main_thread():
         yield received

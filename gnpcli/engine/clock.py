@@ -7,7 +7,9 @@ from typing import Any
 
 
 class Clock:
-    """Wall time of training: since the start, and images/s between pauses (compilation, evaluation, saving)."""
+    """Wall time of training: since the start, and images/s between pauses (compilation, evaluation,
+    saving).
+    """
 
     def __init__(self, batch_size: int):
         self._batch_size = batch_size
@@ -21,7 +23,9 @@ class Clock:
         self._mark, self._marked_step = time.perf_counter(), step
 
     def rate(self, step: int) -> dict[str, Any]:
-        """Return images/s since the mark (None for the first step behind a pause) and the seconds since the start."""
+        """Return images/s since the mark (None for the first step behind a pause) and the seconds
+        since the start.
+        """
         now = time.perf_counter()
         rate = None
         if self._marked_step is not None and step > self._marked_step:
@@ -33,7 +37,9 @@ class Clock:
         return {"images_per_s": rate, "elapsed_s": round(now - self._start, 3)}
 
     def totals(self) -> dict[str, Any]:
-        """Return the seconds since the start, and the images/s over all steps that a rate was given for."""
+        """Return the seconds since the start, and the images/s over all steps that a rate was given
+        for.
+        """
         images = self._trained_steps * self._batch_size
         return {
             "elapsed_s": round(time.perf_counter() - self._start, 3),

@@ -42,15 +42,16 @@ def evaluate(
         best: Take the one with the lowest error instead.
         quiet: Print only warnings.
         weights: ``raw`` or ``ema``; None takes those that the run itself evaluated.
-        recalibrate: Training batches over which BatchNorm statistics are taken anew, 0 for the saved ones; None
-            recalibrates the averaged weights as the run itself does, and leaves the raw ones alone.
+        recalibrate: Training batches over which BatchNorm statistics are taken anew, 0 for the
+            saved ones; None recalibrates the averaged weights as the run itself does, and leaves
+            the raw ones alone.
 
     Returns:
         The result of `Evaluator`, with `step`, `dataset`, `split` and `weights`.
 
     Raises:
-        CheckpointError: Nothing usable, a checkpoint of another model than the run's, no averaged weights in it, or
-            statistics to recalibrate asked for of a model without any.
+        CheckpointError: Nothing usable, a checkpoint of another model than the run's, no averaged
+            weights in it, or statistics to recalibrate asked for of a model without any.
         DataError: The data does not fit the model, or has no such split.
     """
     screen = Screen(quiet=quiet)
@@ -59,7 +60,8 @@ def evaluate(
     model_state = trained.model_state
     if recalibrate and not model_state:
         raise CheckpointError(
-            f"{config.model.name} has no BatchNorm statistics to recalibrate: leave --recalibrate out"
+            f"{config.model.name} has no BatchNorm statistics to recalibrate: leave --recalibrate "
+            "out"
         )
     if recalibrate is None:
         recalibrate = config.train.recalibrate_batches if trained.weights == "ema" else 0
@@ -82,7 +84,8 @@ def evaluate(
     if dataset.spec.class_names != spec.class_names:
         if spec.class_names == numbered(spec.num_classes):
             screen.line(
-                f"the weights name no classes: output k is taken to be class k of {config.data.name}, by name"
+                "the weights name no classes: output k is taken to be class k of "
+                f"{config.data.name}, by name"
             )
         else:
             screen.line(
@@ -90,7 +93,8 @@ def evaluate(
                 style="yellow",
             )
     if recalibrate and model_state:
-        # The run's own training images, wherever they lie now, also to evaluate on another data set.
+        # The run's own training images, wherever they lie now, also to evaluate on another data
+        # set.
         own = dataset if "name" not in data else load_with_progress(trained.config, screen)
         model_state = recalibrated(trained, own, mesh, recalibrate)
     evaluator = Evaluator(chosen, spec, config, model, mesh)
@@ -102,7 +106,8 @@ def evaluate(
 
 
 def recalibrated(trained: Trained, dataset: Dataset, mesh: Mesh, num_batches: int) -> Any:
-    """Return the model state of a trained model with BatchNorm statistics taken anew over training batches.
+    """Return the model state of a trained model with BatchNorm statistics taken anew over training
+    batches.
 
     Args:
         trained: Whose weights and training feed are used.
@@ -146,5 +151,6 @@ def check_fit(given: DataSpec | DataInfo, trained: DataSpec, config: RunConfig) 
     for what, have, want in sizes:
         if have != want:
             raise DataError(
-                f"{config.data.name} has {have} {what}, but {config.model.name} was trained with {want}"
+                f"{config.data.name} has {have} {what}, but {config.model.name} was trained with "
+                f"{want}"
             )

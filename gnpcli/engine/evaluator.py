@@ -33,7 +33,8 @@ class Evaluator:
         self._num_classes, self._num_examples = spec.num_classes, len(split.labels)
 
     def __call__(self, params: Any, model_state: Any) -> dict[str, float | int]:
-        """Return `error_rate`, `loss` (mean cross-entropy), `num_examples`, and `top5_error_rate` beyond 5 classes.
+        """Return `error_rate`, `loss` (mean cross-entropy), `num_examples`, and `top5_error_rate`
+        beyond 5 classes.
 
         Raises:
             DataError: If no image of the split could be read (``data.unreadable: skip``).
@@ -46,7 +47,8 @@ class Evaluator:
         assert count == self._num_examples - len(self.feed.skipped)
         if count == 0:
             raise DataError(
-                f"none of the {self._num_examples} images could be read, the first is {self.feed.skipped[0]}"
+                f"none of the {self._num_examples} images could be read, the first is "
+                f"{self.feed.skipped[0]}"
             )
         result: dict[str, float | int] = {
             "error_rate": int(sums.errors) / count,
@@ -59,10 +61,12 @@ class Evaluator:
 
 
 class Recalibration:
-    """BatchNorm statistics for given weights: averages over training batches, none of them weighted by its age.
+    """BatchNorm statistics for given weights: averages over training batches, none of them weighted
+    by its age.
 
-    Averaged weights need it: their activations have other moments than those of any weights that the running averages
-    were taken at (stochastic weight averaging, arXiv 1803.05407, section 3.2; PreciseBN, arXiv 2105.07576, section 3).
+    Averaged weights need it: their activations have other moments than those of any weights that
+    the running averages were taken at (stochastic weight averaging, arXiv 1803.05407, section 3.2;
+    PreciseBN, arXiv 2105.07576, section 3).
 
     Args:
         model: As trained.

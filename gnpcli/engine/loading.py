@@ -16,7 +16,8 @@ def warn_of_skipped(screen: Screen, skipped: Sequence[str], split: str) -> None:
     if skipped:
         more = f" and {len(skipped) - 3} more" if len(skipped) > 3 else ""
         screen.line(
-            f"warning: {len(skipped)} unreadable image(s) of the {split} split skipped: {', '.join(skipped[:3])}{more}",
+            f"warning: {len(skipped)} unreadable image(s) of the {split} split skipped: "
+            f"{', '.join(skipped[:3])}{more}",
             style="yellow",
         )
 

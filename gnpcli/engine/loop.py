@@ -13,7 +13,6 @@ import jax
 from gnpcli.engine.clock import Clock
 from gnpcli.engine.evaluator import Evaluator, Recalibration
 from gnpcli.engine.loading import warn_of_skipped
-from gnpcli.engine.loop import Loop
 from gnpcli.engine.task import Task
 from gnpcli.errors import CheckpointError, DivergenceError, GnpError
 from gnpcli.runs.checkpoint import Checkpoints
@@ -23,7 +22,9 @@ from gnpcli.step.state import TrainState
 from gnpcli.terminal.screen import Screen
 
 LOOKAHEAD = 2
-"""Steps dispatched before the metrics of a step are read: the device never waits for the host, nor runs far ahead."""
+"""Steps dispatched before the metrics of a step are read: the device never waits for the host, nor
+runs far ahead.
+"""
 
 
 class Loop:
@@ -98,7 +99,9 @@ class Loop:
         self.clock.pause(step)
 
     def _at_boundary(self, step: int, *, is_last: bool, evaluates: bool = True) -> None:
-        """Evaluate and save where this step calls for it; before either, all its metrics are known to be finite."""
+        """Evaluate and save where this step calls for it; before either, all its metrics are known
+        to be finite.
+        """
         config, per_epoch = self.task.config, self.task.horizon.steps_per_epoch
         epoch, is_epoch_end = step // per_epoch, step % per_epoch == 0
         evaluate = evaluates and (
@@ -164,7 +167,9 @@ class Loop:
         )  # val where there is one, else test
 
     def _drain(self, keep: int) -> None:
-        """Read the metrics of all but the last `keep` dispatched steps: check every one, log those that are due."""
+        """Read the metrics of all but the last `keep` dispatched steps: check every one, log those
+        that are due.
+        """
         while len(self.pending) > keep:
             step, on_device = self.pending.popleft()
             metrics = {name: float(value) for name, value in jax.device_get(on_device).items()}
@@ -185,7 +190,9 @@ class Loop:
             )
 
     def _on_fault(self, step: int, fault: str, metrics: dict[str, float]) -> None:
-        """Tell of a skipped step; at the last one allowed in a row, find out where it broke and stop."""
+        """Tell of a skipped step; at the last one allowed in a row, find out where it broke and
+        stop.
+        """
         in_a_row, limit = int(metrics["skips_in_a_row"]), guard.max_in_a_row(self.task.config.train)
         if in_a_row < limit:
             self.screen.line(

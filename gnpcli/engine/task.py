@@ -43,9 +43,13 @@ class Task:
     statistics: Any | None
     """``opt_state -> metrics`` of an adaptive optimizer, for the steps that are logged."""
     rounding: Any | None
-    """See `gnpcli.step.probes.make_rounding_measure`; None where nothing is perturbed or it is all in float32."""
+    """See `gnpcli.step.probes.make_rounding_measure`; None where nothing is perturbed or it is all
+    in float32.
+    """
     init: Callable[..., TrainState]
-    """``init(weights=None)``: the state before the first step, from parameters and model state where they are given."""
+    """``init(weights=None)``: the state before the first step, from parameters and model state
+    where they are given.
+    """
 
     def step_at(self, step: int) -> Any:
         """Return the compiled step for `step`; one of two gradients only where they act."""
@@ -59,7 +63,9 @@ class Task:
         return state
 
     def diagnose(self, state: TrainState, step: int) -> Any:
-        """Return the findings of `gnpcli.step.probes.make_diagnosis` about `step`, which began in `state`."""
+        """Return the findings of `gnpcli.step.probes.make_diagnosis` about `step`, which began in
+        `state`.
+        """
         config, kind = self.config, self.gr.kinds[step]
         program = make_diagnosis(
             self.model, self.feed, config.train, config.gr, self.gr, self.mesh, kind=kind
@@ -71,8 +77,8 @@ def build_task(config: RunConfig, train: Split | FileSplit, spec: DataSpec, mesh
     """Build model, feed, optimizer, schedules and steps; nothing is compiled yet.
 
     Raises:
-        ConfigError: Model, image size and batch size do not fit together, the batch cannot be cut as asked for, or no
-            parameter is perturbed.
+        ConfigError: Model, image size and batch size do not fit together, the batch cannot be cut
+            as asked for, or no parameter is perturbed.
     """
     config = settle_groups(config)
     check_cut(config, mesh)

@@ -47,8 +47,8 @@ def train(
     Args:
         config: Resolved configuration.
         run_dir: New or empty folder.
-        max_steps: Stop, saved and evaluated, after this many steps; the schedules keep the length of the whole
-            training, so that `resume` goes on as if it had not stopped.
+        max_steps: Stop, saved and evaluated, after this many steps; the schedules keep the length
+            of the whole training, so that `resume` goes on as if it had not stopped.
         quiet: Print only results and warnings.
 
     Returns:
@@ -69,7 +69,9 @@ def train(
 
 
 def resume(run_dir: Path, *, max_steps: int | None = None, quiet: bool = False) -> dict[str, Any]:
-    """Continue a run from its last good checkpoint, bit for bit; arguments, result and errors as in `train`."""
+    """Continue a run from its last good checkpoint, bit for bit; arguments, result and errors as in
+    `train`.
+    """
     screen = Screen(quiet=quiet)
     task, dataset = _prepare(read_config(run_dir), screen)
     return _run(task, dataset, run_dir.resolve(), screen, max_steps)
@@ -85,7 +87,9 @@ def _prepare(config: RunConfig, screen: Screen) -> tuple[Task, Dataset]:
 
 
 def _start_from(pretrained: Pretrained, task: Task, screen: Screen) -> TrainState:
-    """Return the state before the first step with the parameters of `pretrained`, and say what became of them."""
+    """Return the state before the first step with the parameters of `pretrained`, and say what
+    became of them.
+    """
     image_shape = (task.spec.image_size, task.spec.image_size, task.spec.channels)
     init = partial(task.model.init, run_keys(task.config.train.seed).init, image_shape)
     params, model_state, notes = fit_pretrained(pretrained, task.config, init)
@@ -105,7 +109,9 @@ def _run(
     max_steps: int | None,
     initial: TrainState | None = None,
 ) -> dict[str, Any]:
-    """Run from the last checkpoint, else from `initial`, else from what the configuration starts from."""
+    """Run from the last checkpoint, else from `initial`, else from what the configuration starts
+    from.
+    """
     total = task.horizon.total_steps
     checkpoints = Checkpoints(run_dir / CHECKPOINTS, task.config.checkpoint)
     try:
@@ -158,7 +164,8 @@ def _run(
     summary = _write_summary(run_dir, summary)
     if summary["status"] == "interrupted":
         raise Interrupted(
-            f"stopped by {received[0].name} after step {summary['step']}, saved; continue with `gnp resume {run_dir}`",
+            f"stopped by {received[0].name} after step {summary['step']}, saved; continue with "
+            f"`gnp resume {run_dir}`",
             received[0],
         )
     return summary
@@ -176,15 +183,17 @@ def _write_summary(run_dir: Path, summary: dict[str, Any]) -> dict[str, Any]:
 
 
 def _restore(task: Task, checkpoints: Checkpoints, screen: Screen) -> TrainState | None:
-    """Return the state of the last good checkpoint, None where there is none; damaged ones are set aside and named."""
+    """Return the state of the last good checkpoint, None where there is none; damaged ones are set
+    aside and named.
+    """
 
     def restore(step: int) -> TrainState:
         meta = checkpoints.read_meta(step)
         different = differences(config_from_meta(meta), task.config)
         if different:
             raise CheckpointError(
-                f"the checkpoint of step {step} in {checkpoints.directory} is of another configuration: "
-                + "; ".join(different)
+                f"the checkpoint of step {step} in {checkpoints.directory} is of another "
+                "configuration: " + "; ".join(different)
             )
         return checkpoints.restore(step, task.abstract_state())
 

@@ -1,4 +1,6 @@
-"""Averages over slices of a batch: gradient accumulation, and groups that each have a perturbation of their own."""
+"""Averages over slices of a batch: gradient accumulation, and groups that each have a perturbation
+of their own.
+"""
 
 from __future__ import annotations
 
@@ -19,27 +21,34 @@ def accumulate(
     axis_name: str | None = None,
     at_once: str | None = None,
 ) -> Callable[..., Any]:
-    """Transform a function of one slice of a batch into its mean over all slices, run one after another.
+    """Transform a function of one slice of a batch into its mean over all slices, run one after
+    another.
 
-    What is averaged is the whole result: value, aux, gradient and metrics alike, in at least float32. For a loss that
-    is itself a mean over examples, on slices of equal size, value and gradient are those of the unsliced batch;
-    whatever is not linear in the examples (statistics of BatchNorm, norms, cosines) is a mean of the slices' own. Only
-    one slice's intermediate values are alive at a time.
+    What is averaged is the whole result: value, aux, gradient and metrics alike, in at least
+    float32. For a loss that is itself a mean over examples, on slices of equal size, value and
+    gradient are those of the unsliced batch; whatever is not linear in the examples (statistics of
+    BatchNorm, norms, cosines) is a mean of the slices' own. Only one slice's intermediate values
+    are alive at a time.
 
     Composed with `penalize`, with f the value and gradient of a loss:
 
     - ``penalize(accumulate(f))`` perturbs once for the whole batch, in less memory;
-    - ``accumulate(penalize(f))`` perturbs each slice on its own: m-sharpness (arXiv 2010.01412, section 4.1), the
-      slices being its groups.
+    - ``accumulate(penalize(f))`` perturbs each slice on its own: m-sharpness (arXiv 2010.01412,
+      section 4.1), the slices being its groups.
 
     Args:
-        value_and_grad: Called with positional arguments; every leaf of its result is floating point.
-        batch_argnums: Positions of the arguments (trees of arrays) with an axis of S slices in front, ``[S, ...]``.
-        key_argnums: Positions of random keys: slice i gets ``fold_in(key, i)``, whichever device runs it.
-        axis_name: A mapped axis (of `jax.shard_map` or `jax.vmap`) over which the slices are spread, in order: each of
-            its n shards is given S / n of them, and all get the mean over all S.
-        at_once: Run the slices (of a shard) at once under `jax.vmap` with this axis name, so that they can exchange
-            statistics. A gradient is then the one of the sum of all losses with respect to the slice's own parameters.
+        value_and_grad: Called with positional arguments; every leaf of its result is floating
+            point.
+        batch_argnums: Positions of the arguments (trees of arrays) with an axis of S slices in
+            front, ``[S, ...]``.
+        key_argnums: Positions of random keys: slice i gets ``fold_in(key, i)``, whichever device
+            runs it.
+        axis_name: A mapped axis (of `jax.shard_map` or `jax.vmap`) over which the slices are
+            spread, in order: each of its n shards is given S / n of them, and all get the mean over
+            all S.
+        at_once: Run the slices (of a shard) at once under `jax.vmap` with this axis name, so that
+            they can exchange statistics. A gradient is then the one of the sum of all losses with
+            respect to the slice's own parameters.
 
     Returns:
         A function with the arguments and the result of `value_and_grad`.

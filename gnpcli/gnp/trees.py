@@ -16,12 +16,14 @@ Scalar = jax.Array | float
 
 
 def dot(left: Any, right: Any) -> jax.Array:
-    """Return the sum over all leaves of ``left * right``, accumulated in float32 (in float64 where a leaf is)."""
+    """Return the sum over all leaves of ``left * right``, accumulated in float32 (in float64 where
+    a leaf is).
+    """
     pairs = list(zip(jax.tree.leaves(left), jax.tree.leaves(right), strict=True))
     dtype = widest([leaf for pair in pairs for leaf in pair])
-    # Most leaves of a network are small: reduced together they are a few kernels to compile and to launch instead of
-    # hundreds. The large ones stay apart, so that no copy of them is made. The factors are joined and not the products:
-    # XLA takes the sum of joined arrays apart again.
+    # Most leaves of a network are small: reduced together they are a few kernels to compile and to
+    # launch instead of hundreds. The large ones stay apart, so that no copy of them is made. The
+    # factors are joined and not the products: XLA takes the sum of joined arrays apart again.
     small = [pair for pair in pairs if pair[0].size < _SMALL]
     large = [(a.astype(dtype), b.astype(dtype)) for a, b in pairs if a.size >= _SMALL]
     together = (
@@ -49,7 +51,8 @@ def global_norm(tree: Any) -> jax.Array:
 
 @jax.custom_vjp
 def half_squared_norm(tree: Any) -> jax.Array:
-    """Return half the sum of squares over all leaves, accumulated as in `dot`; its gradient is `tree`.
+    """Return half the sum of squares over all leaves, accumulated as in `dot`; its gradient is
+    `tree`.
 
     There is no plain forward-mode derivative; forward over reverse there is.
     """
@@ -83,7 +86,9 @@ def scaled(scale: jax.Array, leaf: jax.Array) -> jax.Array:
 
 
 def add(tree: Any, scale: jax.Array, direction: Any) -> Any:
-    """Return ``tree + scale * direction``, computed in at least float32 and rounded once to the dtypes of `tree`."""
+    """Return ``tree + scale * direction``, computed in at least float32 and rounded once to the
+    dtypes of `tree`.
+    """
     return jax.tree.map(
         lambda leaf, step: (wide(leaf) + scaled(scale, step)).astype(leaf.dtype), tree, direction
     )

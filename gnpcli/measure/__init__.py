@@ -1,1 +1,3 @@
-"""What is measured of a trained model or a configuration: fidelity of the gradient, flatness, augmentation."""
+"""What is measured of a trained model or a configuration: fidelity of the gradient, flatness,
+augmentation.
+"""

@@ -1,8 +1,9 @@
 """Directions in which parameters are moved, on a scale that makes networks comparable.
 
-Filter normalisation is that of arXiv 1712.09913, section 4: scaling a filter up and the next layer down leaves what a
-network with ReLU or normalisation layers computes, but makes a random step of a given length matter less; so each
-filter of a random direction gets the norm of the same filter of the network.
+Filter normalisation is that of arXiv 1712.09913, section 4: scaling a filter up and the next layer
+down leaves what a network with ReLU or normalisation layers computes, but makes a random step of a
+given length matter less; so each filter of a random direction gets the norm of the same filter of
+the network.
 """
 
 from __future__ import annotations
@@ -16,9 +17,11 @@ from gnpcli.gnp import global_norm
 
 
 def random_direction(key: jax.Array, params: Any) -> Any:
-    """Return independent standard normal numbers in the shapes of `params`, as `filter_normalized` asks for.
+    """Return independent standard normal numbers in the shapes of `params`, as `filter_normalized`
+    asks for.
 
-    They depend on the key and the structure alone: two runs of one architecture are left in the same raw directions.
+    They depend on the key and the structure alone: two runs of one architecture are left in the
+        same raw directions.
     """
     leaves, structure = jax.tree.flatten(params)
     keys = jax.random.split(key, len(leaves))
@@ -30,12 +33,14 @@ def random_direction(key: jax.Array, params: Any) -> Any:
 
 
 def filter_normalized(direction: Any, params: Any) -> Any:
-    """Give each filter of `direction` the norm of the same filter of `params`: ``d_ij <- d_ij ||w_ij|| / ||d_ij||``.
+    """Give each filter of `direction` the norm of the same filter of `params`: ``d_ij <- d_ij
+    ||w_ij|| / ||d_ij||``.
 
-    A filter is what makes one output: all weights of a kernel ``[..., inputs, outputs]`` with the same last index (of a
-    dense layer the weights into one neuron, of a position embedding one feature at all positions). Leaves of at most
-    one dimension, biases and the parameters of normalisation layers, do not move: their part of the direction is 0, as
-    in the code of the paper. So is that of a filter which is 0 in either.
+    A filter is what makes one output: all weights of a kernel ``[..., inputs, outputs]`` with the
+    same last index (of a dense layer the weights into one neuron, of a position embedding one
+    feature at all positions). Leaves of at most one dimension, biases and the parameters of
+    normalisation layers, do not move: their part of the direction is 0, as in the code of the
+    paper. So is that of a filter which is 0 in either.
 
     Args:
         direction: In the structure and shapes of `params`.

@@ -1,14 +1,18 @@
-"""How far the finite difference of a training step is from the exact gradient of the penalty, over a sweep of radii.
+"""How far the finite difference of a training step is from the exact gradient of the penalty, over
+a sweep of radii.
 
-The penalty ``lambda ||grad L||`` has the gradient ``lambda H u`` with ``u = grad L / ||grad L||`` (arXiv 2202.03599,
-section 3; of an adaptive or partial perturbation u is the direction of `gnpcli.gnp.ascent`). What trains is a forward
-difference of two gradients in its place, which errs twice: by the curvature of the gradient along u, to first order in
-r, and by the rounding of the two gradients, which r divides:
+The penalty ``lambda ||grad L||`` has the gradient ``lambda H u`` with ``u = grad L / ||grad L||``
+(arXiv 2202.03599, section 3; of an adaptive or partial perturbation u is the direction of
+`gnpcli.gnp.ascent`). What trains is a forward difference of two gradients in its place, which errs
+twice: by the curvature of the gradient along u, to first order in r, and by the rounding of the two
+gradients, which r divides:
 
-    (grad L(w + r u) - grad L(w)) / r  =  H u  +  r/2 d/du (H u)  +  O(r^2)  +  O(eps ||grad L|| / r)
+    (grad L(w + r u) - grad L(w)) / r  =  H u  +  r/2 d/du (H u)  +  O(r^2)  +  O(eps ||grad L|| /
+    r)
 
-(the radius as a trade between the two: Pearlmutter, Neural Computation 6 (1994) 147-160, section 2). The first term is
-computed here as an independent forward-over-reverse product in float32, the rest is measured.
+(the radius as a trade between the two: Pearlmutter, Neural Computation 6 (1994) 147-160, section
+2). The first term is computed here as an independent forward-over-reverse product in float32, the
+rest is measured.
 """
 
 from __future__ import annotations
@@ -66,17 +70,23 @@ class Deviation(NamedTuple):
     """How far a penalty gradient p, of weight alpha = 1, is from ``r H u``; float32 scalars."""
 
     penalty: jax.Array
-    """``||p - r H u|| / ||r H u||``, which equals ``||g_fd - g_exact|| / ||alpha r H u||`` for every alpha."""
+    """``||p - r H u|| / ||r H u||``, which equals ``||g_fd - g_exact|| / ||alpha r H u||`` for
+    every alpha.
+    """
     mixed: jax.Array
-    """``alpha ||p - r H u|| / ||g + alpha r H u||``: the same as a share of the whole mixed gradient."""
+    """``alpha ||p - r H u|| / ||g + alpha r H u||``: the same as a share of the whole mixed
+    gradient.
+    """
     cosine: jax.Array
     """Cosine of the angle between p and ``H u``: 1 where only the length is wrong."""
     moved: jax.Array
-    """Share of the parameters that the step ``r u`` changes at all once cast to the compute type."""
+    """Share of the parameters that the step ``r u`` changes at all once cast to the compute type.
+    """
 
 
 def exact_products(loss: Loss, scales: Scales | None) -> Callable[..., Exact]:
-    """Return a jitted function of ``(params, *args)`` that gives a batch's gradient and Hessian-vector product.
+    """Return a jitted function of ``(params, *args)`` that gives a batch's gradient and
+    Hessian-vector product.
 
     Args:
         loss: Computed in float32.
@@ -103,7 +113,8 @@ def exact_products(loss: Loss, scales: Scales | None) -> Callable[..., Exact]:
 def deviation(
     loss: Loss, dtype: str, gradient: Gradient, scales: Scales | None
 ) -> Callable[..., Deviation]:
-    """Return a jitted function of ``(r, alpha, exact, params, *args)`` that measures `gnp_value_and_grad` on a batch.
+    """Return a jitted function of ``(r, alpha, exact, params, *args)`` that measures
+    `gnp_value_and_grad` on a batch.
 
     Args:
         loss: Computed in `dtype`; takes float32 parameters.
@@ -144,7 +155,8 @@ def deviation(
 
 
 def log_spaced(low: float, high: float, per_decade: int, *others: float) -> list[float]:
-    """Return radii from `low` to `high`, both included, evenly spaced in the logarithm, and `others`, sorted.
+    """Return radii from `low` to `high`, both included, evenly spaced in the logarithm, and
+    `others`, sorted.
 
     >>> log_spaced(0.01, 1.0, 2, 0.05)
     [0.01, 0.0316, 0.05, 0.1, 0.316, 1.0]
@@ -166,27 +178,30 @@ def check(
 ) -> dict[str, Any]:
     """Measure the finite difference of a configuration on batches of its training data.
 
-    The batches, their augmentation and their dropout are those of the next training steps: of the first ones for a
-    preset, at its initial parameters, and of those after the checkpoint for a run. Both gradients, the exact product
-    and every compute type see the same batch and the same dropout.
+    The batches, their augmentation and their dropout are those of the next training steps: of the
+    first ones for a preset, at its initial parameters, and of those after the checkpoint for a run.
+    Both gradients, the exact product and every compute type see the same batch and the same
+    dropout.
 
     Args:
-        config: What would train; the perturbation measured is that of its `gr.ascent` and `gr.perturb`, one for the
-            whole batch.
+        config: What would train; the perturbation measured is that of its `gr.ascent` and
+            `gr.perturb`, one for the whole batch.
         trained: A checkpoint to take parameters and step from; None takes the initial ones.
         radii: Where to measure; the configured r is measured besides.
         dtypes: Compute types; each is compared with the exact product in float32.
         batches: How many training batches; every figure is a mean over them or the worst of them.
-        threshold: A radius is trustworthy where the error of the penalty's gradient is below this on every batch.
+        threshold: A radius is trustworthy where the error of the penalty's gradient is below this
+            on every batch.
         screen: Told how far the loading is.
 
     Returns:
-        JSON-able: `step`, the sizes, `r` and `alpha` (of the configuration; alpha may be the default), `batches` with
-        `gradient_norm` and `product_norm` (``||H u||``) of each; and for each of `types` its `dtype`, `exact` (the
-        deviation of the exact gradient in that type, at the configured r or 0.1; null for float32), `radii` (each with
-        `r`, `is_configured`, `is_trustworthy` and the mean and the worst of every field of `Deviation`; null where it
-        is not finite), `trustworthy` (the lowest and highest trustworthy radius around the best one, null without
-        any), `best` (the radius with the lowest error) and `verdict`, one sentence.
+        JSON-able: `step`, the sizes, `r` and `alpha` (of the configuration; alpha may be the
+        default), `batches` with `gradient_norm` and `product_norm` (``||H u||``) of each; and for
+        each of `types` its `dtype`, `exact` (the deviation of the exact gradient in that type, at
+        the configured r or 0.1; null for float32), `radii` (each with `r`, `is_configured`,
+        `is_trustworthy` and the mean and the worst of every field of `Deviation`; null where it is
+        not finite), `trustworthy` (the lowest and highest trustworthy radius around the best one,
+        null without any), `best` (the radius with the lowest error) and `verdict`, one sentence.
 
     Raises:
         GnpError: A batch on which the penalty has no gradient, or where something is not finite.
@@ -300,7 +315,9 @@ def _fault(norms: dict[str, float]) -> str | None:
 
 
 def _summary(batches: Sequence[Deviation]) -> dict[str, float | None]:
-    """Return mean and worst over the batches of every field of `Deviation`; null where a batch's is not finite."""
+    """Return mean and worst over the batches of every field of `Deviation`; null where a batch's is
+    not finite.
+    """
     found: dict[str, float | None] = {}
     for name, worst_of in (("penalty", max), ("mixed", max), ("cosine", min), ("moved", min)):
         values = [float(getattr(deviation, name)) for deviation in batches]
@@ -317,7 +334,8 @@ def judge(
     threshold: float,
     dtype: str,
 ) -> dict[str, Any]:
-    """Say which radii are trustworthy in a compute type, and whether the configured one is; see `check`.
+    """Say which radii are trustworthy in a compute type, and whether the configured one is; see
+    `check`.
 
     Args:
         batches: For each batch the deviation at each of `radii`.
@@ -368,11 +386,13 @@ def judge(
 
 
 def _cause(radii: Sequence[float], errors: Sequence[float], at: int) -> str:
-    """Say what makes the error at index `at` from how it moves with r below it, where no radius is trustworthy.
+    """Say what makes the error at index `at` from how it moves with r below it, where no radius is
+    trustworthy.
 
-    Curvature grows with r, rounding falls with 1/r. Where the loss has kinks, a step crosses a number of them that
-    grows with r, each adding its jump to the gradient in a direction of its own: the error falls with about
-    ``r**-0.5``, and the Hessian, which knows no kinks, is not what the difference approaches.
+    Curvature grows with r, rounding falls with 1/r. Where the loss has kinks, a step crosses a
+    number of them that grows with r, each adding its jump to the gradient in a direction of its
+    own: the error falls with about ``r**-0.5``, and the Hessian, which knows no kinks, is not what
+    the difference approaches.
     """
     below = max((index for index in range(at) if radii[index] <= radii[at] / 3), default=None)
     if below is None or not math.isfinite(errors[at]) or errors[below] == 0:
@@ -383,7 +403,8 @@ def _cause(radii: Sequence[float], errors: Sequence[float], at: int) -> str:
     if slope < -0.75:
         return "by rounding"
     return (
-        "and falls neither with r, as curvature would, nor with 1/r, as rounding would: the loss has kinks (ReLU, max "
+        "and falls neither with r, as curvature would, nor with 1/r, as rounding would: the loss "
+        "has kinks (ReLU, max "
         "pooling), which the difference sees and the Hessian does not"
     )
 
@@ -401,8 +422,9 @@ def _percent(error: float) -> str:
 def plot(result: dict[str, Any], path: Path) -> None:
     """Draw the errors of the penalty's gradient over r, both axes logarithmic, as PNG, SVG or PDF.
 
-    A line is the mean over the batches and the band above it reaches to the worst; dotted is the configured r, dashed
-    the threshold, grey a slope of one: what an error of first order in r looks like.
+    A line is the mean over the batches and the band above it reaches to the worst; dotted is the
+    configured r, dashed the threshold, grey a slope of one: what an error of first order in r looks
+    like.
 
     Raises:
         OSError: The file cannot be written.

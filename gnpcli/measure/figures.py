@@ -1,4 +1,6 @@
-"""What an inspection looks like: rises of the loss, eigenvalues, and a loss surface for each group of runs."""
+"""What an inspection looks like: rises of the loss, eigenvalues, and a loss surface for each group
+of runs.
+"""
 
 from __future__ import annotations
 
@@ -20,10 +22,11 @@ _LEVELS = 16
 
 
 def draw(groups: Mapping[str, Sequence[Inspection]]) -> Figure:
-    """Draw groups of inspected runs side by side: means over the runs of a group, ranges as bands and bars.
+    """Draw groups of inspected runs side by side: means over the runs of a group, ranges as bands
+    and bars.
 
-    The surfaces, each of the first run of its group, share their levels, which are apart by equal factors; the cross
-    is the trained model.
+    The surfaces, each of the first run of its group, share their levels, which are apart by equal
+    factors; the cross is the trained model.
     """
     surfaces = {
         label if len(runs) == 1 else f"{label} ({runs[0].folder.resolve().name})": runs[0].result

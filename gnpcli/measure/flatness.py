@@ -1,4 +1,6 @@
-"""What is measured of a trained model to say how flat its minimum is, and of several models side by side."""
+"""What is measured of a trained model to say how flat its minimum is, and of several models side by
+side.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,9 @@ from gnpcli.terminal.loading import LoadingDisplay
 from gnpcli.terminal.screen import Screen
 
 Plane = Literal["random", "gradient", "none"]
-"""The two axes of the loss surface: two random directions, the gradient and a random one, or no surface."""
+"""The two axes of the loss surface: two random directions, the gradient and a random one, or no
+surface.
+"""
 
 RADII_IN_R = (0.25, 0.5, 1.0, 2.0, 4.0)
 """Distances in the gradient direction where none are given, as multiples of r."""
@@ -49,18 +53,22 @@ class Plan:
     top: int = 5
     """Eigenvalues; 0 leaves them out."""
     radii: tuple[float, ...] = ()
-    """Distances (L2) in the gradient direction; empty takes `RADII_IN_R` times r, and every run's own r."""
+    """Distances (L2) in the gradient direction; empty takes `RADII_IN_R` times r, and every run's
+    own r.
+    """
     directions: int = 5
     """Random directions."""
     distances: tuple[float, ...] = (0.05, 0.1, 0.2, 0.5)
-    """Distances in them, as multiples of the filter-normalised direction: 1 moves every filter by its own norm."""
+    """Distances in them, as multiples of the filter-normalised direction: 1 moves every filter by
+    its own norm.
+    """
     plane: Plane = "random"
     """Axes of the surface."""
     resolution: int = 15
     """Points of the surface along each axis."""
     span: float = 0.5
-    """Half the width of the surface in a random direction, in the unit of `distances`; along the gradient it is the
-    largest of `radii`."""
+    """Half the width of the surface in a random direction, in the unit of `distances`; along the
+    gradient it is the largest of `radii`."""
     batch_size: int = 128
     """Images at a time, made a multiple of the number of devices."""
     seed: int = 0
@@ -86,10 +94,12 @@ def inspect(
     best: bool,
     quiet: bool,
 ) -> list[Inspection]:
-    """Measure the flatness of trained models, one after the other, on the same images and in the same directions.
+    """Measure the flatness of trained models, one after the other, on the same images and in the
+    same directions.
 
-    L is the mean cross-entropy over a subset, without label smoothing and L2, the model in evaluation mode, in float32
-    (`gnpcli.measure.landscape.Landscape`); w are the trained parameters.
+    L is the mean cross-entropy over a subset, without label smoothing and L2, the model in
+    evaluation mode, in float32 (`gnpcli.measure.landscape.Landscape`); w are the trained
+    parameters.
 
     Args:
         paths: Run folders, or checkpoints.
@@ -100,16 +110,19 @@ def inspect(
         quiet: Print only warnings.
 
     Returns:
-        For each run its configuration and a `result`: `run`, `step`, `weights` (``raw`` or ``ema``, what the run itself
-        evaluated), `dataset`, `split`, `num_parameters`, `r` (of the run, or null) and `elapsed_s`; in `subsets`, for
-        ``train`` and the held-out split (``test``, else ``val``), the `num_examples`, `loss`, `error_rate` and
-        `gradient_norm` (``||grad L||``). Of `split` alone: `eigenvalues` of
-        the Hessian of L, falling, with `residuals`, `hessian_products` and `num_missing` (`hessian.Spectrum`);
-        `gradient_rise`, a list of `distance` and `rise`, ``L(w + distance * grad L / ||grad L||) - L(w)``;
-        `random_rise`, a list of `distance`, `mean`, `std` (n - 1, null for one direction) and `rises`, ``L(w + distance
-        * d) - L(w)`` over the filter-normalised random directions d; `surface` (null without one) with `plane`, `x`
-        and `y` ``[R]`` and `loss` ``[R][R]``, ``loss[i][j]`` at ``x[j]`` of the first direction and ``y[i]`` of the
-        second. The unit of an axis is the filter-normalised direction, or the L2 distance along the gradient.
+        For each run its configuration and a `result`: `run`, `step`, `weights` (``raw`` or ``ema``,
+        what the run itself evaluated), `dataset`, `split`, `num_parameters`, `r` (of the run, or
+        null) and `elapsed_s`; in `subsets`, for ``train`` and the held-out split (``test``, else
+        ``val``), the `num_examples`, `loss`, `error_rate` and `gradient_norm` (``||grad L||``). Of
+        `split` alone: `eigenvalues` of the Hessian of L, falling, with `residuals`,
+        `hessian_products` and `num_missing` (`hessian.Spectrum`); `gradient_rise`, a list of
+        `distance` and `rise`, ``L(w + distance * grad L / ||grad L||) - L(w)``; `random_rise`, a
+        list of `distance`, `mean`, `std` (n - 1, null for one direction) and `rises`, ``L(w +
+        distance
+        * d) - L(w)`` over the filter-normalised random directions d; `surface` (null without one)
+        with `plane`, `x` and `y` ``[R]`` and `loss` ``[R][R]``, ``loss[i][j]`` at ``x[j]`` of the
+        first direction and ``y[i]`` of the second. The unit of an axis is the filter-normalised
+        direction, or the L2 distance along the gradient.
 
     Raises:
         CheckpointError, DataError: As in evaluating, and a split that a data set does not have.
@@ -207,7 +220,9 @@ def _inspected(trained: Trained, plan: Plan, data_dir: str | None) -> RunConfig:
 
 
 def _subset(split: Split | FileSplit, plan: Plan) -> Split | FileSplit:
-    """Return `plan.examples` images drawn without replacement, in their order; all of a split that has no more."""
+    """Return `plan.examples` images drawn without replacement, in their order; all of a split that
+    has no more.
+    """
     chosen = np.zeros(len(split), bool)
     drawn = np.random.default_rng(plan.seed).permutation(len(split))[: plan.examples]
     chosen[drawn] = True
@@ -266,7 +281,8 @@ def _measure(
         )
         if spectrum.num_missing:
             screen.line(
-                f"warning: {spectrum.num_missing} of {plan.top} eigenvalues of {name} did not converge in "
+                f"warning: {spectrum.num_missing} of {plan.top} eigenvalues of {name} did not "
+                "converge in "
                 f"{spectrum.num_products} Hessian-vector products: try fewer with --top",
                 style="yellow",
             )

@@ -14,8 +14,8 @@ from gnpcli.errors import ConfigError
 Vector = npt.NDArray[np.float32]
 
 TOLERANCE = 1e-3
-"""Residual, relative to the eigenvalue, at which the iteration ends. The error of an eigenvalue is of second order in
-it, so that about six digits are right where the eigenvalues are apart."""
+"""Residual, relative to the eigenvalue, at which the iteration ends. The error of an eigenvalue is
+of second order in it, so that about six digits are right where the eigenvalues are apart."""
 MAX_RESTARTS = 20
 
 
@@ -25,11 +25,15 @@ class Spectrum:
 
     eigenvalues: tuple[float, ...]
     residuals: tuple[float, ...]
-    """``||H v - eigenvalue v||`` of each unit eigenvector v: an eigenvalue of H lies within this distance."""
+    """``||H v - eigenvalue v||`` of each unit eigenvector v: an eigenvalue of H lies within this
+    distance.
+    """
     num_products: int
     """Hessian-vector products that it took."""
     num_missing: int
-    """Eigenvalues asked for that did not converge; they are smaller than those that did, or lie close together."""
+    """Eigenvalues asked for that did not converge; they are smaller than those that did, or lie
+    close together.
+    """
 
 
 def basis_size(top: int, size: int) -> int:
@@ -42,8 +46,8 @@ def largest_eigenvalues(
 ) -> Spectrum:
     """Return the algebraically largest eigenvalues of a symmetric matrix.
 
-    The implicitly restarted Lanczos method of ARPACK (SIAM, 1998), in float32, which orthogonalises each new vector
-    against its whole basis. It keeps `basis_size` vectors of `size` on the host.
+    The implicitly restarted Lanczos method of ARPACK (SIAM, 1998), in float32, which orthogonalises
+    each new vector against its whole basis. It keeps `basis_size` vectors of `size` on the host.
 
     Args:
         product: ``H v`` for float32 ``[size]``.
@@ -56,7 +60,8 @@ def largest_eigenvalues(
     """
     if not 0 < top < size:
         raise ConfigError(
-            f"--top {top}: a model of {size} parameters has at most {size - 1} eigenvalues to look for"
+            f"--top {top}: a model of {size} parameters has at most {size - 1} eigenvalues to look "
+            "for"
         )
     calls = 0
 

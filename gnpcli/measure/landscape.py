@@ -20,11 +20,14 @@ from gnpcli.models.base import Model, Params, State
 from gnpcli.step.losses import MetricSums, metric_sums, zero_sums
 
 Batch = tuple[jax.Array, jax.Array, jax.Array]
-"""Normalised images float32 ``[B, H, W, C]``, labels int32 ``[B]`` and a mask bool ``[B]``, split over the devices."""
+"""Normalised images float32 ``[B, H, W, C]``, labels int32 ``[B]`` and a mask bool ``[B]``, split
+over the devices.
+"""
 
 
 class Sums:
-    """Compiled sums over one batch of what a landscape is made of; parameters are arguments, so runs share them.
+    """Compiled sums over one batch of what a landscape is made of; parameters are arguments, so
+    runs share them.
 
     Args:
         model: In float32.
@@ -74,11 +77,13 @@ class Sums:
 
 
 class Landscape:
-    """The mean cross-entropy over a subset: no label smoothing, no L2, the model in evaluation mode, all in float32.
+    """The mean cross-entropy over a subset: no label smoothing, no L2, the model in evaluation
+    mode, all in float32.
 
-    In evaluation mode there is no dropout, and BatchNorm normalises with the running averages of the trained model,
-    also away from it. Every example counts once whatever the batch size and the number of devices; matrix products are
-    made in full float32 on every device, and sums over batches are float32.
+    In evaluation mode there is no dropout, and BatchNorm normalises with the running averages of
+    the trained model, also away from it. Every example counts once whatever the batch size and the
+    number of devices; matrix products are made in full float32 on every device, and sums over
+    batches are float32.
 
     Args:
         sums: Of the model.
@@ -147,7 +152,8 @@ class Landscape:
         return mean
 
     def hessian_product(self, vector: np.ndarray) -> np.ndarray:
-        """Return the Hessian of the loss times a vector, exactly (forward over reverse): float32 ``[P]`` to ``[P]``.
+        """Return the Hessian of the loss times a vector, exactly (forward over reverse): float32
+        ``[P]`` to ``[P]``.
 
         The vector's entries are the parameters in the order of `jax.flatten_util.ravel_pytree`.
         """

@@ -1,4 +1,6 @@
-"""What the engine sees of a model: two functions on plain nested dicts, whatever library the model is written in."""
+"""What the engine sees of a model: two functions on plain nested dicts, whatever library the model
+is written in.
+"""
 
 from __future__ import annotations
 
@@ -13,9 +15,13 @@ from flax import linen as nn
 Params = dict[str, Any]
 """Trained arrays, nested dicts, float32 whatever the compute type."""
 State = dict[str, Any]
-"""Arrays that move without a gradient: ``{"batch_stats": {...}}`` in float32, or ``{}`` without BatchNorm."""
+"""Arrays that move without a gradient: ``{"batch_stats": {...}}`` in float32, or ``{}`` without
+BatchNorm.
+"""
 HEAD = "head"
-"""Name, at the root of the parameters, of the classifier: a dense layer, the only one that knows the classes."""
+"""Name, at the root of the parameters, of the classifier: a dense layer, the only one that knows
+the classes.
+"""
 ImageShape = tuple[int, int, int]
 """Shape of one image, ``(H, W, C)``; a tuple, so that it can be a static argument of `jax.jit`."""
 
@@ -36,18 +42,21 @@ class ApplyFn(Protocol):
 
 @dataclass(frozen=True)
 class Model:
-    """A network as a pair of pure functions, both traceable by `jax.jit`, `jax.grad` and `jax.eval_shape`.
+    """A network as a pair of pure functions, both traceable by `jax.jit`, `jax.grad` and
+    `jax.eval_shape`.
 
     Attributes:
-        init: ``init(key, image_shape) -> (params, state)``; `image_shape` is ``(H, W, C)`` of one image, static.
-            Parameters and state do not depend on a batch size. Run it under `jax.jit`: only the draws remain of it.
-        apply: ``apply(params, state, images, train, key) -> (logits, state)``. `images` are float32 ``[B, H, W, C]``,
-            already normalised; logits are float32 ``[B, classes]``. `train` is a Python bool. In train mode dropout
-            draws from `key` (which may be None for a model whose rates are all 0) and BatchNorm normalises with the
-            statistics of the batch and returns the moved running averages. In eval mode nothing is random, `key` is
-            ignored and may be None, and the state comes back as it went in.
-        clean_apply: What the clean pass of a GR step runs, in train mode, where that is not `apply`: the same values
-            with another gradient. None takes `apply`.
+        init: ``init(key, image_shape) -> (params, state)``; `image_shape` is ``(H, W, C)`` of one
+            image, static. Parameters and state do not depend on a batch size. Run it under
+            `jax.jit`: only the draws remain of it.
+        apply: ``apply(params, state, images, train, key) -> (logits, state)``. `images` are float32
+            ``[B, H, W, C]``, already normalised; logits are float32 ``[B, classes]``. `train` is a
+            Python bool. In train mode dropout draws from `key` (which may be None for a model whose
+            rates are all 0) and BatchNorm normalises with the statistics of the batch and returns
+            the moved running averages. In eval mode nothing is random, `key` is ignored and may be
+            None, and the state comes back as it went in.
+        clean_apply: What the clean pass of a GR step runs, in train mode, where that is not
+            `apply`: the same values with another gradient. None takes `apply`.
     """
 
     init: InitFn
@@ -56,15 +65,17 @@ class Model:
 
 
 def starting_from(model: Model, params: Params, state: State) -> Model:
-    """Return `model` with an `init` that draws nothing and returns `params` and `state`, traced or not."""
+    """Return `model` with an `init` that draws nothing and returns `params` and `state`, traced or
+    not.
+    """
     return replace(model, init=lambda key, image_shape: (params, state))
 
 
 def from_linen(module: nn.Module) -> Model:
     """Adapt a Flax Linen module whose call is ``module(images, train=bool) -> logits`` to `Model`.
 
-    Its ``params`` collection becomes the parameters and all others the state; its ``dropout`` stream is seeded with
-    the key of `Model.apply`.
+    Its ``params`` collection becomes the parameters and all others the state; its ``dropout``
+    stream is seeded with the key of `Model.apply`.
     """
 
     def init(key: jax.Array, image_shape: ImageShape) -> tuple[Params, State]:
@@ -90,13 +101,17 @@ def from_linen(module: nn.Module) -> Model:
 
 
 def parameter_shapes(model: Model, image_shape: ImageShape) -> Params:
-    """Return the shapes and dtypes of the parameters for images of shape ``(H, W, C)``; nothing is computed."""
+    """Return the shapes and dtypes of the parameters for images of shape ``(H, W, C)``; nothing is
+    computed.
+    """
     shapes: Params = jax.eval_shape(lambda: model.init(jax.random.key(0), image_shape)[0])
     return shapes
 
 
 def count_parameters(model: Model, image_shape: ImageShape) -> int:
-    """Return the number of trained scalars for images of shape ``(H, W, C)``; only shapes are computed."""
+    """Return the number of trained scalars for images of shape ``(H, W, C)``; only shapes are
+    computed.
+    """
     return sum(
         math.prod(leaf.shape) for leaf in jax.tree.leaves(parameter_shapes(model, image_shape))
     )

@@ -1,8 +1,9 @@
-"""The registry of models. Importing it imports neither jax nor flax: a family's module loads when it is built.
+"""The registry of models. Importing it imports neither jax nor flax: a family's module loads when
+it is built.
 
-A new family is one file in this folder, with a function ``build(architecture, config, *, num_classes, image_size,
-channels, dtype) -> Model``, and one line in `MODELS` per size. One outside this package is a module with such a
-function and with an `Entry`, and its name is ``module:entry``.
+A new family is one file in this folder, with a function ``build(architecture, config, *,
+num_classes, image_size, channels, dtype) -> Model``, and one line in `MODELS` per size. One outside
+this package is a module with such a function and with an `Entry`, and its name is ``module:entry``.
 """
 
 from __future__ import annotations
@@ -35,11 +36,14 @@ class Entry:
         architecture: The sizes that make this member of the family; not configurable.
         options: The `ModelConfig` fields that this model takes, with their defaults.
         paper: arXiv number of the architecture's paper.
-        imports: Whose state dicts ``from_torch`` of the module reads; see `gnpcli.models.torch.facts`.
+        imports: Whose state dicts ``from_torch`` of the module reads; see
+            `gnpcli.models.torch.facts`.
         image_size: Side in pixels of the images that the defaults suit.
-        parameters: Trained scalars for RGB images of that size and 10 classes; None if nobody counted.
-        gflop: 10^9 floating-point operations of a forward pass of one such image in eval mode, as XLA counts them
-            before it optimises (a multiplication and an addition are two); None if nobody counted.
+        parameters: Trained scalars for RGB images of that size and 10 classes; None if nobody
+            counted.
+        gflop: 10^9 floating-point operations of a forward pass of one such image in eval mode, as
+            XLA counts them before it optimises (a multiplication and an addition are two); None if
+            nobody counted.
     """
 
     module: str
@@ -158,8 +162,9 @@ def _cait(dim: int, depth: int, heads: int) -> Entry:
     )
 
 
-# Each with its `Entry.parameters` and `Entry.gflop`. Rates of dropout and drop path are 0 where they belong to a recipe
-# and the paper's where they belong to the architecture (VGG's hidden layers, ShakeDrop).
+# Each with its `Entry.parameters` and `Entry.gflop`. Rates of dropout and drop path are 0 where
+# they belong to a recipe and the paper's where they belong to the architecture (VGG's hidden
+# layers, ShakeDrop).
 MODELS: dict[str, Entry] = {
     "vgg16": _sized(_vgg(16), 33_638_218, 0.533),
     "vgg19": _sized(_vgg(19), 38_947_914, 0.657),
@@ -204,7 +209,8 @@ MODELS: dict[str, Entry] = {
 
 
 def find_model(name: str) -> Entry:
-    """Return the entry of a name of `MODELS`, or of ``module:entry``, an `Entry` of a module on the Python path.
+    """Return the entry of a name of `MODELS`, or of ``module:entry``, an `Entry` of a module on the
+    Python path.
 
     The current folder is part of that path.
 
@@ -242,7 +248,8 @@ def find_model(name: str) -> Entry:
 
 
 def resolve_model(config: ModelConfig) -> ModelConfig:
-    """Return the configuration with the model's own default for every option that it takes and that is null.
+    """Return the configuration with the model's own default for every option that it takes and that
+    is null.
 
     Raises:
         ConfigError: As `find_model`; or an option is set that this model does not have.
@@ -270,8 +277,8 @@ def build_model(
         num_classes: Number of logits.
         image_size: Height and width of the images in pixels.
         channels: Channels of the images.
-        dtype: Compute type, ``float32`` or ``bfloat16``. Parameters, normalisation statistics, the softmax of the
-            attention and logits are float32 in both.
+        dtype: Compute type, ``float32`` or ``bfloat16``. Parameters, normalisation statistics, the
+            softmax of the attention and logits are float32 in both.
 
     Raises:
         ConfigError: As `resolve_model`; or the options do not suit the images.

@@ -39,7 +39,8 @@ class Summary:
         layers: In the order of the network.
         parameters: Trained scalars.
         statistics: Scalars of the state.
-        gflop: As `gnpcli.models.registry.Entry.gflop`, for images of this shape; None where the backend does not count.
+        gflop: As `gnpcli.models.registry.Entry.gflop`, for images of this shape; None where the
+            backend does not count.
     """
 
     layers: tuple[Layer, ...]
@@ -78,7 +79,9 @@ def summarize(model: Model, image_shape: ImageShape) -> Summary:
 
 
 def group(layers: Iterable[Layer], depth: int) -> tuple[Layer, ...]:
-    """Put together the layers whose names begin with the same `depth` parts; their arrays are no longer told apart."""
+    """Put together the layers whose names begin with the same `depth` parts; their arrays are no
+    longer told apart.
+    """
     grouped: dict[str, Layer] = {}
     for layer in layers:
         name = "/".join(layer.name.split("/")[:depth])

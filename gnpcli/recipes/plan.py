@@ -41,7 +41,8 @@ def objective(config: RunConfig) -> str:
 def count_steps(
     config: RunConfig, steps_per_epoch: int, until: int | None = None
 ) -> tuple[int, int]:
-    """Return how many steps of a run take one gradient (plain, or reusing) and how many the two of GNP.
+    """Return how many steps of a run take one gradient (plain, or reusing) and how many the two of
+    GNP.
 
     Args:
         config: The run.
@@ -103,9 +104,11 @@ def fit(config: RunConfig, data: DataInfo) -> tuple[Model, int]:
 
 
 def describe(config: RunConfig, run_dir: str) -> list[str]:
-    """Return what training `config` would do, a line each: objective, parameters, steps, where checkpoints go.
+    """Return what training `config` would do, a line each: objective, parameters, steps, where
+    checkpoints go.
 
-    Sizes come from the data set where it is present and from what is known of it otherwise; no image is decoded.
+    Sizes come from the data set where it is present and from what is known of it otherwise; no
+    image is decoded.
 
     Raises:
         ConfigError: As `fit`.
@@ -130,16 +133,21 @@ def describe(config: RunConfig, run_dir: str) -> list[str]:
         perturbed = (
             ""
             if config.gr.perturb == "all"
-            else f", {count_perturbed(parameter_shapes(model, image_shape), config.gr):,} of them perturbed"
+            else (
+                f", {count_perturbed(parameter_shapes(model, image_shape), config.gr):,} of them "
+                "perturbed"
+            )
         )
         plain, full = count_steps(config, steps_per_epoch)
         steps, are = plain + full, "with one gradient" if config.gr.between == "reuse" else "plain"
         lines += [
             f"parameters   {count:,} ({config.model.name}, {train.dtype}){perturbed}",
-            f"data         {data.num_train:,} train, {data.num_validation:,} val, {data.num_test:,} test; "
+            f"data         {data.num_train:,} train, {data.num_validation:,} val, "
+            f"{data.num_test:,} test; "
             f"{data.num_classes} classes, {data.image_size} px, {data.channels} channel(s)",
             f"steps        {steps:,} ({steps // train.epochs} an epoch, {train.epochs} epochs), of "
-            f"them {plain:,} {are}: {(plain + 2 * full) / steps:.2f} times the gradients of plain training",
+            f"them {plain:,} {are}: {(plain + 2 * full) / steps:.2f} times the gradients of plain "
+            "training",
         ]
     when = [
         f"every {number} {unit}"

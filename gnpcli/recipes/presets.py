@@ -29,7 +29,9 @@ class Preset:
 
 
 def preset_dir() -> Path:
-    """Return the folder of the shipped presets: inside the package in a wheel, beside it in a checkout."""
+    """Return the folder of the shipped presets: inside the package in a wheel, beside it in a
+    checkout.
+    """
     package = Path(__file__).resolve().parents[1]
     inside = package / "_presets"
     return inside if inside.is_dir() else package.parent / "presets"
@@ -44,7 +46,8 @@ def load_preset(name: str) -> Preset:
     """Read a shipped preset by name, or any YAML file by path (a run's ``config.yaml`` is one).
 
     Raises:
-        ConfigError: No such preset or file, a base that has a base itself, or YAML that cannot be read.
+        ConfigError: No such preset or file, a base that has a base itself, or YAML that cannot be
+            read.
     """
     preset = _read(name)
     base = preset.layers[0].values.pop("base", None)
@@ -85,7 +88,8 @@ def resolve(
     assignments: Sequence[str] = (),
     flags: Mapping[str, tuple[str, Any]] | None = None,
 ) -> RunConfig:
-    """Resolve a preset, then short flags, then ``--set`` assignments, into a complete configuration.
+    """Resolve a preset, then short flags, then ``--set`` assignments, into a complete
+    configuration.
 
     Args:
         name: Preset name or YAML path; None takes `DEFAULT_PRESET`.
@@ -104,7 +108,9 @@ def resolve(
 
 
 def resolve_architecture(name: str, assignments: Sequence[str] = ()) -> ModelConfig:
-    """Resolve the model of that name, with its own defaults under assignments; errors as in `resolve`."""
+    """Resolve the model of that name, with its own defaults under assignments; errors as in
+    `resolve`.
+    """
     *below, demo = load_preset(
         DEFAULT_PRESET
     ).layers  # for the sections that a model alone does not have
@@ -117,14 +123,18 @@ def override(
     assignments: Sequence[str] = (),
     flags: Mapping[str, tuple[str, Any]] | None = None,
 ) -> RunConfig:
-    """Return a complete configuration, such as that of a run, under flags and assignments; all as in `resolve`."""
+    """Return a complete configuration, such as that of a run, under flags and assignments; all as
+    in `resolve`.
+    """
     return resolve_layers(
         [Layer(config.model_dump(mode="json")), *parse_overrides(assignments, flags)]
     )
 
 
 def resolve_layers(layers: Sequence[Layer]) -> RunConfig:
-    """Merge layers, the lowest first, into a complete configuration; result and errors as in `resolve`."""
+    """Merge layers, the lowest first, into a complete configuration; result and errors as in
+    `resolve`.
+    """
     layer = merge(layers, _model_keys(layers))
     config = validate(layer)
     try:
@@ -135,7 +145,9 @@ def resolve_layers(layers: Sequence[Layer]) -> RunConfig:
 
 
 def _model_keys(layers: Sequence[Layer]) -> dict[str, set[str]]:
-    """Return the keys of the `model` section by model, those of a user's own that the layers name among them."""
+    """Return the keys of the `model` section by model, those of a user's own that the layers name
+    among them.
+    """
     sections = [layer.values.get("model") for layer in layers]
     named = {
         str(section["name"])

@@ -1,4 +1,6 @@
-"""Runs that differ in nothing but their seed, as one curve: the mean over them and how far they spread."""
+"""Runs that differ in nothing but their seed, as one curve: the mean over them and how far they
+spread.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,9 @@ from gnpcli.runs.grouping import by_seed, data_sets
 from gnpcli.runs.history import Axis, History, Values, read_histories
 
 Spread = Literal["range", "std"]
-"""What the band around a mean shows: from the lowest to the highest run, or one standard deviation either way."""
+"""What the band around a mean shows: from the lowest to the highest run, or one standard deviation
+either way.
+"""
 
 MAX_POINTS = 400
 """Points of a curve; of longer ones equal stretches are averaged, so that a page stays small."""
@@ -54,8 +58,8 @@ def named_groups(groups: Mapping[str, Sequence[Path]]) -> list[Group]:
     """Read groups of runs that have their names already.
 
     Raises:
-        ConfigError, DataError: As `read_histories`; DataError also where the runs of one group are of several data
-            sets, which have no mean.
+        ConfigError, DataError: As `read_histories`; DataError also where the runs of one group are
+            of several data sets, which have no mean.
     """
     read = [
         Group(label, tuple(read_histories(folders))) for label, folders in groups.items() if folders
@@ -63,7 +67,8 @@ def named_groups(groups: Mapping[str, Sequence[Path]]) -> list[Group]:
     for group in read:
         if len(names := data_sets(group.runs)) > 1:
             raise DataError(
-                f"{group.label!r} has runs of several data sets ({', '.join(names)}): no mean is taken"
+                f"{group.label!r} has runs of several data sets ({', '.join(names)}): no mean is "
+                "taken"
             )
     return read
 
@@ -80,10 +85,11 @@ def panels_of(groups: Sequence[Group]) -> list[Panel]:
 
 
 def band(group: Group, curve: Curve, axis: Axis, spread: Spread) -> Band | None:
-    """Return one metric of a group at the steps that all its runs have logged; None where there is none.
+    """Return one metric of a group at the steps that all its runs have logged; None where there is
+    none.
 
-    The mean and the spread are over the runs, at each step on its own; the standard deviation is the sample's (n - 1).
-    Of a single run they are its values.
+    The mean and the spread are over the runs, at each step on its own; the standard deviation is
+    the sample's (n - 1). Of a single run they are its values.
     """
     read = [run.series(curve.split, curve.key, axis) for run in group.runs]
     steps = read[0][0]

@@ -1,7 +1,9 @@
-"""Curves drawn with matplotlib: one picture of all panels as PNG, SVG or PDF, or one inline SVG a panel for a page.
+"""Curves drawn with matplotlib: one picture of all panels as PNG, SVG or PDF, or one inline SVG a
+panel for a page.
 
-An inline SVG has its colours as CSS variables (`page.STYLE` gives them their light and dark values) and its points as
-JSON in ``data-chart``, from which `page.SCRIPT` shows the values under the pointer; without either it is a picture.
+An inline SVG has its colours as CSS variables (`page.STYLE` gives them their light and dark values)
+and its points as JSON in ``data-chart``, from which `page.SCRIPT` shows the values under the
+pointer; without either it is a picture.
 """
 
 from __future__ import annotations
@@ -57,7 +59,9 @@ class _Line:
 
 
 def style() -> AbstractContextManager[None]:
-    """Return the context in which every picture here is made and saved: fonts, grid, reproducible SVG."""
+    """Return the context in which every picture here is made and saved: fonts, grid, reproducible
+    SVG.
+    """
     return matplotlib.rc_context(_STYLE)  # type: ignore[arg-type]
 
 
@@ -73,7 +77,9 @@ def check_out(path: Path) -> None:
 
 
 def check_place(path: Path) -> None:
-    """Refuse a file that cannot be written because its folder is not there or it is a folder itself (DataError)."""
+    """Refuse a file that cannot be written because its folder is not there or it is a folder itself
+    (DataError).
+    """
     if path.is_dir():
         raise DataError(f"{path} is a folder: name a file in it")
     if not path.absolute().parent.is_dir():
@@ -81,7 +87,9 @@ def check_place(path: Path) -> None:
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Write a figure as its name says: PNG at 150 dots an inch, SVG or PDF; the same bytes for the same figure."""
+    """Write a figure as its name says: PNG at 150 dots an inch, SVG or PDF; the same bytes for the
+    same figure.
+    """
     kind = path.suffix.lower()[1:]
     fixed: dict[str, Any] = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(kind, {})
     with style():
@@ -131,12 +139,15 @@ def picture(
 def inline_charts(
     groups: Sequence[Group], panels: Sequence[Panel], axis: Axis, spread: Spread
 ) -> str:
-    """Draw the panels as HTML: a legend of the groups where they are several, and an SVG a panel with its key."""
+    """Draw the panels as HTML: a legend of the groups where they are several, and an SVG a panel
+    with its key.
+    """
     several = len(groups) > 1
     legend = ""
     if several:
         items = "".join(
-            f"<li>{_swatch(_variable(COLOURS[i % len(COLOURS)][0]), 'solid')} {html.escape(group.title)}</li>"
+            f"<li>{_swatch(_variable(COLOURS[i % len(COLOURS)][0]), 'solid')} "
+            f"{html.escape(group.title)}</li>"
             for i, group in enumerate(groups)
         )
         legend = f'<ul class="legend">{items}</ul>\n'
@@ -150,7 +161,8 @@ def learning_curves(
     metrics: Sequence[str] = ("loss", "error"),
     spread: Spread = "range",
 ) -> str:
-    """Return learning curves of named groups of runs over epochs, as HTML with inline SVG for `page.document`.
+    """Return learning curves of named groups of runs over epochs, as HTML with inline SVG for
+    `page.document`.
 
     Args:
         groups: For each label the folders of its runs, one a seed: mean and band are over them.
@@ -186,7 +198,9 @@ def spread_note(groups: Sequence[Group], spread: Spread) -> str:
 
 
 def _lines(groups: Sequence[Group], panel: Panel, axis: Axis, spread: Spread) -> list[_Line]:
-    """Return what a panel draws: colours tell groups apart and dashes curves, or colours curves of a single group."""
+    """Return what a panel draws: colours tell groups apart and dashes curves, or colours curves of
+    a single group.
+    """
     found = []
     for index, group in enumerate(groups):
         for number, curve in enumerate(panel.curves):
@@ -255,7 +269,9 @@ def _inline(groups: Sequence[Group], panel: Panel, axis: Axis, spread: Spread) -
 def _chart_data(
     figure: Figure, axes: Axes, groups: Sequence[Group], panel: Panel, lines: Sequence[_Line]
 ) -> dict[str, Any]:
-    """Return what the page's script needs to say which values lie under the pointer; `inline_svg` adds the places."""
+    """Return what the page's script needs to say which values lie under the pointer; `inline_svg`
+    adds the places.
+    """
     scale = 100.0 if panel.is_percent else 1.0
 
     def numbers(values: Any, factor: float = 1.0) -> list[float | None]:
@@ -288,7 +304,8 @@ def _chart_data(
 
 
 def inline_svg(figure: Figure, title: str, data: dict[str, Any] | None = None) -> str:
-    """Return a figure as an ``<svg>`` element for a page: colours as CSS variables, the page's font, no fixed size.
+    """Return a figure as an ``<svg>`` element for a page: colours as CSS variables, the page's
+    font, no fixed size.
 
     Args:
         figure: Made within `style`.
@@ -307,7 +324,8 @@ def inline_svg(figure: Figure, title: str, data: dict[str, Any] | None = None) -
         if data is not None
         else ""
     )
-    # A page has many pictures: only what is referred to keeps its id, and no two pictures have one in common.
+    # A page has many pictures: only what is referred to keeps its id, and no two pictures have one
+    # in common.
     own = hashlib.sha256((title + chart).encode()).hexdigest()[:8]
     used = set(re.findall(r"(?:xlink:href=\"|url\()#([^\")]+)", text))
     text = re.sub(

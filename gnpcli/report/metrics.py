@@ -1,4 +1,6 @@
-"""The curves there are: which keys of ``metrics.jsonl`` share a panel, and how each is drawn. Names only."""
+"""The curves there are: which keys of ``metrics.jsonl`` share a panel, and how each is drawn. Names
+only.
+"""
 
 from __future__ import annotations
 
@@ -86,10 +88,12 @@ PANELS: tuple[Panel, ...] = (
 
 
 def present_panels(keys: dict[str, Iterable[str]]) -> list[Panel]:
-    """Return the panels that there is something to draw in, with those of their curves that there are.
+    """Return the panels that there is something to draw in, with those of their curves that there
+    are.
 
     Args:
-        keys: The keys of each split that some run has logged. Those that no panel knows get a panel of their own.
+        keys: The keys of each split that some run has logged. Those that no panel knows get a panel
+            of their own.
     """
     there = {split: list(names) for split, names in keys.items()}
     panels = [
@@ -113,10 +117,12 @@ def present_panels(keys: dict[str, Iterable[str]]) -> list[Panel]:
 
 
 def choose_panels(panels: Sequence[Panel], names: Sequence[str]) -> list[Panel]:
-    """Return the panels that `names` ask for, in their order: a panel's name, or a key for a panel of it alone.
+    """Return the panels that `names` ask for, in their order: a panel's name, or a key for a panel
+    of it alone.
 
     Raises:
-        DataError: A name that is neither, or of which no run has logged anything; a close one is suggested.
+        DataError: A name that is neither, or of which no run has logged anything; a close one is
+            suggested.
     """
     by_name = {panel.name: panel for panel in panels}
     for panel in panels:

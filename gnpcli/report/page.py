@@ -1,4 +1,6 @@
-"""The HTML around reports: one file, no external resource, light and dark, readable on a phone and on paper."""
+"""The HTML around reports: one file, no external resource, light and dark, readable on a phone and
+on paper.
+"""
 
 from __future__ import annotations
 
@@ -10,14 +12,16 @@ from gnpcli.files import write_atomically
 from gnpcli.report.palette import COLOURS, GRID, GRID_DARK, INK, INK_DARK, MUTED, MUTED_DARK
 
 _LIGHT = (
-    f"--ground: #ffffff; --card: #f6f8fa; --ink: {INK}; --muted: {MUTED}; --grid: {GRID}; --warn: #fff4de; "
+    f"--ground: #ffffff; --card: #f6f8fa; --ink: {INK}; --muted: {MUTED}; --grid: {GRID}; --warn: "
+    "#fff4de; "
     + (
         "--warn-ink: #7a4a00; "
         + " ".join(f"--c{index}: {light};" for index, (light, _) in enumerate(COLOURS))
     )
 )
 _DARK = (
-    f"--ground: #14181d; --card: #1c2229; --ink: {INK_DARK}; --muted: {MUTED_DARK}; --grid: {GRID_DARK}; "
+    f"--ground: #14181d; --card: #1c2229; --ink: {INK_DARK}; --muted: {MUTED_DARK}; --grid: "
+    f"{GRID_DARK}; "
     + (
         "--warn: #3a2c10; --warn-ink: #ffd58a; "
         + " ".join(f"--c{index}: {dark};" for index, (_, dark) in enumerate(COLOURS))
@@ -144,7 +148,8 @@ _POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inl
 
 
 def document(title: str, body: str) -> str:
-    """Return a whole page: `body` with `STYLE` and `SCRIPT`, under a policy that lets a browser fetch nothing.
+    """Return a whole page: `body` with `STYLE` and `SCRIPT`, under a policy that lets a browser
+    fetch nothing.
 
     Args:
         title: Plain text.

@@ -12,7 +12,9 @@ COLOURS: tuple[tuple[str, str], ...] = (
     ("#5d6b78", "#a5b4c2"),
     ("#b3243f", "#ff8095"),
 )
-"""Of curves, (light, dark): told apart also with red-green colour blindness by their order of lightness and hue."""
+"""Of curves, (light, dark): told apart also with red-green colour blindness by their order of
+lightness and hue.
+"""
 
 INK, MUTED, GRID = "#1f2933", "#66727f", "#dde2e7"
 """Text, axes and grid lines on light ground."""

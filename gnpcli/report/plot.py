@@ -39,7 +39,8 @@ def plot(
 
     Raises:
         ConfigError: Not a run folder.
-        DataError: Nothing logged, a run given twice, an unknown metric, or a file that cannot be written.
+        DataError: Nothing logged, a run given twice, an unknown metric, or a file that cannot be
+            written.
     """
     check_out(out)
     histories = read_histories(folders)
@@ -48,7 +49,8 @@ def plot(
             warn(history.damage)
     if len(names := data_sets(histories)) > 1:
         warn(
-            f"these runs are of several data sets ({', '.join(names)}): their losses and errors do not compare"
+            f"these runs are of several data sets ({', '.join(names)}): their losses and errors do "
+            "not compare"
         )
     groups = group_runs(histories)
     panels = panels_of(groups)

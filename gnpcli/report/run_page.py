@@ -62,7 +62,8 @@ def run_page(history: History) -> str:
     status = str(summary.get("status", "unfinished"))
     bad = "" if status == "finished" else " bad"
     sections = [
-        f'<header><h1>{html.escape(_headline(config))} <span class="badge{bad}">{html.escape(status)}</span></h1>\n'
+        f"<header><h1>{html.escape(_headline(config))} <span "
+        f'class="badge{bad}">{html.escape(status)}</span></h1>\n'
         f'<p class="sub">{html.escape(group.label)}</p></header>\n',
         page.warnings(_warnings(history, summary)),
         page.tiles(_tiles(history, summary)),
@@ -78,7 +79,8 @@ def run_page(history: History) -> str:
         _configuration(config),
         "<h2>Where it ran</h2>\n",
         _sessions(history.folder),
-        f"<footer>Written by gnp {__version__} from the run folder; means over the global batch of a logged step, "
+        f"<footer>Written by gnp {__version__} from the run folder; means over the global batch of "
+        "a logged step, "
         "evaluations over the whole split.</footer>\n",
     ]
     return "".join(sections)
@@ -90,7 +92,9 @@ def _headline(config: RunConfig) -> str:
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    """Return what a JSON file holds; nothing where it is missing or damaged, which a report survives."""
+    """Return what a JSON file holds; nothing where it is missing or damaged, which a report
+    survives.
+    """
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -123,7 +127,8 @@ def _warnings(history: History, summary: Mapping[str, Any]) -> list[str]:
     lost = [record for record in history.records if record.get("non_finite")]
     if lost:
         found.append(
-            f"Step {lost[0]['step']} logged values that are not finite: {', '.join(lost[0]['non_finite'])}."
+            f"Step {lost[0]['step']} logged values that are not finite: "
+            f"{', '.join(lost[0]['non_finite'])}."
         )
     return found + [f"Advice: {text}." for text in advice(history.config)]
 
@@ -159,7 +164,9 @@ def _duration(seconds: float) -> str:
 
 
 def formula(config: RunConfig) -> str:
-    """Return the objective as a formula, what its letters are in this run, and the line that `gnp train` printed."""
+    """Return the objective as a formula, what its letters are in this run, and the line that `gnp
+    train` printed.
+    """
     gr, train = config.gr, config.train
     loss = "<i>L</i>(<i>w</i>)"
     inner = f"{loss} + ½·{train.l2:g}·‖<i>w</i>‖²" if train.l2 else loss
@@ -187,7 +194,8 @@ def formula(config: RunConfig) -> str:
     if train.clip_norm:
         told.append(f"the gradient is clipped to a norm of {train.clip_norm:g}")
     return (
-        f'<div class="formula"><div class="math">{formula}</div>\n<p>{html.escape("; ".join(told))}.</p>'
+        '<div class="formula"><div '
+        f'class="math">{formula}</div>\n<p>{html.escape("; ".join(told))}.</p>'
         f'<p class="sub"><code>{html.escape(objective(config))}</code></p></div>\n'
     )
 

@@ -1,8 +1,9 @@
-"""Checkpoints with Orbax: asynchronous, the latest N and the best one kept, damaged ones stepped over.
+"""Checkpoints with Orbax: asynchronous, the latest N and the best one kept, damaged ones stepped
+over.
 
-A checkpoint folder holds the items `model` (parameters and model state: all that evaluation reads), `ema` (the moving
-average of the parameters, where one is kept), `optimizer` (all else that resuming needs) and `meta` (configuration and
-data description as JSON).
+A checkpoint folder holds the items `model` (parameters and model state: all that evaluation reads),
+`ema` (the moving average of the parameters, where one is kept), `optimizer` (all else that resuming
+needs) and `meta` (configuration and data description as JSON).
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ from gnpcli.config import CheckpointConfig, Weights
 from gnpcli.errors import CheckpointError
 from gnpcli.step.state import TrainState
 
-# Orbax narrates every save, and prints every error of its threads before it raises it where we can say it in one line.
+# Orbax narrates every save, and prints every error of its threads before it raises it where we can
+# say it in one line.
 logging.getLogger("absl").setLevel(logging.CRITICAL + 1)
 
 
@@ -70,11 +72,15 @@ class Checkpoints:
             )
 
     def steps(self) -> list[int]:
-        """Return the steps that have a finished save, rising; whether each can be read shows only on restore."""
+        """Return the steps that have a finished save, rising; whether each can be read shows only
+        on restore.
+        """
         return sorted(self._manager.all_steps())
 
     def last_good(self, *, besides: int | None = None) -> str:
-        """Say which save a failed run falls back on, for its message; `besides` is the one that just failed."""
+        """Say which save a failed run falls back on, for its message; `besides` is the one that
+        just failed.
+        """
         steps = [step for step in self.steps() if step != besides]
         return (
             f"the last good checkpoint is step {steps[-1]}"
@@ -83,7 +89,9 @@ class Checkpoints:
         )
 
     def best_step(self) -> int | None:
-        """Return the kept step with the lowest `error_rate`, the latest of equals; None where no save has one."""
+        """Return the kept step with the lowest `error_rate`, the latest of equals; None where no
+        save has one.
+        """
         rates = {step: self._error_rate(step) for step in self.steps()}
         known = {step: rate for step, rate in rates.items() if rate is not None}
         return min(known, key=lambda step: (known[step], -step), default=None)
@@ -98,7 +106,8 @@ class Checkpoints:
     def save(
         self, state: TrainState, meta: Mapping[str, Any], error_rate: float | None = None
     ) -> None:
-        """Start saving `state` under its own step; returns once the arrays are copied, writing goes on behind.
+        """Start saving `state` under its own step; returns once the arrays are copied, writing goes
+        on behind.
 
         Args:
             state: Safe to donate to the next step when this returns.
@@ -106,7 +115,8 @@ class Checkpoints:
             error_rate: What "best" is judged by, in [0, 1]; None never counts as best.
 
         Raises:
-            CheckpointError: This save cannot start, or the one before could not be finished (a full disk, say).
+            CheckpointError: This save cannot start, or the one before could not be finished (a full
+                disk, say).
         """
         step = int(state.step)
         self.wait()
@@ -133,7 +143,9 @@ class Checkpoints:
             self._manager.wait_until_finished()
 
     def close(self) -> None:
-        """Finish pending saves and release the threads; errors of an already reported save are not repeated."""
+        """Finish pending saves and release the threads; errors of an already reported save are not
+        repeated.
+        """
         with contextlib.suppress(Exception):
             self._manager.close()
 
@@ -167,8 +179,8 @@ class Checkpoints:
 
         Args:
             step: One of `steps()`.
-            like: Shapes, dtypes and shardings to restore to, as `jax.ShapeDtypeStruct` leaves; the device count may
-                differ from the one that saved.
+            like: Shapes, dtypes and shardings to restore to, as `jax.ShapeDtypeStruct` leaves; the
+                device count may differ from the one that saved.
 
         Raises:
             DamagedCheckpoint: Missing, truncated, or of another shape.
@@ -187,8 +199,8 @@ class Checkpoints:
             step: One of `steps()`.
             params: What to restore the parameters to, as in `restore`.
             model_state: The same for the model's state.
-            weights: ``ema`` takes the averaged parameters, which must have been saved; the model's state is always that
-                of the parameters themselves.
+            weights: ``ema`` takes the averaged parameters, which must have been saved; the model's
+                state is always that of the parameters themselves.
 
         Raises:
             DamagedCheckpoint: Missing, truncated, or of another shape.
@@ -216,7 +228,8 @@ class Checkpoints:
         """Try the saves from the latest down until one restores.
 
         Args:
-            restore: Given a step, restores from it; a `DamagedCheckpoint` means "damaged, take the one before".
+            restore: Given a step, restores from it; a `DamagedCheckpoint` means "damaged, take the
+                one before".
             on_damaged: Told of each step that did not restore.
 
         Returns:
@@ -230,7 +243,9 @@ class Checkpoints:
         return None
 
     def set_aside(self, step: int) -> Path:
-        """Rename a damaged save to ``STEP.damaged``, so that the step can be saved again; return the new path."""
+        """Rename a damaged save to ``STEP.damaged``, so that the step can be saved again; return
+        the new path.
+        """
         target = self.directory / f"{step}.damaged"
         number = 1
         while target.exists():
@@ -255,11 +270,12 @@ def _items(state: TrainState) -> dict[str, dict[str, Any]]:
 
 @functools.cache
 def _silence_echoes() -> None:
-    """Drop, for the rest of the process, what a failed save or restore prints besides the error that it raises.
+    """Drop, for the rest of the process, what a failed save or restore prints besides the error
+    that it raises.
 
-    The writes that were still under way find their event loop closed, and their results never asked for; the reads that
-    were still under way are forgotten, and Orbax makes an error of being told so. All may show long after the failure,
-    so there is no moment to undo this at.
+    The writes that were still under way find their event loop closed, and their results never asked
+    for; the reads that were still under way are forgotten, and Orbax makes an error of being told
+    so. All may show long after the failure, so there is no moment to undo this at.
     """
     hook = sys.unraisablehook
 
@@ -278,7 +294,9 @@ def _silence_echoes() -> None:
 
 @contextlib.contextmanager
 def _explained(what: str, kind: type[CheckpointError] = CheckpointError) -> Iterator[None]:
-    """Turn whatever Orbax and TensorStore raise into one line; their own text, long, stays as the cause."""
+    """Turn whatever Orbax and TensorStore raise into one line; their own text, long, stays as the
+    cause.
+    """
     try:
         yield
     except CheckpointError:

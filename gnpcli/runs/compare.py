@@ -27,11 +27,13 @@ def compare(folders: Sequence[Path], warn: Callable[[str], None]) -> dict[str, A
         warn: Told of damaged logs, and of runs that were measured on different data.
 
     Returns:
-        JSON-able. ``runs``: for each run its ``label`` and ``folder``, ``status``, ``step``, ``epoch`` and
-        ``total_steps``; ``final`` and ``best`` per split (``error_rate``, ``loss`` and ``step``; best by error rate);
-        ``cost``: ``training_time_s`` (wall time of all sessions), ``images_per_s`` (null where it was never measured),
-        ``plain_steps``, ``gnp_steps`` and ``gradients`` so far, ``num_parameters`` and ``devices``. ``differences``:
-        every key whose values differ, with one value a run. ``same_data``: whether errors may be compared at all.
+        JSON-able. ``runs``: for each run its ``label`` and ``folder``, ``status``, ``step``,
+        ``epoch`` and ``total_steps``; ``final`` and ``best`` per split (``error_rate``, ``loss``
+        and ``step``; best by error rate); ``cost``: ``training_time_s`` (wall time of all
+        sessions), ``images_per_s`` (null where it was never measured), ``plain_steps``,
+        ``gnp_steps`` and ``gradients`` so far, ``num_parameters`` and ``devices``. ``differences``:
+        every key whose values differ, with one value a run. ``same_data``: whether errors may be
+        compared at all.
 
     Raises:
         ConfigError: Not a run folder, one given twice, or fewer than two.

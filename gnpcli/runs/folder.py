@@ -40,7 +40,8 @@ def check_free(run_dir: Path, config: RunConfig) -> None:
     """Refuse a folder that a new run of `config` must not be written into.
 
     Raises:
-        ConfigError: The folder holds a run already (with the keys that differ, where any do) or other files.
+        ConfigError: The folder holds a run already (with the keys that differ, where any do) or
+            other files.
     """
     if run_dir.exists() and not run_dir.is_dir():
         raise ConfigError(f"{run_dir} is a file, not a folder")
@@ -48,10 +49,12 @@ def check_free(run_dir: Path, config: RunConfig) -> None:
         different = differences(read_config(run_dir), config)
         if different:
             raise ConfigError(
-                f"{run_dir} holds a run with another configuration ({'; '.join(different)}): take another --run-dir"
+                f"{run_dir} holds a run with another configuration ({'; '.join(different)}): take "
+                "another --run-dir"
             )
         raise ConfigError(
-            f"{run_dir} holds this very run already: continue it with `gnp resume {run_dir}`, or take another --run-dir"
+            f"{run_dir} holds this very run already: continue it with `gnp resume {run_dir}`, or "
+            "take another --run-dir"
         )
     if run_dir.exists() and any(run_dir.iterdir()):
         raise ConfigError(f"{run_dir} is not empty and is not a run folder: take another --run-dir")
@@ -89,7 +92,9 @@ def _complete(config: RunConfig) -> RunConfig:
 
 
 def note_session(run_dir: Path, environment: dict[str, Any], start_step: int) -> None:
-    """Append to ``environment.json`` what the run runs on from `start_step` on: one entry per start and resume."""
+    """Append to ``environment.json`` what the run runs on from `start_step` on: one entry per start
+    and resume.
+    """
     path = run_dir / ENVIRONMENT
     sessions = json.loads(path.read_text(encoding="utf-8"))["sessions"] if path.exists() else []
     sessions.append({"start_step": start_step, **environment})
@@ -98,7 +103,9 @@ def note_session(run_dir: Path, environment: dict[str, Any], start_step: int) ->
 
 @dataclass(frozen=True)
 class Location:
-    """Where checkpoints are: the folder of all of them, one step if the path named one, the run if it is inside one."""
+    """Where checkpoints are: the folder of all of them, one step if the path named one, the run if
+    it is inside one.
+    """
 
     checkpoints: Path
     step: int | None

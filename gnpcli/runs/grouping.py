@@ -28,12 +28,13 @@ Run = TypeVar("Run", bound=Configured)
 
 
 def by_seed(runs: Sequence[Run]) -> dict[str, list[Run]]:
-    """Put runs together that differ only in their seed, and label the groups by the keys in which they differ.
+    """Put runs together that differ only in their seed, and label the groups by the keys in which
+    they differ.
 
-    What decides no result (`gnpcli.config.recipe`) keeps no two runs apart. A second run of the same configuration and
-    seed is a group of its own: it is no other sample. A label is ``key=value`` for up to three keys that differ among
-    the groups, always with the data set where there are several, and the name of the folder where that says nothing or
-    too much.
+    What decides no result (`gnpcli.config.recipe`) keeps no two runs apart. A second run of the
+    same configuration and seed is a group of its own: it is no other sample. A label is
+    ``key=value`` for up to three keys that differ among the groups, always with the data set where
+    there are several, and the name of the folder where that says nothing or too much.
     """
     sets: dict[tuple[object, ...], list[Run]] = {}
     for run in runs:
@@ -50,7 +51,9 @@ def by_seed(runs: Sequence[Run]) -> dict[str, list[Run]]:
 
 
 def data_sets(runs: Sequence[Configured]) -> list[str]:
-    """Return the different images that runs were trained and measured on, as texts; of one, losses compare."""
+    """Return the different images that runs were trained and measured on, as texts; of one, losses
+    compare.
+    """
     kinds = [
         {key: value for key, value in recipe(run.config).items() if key in DATA_KEYS}
         for run in runs
@@ -70,7 +73,8 @@ def _labels(firsts: Sequence[Configured]) -> list[str]:
     if len(firsts) == 1:
         return names
     recipes = [recipe(run.config) for run in firsts]
-    # Without gradient regularization a recipe has no other keys of it: that there is none is what differs.
+    # Without gradient regularization a recipe has no other keys of it: that there is none is what
+    # differs.
     common = [key for key in recipes[0] if all(key in own for own in recipes)]
     keys = [key for key in common if len({repr(own[key]) for own in recipes}) > 1]
     shown = keys if 0 < len(keys) <= 3 else [key for key in keys if key == "data.name"]

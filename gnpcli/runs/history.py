@@ -1,4 +1,6 @@
-"""A run folder as its log tells it: configuration and records, each metric as a series over steps, epochs or time."""
+"""A run folder as its log tells it: configuration and records, each metric as a series over steps,
+epochs or time.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +36,9 @@ class History:
     """Which line of the log is damaged, where one is; the records are those before it."""
 
     def keys(self, split: str) -> dict[str, None]:
-        """Return the keys that have a number in some record of `split`, in the order in which they come up."""
+        """Return the keys that have a number in some record of `split`, in the order in which they
+        come up.
+        """
         return {
             key: None
             for record in self.records
@@ -46,13 +50,15 @@ class History:
     def series(
         self, split: str, key: str, axis: Axis
     ) -> tuple[npt.NDArray[np.int64], Values, Values]:
-        """Return a metric as ``(steps [N], x [N], y [N])``; a null, which a value that is not finite became, is NaN.
+        """Return a metric as ``(steps [N], x [N], y [N])``; a null, which a value that is not
+        finite became, is NaN.
 
         Args:
             split: ``train``, ``val`` or ``test``.
             key: As in ``metrics.jsonl``.
-            axis: What x is. Time goes on where a resumed run's own clock starts again at 0; an evaluation, which has no
-                time of its own, lies on the line between the training records around it.
+            axis: What x is. Time goes on where a resumed run's own clock starts again at 0; an
+                evaluation, which has no time of its own, lies on the line between the training
+                records around it.
         """
         records = [record for record in self.records if record["split"] == split and key in record]
         steps = np.array([record["step"] for record in records], np.int64)
@@ -70,7 +76,9 @@ class History:
 
     @cached_property
     def _clock(self) -> tuple[Values, Values]:
-        """Steps and seconds of training since the first start, without the time between two sessions."""
+        """Steps and seconds of training since the first start, without the time between two
+        sessions.
+        """
         steps, seconds, before, last = [], [], 0.0, 0.0
         for record in self.records:
             if _is_number(elapsed := record.get("elapsed_s")):
@@ -99,7 +107,9 @@ def read_history(folder: Path) -> History:
 
 
 def read_histories(folders: Iterable[Path]) -> list[History]:
-    """Read the logs of several runs; errors as of `read_history`, and a DataError for a run that is given twice."""
+    """Read the logs of several runs; errors as of `read_history`, and a DataError for a run that is
+    given twice.
+    """
     histories: dict[Path, History] = {}
     for folder in folders:
         if (place := folder.resolve()) in histories:

@@ -1,4 +1,6 @@
-"""What a run tells: ``metrics.jsonl`` and TensorBoard events for machines, a progress bar or plain lines for people."""
+"""What a run tells: ``metrics.jsonl`` and TensorBoard events for machines, a progress bar or plain
+lines for people.
+"""
 
 from __future__ import annotations
 
@@ -17,12 +19,13 @@ Record = dict[str, Any]
 
 
 def read_metrics(path: Path, on_damage: Callable[[str], None] | None = None) -> list[Record]:
-    """Return the records of a ``metrics.jsonl``, up to the first line that is not one; none where there is no file.
+    """Return the records of a ``metrics.jsonl``, up to the first line that is not one; none where
+    there is no file.
 
     Args:
         path: The file.
-        on_damage: Told in a sentence which line is damaged and how much was read, where one is: a crash cuts the last
-            line short, a full disk or a power cut can leave worse.
+        on_damage: Told in a sentence which line is damaged and how much was read, where one is: a
+            crash cuts the last line short, a full disk or a power cut can leave worse.
     """
     records: list[Record] = []
     lines = path.read_bytes().split(b"\n") if path.exists() else []
@@ -42,7 +45,8 @@ def read_metrics(path: Path, on_damage: Callable[[str], None] | None = None) -> 
                     else f", and {len(lines) - number - 1} line(s) after it are not"
                 )
                 on_damage(
-                    f"line {number} of {path} {what}: the {len(records)} record(s) before it are read{left}"
+                    f"line {number} of {path} {what}: the {len(records)} record(s) before it are "
+                    f"read{left}"
                 )
             break
         records.append(record)
@@ -50,7 +54,9 @@ def read_metrics(path: Path, on_damage: Callable[[str], None] | None = None) -> 
 
 
 def training_time_s(records: Sequence[Record]) -> float:
-    """Return the wall time in seconds of all sessions of a run, without what was lost and trained again."""
+    """Return the wall time in seconds of all sessions of a run, without what was lost and trained
+    again.
+    """
     total = last = 0.0
     for record in records:
         elapsed = record.get("elapsed_s")
@@ -63,14 +69,16 @@ def training_time_s(records: Sequence[Record]) -> float:
 
 
 class MetricsLog:
-    """Appends records to ``metrics.jsonl`` and to TensorBoard events in the run folder; a context manager.
+    """Appends records to ``metrics.jsonl`` and to TensorBoard events in the run folder; a context
+    manager.
 
-    Both are written by this thread, so that a full disk stops the run where it can be said, not a writer behind it.
+    Both are written by this thread, so that a full disk stops the run where it can be said, not a
+    writer behind it.
 
     Args:
         run_dir: The run folder.
-        start_step: Steps done when the run (re)starts; records past it, of a run that was killed after its last
-            checkpoint, are dropped: those steps come again.
+        start_step: Steps done when the run (re)starts; records past it, of a run that was killed
+            after its last checkpoint, are dropped: those steps come again.
         on_damage: As in `read_metrics`, of the file that is there already.
 
     Raises:
@@ -105,7 +113,9 @@ class MetricsLog:
         self._add(step=start_step + 1, session_log=SessionLog(status=SessionLog.START))
 
     def write(self, record: Mapping[str, Any]) -> None:
-        """Write one record, which has `step` and `split`; a float that is not finite becomes null and is named."""
+        """Write one record, which has `step` and `split`; a float that is not finite becomes null
+        and is named.
+        """
         finite = {key: _finite(value) for key, value in record.items()}
         lost = [key for key, value in record.items() if value is not None and finite[key] is None]
         if lost:
@@ -133,7 +143,8 @@ class MetricsLog:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        # An error on its way out is the first one, and says more than what it makes of closing these.
+        # An error on its way out is the first one, and says more than what it makes of closing
+        # these.
         with suppress(OSError) if error else nullcontext():
             self._file.close()
         with suppress(OSError) if error else nullcontext():

@@ -54,7 +54,8 @@ def open_trained(
         weights: ``raw`` or ``ema``; None takes those that the run itself evaluated.
 
     Raises:
-        CheckpointError: Nothing usable, a checkpoint of another model than the run's, or no averaged weights in it.
+        CheckpointError: Nothing usable, a checkpoint of another model than the run's, or no
+            averaged weights in it.
     """
     run_config = read_config(location.run_dir) if location.run_dir else None
     checkpoints = Checkpoints(location.checkpoints, CheckpointConfig(), read_only=True)
@@ -77,14 +78,16 @@ def open_trained(
             config, spec = config_from_meta(meta), DataSpec.from_dict(meta["data"])
             if run_config is not None and config.model != run_config.model:
                 raise CheckpointError(
-                    f"the checkpoint of step {at} in {location.checkpoints} is of {config.model.name}, "
+                    f"the checkpoint of step {at} in {location.checkpoints} is of "
+                    f"{config.model.name}, "
                     f"but the run's {location.run_dir}/config.yaml says {run_config.model.name}: "
                     + "; ".join(differences(config, run_config))
                 )
             chosen = weights or config.train.evaluate_weights
             if chosen == "ema" and config.train.ema_decay is None:
                 raise CheckpointError(
-                    f"the checkpoint of step {at} in {location.checkpoints} has no averaged weights: its run was "
+                    f"the checkpoint of step {at} in {location.checkpoints} has no averaged "
+                    "weights: its run was "
                     "trained with train.ema_decay=null; leave --weights ema out"
                 )
             mesh, model = make_mesh(config), build_for(config, spec)

@@ -12,7 +12,9 @@ from gnpcli.keys import step_keys
 
 
 class TrainFeed(Protocol):
-    """What a train step needs of a feed: the batch of a step, as a pure function traced inside the step."""
+    """What a train step needs of a feed: the batch of a step, as a pure function traced inside the
+    step.
+    """
 
     @property
     def steps_per_epoch(self) -> int:
@@ -22,7 +24,9 @@ class TrainFeed(Protocol):
     def batch(
         self, source: Any, step_in_epoch: jax.Array, key: jax.Array
     ) -> tuple[jax.Array, jax.Array]:
-        """Return augmented, normalised images ``[B, H, W, C]`` and labels: ``[B]`` int32, or ``[B, K]`` float32."""
+        """Return augmented, normalised images ``[B, H, W, C]`` and labels: ``[B]`` int32, or ``[B,
+        K]`` float32.
+        """
         ...
 
 
@@ -30,7 +34,9 @@ class EvalFeed(Protocol):
     """What an evaluation step needs of a feed."""
 
     def batch(self, source: Any, index: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """Return images ``[B, H, W, C]``, labels ``[B]`` and a mask ``[B]`` bool that is False on padding."""
+        """Return images ``[B, H, W, C]``, labels ``[B]`` and a mask ``[B]`` bool that is False on
+        padding.
+        """
         ...
 
 

@@ -20,7 +20,9 @@ EvalStep = Callable[[MetricSums, Any, Any, Any, jax.Array], MetricSums]
 
 
 def make_eval_step(model: Model, feed: EvalFeed, mesh: Mesh) -> Any:
-    """Build the jitted `EvalStep`: the model in evaluation mode, the padding masked out, neither smoothing nor L2."""
+    """Build the jitted `EvalStep`: the model in evaluation mode, the padding masked out, neither
+    smoothing nor L2.
+    """
 
     def step(
         sums: MetricSums, params: Any, model_state: Any, source: Any, index: jax.Array
@@ -33,12 +35,14 @@ def make_eval_step(model: Model, feed: EvalFeed, mesh: Mesh) -> Any:
 
 
 def make_recalibration_step(model: Model, feed: TrainFeed, mesh: Mesh) -> Any:
-    """Build the jitted step that averages the model's statistics over training batches, each counting the same.
+    """Build the jitted step that averages the model's statistics over training batches, each
+    counting the same.
 
     Returns:
-        ``(average, params, model_state, key, step, source) -> average``: the mean over batches 0 to `step` from that
-        over batches 0 to `step` - 1, in training mode, with the augmentation and dropout of that step of a run whose
-        base key is `key`. `model_state` gives the leaves that no batch moves.
+        ``(average, params, model_state, key, step, source) -> average``: the mean over batches 0 to
+        `step` from that over batches 0 to `step` - 1, in training mode, with the augmentation and
+        dropout of that step of a run whose base key is `key`. `model_state` gives the leaves that
+        no batch moves.
     """
 
     def recalibrate(

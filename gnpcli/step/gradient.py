@@ -1,4 +1,6 @@
-"""What a train step differentiates: the loss, its penalised gradient, and how a batch is cut for either."""
+"""What a train step differentiates: the loss, its penalised gradient, and how a batch is cut for
+either.
+"""
 
 from __future__ import annotations
 
@@ -37,11 +39,12 @@ def make_objective(
     """Return the loss whose gradient norm is penalised, of one batch.
 
     Returns:
-        ``objective(params, model_state, images, labels, key) -> (loss, (new_model_state, measures))``: the mean
-        cross-entropy over the batch (with label smoothing) plus, under `gr.penalize_l2`, ``l2 / 2 ||params||^2`` over
-        the parameters that decay; the model in training mode, its dropout drawn from `key`. The measures are means over
-        the batch: `cross_entropy` (neither smoothing nor L2) and `error_rate` (of mixed images against the class with
-        the largest share), float32 scalars.
+        ``objective(params, model_state, images, labels, key) -> (loss, (new_model_state,
+        measures))``: the mean cross-entropy over the batch (with label smoothing) plus, under
+        `gr.penalize_l2`, ``l2 / 2 ||params||^2`` over the parameters that decay; the model in
+        training mode, its dropout drawn from `key`. The measures are means over the batch:
+        `cross_entropy` (neither smoothing nor L2) and `error_rate` (of mixed images against the
+        class with the largest share), float32 scalars.
     """
 
     def objective(
@@ -79,27 +82,28 @@ def make_value_and_grad(
 ) -> Callable[..., Any]:
     """Return the gradient of a train step, of one batch.
 
-    `gr.groups` slices of the batch each have a perturbation of their own, on whichever devices; each is cut further
-    where `train.accumulate` asks for more pieces than there are groups, and the perturbation is one for the pieces of a
-    group. Steps of one gradient are cut alike, so that BatchNorm and dropout do not change with lambda. With one group
-    and one piece nothing is cut.
+    `gr.groups` slices of the batch each have a perturbation of their own, on whichever devices;
+    each is cut further where `train.accumulate` asks for more pieces than there are groups, and the
+    perturbation is one for the pieces of a group. Steps of one gradient are cut alike, so that
+    BatchNorm and dropout do not change with lambda. With one group and one piece nothing is cut.
 
     Args:
         model: Traced with ``train=True``.
         train: For `label_smoothing`, `l2`, `decay_biases_and_norms` and `accumulate`.
         gr: For everything but the strategy; `groups` is a number.
         mesh: Made for these groups.
-        kind: What the step takes. Where `gr.between` is reuse, a gnp step renews the component that reuse steps add
-            (of the averages over groups), see `gnpcli.gnp.reuse`.
+        kind: What the step takes. Where `gr.between` is reuse, a gnp step renews the component that
+            reuse steps add (of the averages over groups), see `gnpcli.gnp.reuse`.
         r, alpha: As they act in this step; not used in a plain one, and r not in a reuse one.
 
     Returns:
-        ``value_and_grad(params, model_state, component, images, labels, key) -> ((loss, (new_model_state,
-        new_component, measures)), grads, metrics)``: loss, state and measures of the clean pass, the mixed gradient,
-        and `GnpMetrics`; all are means over the groups (and pieces), the norms and the cosine too. `component` is what
-        is reused, like the parameters, or an empty dict. Without `gr.penalize_l2` the passes, the component, and the
-        norms and the cosine in the metrics, are those of the cross-entropy alone; L2 and its gradient, taken at the
-        clean point, are added to both losses and to the gradient at the end.
+        ``value_and_grad(params, model_state, component, images, labels, key) -> ((loss,
+        (new_model_state, new_component, measures)), grads, metrics)``: loss, state and measures of
+        the clean pass, the mixed gradient, and `GnpMetrics`; all are means over the groups (and
+        pieces), the norms and the cosine too. `component` is what is reused, like the parameters,
+        or an empty dict. Without `gr.penalize_l2` the passes, the component, and the norms and the
+        cosine in the metrics, are those of the cross-entropy alone; L2 and its gradient, taken at
+        the clean point, are added to both losses and to the gradient at the end.
     """
     groups = cast(int, gr.groups)
     pieces = max(train.accumulate // groups, 1)
@@ -163,7 +167,9 @@ def make_value_and_grad(
 def _grouped(
     value_and_grad: Callable[..., Any], mesh: Mesh, *, is_synchronised: bool
 ) -> Callable[..., Any]:
-    """Average over the groups of a batch: one after another, or all of a device at once to share their statistics."""
+    """Average over the groups of a batch: one after another, or all of a device at once to share
+    their statistics.
+    """
     at_once = "slice" if is_synchronised else None
     mean = over_groups(
         accumulate(value_and_grad, BATCH, KEY, axis_name=GROUP, at_once=at_once), mesh, BATCH

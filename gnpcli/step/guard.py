@@ -1,4 +1,6 @@
-"""Steps that are not finite: seen on the device, so that no host has to wait; they leave the state as it was."""
+"""Steps that are not finite: seen on the device, so that no host has to wait; they leave the state
+as it was.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,9 @@ WATCHED = {
     "grad_norm": "the norm of the mixed gradient",
     "update_norm": "the norm of the update",
 }
-"""The metrics of a step that must be finite, in the order in which a step computes them, and what they are."""
+"""The metrics of a step that must be finite, in the order in which a step computes them, and what
+they are.
+"""
 
 
 def max_in_a_row(train: TrainConfig) -> int:
@@ -32,29 +36,32 @@ def max_in_a_row(train: TrainConfig) -> int:
 def is_finite(metrics: Mapping[str, jax.Array], model_state: Any) -> jax.Array:
     """Return, as a bool scalar, whether a step can be trusted.
 
-    A sum of squares overflows before its square root does, so a gradient beyond about 1.8e19 counts as infinite: its
-    square would be, in the second moment of an adaptive optimizer.
+    A sum of squares overflows before its square root does, so a gradient beyond about 1.8e19 counts
+    as infinite: its square would be, in the second moment of an adaptive optimizer.
 
     Args:
         metrics: The step's, those of `WATCHED` among them.
-        model_state: What the step made of the model's state. A variance may overflow, and normalise everything to 0,
-            without loss or gradient noticing.
+        model_state: What the step made of the model's state. A variance may overflow, and normalise
+            everything to 0, without loss or gradient noticing.
     """
     floats = [
         leaf for leaf in jax.tree.leaves(model_state) if jnp.issubdtype(leaf.dtype, jnp.floating)
     ]
-    # One reduction over all of them, as in `dot`: a network has hundreds of running statistics, and all are small.
+    # One reduction over all of them, as in `dot`: a network has hundreds of running statistics, and
+    # all are small.
     values = joined([*(metrics[name] for name in WATCHED), *floats], widest(floats))
     return jnp.all(jnp.isfinite(values))
 
 
 def guarded(old: TrainState, new: TrainState, is_good: jax.Array, limit: int) -> TrainState:
-    """Return `new` after a good step; after a faulty one `old` with the step counted, or with nothing counted at all.
+    """Return `new` after a good step; after a faulty one `old` with the step counted, or with
+    nothing counted at all.
 
-    A skipped step leaves parameters, model state, optimizer state and averages exactly as they were, so the steps after
-    it go on as if its update had never been, on their own batches and their own learning rates. The `limit`-th faulty
-    step in a row halts the state: its step does not count, and whatever steps the host had dispatched behind it change
-    nothing either. The host so holds, however late it looks, the state in which the faulty step began.
+    A skipped step leaves parameters, model state, optimizer state and averages exactly as they
+    were, so the steps after it go on as if its update had never been, on their own batches and
+    their own learning rates. The `limit`-th faulty step in a row halts the state: its step does not
+    count, and whatever steps the host had dispatched behind it change nothing either. The host so
+    holds, however late it looks, the state in which the faulty step began.
 
     Args:
         old: State before the step.
@@ -76,7 +83,9 @@ def guarded(old: TrainState, new: TrainState, is_good: jax.Array, limit: int) ->
 
 
 def fault(metrics: Mapping[str, float]) -> str | None:
-    """Name the metric that says so first; None after a good step. The key is one of `WATCHED`, or ``model_state``."""
+    """Name the metric that says so first; None after a good step. The key is one of `WATCHED`, or
+    ``model_state``.
+    """
     if not metrics["skips_in_a_row"]:
         return None
     return next((name for name in WATCHED if not math.isfinite(metrics[name])), "model_state")
@@ -90,7 +99,8 @@ def describe(
     Args:
         name: From `fault`.
         metrics: The step's.
-        findings: For each pass the number of elements of its gradient that are not finite, a tree like the parameters.
+        findings: For each pass the number of elements of its gradient that are not finite, a tree
+            like the parameters.
     """
     if name == "model_state":
         return "the model's state (its running statistics) is not finite"

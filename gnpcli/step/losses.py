@@ -11,8 +11,9 @@ import jax.numpy as jnp
 def cross_entropy(logits: jax.Array, labels: jax.Array, smoothing: float = 0.0) -> jax.Array:
     """Return the cross-entropy of each example, in nats.
 
-    The target is ``(1 - smoothing) * p + smoothing / C`` (label smoothing, arXiv 1512.00567, section 7), where p is the
-    one-hot label, or the class probabilities of an image mixed of several.
+    The target is ``(1 - smoothing) * p + smoothing / C`` (label smoothing, arXiv 1512.00567,
+    section 7), where p is the one-hot label, or the class probabilities of an image mixed of
+    several.
 
     Args:
         logits: ``[B, C]`` float32.
@@ -33,15 +34,18 @@ def cross_entropy(logits: jax.Array, labels: jax.Array, smoothing: float = 0.0) 
 
 
 def main_class(labels: jax.Array) -> jax.Array:
-    """Return ``[B]`` int32: the labels themselves, or the most probable class of ``[B, C]`` (the lower one of two)."""
+    """Return ``[B]`` int32: the labels themselves, or the most probable class of ``[B, C]`` (the
+    lower one of two).
+    """
     return labels if labels.ndim == 1 else jnp.argmax(labels, axis=-1).astype(jnp.int32)
 
 
 def is_outside_top(logits: jax.Array, labels: jax.Array, k: int) -> jax.Array:
     """Return ``[B]`` bool: whether the label is not among the k largest logits.
 
-    Of equal logits the lower class index counts as larger, as in `jnp.argmax`. A NaN at the label, or a label beaten by
-    nothing because the others are NaN, is outside: a diverged model has no right answers.
+    Of equal logits the lower class index counts as larger, as in `jnp.argmax`. A NaN at the label,
+    or a label beaten by nothing because the others are NaN, is outside: a diverged model has no
+    right answers.
     """
     own = jnp.take_along_axis(logits, labels[:, None], axis=-1)
     classes = jnp.arange(logits.shape[-1], dtype=labels.dtype)[None, :]
@@ -68,7 +72,9 @@ def zero_sums() -> MetricSums:
 
 
 def metric_sums(logits: jax.Array, labels: jax.Array, mask: jax.Array) -> MetricSums:
-    """Sum loss and errors over the examples where `mask` (``[B]`` bool) is set; padding may hold anything, even NaN."""
+    """Sum loss and errors over the examples where `mask` (``[B]`` bool) is set; padding may hold
+    anything, even NaN.
+    """
 
     def total(values: jax.Array, dtype: Any) -> jax.Array:
         return jnp.sum(jnp.where(mask, values.astype(dtype), jnp.zeros((), dtype)))

@@ -15,16 +15,18 @@ from gnpcli.step.telemetry import adam_rates, mean_and_variance, rms_rates
 def decay_mask(params: Any, *, biases_and_norms: bool) -> Any:
     """Return a tree of bools: which leaves weight decay and L2 act on.
 
-    Biases and the scales of normalisation layers are the leaves of at most one dimension; they decay only with
-    `biases_and_norms`.
+    Biases and the scales of normalisation layers are the leaves of at most one dimension; they
+    decay only with `biases_and_norms`.
     """
     return jax.tree.map(lambda leaf: biases_and_norms or leaf.ndim > 1, params)
 
 
 def clip_ratio(norm: jax.Array, max_norm: float | None) -> jax.Array:
-    """Return ``min(1, max_norm / norm)``, what clipping multiplies a gradient of L2 norm `norm` by; 1 without a limit.
+    """Return ``min(1, max_norm / norm)``, what clipping multiplies a gradient of L2 norm `norm` by;
+    1 without a limit.
 
-    A norm of 0 gives 1. A norm that is not finite gives 0 or NaN: the guard has dropped such a step by then.
+    A norm of 0 gives 1. A norm that is not finite gives 0 or NaN: the guard has dropped such a step
+    by then.
     """
     if max_norm is None:
         return jnp.ones_like(norm)
@@ -32,7 +34,8 @@ def clip_ratio(norm: jax.Array, max_norm: float | None) -> jax.Array:
 
 
 def clip_by_norm(grads: Any, norm: jax.Array, max_norm: float | None) -> Any:
-    """Scale `grads`, whose global L2 norm is `norm`, to a norm of at most `max_norm`; None leaves them alone.
+    """Scale `grads`, whose global L2 norm is `norm`, to a norm of at most `max_norm`; None leaves
+    them alone.
 
     The norm is an argument because the step has it already, for its log.
     """
@@ -43,13 +46,15 @@ def clip_by_norm(grads: Any, norm: jax.Array, max_norm: float | None) -> Any:
 
 
 def build_optimizer(config: OptimizerConfig, train: TrainConfig) -> optax.GradientTransformation:
-    """Build the optimizer and then decoupled decay: what comes out is to be multiplied by minus the learning rate.
+    """Build the optimizer and then decoupled decay: what comes out is to be multiplied by minus the
+    learning rate.
 
-    Clipping comes before it and the learning rate after it, in the step, whose number is the run's only clock: the
-    optimizer counts its updates for its own bias correction alone, and so may skip one.
+    Clipping comes before it and the learning rate after it, in the step, whose number is the run's
+    only clock: the optimizer counts its updates for its own bias correction alone, and so may skip
+    one.
 
-    Decoupled decay adds ``weight_decay * parameter`` to the update before the learning rate multiplies it (AdamW,
-    arXiv 1711.05101), also for SGD and RMSProp.
+    Decoupled decay adds ``weight_decay * parameter`` to the update before the learning rate
+    multiplies it (AdamW, arXiv 1711.05101), also for SGD and RMSProp.
 
     Args:
         config: One of the typed optimizer sections.
@@ -79,13 +84,15 @@ def build_optimizer(config: OptimizerConfig, train: TrainConfig) -> optax.Gradie
 
 
 def make_statistics(config: OptimizerConfig) -> Any | None:
-    """Build what an adaptive optimizer tells about itself between two steps; None for one that adapts nothing (SGD).
+    """Build what an adaptive optimizer tells about itself between two steps; None for one that
+    adapts nothing (SGD).
 
     Returns:
-        Jitted, ``opt_state -> metrics``: float32 scalars over all parameters, of the adaptive learning rate psi that
-        the last update used (see `gnpcli.step.telemetry`): `adaptive_lr_mean`, `adaptive_lr_variance` and
-        `adaptive_lr_log_variance`, of ln psi. A few parameters that have no gradient yet, with their psi of
-        ``1 / eps``, are all that the first two show; the last one weighs a factor the same wherever it is.
+        Jitted, ``opt_state -> metrics``: float32 scalars over all parameters, of the adaptive
+        learning rate psi that the last update used (see `gnpcli.step.telemetry`):
+        `adaptive_lr_mean`, `adaptive_lr_variance` and `adaptive_lr_log_variance`, of ln psi. A few
+        parameters that have no gradient yet, with their psi of ``1 / eps``, are all that the first
+        two show; the last one weighs a factor the same wherever it is.
     """
 
     def rates(opt_state: Any) -> Any:

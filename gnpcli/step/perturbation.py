@@ -1,4 +1,6 @@
-"""Configuration to the ball that the perturbation stays in: which parameters move, and which of them adaptively."""
+"""Configuration to the ball that the perturbation stays in: which parameters move, and which of
+them adaptively.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,9 @@ from gnpcli.step.optimizer import decay_mask
 
 
 def build_scales(gr: GrConfig) -> Scales | None:
-    """Return the T of `gr.ascent` and `gr.perturb` for `gnpcli.gnp.penalize`; None where it is 1 everywhere."""
+    """Return the T of `gr.ascent` and `gr.perturb` for `gnpcli.gnp.penalize`; None where it is 1
+    everywhere.
+    """
     if gr.ascent == "l2" and gr.perturb == "all":
         return None
 
@@ -33,7 +37,9 @@ def build_scales(gr: GrConfig) -> Scales | None:
 
 
 def count_perturbed(params: Any, gr: GrConfig) -> int:
-    """Return how many of the scalars of `params` the perturbation moves; errors are those of `perturbed_mask`."""
+    """Return how many of the scalars of `params` the perturbation moves; errors are those of
+    `perturbed_mask`.
+    """
     mask = perturbed_mask(params, gr.perturb)
     pairs = zip(jax.tree.leaves(params), jax.tree.leaves(mask), strict=True)
     return sum(math.prod(leaf.shape) for leaf, moves in pairs if moves)
@@ -44,8 +50,9 @@ def perturbed_mask(params: Any, perturb: str) -> Any:
 
     Args:
         params: Nested dicts of arrays or of their shapes.
-        perturb: ``all``; ``norms``: scale and bias of the normalisation layers; ``weights``: all but those; anything
-            else is a pattern over the paths (``block_0/ln_1/scale``), in which ``*`` stands for any characters.
+        perturb: ``all``; ``norms``: scale and bias of the normalisation layers; ``weights``: all
+            but those; anything else is a pattern over the paths (``block_0/ln_1/scale``), in which
+            ``*`` stands for any characters.
 
     Raises:
         ConfigError: It selects no parameter, or all of them without being ``all`` (``gr.perturb``).
@@ -81,7 +88,9 @@ def _joined(path: Any) -> str:
 
 
 def _norm_paths(params: Any) -> set[str]:
-    """Return the paths of the parameters of normalisation layers: a scale and a bias, and nothing beside them."""
+    """Return the paths of the parameters of normalisation layers: a scale and a bias, and nothing
+    beside them.
+    """
     layers: dict[str, set[str]] = {}
     for path, _ in jax.tree.leaves_with_path(params):
         layer, _, name = _joined(path).rpartition("/")

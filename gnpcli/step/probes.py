@@ -36,9 +36,9 @@ def make_diagnosis(
     """Build the program that goes through a faulty step once more, to find where it is not finite.
 
     Returns:
-        Jitted, ``(state, source) -> findings``; the state is that in which the step began, and is not donated. For
-        ``clean`` and, in a gnp step, ``perturbed``: a tree like the parameters, of how many elements of the pass's
-        gradient are not finite (int32).
+        Jitted, ``(state, source) -> findings``; the state is that in which the step began, and is
+        not donated. For ``clean`` and, in a gnp step, ``perturbed``: a tree like the parameters, of
+        how many elements of the pass's gradient are not finite (int32).
     """
 
     def diagnosis(state: TrainState, source: Any) -> dict[str, Any]:
@@ -46,7 +46,8 @@ def make_diagnosis(
         r = gr_schedule.r(state.step)
 
         def grads(kind: Kind) -> Any:
-            # With alpha = 1 and nothing else in the mix, the mixed gradient is that of the perturbed pass.
+            # With alpha = 1 and nothing else in the mix, the mixed gradient is that of the
+            # perturbed pass.
             bare = gr.model_copy(update={"mix": "raw", "surrogate_gap": 0.0, "between": "plain"})
             value_and_grad = make_value_and_grad(
                 model, train, bare, mesh, kind=kind, r=r, alpha=jnp.ones(())
@@ -65,11 +66,13 @@ def make_diagnosis(
 def make_rounding_measure(
     model: Model, feed: TrainFeed, train: TrainConfig, gr: GrConfig, mesh: Mesh
 ) -> Any:
-    """Build the program that measures how much of the perturbation the compute type of the model can represent.
+    """Build the program that measures how much of the perturbation the compute type of the model
+    can represent.
 
     Returns:
-        Jitted, ``(state, source) -> share``: `gnpcli.step.precision.lost_share` of the perturbation at full radius, by the
-        plain gradient of the whole batch of the step that begins in `state`, which is not donated.
+        Jitted, ``(state, source) -> share``: `gnpcli.step.precision.lost_share` of the perturbation
+        at full radius, by the plain gradient of the whole batch of the step that begins in `state`,
+        which is not donated.
     """
     scales, plain = build_scales(gr), gr.model_copy(update={"between": "plain"})
 

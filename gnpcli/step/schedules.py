@@ -1,4 +1,5 @@
-"""Schedules: pure functions from the step number (0 for the first step) to learning rate, r, alpha and kind of step.
+"""Schedules: pure functions from the step number (0 for the first step) to learning rate, r, alpha
+and kind of step.
 
 This is the one place where the epochs of a configuration become steps.
 """
@@ -38,7 +39,8 @@ class Horizon:
 
 
 def lr_schedule(config: ScheduleConfig, peak: float, horizon: Horizon) -> Schedule:
-    """Return the learning rate: a linear warmup from 0 to `peak`, then the decay that `config` names.
+    """Return the learning rate: a linear warmup from 0 to `peak`, then the decay that `config`
+    names.
 
     With W warmup steps, T total steps and the progress ``p = (step - W) / (T - W)`` in [0, 1]:
 
@@ -47,8 +49,9 @@ def lr_schedule(config: ScheduleConfig, peak: float, horizon: Horizon) -> Schedu
     - exponential: ``peak * f ** p`` with f = `final_factor`
     - stepped: ``peak * factor ** k``, k being how many boundaries ``b * T`` the step has reached
 
-    During the warmup the rate is ``peak * step / W``, so that the first of W > 0 warmup steps leaves the parameters as
-    they are. Steps from T on keep the final value. A warmup as long as the training never decays.
+    During the warmup the rate is ``peak * step / W``, so that the first of W > 0 warmup steps
+    leaves the parameters as they are. Steps from T on keep the final value. A warmup as long as the
+    training never decays.
     """
     warmup, total = horizon.steps(config.warmup_epochs), horizon.total_steps
     decay_steps = max(total - warmup, 1)
@@ -77,10 +80,14 @@ def lr_schedule(config: ScheduleConfig, peak: float, horizon: Horizon) -> Schedu
 
 
 Kind = Literal["plain", "gnp", "reuse"]
-"""What a step takes: one gradient, two of them, or one with what an earlier step of two left behind."""
+"""What a step takes: one gradient, two of them, or one with what an earlier step of two left
+behind.
+"""
 
 _COIN = 0x636F696E
-"""Second half of the key of the coin's stream, so that it shares its numbers with nothing else of the seed."""
+"""Second half of the key of the coin's stream, so that it shares its numbers with nothing else of
+the seed.
+"""
 
 
 @dataclass(frozen=True)
@@ -115,10 +122,11 @@ def gr_schedule(config: GrConfig, horizon: Horizon, seed: int) -> GrSchedule:
 
     Every warmup starts from plain training: lambda is 0 at step 0.
 
-    After the plain steps, with ``gr.every`` k the steps 0, k, 2k, ... are penalised and those between are plain, or
-    reuse (``gr.between``). With ``gr.probability`` p a step is penalised when a coin falls so, with probability p at
-    the end of a GR warmup, moving linearly to ``gr.probability_end`` at the last step, and is plain otherwise. The
-    coins are a function of the seed and the step alone.
+    After the plain steps, with ``gr.every`` k the steps 0, k, 2k, ... are penalised and those
+    between are plain, or reuse (``gr.between``). With ``gr.probability`` p a step is penalised when
+    a coin falls so, with probability p at the end of a GR warmup, moving linearly to
+    ``gr.probability_end`` at the last step, and is plain otherwise. The coins are a function of the
+    seed and the step alone.
 
     Args:
         config: The section.
@@ -165,6 +173,9 @@ def _probability(config: GrConfig, warmup: int, steps: np.ndarray) -> np.ndarray
 
 
 def _coins(seed: int, count: int) -> np.ndarray:
-    """Return a number in [0, 1) for each of the first `count` steps; a longer run begins with the same ones."""
-    # A counter-based stream (Philox, SC 2011, doi 10.1145/2063384.2063405): number t depends on the key and t only.
+    """Return a number in [0, 1) for each of the first `count` steps; a longer run begins with the
+    same ones.
+    """
+    # A counter-based stream (Philox, SC 2011, doi 10.1145/2063384.2063405): number t depends on the
+    # key and t only.
     return np.random.Generator(np.random.Philox(key=[seed, _COIN])).random(count)

@@ -22,7 +22,9 @@ class Skips(NamedTuple):
 
 
 class TrainState(NamedTuple):
-    """A run after `step` steps. With the configuration and the data it determines every step to come."""
+    """A run after `step` steps. With the configuration and the data it determines every step to
+    come.
+    """
 
     step: jax.Array
     """Steps done, int32 scalar."""
@@ -39,7 +41,9 @@ class TrainState(NamedTuple):
     ema: Any
     """Moving average of the parameters, a tree like `params`; an empty dict where none is kept."""
     component: Any
-    """What reuse steps add to their gradient, a tree like `params` (LookSAM); an empty dict where nothing is reused."""
+    """What reuse steps add to their gradient, a tree like `params` (LookSAM); an empty dict where
+    nothing is reused.
+    """
 
 
 def init_state(

@@ -1,4 +1,6 @@
-"""What a step tells about itself beside losses and norms: pure functions of numbers that it has already."""
+"""What a step tells about itself beside losses and norms: pure functions of numbers that it has
+already.
+"""
 
 from __future__ import annotations
 
@@ -12,19 +14,23 @@ _SMALL = 1 << 15
 
 
 def surrogate_gap(loss: jax.Array, perturbed_loss: jax.Array) -> jax.Array:
-    """Return ``h(w) = L(w + r g / ||g||) - L(w)``, GSAM's measure of sharpness (arXiv 2203.08065, section 3.2).
+    """Return ``h(w) = L(w + r g / ||g||) - L(w)``, GSAM's measure of sharpness (arXiv 2203.08065,
+    section 3.2).
 
-    It is ``r ||g|| + r^2 / 2 u^T H u`` to second order in r, with ``u = g / ||g||``: what it has beyond ``r ||g||`` is
-    the curvature along the gradient. 0 in a plain step, which visits one point.
+    It is ``r ||g|| + r^2 / 2 u^T H u`` to second order in r, with ``u = g / ||g||``: what it has
+    beyond ``r ||g||`` is the curvature along the gradient. 0 in a plain step, which visits one
+    point.
     """
     return perturbed_loss - loss
 
 
 def update_ratio(update_norm: jax.Array, grad_norm: jax.Array) -> jax.Array:
-    """Return ``||update|| / ||gradient||``, by how much the optimizer stretches a step; 0 for a zero gradient.
+    """Return ``||update|| / ||gradient||``, by how much the optimizer stretches a step; 0 for a
+    zero gradient.
 
-    For plain SGD without momentum, decay and clipping it is the learning rate; for an adaptive optimizer it moves with
-    the gradient's scale, and its jumps early in training are what the warmups of arXiv 2406.09723 are to prevent.
+    For plain SGD without momentum, decay and clipping it is the learning rate; for an adaptive
+    optimizer it moves with the gradient's scale, and its jumps early in training are what the
+    warmups of arXiv 2406.09723 are to prevent.
 
     Args:
         update_norm: L2 norm of what is added to the parameters, learning rate included.
@@ -37,10 +43,11 @@ def update_ratio(update_norm: jax.Array, grad_norm: jax.Array) -> jax.Array:
 
 
 def adam_rates(second_moment: Any, count: jax.Array, *, b2: float, eps: float) -> Any:
-    """Return Adam's adaptive learning rate of every parameter, ``psi = 1 / (sqrt(v / (1 - b2^n)) + eps)``.
+    """Return Adam's adaptive learning rate of every parameter, ``psi = 1 / (sqrt(v / (1 - b2^n)) +
+    eps)``.
 
-    It is what arXiv 1908.03265 (RAdam), section 3, calls the adaptive learning rate, whose variance over the first
-    steps the learning-rate warmup tames; the global learning rate is no part of it.
+    It is what arXiv 1908.03265 (RAdam), section 3, calls the adaptive learning rate, whose variance
+    over the first steps the learning-rate warmup tames; the global learning rate is no part of it.
 
     Args:
         second_moment: v, the running mean of squared gradients, not corrected for its start at 0.
@@ -53,14 +60,18 @@ def adam_rates(second_moment: Any, count: jax.Array, *, b2: float, eps: float) -
 
 
 def rms_rates(second_moment: Any, *, eps: float) -> Any:
-    """Return RMSProp's adaptive learning rate of every parameter, ``1 / sqrt(v + eps)``, with v as in `adam_rates`."""
+    """Return RMSProp's adaptive learning rate of every parameter, ``1 / sqrt(v + eps)``, with v as
+    in `adam_rates`.
+    """
     return jax.tree.map(lambda v: jax.lax.rsqrt(v.astype(jnp.float32) + eps), second_moment)
 
 
 def mean_and_variance(rates: Any) -> tuple[jax.Array, jax.Array]:
-    """Return mean and (biased) variance over all elements of all leaves, each element counting once; float32 scalars.
+    """Return mean and (biased) variance over all elements of all leaves, each element counting
+    once; float32 scalars.
 
-    In two passes, since ``E[x^2] - E[x]^2`` cancels where the mean is large; an empty tree gives zeros.
+    In two passes, since ``E[x^2] - E[x]^2`` cancels where the mean is large; an empty tree gives
+    zeros.
     """
     leaves = jax.tree.leaves(rates)
     small = [leaf.reshape(-1) for leaf in leaves if leaf.size < _SMALL]

@@ -1,4 +1,6 @@
-"""The train and evaluation steps: pure functions of state and data, jitted over the mesh, no input or output."""
+"""The train and evaluation steps: pure functions of state and data, jitted over the mesh, no input
+or output.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,9 @@ from gnpcli.step.state import TrainState
 from gnpcli.step.telemetry import surrogate_gap, update_ratio
 
 TrainStep = Callable[[TrainState, Any], tuple[TrainState, dict[str, jax.Array]]]
-"""``(state, source) -> (state, metrics)``; the given state's buffers are reused and must not be touched again."""
+"""``(state, source) -> (state, metrics)``; the given state's buffers are reused and must not be
+touched again.
+"""
 
 
 def make_train_step(
@@ -41,14 +45,16 @@ def make_train_step(
 ) -> Any:
     """Build the jitted step from state t to state t + 1.
 
-    The gradient is that of `make_value_and_grad` over the global batch. Both passes see the same batch and the same
-    dropout; the model's state comes from the clean pass. A step in which something is not finite changes nothing (see
-    `gnpcli.step.guard.guarded`).
+    The gradient is that of `make_value_and_grad` over the global batch. Both passes see the same
+    batch and the same dropout; the model's state comes from the clean pass. A step in which
+    something is not finite changes nothing (see `gnpcli.step.guard.guarded`).
 
     Args:
         model: Traced with ``train=True``.
-        feed: Batch t is drawn from ``fold_in(state.key, t)``, so a resumed run sees the same batches.
-        optimizer: Applied to the mixed gradient, clipped; its result is scaled by the learning rate.
+        feed: Batch t is drawn from ``fold_in(state.key, t)``, so a resumed run sees the same
+            batches.
+        optimizer: Applied to the mixed gradient, clipped; its result is scaled by the learning
+            rate.
         train: For everything that acts on loss, gradient and update.
         gr: For everything but the strategy.
         gr_schedule: r and alpha at step t.
@@ -57,14 +63,15 @@ def make_train_step(
         kind: What the step takes; one gradient costs half of two.
 
     Returns:
-        A jitted `TrainStep` that donates the state. Its metrics are float32 scalars over the global batch: `loss` and
-        `perturbed_loss` (the objective of either pass), `cross_entropy` (clean pass, neither smoothing nor L2),
-        `error_rate` (clean pass; of mixed images against the class with the largest share), `clean_grad_norm`,
-        `perturbed_grad_norm`, `grad_cosine`, `surrogate_gap`, `grad_norm` (mixed, before clipping), `clip_ratio`,
-        `update_norm` (of what is added to the parameters), `update_ratio`, `lr`, `r`, `alpha` and `lambda` as they
-        acted in this step (0 in a plain one, and all but `alpha` in one that reuses), and `skips_in_a_row` and
-        `skipped_steps` up to this step. With groups or pieces all but the norms from `grad_norm` on are means over
-        them, `clean_grad_norm` too.
+        A jitted `TrainStep` that donates the state. Its metrics are float32 scalars over the global
+        batch: `loss` and `perturbed_loss` (the objective of either pass), `cross_entropy` (clean
+        pass, neither smoothing nor L2), `error_rate` (clean pass; of mixed images against the class
+        with the largest share), `clean_grad_norm`, `perturbed_grad_norm`, `grad_cosine`,
+        `surrogate_gap`, `grad_norm` (mixed, before clipping), `clip_ratio`, `update_norm` (of what
+        is added to the parameters), `update_ratio`, `lr`, `r`, `alpha` and `lambda` as they acted
+        in this step (0 in a plain one, and all but `alpha` in one that reuses), and
+        `skips_in_a_row` and `skipped_steps` up to this step. With groups or pieces all but the
+        norms from `grad_norm` on are means over them, `clean_grad_norm` too.
     """
 
     def step(state: TrainState, source: Any) -> tuple[TrainState, dict[str, jax.Array]]:
@@ -115,10 +122,12 @@ def make_train_step(
 
 
 def _computed_once(scalar: jax.Array) -> jax.Array:
-    """Return `scalar`, which XLA's CPU compiler would otherwise compute again in each of the kernels that read it.
+    """Return `scalar`, which XLA's CPU compiler would otherwise compute again in each of the
+    kernels that read it.
 
-    The learning rate is read in one for each array of the parameters, and its cosine was a seventh of the compilation
-    of a PyramidNet of 27 convolutions. A sort is never fused, and one of two equal elements does nothing else.
+    The learning rate is read in one for each array of the parameters, and its cosine was a seventh
+    of the compilation of a PyramidNet of 27 convolutions. A sort is never fused, and one of two
+    equal elements does nothing else.
     """
     if (
         jax.default_backend() != "cpu"

@@ -65,10 +65,12 @@ def make_cells(
     changes: Changes,
     out: Path,
 ) -> list[Cell]:
-    """Resolve the cells of a table, seed by seed, so that a table that is stopped early is whole for its first seeds.
+    """Resolve the cells of a table, seed by seed, so that a table that is stopped early is whole
+    for its first seeds.
 
     Raises:
-        ConfigError: A cell that cannot be resolved, or two rows or columns that `changes` made the same.
+        ConfigError: A cell that cannot be resolved, or two rows or columns that `changes` made the
+            same.
     """
     cells = [
         Cell(
@@ -87,7 +89,8 @@ def make_cells(
         key = json.dumps(flatten(cell.config), sort_keys=True)
         if (other := seen.setdefault(key, cell)) is not cell:
             raise ConfigError(
-                f"table {table.name}: {other.row} {other.column} and {cell.row} {cell.column} would be the same run: "
+                f"table {table.name}: {other.row} {other.column} and {cell.row} {cell.column} "
+                "would be the same run: "
                 "what tells them apart was overridden"
             )
     return cells
@@ -130,7 +133,9 @@ def _state(cell: Cell) -> tuple[State, list[str]]:
 
 
 def read_summary(folder: Path) -> dict[str, Any]:
-    """Return what ``summary.json`` holds; nothing where a run has not come to an end, or to none that can be read."""
+    """Return what ``summary.json`` holds; nothing where a run has not come to an end, or to none
+    that can be read.
+    """
     try:
         summary = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
     except (OSError, ValueError):

@@ -1,4 +1,6 @@
-"""How the runs of a table differ from the recipe that its published values come from: told under every result."""
+"""How the runs of a table differ from the recipe that its published values come from: told under
+every result.
+"""
 
 from __future__ import annotations
 
@@ -44,12 +46,14 @@ def check_alike(table: Table, place: Place, configs: Mapping[int, RunConfig]) ->
         if keys:
             told = "; ".join(f"{key}: {first[key]} and {other.get(key)}" for key in keys)
             raise ConfigError(
-                f"table {table.name}, {' '.join(place)}: seeds {seeds[0]} and {seed} differ in {told}: not averaged"
+                f"table {table.name}, {' '.join(place)}: seeds {seeds[0]} and {seed} differ in "
+                f"{told}: not averaged"
             )
 
 
 def check_comparable(table: Table, configs: Mapping[Place, RunConfig], variant: str | None) -> None:
-    """Refuse to compare columns of one row that were run on other data or for another number of epochs.
+    """Refuse to compare columns of one row that were run on other data or for another number of
+    epochs.
 
     Raises:
         ConfigError: Naming row, columns and key.
@@ -67,13 +71,16 @@ def check_comparable(table: Table, configs: Mapping[Place, RunConfig], variant: 
             for key in _COMPARABLE:
                 if meant[0][key] == meant[1][key] and ours[0][key] != ours[1][key]:
                     raise ConfigError(
-                        f"table {table.name}, row {row}: {first} has {key} {ours[0][key]}, but {column} has "
+                        f"table {table.name}, row {row}: {first} has {key} {ours[0][key]}, but "
+                        f"{column} has "
                         f"{ours[1][key]}: they are not compared; run both alike, in another --out"
                     )
 
 
 def variant_of(table: Table, configs: Iterable[RunConfig]) -> str | None:
-    """Return the variant that all of `configs` were run in: the last one whose values they have, else the first."""
+    """Return the variant that all of `configs` were run in: the last one whose values they have,
+    else the first.
+    """
     flat = [flatten(config) for config in configs]
     for name, variant in reversed(table.spec.variants.items()):
         wanted = {
@@ -91,7 +98,9 @@ def variant_of(table: Table, configs: Iterable[RunConfig]) -> str | None:
 
 
 def deviations(table: Table, configs: Mapping[Place, RunConfig]) -> list[Deviation]:
-    """Compare the configuration of every cell with the published recipe: the table's, in its published variant."""
+    """Compare the configuration of every cell with the published recipe: the table's, in its
+    published variant.
+    """
     published = table.spec.published
     reference = Changes(variant=published.variant if published else None)
     found: dict[tuple[str, str, str], Deviation] = {}
@@ -130,9 +139,11 @@ def tell(deviation: Deviation, table: Table, shown: Iterable[Place]) -> str:
 
 
 def data_copies(configs: Iterable[RunConfig]) -> list[str]:
-    """Say which published data sets were read from a folder of images, which may hold other pixels than the original.
+    """Say which published data sets were read from a folder of images, which may hold other pixels
+    than the original.
 
-    Where the folder is not here any more, that is said: a result must not pass for more than is known of it.
+    Where the folder is not here any more, that is said: a result must not pass for more than is
+        known of it.
     """
     from gnpcli.data.registry import list_published
 
@@ -149,7 +160,8 @@ def data_copies(configs: Iterable[RunConfig]) -> list[str]:
             kinds = _suffixes(listing.where)
             lossy = ", re-encoded with losses" if {"jpg", "jpeg"} & set(kinds) else ""
             lines.append(
-                f"data: a copy of {name} in a folder of {' and '.join(kinds) or 'image'} files{lossy}"
+                f"data: a copy of {name} in a folder of {' and '.join(kinds) or 'image'} "
+                f"files{lossy}"
             )
     return lines
 

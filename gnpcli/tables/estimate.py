@@ -19,10 +19,14 @@ from gnpcli.runs.log import read_metrics
 from gnpcli.tables.cells import Cell, State
 
 CPU_BATCH = 32
-"""Images a step is measured with on a CPU, which is busy with that many: more take proportionally longer."""
+"""Images a step is measured with on a CPU, which is busy with that many: more take proportionally
+longer.
+"""
 
 EVALUATION = 1 / 3
-"""What evaluating an image costs of what a plain step spends on it: a forward pass of a forward and a backward one."""
+"""What evaluating an image costs of what a plain step spends on it: a forward pass of a forward and
+a backward one.
+"""
 
 
 @dataclass(frozen=True)
@@ -51,11 +55,12 @@ class CellEstimate:
 def estimate(
     cells: Sequence[Cell], states: dict[str, State], report: Callable[[str], None]
 ) -> tuple[list[CellEstimate], float]:
-    """Estimate every cell, measuring plain and GNP steps once for each distinct model and batch, on random images.
+    """Estimate every cell, measuring plain and GNP steps once for each distinct model and batch, on
+    random images.
 
     Returns:
-        The cells, and the seconds that all of them take from now on, compilation included. It is the same for any
-        number of jobs: more of them at a time have less of the machine each.
+        The cells, and the seconds that all of them take from now on, compilation included. It is
+        the same for any number of jobs: more of them at a time have less of the machine each.
 
     Raises:
         DataError: The size of a data set is not known without its files, and they are missing.

@@ -12,7 +12,8 @@ from gnpcli.tables.results import TableResult, to_dict
 
 
 def write_outputs(result: TableResult, out: Path) -> list[Path]:
-    """Write ``table.md``, ``.csv``, ``.tex``, ``.json`` and ``.html``, and ``runs.csv``; return their paths.
+    """Write ``table.md``, ``.csv``, ``.tex``, ``.json`` and ``.html``, and ``runs.csv``; return
+    their paths.
 
     Raises:
         OSError: A file cannot be written.

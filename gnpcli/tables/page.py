@@ -18,7 +18,8 @@ def to_html(report: Report, result: TableResult) -> str:
     """
     verdicts, deviations, *rest = report.lists
     parts = [
-        f"<header><h1>{html.escape(report.title)}</h1><p class=sub>{html.escape(report.about)}</p></header>\n",
+        f"<header><h1>{html.escape(report.title)}</h1><p "
+        f"class=sub>{html.escape(report.about)}</p></header>\n",
         warnings(result.damage),
         _grid(report.values),
         _section(verdicts[0], _verdicts(result) or f"<p>{html.escape(verdicts[1][0])}</p>\n"),

@@ -1,4 +1,6 @@
-"""A result as text: what is said is put together once, and set as Markdown, LaTeX or for a terminal."""
+"""A result as text: what is said is put together once, and set as Markdown, LaTeX or for a
+terminal.
+"""
 
 from __future__ import annotations
 
@@ -39,7 +41,9 @@ class Report:
     values: Grid
     differences: Grid
     lists: tuple[tuple[str, tuple[str, ...]], ...]
-    """Heading and sentences, in order; none is empty. Verdicts and deviations, which are always there, come first."""
+    """Heading and sentences, in order; none is empty. Verdicts and deviations, which are always
+    there, come first.
+    """
 
 
 def make_report(result: TableResult) -> Report:
@@ -47,17 +51,19 @@ def make_report(result: TableResult) -> Report:
     spec = result.table.spec
     deviations_from = "the published recipe" if spec.published else "the table's own recipe"
     unfinished = [
-        f"{result.table.label('rows', run.row)} {result.table.label('columns', run.column)} seed {run.seed}: "
-        + _why_no_value(run)
+        f"{result.table.label('rows', run.row)} {result.table.label('columns', run.column)} seed "
+        f"{run.seed}: " + _why_no_value(run)
         for cell in result.cells.values()
         for run in cell.runs
         if run.value is None
     ]
     width = f"{100 * CONFIDENCE:g} %"
     reading = [
-        "± after a mean is the sample standard deviation over the seeds (n runs); after a difference it is half the "
+        "± after a mean is the sample standard deviation over the seeds (n runs); after a "
+        "difference it is half the "
         f"{width} confidence interval of Student's t, paired by seed between columns",
-        "intervals are not corrected for their number: of twenty true differences of nothing, one is expected to look "
+        "intervals are not corrected for their number: of twenty true differences of nothing, one "
+        "is expected to look "
         "decided",
     ]
     if spec.published:
@@ -204,7 +210,9 @@ def _escape_markdown(text: str) -> str:
 
 
 def to_latex(report: Report) -> str:
-    """Return ``table.tex``: the values as a table for ``\\usepackage{booktabs}``, the rest as comments."""
+    """Return ``table.tex``: the values as a table for ``\\usepackage{booktabs}``, the rest as
+    comments.
+    """
     grid = report.values
     columns = "".join("r" if index in grid.numbers else "l" for index in range(len(grid.header)))
     lines = [
@@ -232,7 +240,9 @@ def _escape_latex(text: str) -> str:
 
 
 def to_csv(result: TableResult) -> str:
-    """Return ``table.csv``: a line for every cell and column that it is compared with; percent and points."""
+    """Return ``table.csv``: a line for every cell and column that it is compared with; percent and
+    points.
+    """
     header = [
         "row", "column", "n", "mean", "std", "published", "to_published", "to_published_low", "to_published_high",
         "against", "pairs", "difference", "difference_low", "difference_high", "published_difference", "verdict",

@@ -1,4 +1,5 @@
-"""What finished cells say: a value per cell, differences with intervals, verdicts, deviations, what it ran on.
+"""What finished cells say: a value per cell, differences with intervals, verdicts, deviations, what
+it ran on.
 
 Reads run folders and nothing else, so that a result can be told again at any time, anywhere.
 """
@@ -128,8 +129,8 @@ def collect(
         out: Folder of the table's results.
 
     Raises:
-        ConfigError: Runs of one cell that differ in more than the seed, or columns run on other data or for another
-            number of epochs: they are not averaged or compared.
+        ConfigError: Runs of one cell that differ in more than the seed, or columns run on other
+            data or for another number of epochs: they are not averaged or compared.
     """
     damage: list[str] = []
     cells: dict[tuple[str, str], CellResult] = {}
@@ -201,7 +202,9 @@ def _comparisons(
     columns: Sequence[str],
     cells: Mapping[tuple[str, str], CellResult],
 ) -> list[Comparison]:
-    """Compare every column with the baseline, and the columns of each claim, in every row where both have runs."""
+    """Compare every column with the baseline, and the columns of each claim, in every row where
+    both have runs.
+    """
     spec = table.spec
     claims = {frozenset((claim.better, claim.than)): claim for claim in spec.claims}
     pairs = [(column, spec.baseline) for column in columns if column != spec.baseline]
@@ -234,9 +237,9 @@ def judge(
 ) -> tuple[Verdict, str]:
     """Return a verdict on one comparison, and the sentence that says it.
 
-    What is said to be so, by the sign of the published difference or else by the claim, is *reproduced* if the interval
-    lies on the same side of 0, *not reproduced* if it lies on the other, and *not decided* if it includes 0 or if there
-    is one seed only.
+    What is said to be so, by the sign of the published difference or else by the claim, is
+    *reproduced* if the interval lies on the same side of 0, *not reproduced* if it lies on the
+    other, and *not decided* if it includes 0 or if there is one seed only.
 
     Args:
         table: For labels and units.
@@ -276,7 +279,9 @@ def judge(
 
 
 def _environments(folders: Any) -> list[str]:
-    """Return what the runs ran on, one line for each kind of session, with how many sessions it was."""
+    """Return what the runs ran on, one line for each kind of session, with how many sessions it
+    was.
+    """
     sessions: Counter[str] = Counter()
     for folder in folders:
         try:

@@ -117,7 +117,8 @@ def run_cells(
     if received:
         done = sum(item.status in ("kept", "finished") for item in progress)
         raise Interrupted(
-            f"stopped by {received[0].name} with {done} of {len(cells)} cells finished, the others saved; "
+            f"stopped by {received[0].name} with {done} of {len(cells)} cells finished, the others "
+            "saved; "
             "the same command goes on",
             received[0],
         )

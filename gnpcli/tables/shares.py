@@ -1,4 +1,6 @@
-"""The devices of this machine, divided among cells that run at the same time. jax is not asked: it would take them."""
+"""The devices of this machine, divided among cells that run at the same time. jax is not asked: it
+would take them.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,8 @@ class Share:
 
 
 def shares(jobs: int) -> list[Share]:
-    """Divide the GPUs, or where there is none the cores, evenly among `jobs` processes; one process takes them all.
+    """Divide the GPUs, or where there is none the cores, evenly among `jobs` processes; one process
+    takes them all.
 
     Raises:
         ConfigError: There are fewer than that.

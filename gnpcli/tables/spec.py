@@ -1,4 +1,5 @@
-"""A table as written: rows, columns, what they change in a preset, what was published. One YAML file per table.
+"""A table as written: rows, columns, what they change in a preset, what was published. One YAML
+file per table.
 
 Importing this module imports neither jax nor numpy.
 """
@@ -41,7 +42,9 @@ class Metric(Section):
     name: Literal["error_rate", "top5_error_rate", "loss"] = "error_rate"
     """Error rates are told as percentages."""
     at: Literal["last", "best"] = "last"
-    """The last step, or the lowest of all evaluations, which on the test split chooses by what it measures."""
+    """The last step, or the lowest of all evaluations, which on the test split chooses by what it
+    measures.
+    """
 
 
 class Variant(Section):
@@ -59,13 +62,17 @@ class Published(Section):
     source: str
     """Where the values stand."""
     variant: str | None = None
-    """The variant that is closest to how they were made: deviations are told from it. Null takes the first."""
+    """The variant that is closest to how they were made: deviations are told from it. Null takes
+    the first.
+    """
     seeds: Annotated[int, Field(ge=1)] | None = None
     """How many runs a value is the mean of; null is not known."""
     values: dict[str, dict[str, float]] = {}
     """``{row: {column: value}}``, error rates in percent; what is not known is left out."""
     unknown: list[str] = []
-    """What is not known of how they were made, or cannot be written as a key: told under every result."""
+    """What is not known of how they were made, or cannot be written as a key: told under every
+    result.
+    """
 
 
 class Claim(Section):
@@ -138,7 +145,8 @@ class Table:
         )
 
     def variant(self, name: str | None) -> str | None:
-        """Return the variant meant by `name`: itself, or the first one; None in a table without variants.
+        """Return the variant meant by `name`: itself, or the first one; None in a table without
+        variants.
 
         Raises:
             ConfigError: There is no such variant.
@@ -150,7 +158,8 @@ class Table:
                 else "it has none"
             )
             raise ConfigError(
-                f"table {self.name} has no variant '{name}'{suggest(name, self.spec.variants)} ({has})"
+                f"table {self.name} has no variant '{name}'{suggest(name, self.spec.variants)} "
+                f"({has})"
             )
         return name or next(iter(self.spec.variants), None)
 
@@ -161,8 +170,8 @@ class Table:
     def resolve(self, row: str, column: str, seed: int, changes: Changes) -> RunConfig:
         """Return the configuration of one cell.
 
-        With ``changes.epochs`` the warmups of learning rate and GR keep their share of the training: their epochs are
-        scaled with it.
+        With ``changes.epochs`` the warmups of learning rate and GR keep their share of the
+        training: their epochs are scaled with it.
 
         Raises:
             ConfigError: With file and line, or the option, that made the cell impossible.
@@ -229,8 +238,8 @@ def load_table(name: str) -> Table:
     """Read a shipped table by name, or any YAML file by path.
 
     Raises:
-        ConfigError: No such table or file, a key that is unknown or out of range, or names that do not fit together;
-            with file and line.
+        ConfigError: No such table or file, a key that is unknown or out of range, or names that do
+            not fit together; with file and line.
     """
     is_path = name.endswith((".yaml", ".yml")) or "/" in name
     path = Path(name).expanduser() if is_path else preset_dir() / "tables" / f"{name}.yaml"
@@ -317,7 +326,8 @@ def _check(table: Table, path: Path) -> None:
 def choose(
     table: Table, axis: Literal["rows", "columns"], option: str, wanted: Sequence[str] | None
 ) -> list[str]:
-    """Return the names of the rows or columns asked for, in the table's order; all of them for None.
+    """Return the names of the rows or columns asked for, in the table's order; all of them for
+    None.
 
     Args:
         table: The table.
@@ -341,7 +351,8 @@ def choose(
         if word.casefold() not in known:
             kind = axis.removesuffix("s")
             raise ConfigError(
-                f"{option}: table {table.name} has no {kind} '{word}'{suggest(word.casefold(), names)} "
+                f"{option}: table {table.name} has no {kind} "
+                f"'{word}'{suggest(word.casefold(), names)} "
                 f"({axis}: {', '.join(names)})"
             )
     chosen = {known[word.casefold()] for word in wanted}

@@ -67,8 +67,9 @@ class Interval:
 def interval(values: Sequence[float], confidence: float = CONFIDENCE) -> Interval:
     """Return the interval of Student's t for the mean of `values`, taken as independent and normal.
 
-    Its half width is ``t((1 + confidence) / 2; n - 1) * std / sqrt(n)``. Given the differences of pairs it is the
-    interval of the paired t-test; given the differences to a constant, that of the one-sample test.
+    Its half width is ``t((1 + confidence) / 2; n - 1) * std / sqrt(n)``. Given the differences of
+    pairs it is the interval of the paired t-test; given the differences to a constant, that of the
+    one-sample test.
 
     Raises:
         ValueError: There are no values.

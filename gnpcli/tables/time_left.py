@@ -11,23 +11,29 @@ from gnpcli.recipes.plan import count_steps
 from gnpcli.tables.runner import Progress
 
 STEPS_PER_EPOCH = 100
-"""An epoch is the same images in every cell of a table, in however many steps: any number compares them."""
+"""An epoch is the same images in every cell of a table, in however many steps: any number compares
+them.
+"""
 
 
 def work(config: RunConfig) -> float:
-    """Return what a run computes, comparable among the cells of a table: FLOP of its model times gradients taken.
+    """Return what a run computes, comparable among the cells of a table: FLOP of its model times
+    gradients taken.
 
-    A model of the user's own that does not say its `gnpcli.models.registry.Entry.gflop` counts as 1.
+    A model of the user's own that does not say its `gnpcli.models.registry.Entry.gflop` counts as
+    1.
     """
     plain, gnp = count_steps(config, STEPS_PER_EPOCH)
     return (find_model(config.model.name).gflop or 1.0) * (plain + 2 * gnp)
 
 
 class TimeLeft:
-    """Seconds that the cells of a table still take; call it with where all of them stand, from the start on.
+    """Seconds that the cells of a table still take; call it with where all of them stand, from the
+    start on.
 
-    The estimate is ``time passed * work left / work done in that time``, work being `work` times the share of the
-    epochs: compilation, evaluation and how many cells run at a time are in it as they were up to now.
+    The estimate is ``time passed * work left / work done in that time``, work being `work` times
+    the share of the epochs: compilation, evaluation and how many cells run at a time are in it as
+    they were up to now.
     """
 
     def __init__(self, start: float):
@@ -37,7 +43,9 @@ class TimeLeft:
         self._at_start: dict[str, float] = {}
 
     def __call__(self, progress: Sequence[Progress], now: float | None = None) -> float | None:
-        """Return the estimate; None before anything has been done. A cell that failed has nothing left."""
+        """Return the estimate; None before anything has been done. A cell that failed has nothing
+        left.
+        """
         done = left = 0.0
         for item in progress:
             name = item.cell.name

@@ -23,7 +23,8 @@ def scaled(metric: Metric, value: float) -> float:
 def final_value(run_dir: Path, metric: Metric) -> float | None:
     """Return the metric of a finished run, error rates in percent; None where it has none.
 
-    Of a run whose ``metrics.jsonl`` is damaged the best value is that of the part before the damage.
+    Of a run whose ``metrics.jsonl`` is damaged the best value is that of the part before the
+    damage.
     """
     last = read_summary(run_dir).get(metric.split, {}).get(metric.name)
     if metric.at == "last" or last is None:
@@ -33,7 +34,9 @@ def final_value(run_dir: Path, metric: Metric) -> float | None:
 
 
 def latest_value(run_dir: Path, metric: Metric) -> tuple[float | None, float | None]:
-    """Return the epoch that a run has reached and the latest value of the metric, each None before the first."""
+    """Return the epoch that a run has reached and the latest value of the metric, each None before
+    the first.
+    """
     records = read_metrics(run_dir / METRICS)
     values = _evaluations(records, metric)
     return records[-1].get("epoch") if records else None, scaled(

@@ -1,4 +1,6 @@
-"""How far the loading of data is, for a person: a bar on a terminal, a line every few seconds elsewhere."""
+"""How far the loading of data is, for a person: a bar on a terminal, a line every few seconds
+elsewhere.
+"""
 
 from __future__ import annotations
 
@@ -42,8 +44,8 @@ class LoadingDisplay:
                 console=console,
                 expand=True,
                 transient=True,
-                # Drawn by whoever calls, not by a thread: TFDS replaces Python's import while it is imported itself,
-                # and rich imports as it draws.
+                # Drawn by whoever calls, not by a thread: TFDS replaces Python's import while it is
+                # imported itself, and rich imports as it draws.
                 auto_refresh=False,
             )
 

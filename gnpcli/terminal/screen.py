@@ -22,7 +22,9 @@ class _Rate(ProgressColumn):
 
 
 class Screen:
-    """Progress for a person, on stderr: a bar on a terminal, plain lines elsewhere, only warnings when quiet."""
+    """Progress for a person, on stderr: a bar on a terminal, plain lines elsewhere, only warnings
+    when quiet.
+    """
 
     PLAIN_EVERY_S = 10.0
 
@@ -74,7 +76,9 @@ class Screen:
     def update(
         self, step: int, epoch: str, record: Mapping[str, float], images_per_s: float | None
     ) -> None:
-        """Show the values of a finished step; without a terminal, one line every `PLAIN_EVERY_S` seconds."""
+        """Show the values of a finished step; without a terminal, one line every `PLAIN_EVERY_S`
+        seconds.
+        """
         values = (
             f"loss {record['loss']:.2f} error {100 * record['error_rate']:.1f}%"
             f" r {record['r']:.3g} alpha {record['alpha']:.3g}"

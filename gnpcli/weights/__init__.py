@@ -1,1 +1,3 @@
-"""Weights that training did not make: files of tensors, fitting them to a model, and where a run starts from."""
+"""Weights that training did not make: files of tensors, fitting them to a model, and where a run
+starts from.
+"""

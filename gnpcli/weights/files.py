@@ -1,8 +1,9 @@
-"""Tensors by name, from a safetensors file or a PyTorch checkpoint, without PyTorch and without running its pickle.
+"""Tensors by name, from a safetensors file or a PyTorch checkpoint, without PyTorch and without
+running its pickle.
 
-A PyTorch checkpoint since version 1.6 is a zip archive of one pickle, ``data.pkl``, and of one raw file for each
-storage. The pickle is read by an unpickler that imports nothing: the few names that tensors are made of mean functions
-of this module, and every other name an inert placeholder.
+A PyTorch checkpoint since version 1.6 is a zip archive of one pickle, ``data.pkl``, and of one raw
+file for each storage. The pickle is read by an unpickler that imports nothing: the few names that
+tensors are made of mean functions of this module, and every other name an inert placeholder.
 """
 
 from __future__ import annotations
@@ -50,14 +51,16 @@ def read_tensors(path: Path) -> Tensors:
         tensors = _read_zip(path)
     elif start[:2] in (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"):
         raise CheckpointError(
-            f"{path} is a bare pickle, which may run any code when it is read: {_how_to_convert(path)}"
+            f"{path} is a bare pickle, which may run any code when it is read: "
+            f"{_how_to_convert(path)}"
         )
     elif start[8:] == b"{" or path.suffix == ".safetensors":
         try:
             tensors = load_file(path)
         except SafetensorError as error:
             raise CheckpointError(
-                f"{path} is not a whole safetensors file, or was cut short: {str(error).rpartition(': ')[2]}"
+                f"{path} is not a whole safetensors file, or was cut short: "
+                f"{str(error).rpartition(': ')[2]}"
             ) from error
     else:
         raise CheckpointError(f"{path} is neither a safetensors file nor a PyTorch checkpoint")
@@ -70,7 +73,8 @@ def read_tensors(path: Path) -> Tensors:
 
 def _how_to_convert(path: Path) -> str:
     return (
-        'where PyTorch is installed, convert it with `python -c "import torch, safetensors.torch as s; s.save_file('
+        'where PyTorch is installed, convert it with `python -c "import torch, safetensors.torch '
+        "as s; s.save_file("
         f"torch.load('{path}', weights_only=True), '{path.with_suffix('.safetensors')}')\"`"
     )
 
@@ -115,7 +119,9 @@ def _rebuild_parameter(data: _Tensor, *rest: Any) -> _Tensor:
 
 
 class _TensorUnpickler(pickle.Unpickler):
-    """Unpickles a state dict; `find_class` imports nothing, so nothing outside this module can be called."""
+    """Unpickles a state dict; `find_class` imports nothing, so nothing outside this module can be
+    called.
+    """
 
     def find_class(self, module: str, name: str) -> Any:
         if module == "torch" and name in _STORAGES:
@@ -163,10 +169,12 @@ def _read_zip(path: Path) -> Tensors:
         raise CheckpointError(
             f"{path} is not a whole PyTorch checkpoint, or was cut short: {error}"
         ) from error
-    # A pickle that is not what it should be fails in any way: each is the file's fault, none is a bug to show.
+    # A pickle that is not what it should be fails in any way: each is the file's fault, none is a
+    # bug to show.
     except Exception as error:
         raise CheckpointError(
-            f"{path} is not a PyTorch checkpoint that can be read without PyTorch ({error}): {_how_to_convert(path)}"
+            f"{path} is not a PyTorch checkpoint that can be read without PyTorch ({error}): "
+            f"{_how_to_convert(path)}"
         ) from error
 
 

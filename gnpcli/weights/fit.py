@@ -1,4 +1,6 @@
-"""Fitting weights to a model: every parameter finds its place, or the message names the one that does not."""
+"""Fitting weights to a model: every parameter finds its place, or the message names the one that
+does not.
+"""
 
 from __future__ import annotations
 
@@ -36,12 +38,13 @@ def fit(
     Args:
         params: The weights, float32.
         state: BatchNorm statistics of theirs, or ``{}``.
-        init: Draws initial parameters and state of the model. Only its shapes are computed, and a new head's values.
+        init: Draws initial parameters and state of the model. Only its shapes are computed, and a
+            new head's values.
         resize: Of the model's family; None where nothing of it can be resized.
 
     Raises:
-        CheckpointError: Without a subject, to be put after one ("the weights"): parameters that are missing or left
-            over, or of another shape, the first of them named.
+        CheckpointError: Without a subject, to be put after one ("the weights"): parameters that are
+            missing or left over, or of another shape, the first of them named.
     """
     like, like_state = jax.eval_shape(init)
     given, wanted = flatten_dict(params), flatten_dict(like)
@@ -80,7 +83,9 @@ def fit(
 
 
 def _new_head(given: dict[Path, Any], wanted: dict[Path, Any]) -> str | None:
-    """Say why the classifier starts anew; None where that of the weights fits, or does for another reason not."""
+    """Say why the classifier starts anew; None where that of the weights fits, or does for another
+    reason not.
+    """
     kernel = (HEAD, "kernel")
     if kernel not in given:
         return f"new head for {wanted[kernel].shape[-1]} classes: the weights have none"

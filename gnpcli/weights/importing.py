@@ -44,11 +44,12 @@ def import_file(
         path: See `gnpcli.weights.files.read_tensors`.
         model: Registered name.
         out: Folder to make.
-        dataset: Where classes and image size come from, if not given; None takes those of the weights, and ImageNet as
-            the set that they were trained on.
+        dataset: Where classes and image size come from, if not given; None takes those of the
+            weights, and ImageNet as the set that they were trained on.
         data_dir: `data.dir`.
         num_classes: None takes the data set's, else the weights' own.
-        image_size: Side in pixels; None takes the data set's, where it has one, else the weights' own.
+        image_size: Side in pixels; None takes the data set's, where it has one, else the weights'
+            own.
         mean: Per channel, of pixel values scaled to [0, 1]; None takes ImageNet's.
         std: Likewise.
         assignments: ``key=value`` texts, which win over what the weights say.
@@ -123,12 +124,15 @@ def _sizes(
     num_classes: int | None,
     image_size: int | None,
 ) -> tuple[int, int]:
-    """Return number of classes and image size: as given, else the data set's, else the weights' own."""
+    """Return number of classes and image size: as given, else the data set's, else the weights'
+    own.
+    """
     if is_named and (num_classes is None or image_size is None):
         info = describe(DataConfig(**data))
         if info is None:
             raise ConfigError(
-                f"{data['name']} is not here to say its sizes: give --num-classes and --image-size, or --data-dir",
+                f"{data['name']} is not here to say its sizes: give --num-classes and "
+                "--image-size, or --data-dir",
                 "data.name",
             )
         num_classes = num_classes or info.num_classes
@@ -142,7 +146,9 @@ def _sizes(
 def _configure(
     model: str, options: dict[str, Any], data: dict[str, Any], assignments: Sequence[str]
 ) -> RunConfig:
-    """Return a configuration for weights that no training of ours made; what is of training alone is immaterial."""
+    """Return a configuration for weights that no training of ours made; what is of training alone
+    is immaterial.
+    """
     base: dict[str, Any] = {
         "model": {"name": model, **options}, "data": data, "optimizer": {"name": "sgd"}, "train": {"epochs": 1},
     }  # fmt: skip

@@ -1,4 +1,6 @@
-"""Where a run starts from: the weights of `train.init_from`, and what of them becomes part of the configuration."""
+"""Where a run starts from: the weights of `train.init_from`, and what of them becomes part of the
+configuration.
+"""
 
 from __future__ import annotations
 
@@ -47,7 +49,9 @@ class Pretrained:
 
     @property
     def sha256(self) -> str:
-        """SHA-256 of names, shapes and values: the same from whatever file or folder the weights are read."""
+        """SHA-256 of names, shapes and values: the same from whatever file or folder the weights
+        are read.
+        """
         digest = hashlib.sha256()
         for collection in (self.params, self.state):
             for path, array in sorted(flatten_dict(collection).items()):
@@ -59,7 +63,8 @@ class Pretrained:
 def read_pretrained(path: Path, model: str, screen: Screen) -> Pretrained:
     """Read a run, a checkpoint, or a file of tensors for `model`.
 
-    Tensors say nothing of how their images were normalised: ImageNet's statistics are taken to be it.
+    Tensors say nothing of how their images were normalised: ImageNet's statistics are taken to be
+        it.
 
     Args:
         path: See `gnpcli.runs.folder.locate` and `gnpcli.weights.files.read_tensors`.
@@ -103,13 +108,16 @@ def read_torch(path: Path, model: str) -> tuple[Params, State, Facts]:
         params, state = family.from_torch(tensors)
     except CheckpointError as error:
         raise CheckpointError(f"{path} does not hold the weights of {model}: {error}") from error
-    # A mapped tensor is often a view of several: contiguous, it is one buffer to hash, to save and to transfer.
+    # A mapped tensor is often a view of several: contiguous, it is one buffer to hash, to save and
+    # to transfer.
     params, state = jax.tree.map(np.ascontiguousarray, (params, state))
     return params, state, family.facts(params)
 
 
 def usual_statistics(channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Return ImageNet's mean and deviation per channel; for grey images those that map [0, 1] to [-1, 1]."""
+    """Return ImageNet's mean and deviation per channel; for grey images those that map [0, 1] to
+    [-1, 1].
+    """
     return (
         (STREAMED_MEAN, STREAMED_STD)
         if channels == len(STREAMED_MEAN)
@@ -128,17 +136,20 @@ def open_pretrained(config: RunConfig, screen: Screen) -> Pretrained:
     expected = config.train.init_sha256
     if expected is not None and pretrained.sha256 != expected:
         raise CheckpointError(
-            f"{pretrained.path} holds other weights than those of train.init_sha256: their SHA-256 is "
+            f"{pretrained.path} holds other weights than those of train.init_sha256: their SHA-256 "
+            "is "
             f"{pretrained.sha256}, not {expected}"
         )
     return pretrained
 
 
 def complete(config: RunConfig, pretrained: Pretrained) -> RunConfig:
-    """Return the configuration with what the weights decide: their hash, and how images are normalised.
+    """Return the configuration with what the weights decide: their hash, and how images are
+    normalised.
 
-    So the run is a function of its configuration, and resuming it needs the weights' own file no more. Images are
-    normalised as those were that the weights are used to, unless `data.mean` and `data.std` say otherwise.
+    So the run is a function of its configuration, and resuming it needs the weights' own file no
+    more. Images are normalised as those were that the weights are used to, unless `data.mean` and
+    `data.std` say otherwise.
     """
     train = config.train.model_copy(
         update={
@@ -163,7 +174,8 @@ def fit_pretrained(
         init: Draws initial parameters and state of its model; traced, and run for a new head alone.
 
     Raises:
-        CheckpointError: They are of another architecture or, with the key to set, of another form of it.
+        CheckpointError: They are of another architecture or, with the key to set, of another form
+            of it.
     """
     family = importlib.import_module(find_model(config.model.name).module)
     mine = config.model.model_dump()
@@ -175,8 +187,8 @@ def fit_pretrained(
             f"model.{key}={value}" for key, value in changed.items() if key in SHAPING_OPTIONS
         )
         raise CheckpointError(
-            f"the weights in {pretrained.path} ({pretrained.about}) do not fit {config.model.name}: they {error}"
-            + (f"; they are for {remedy}" if remedy else "")
+            f"the weights in {pretrained.path} ({pretrained.about}) do not fit "
+            f"{config.model.name}: they {error}" + (f"; they are for {remedy}" if remedy else "")
         ) from error
     options = [f"model.{key}: {value} -> {mine.get(key)}" for key, value in changed.items()]
     return fitted._replace(notes=[*fitted.notes, *options])

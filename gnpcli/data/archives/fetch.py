@@ -1,7 +1,9 @@
-"""Archives from their published addresses: resumed where a download broke off, and verified before they count.
+"""Archives from their published addresses: resumed where a download broke off, and verified before
+they count.
 
-A download goes to ``<file>.part`` and gets its name only when its SHA-256 is right. What lies under the name already
-is verified and used, whoever put it there, and never changed. Nothing is created before the first byte is on its way.
+A download goes to ``<file>.part`` and gets its name only when its SHA-256 is right. What lies under
+the name already is verified and used, whoever put it there, and never changed. Nothing is created
+before the first byte is on its way.
 """
 
 from __future__ import annotations
@@ -52,11 +54,14 @@ class Origin:
     mirror: str | None = None
     """Address under which the files are looked for by name, in place of their own ones."""
     sums: Mapping[str, str] = field(default_factory=dict)
-    """SHA-256 by file name, in place of the published ones: archives that were packed anew, or reduced."""
+    """SHA-256 by file name, in place of the published ones: archives that were packed anew, or
+    reduced.
+    """
 
     @classmethod
     def of(cls, mirror: str | None, checksums: str | None) -> Origin:
-        """Return the origin for a mirror and a file of sums as ``sha256sum`` writes it; either may be None or empty.
+        """Return the origin for a mirror and a file of sums as ``sha256sum`` writes it; either may
+        be None or empty.
 
         Raises:
             DataError: If the file cannot be read or is something else.
@@ -105,8 +110,9 @@ def fetch(
         Paths by file name.
 
     Raises:
-        DataError: If a file cannot be fetched, with what to put where by hand; if its SHA-256 is a wrong one, with both
-            (a download is then removed, a file that was there is left); if the disk is full or cannot be written.
+        DataError: If a file cannot be fetched, with what to put where by hand; if its SHA-256 is a
+            wrong one, with both (a download is then removed, a file that was there is left); if the
+            disk is full or cannot be written.
     """
     paths = {archive.filename: os.path.join(folder, archive.filename) for archive in archives}
     missing = []
@@ -121,12 +127,15 @@ def fetch(
             _download(archive, Path(paths[archive.filename]), origin, progress)
         except _Broken as error:
             wanted = "; ".join(
-                f"{origin.url(other)} ({_size(origin.num_bytes(other))}SHA-256 {origin.sha256(other)})"
+                f"{origin.url(other)} ({_size(origin.num_bytes(other))}SHA-256 "
+                f"{origin.sha256(other)})"
                 for other in missing[index:]
             )
             raise DataError(
-                f"{name} is not here, and {archive.filename} cannot be fetched from {origin.url(archive)}: {error}. "
-                f"Run this again with a connection, or put into {os.path.abspath(folder)} by hand: {wanted}; or give "
+                f"{name} is not here, and {archive.filename} cannot be fetched from "
+                f"{origin.url(archive)}: {error}. "
+                f"Run this again with a connection, or put into {os.path.abspath(folder)} by hand: "
+                f"{wanted}; or give "
                 f"the folder where {name} lies with --data-dir (data.dir)"
             ) from error
         except BrokenPipeError:  # of who listens to the progress
@@ -162,14 +171,17 @@ def _download(archive: Archive, path: Path, origin: Origin, progress: Progress |
     if (found := _sha256(part)) != want:
         part.unlink()
         raise DataError(
-            f"{url} has the SHA-256 {found}, not {want}: it is another file, or was changed on the way; nothing of it "
+            f"{url} has the SHA-256 {found}, not {want}: it is another file, or was changed on the "
+            "way; nothing of it "
             "is kept"
         )
     os.replace(part, path)
 
 
 def _complete(url: str, part: Path, size: int | None, progress: Progress | None) -> None:
-    """Download what is missing of `part`, going on at once where a connection breaks after it brought something."""
+    """Download what is missing of `part`, going on at once where a connection breaks after it
+    brought something.
+    """
     for attempt in range(_ATTEMPTS):
         start = _length(part)
         if start and start == size:
@@ -184,7 +196,9 @@ def _complete(url: str, part: Path, size: int | None, progress: Progress | None)
 def _transfer(
     url: str, part: Path, start: int, size: int | None, progress: Progress | None
 ) -> None:
-    """Append to `part` the bytes of a file from `start` on, or write all of them where the server cannot do that."""
+    """Append to `part` the bytes of a file from `start` on, or write all of them where the server
+    cannot do that.
+    """
     from urllib3.exceptions import HTTPError
 
     with _open(url, start) as response:
@@ -199,7 +213,8 @@ def _transfer(
         total = start + length if length else size or 0
         if size is not None and total != size:
             raise _Broken(
-                f"it sends {total:,} bytes where {size:,} are published: an error page, or another file"
+                f"it sends {total:,} bytes where {size:,} are published: an error page, or another "
+                "file"
             )
         part.parent.mkdir(parents=True, exist_ok=True)
         _check_space(part, total - _length(part))
@@ -218,9 +233,11 @@ def _length(path: Path) -> int:
 
 
 def _open(url: str, start: int) -> Response:
-    """Return the answer to a request for a file from byte `start` on, as soon as its headers are here.
+    """Return the answer to a request for a file from byte `start` on, as soon as its headers are
+    here.
 
-    The request runs in a thread: looking up a name has no timeout of its own, and each of a host's addresses has one.
+    The request runs in a thread: looking up a name has no timeout of its own, and each of a host's
+        addresses has one.
 
     Raises:
         _Broken: If there is none within `_ANSWER_S`.
@@ -272,7 +289,9 @@ def _check_space(part: Path, needed: int) -> None:
 
 
 def _reason(error: BaseException | None) -> str:
-    """Return the operating system's word on an error of `requests`, which wraps it several times over, or its own."""
+    """Return the operating system's word on an error of `requests`, which wraps it several times
+    over, or its own.
+    """
     own = " ".join(str(error).split())
     while error is not None:
         if isinstance(error, OSError) and error.strerror:
@@ -290,7 +309,8 @@ def _disk_error(error: OSError, folder: str) -> DataError:
     where = os.path.abspath(folder)
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return DataError(
-            f"no space left in {where} ({error.strerror}): make some, or choose another folder with --data-dir; what "
+            f"no space left in {where} ({error.strerror}): make some, or choose another folder "
+            "with --data-dir; what "
             "has been fetched is kept"
         )
     return DataError(

@@ -1,4 +1,6 @@
-"""Where named data sets are looked for, and where those that are missing are put. Names only: nothing is opened."""
+"""Where named data sets are looked for, and where those that are missing are put. Names only:
+nothing is opened.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +8,13 @@ import os
 
 
 def data_dirs(directory: str | None) -> list[str]:
-    """Return the folders in which data sets lie under their names, in the order in which they are looked through.
+    """Return the folders in which data sets lie under their names, in the order in which they are
+    looked through.
 
     Args:
-        directory: `data.dir`; None stands for the default places, of which the variables' come only where they are
-            set: ``$GNP_DATA_DIR``, ``./data``, ``$TFDS_DATA_DIR``, and the folder that TFDS uses by default.
+        directory: `data.dir`; None stands for the default places, of which the variables' come only
+            where they are set: ``$GNP_DATA_DIR``, ``./data``, ``$TFDS_DATA_DIR``, and the folder
+            that TFDS uses by default.
     """
     if directory is not None:
         return [os.path.expanduser(directory)]

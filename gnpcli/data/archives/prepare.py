@@ -1,8 +1,9 @@
 """Published data sets into TFDS's own folders, in array_record, without TensorFlow.
 
-TFDS's builder of the data set does the work: its features, version, keys, order and files. Only where the examples
-come from is ours, since its own way of unpacking and encoding needs TensorFlow: the archives are verified by
-`gnpcli.data.archives.fetch`, and images are given as Pillow's, which TFDS encodes itself.
+TFDS's builder of the data set does the work: its features, version, keys, order and files. Only
+where the examples come from is ours, since its own way of unpacking and encoding needs TensorFlow:
+the archives are verified by `gnpcli.data.archives.fetch`, and images are given as Pillow's, which
+TFDS encodes itself.
 
     DATA_DIR/downloads/manual/<archive>
     DATA_DIR/<name>/<version>/
@@ -46,9 +47,9 @@ def prepare(
 ) -> tfds.Prepared:
     """Prepare splits of a data set in ``data_dir/<name>/<version>``, unless they are there.
 
-    The result appears in one step when it is complete. Until then a folder that was there with fewer splits stays as it
-    is; what an earlier attempt left behind is cleared away. Processes that prepare the same data set wait for each
-    other.
+    The result appears in one step when it is complete. Until then a folder that was there with
+    fewer splits stays as it is; what an earlier attempt left behind is cleared away. Processes that
+    prepare the same data set wait for each other.
 
     Args:
         published: The data set.
@@ -58,7 +59,8 @@ def prepare(
         progress: Told of downloads and of the images written.
 
     Raises:
-        DataError: As `gnpcli.data.archives.fetch.fetch`; if an archive cannot be unpacked, or the folder cannot be written.
+        DataError: As `gnpcli.data.archives.fetch.fetch`; if an archive cannot be unpacked, or the
+            folder cannot be written.
     """
     home = os.path.join(data_dir, published.name)
     temporary = os.path.join(home, _TEMPORARY)
@@ -129,7 +131,8 @@ def _write(
             data_dir=folder, file_format="array_record"
         )
     tensorflow_datasets.disable_progress_bar()
-    # A split beyond 1 GB, SVHN's extra, would be sorted in files that only TensorFlow can write; it fits into memory.
+    # A split beyond 1 GB, SVHN's extra, would be sorted in files that only TensorFlow can write; it
+    # fits into memory.
     shuffle.MAX_MEM_BUFFER_SIZE = 1 << 62
     log = logging.getLogger("absl")
     level = log.level
@@ -169,12 +172,15 @@ def _next(examples: Iterator[dict[str, Any]], paths: Mapping[str, str]) -> dict[
     except Exception as error:  # tarfile, gzip, zlib and scipy raise all kinds on damaged files
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise DataError(
-            f"{' or '.join(paths.values())} cannot be unpacked ({reason}): delete it, and it is fetched again"
+            f"{' or '.join(paths.values())} cannot be unpacked ({reason}): delete it, and it is "
+            "fetched again"
         ) from error
 
 
 def _clear(home: str, temporary: str) -> None:
-    """Remove what a killed preparation left, after putting back the folder that it was about to replace."""
+    """Remove what a killed preparation left, after putting back the folder that it was about to
+    replace.
+    """
     kept = os.path.join(temporary, "replaced")
     try:
         for version in os.listdir(kept) if os.path.isdir(kept) else ():
@@ -201,7 +207,9 @@ def _replace(home: str, temporary: str, name: str) -> str:
 
 @contextlib.contextmanager
 def _locked(folder: str) -> Iterator[None]:
-    """Keep other processes out of `folder` inside the block. It is made, and removed with its parents if left empty."""
+    """Keep other processes out of `folder` inside the block. It is made, and removed with its
+    parents if left empty.
+    """
     made = [str(path) for path in (Path(folder), *Path(folder).parents) if not path.exists()]
     lock = os.path.join(folder, ".gnp.lock")
     try:
@@ -254,6 +262,7 @@ def _disk_error(error: OSError | RuntimeError, folder: str) -> DataError:
         for code in (errno.ENOSPC, errno.EDQUOT)
     ):
         return DataError(
-            f"no space left in {where}: make some, or choose another folder with --data-dir; the archives are kept"
+            f"no space left in {where}: make some, or choose another folder with --data-dir; the "
+            "archives are kept"
         )
     return DataError(f"{where} cannot be written: {reason}; choose another folder with --data-dir")

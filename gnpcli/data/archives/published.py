@@ -1,7 +1,9 @@
-"""Data sets whose sizes, classes and archives are published: one mechanism to describe, find, prepare and load them.
+"""Data sets whose sizes, classes and archives are published: one mechanism to describe, find,
+prepare and load them.
 
-Each is looked for as an image folder, ``<name>/{train,test}/<class>/``, where its classes can be the names of folders,
-and as prepared by TFDS, ``<name>/<version>/``; where it is neither, `Published.load` prepares it.
+Each is looked for as an image folder, ``<name>/{train,test}/<class>/``, where its classes can be
+the names of folders, and as prepared by TFDS, ``<name>/<version>/``; where it is neither,
+`Published.load` prepares it.
 """
 
 from __future__ import annotations
@@ -19,7 +21,9 @@ from gnpcli.data.progress import Progress
 from gnpcli.errors import ConfigError, DataError
 
 Example = dict[str, Any]
-"""``image``, uint8 ``[H, W, C]``, ``label``, and whatever else TFDS keeps of an image of this data set."""
+"""``image``, uint8 ``[H, W, C]``, ``label``, and whatever else TFDS keeps of an image of this data
+set.
+"""
 
 
 @dataclass(frozen=True)
@@ -53,17 +57,23 @@ class Published:
     archives: Mapping[str, tuple[Archive, ...]]
     """By split: the archives that hold it."""
     examples: Callable[[str, Mapping[str, str]], Iterator[Example]]
-    """From a split and the paths of its archives by file name to its examples, in the order of the archives."""
+    """From a split and the paths of its archives by file name to its examples, in the order of the
+    archives.
+    """
     more_names: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """Names of the classes of further features."""
     mean: tuple[float, ...] | None = None
-    """Per channel over the split ``train``, of pixel values in [0, 1]; None measures the images trained on.
+    """Per channel over the split ``train``, of pixel values in [0, 1]; None measures the images
+    trained on.
 
-    As they are published, to four places: with their deviation over all pixels, not the mean of each image's own."""
+    As they are published, to four places: with their deviation over all pixels, not the mean of
+        each image's own."""
     std: tuple[float, ...] | None = None
 
     def describe(self, config: DataConfig) -> DataInfo:
-        """Answer `gnpcli.data.registry.describe` from the images where they are present, else from the published sizes."""
+        """Answer `gnpcli.data.registry.describe` from the images where they are present, else from
+        the published sizes.
+        """
         train, test = self._splits(config)
         if (folder := self._image_folder(config.dir, (*train, test))) is not None:
             from gnpcli.data.sources.folder import describe_layout
@@ -76,7 +86,8 @@ class Published:
             for numbers in zip(*(self.class_counts[split] for split in train), strict=True)
         ]
         if prepared is not None:
-            # Only a part of a data set has classes of unknown sizes, and only validation has to know them.
+            # Only a part of a data set has classes of unknown sizes, and only validation has to
+            # know them.
             if config.validation_fraction > 0 and any(
                 prepared.counts[split] != counts[split] for split in train
             ):
@@ -98,15 +109,16 @@ class Published:
         )
 
     def load(self, config: DataConfig, progress: Progress | None = None) -> Dataset:
-        """Return the splits of the folder found at `data.dir` or in a default place, preparing it where there is none.
+        """Return the splits of the folder found at `data.dir` or in a default place, preparing it
+        where there is none.
 
-        An image folder goes before a prepared TFDS folder where both are there; it has no splits but ``train`` and
-        ``test``.
+        An image folder goes before a prepared TFDS folder where both are there; it has no splits
+        but ``train`` and ``test``.
 
         Raises:
             ConfigError: On splits that the data set does not have.
-            DataError: If a folder is there whose classes are other ones, on a bad image or record, or if the archives
-                cannot be fetched or unpacked.
+            DataError: If a folder is there whose classes are other ones, on a bad image or record,
+                or if the archives cannot be fetched or unpacked.
         """
         train, test = self._splits(config)
         if (folder := self._image_folder(config.dir, (*train, test))) is not None:
@@ -206,7 +218,9 @@ class Published:
                 )
 
     def _image_folder(self, directory: str | None, splits: Sequence[str]) -> str | None:
-        """Return the image folder that holds `splits`; None where a class could not be the name of a folder."""
+        """Return the image folder that holds `splits`; None where a class could not be the name of
+        a folder.
+        """
         if not {"train", "test"}.issuperset(splits) or list(self.class_names) != sorted(
             self.class_names
         ):
@@ -216,7 +230,9 @@ class Published:
         return places.image_folder(self.name, directory)
 
     def _prepared(self, directory: str | None, splits: Sequence[str]) -> tfds.Prepared | None:
-        """Return the first prepared folder that holds `splits`; None also where only optional ones are missing."""
+        """Return the first prepared folder that holds `splits`; None also where only optional ones
+        are missing.
+        """
         found: list[tfds.Prepared] = []
         for place in places.candidates(self.name, directory):
             if (root := tfds.find(place)) is not None:
@@ -261,7 +277,8 @@ class Published:
             strange = sorted(set(layout.class_names) - set(self.class_names))
             what = f"it lacks {_few(missing)}" if missing else f"it also holds {_few(strange)}"
             raise DataError(
-                f"{root}/train is not {self.title}: {what}; for other images use --dataset folder:{root}"
+                f"{root}/train is not {self.title}: {what}; for other images use --dataset "
+                f"folder:{root}"
             )
         return layout
 

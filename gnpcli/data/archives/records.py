@@ -1,8 +1,8 @@
 """Records of a prepared TFDS folder to arrays: no TensorFlow, decoded once and cached.
 
-A record is a ``tf.train.Example``. Both formats hold the same: array_record files are read with the package of that
-name, tfrecord files with the few lines that their framing takes. Reading them and decoding with Pillow directly takes
-half the time of TFDS's own data source.
+A record is a ``tf.train.Example``. Both formats hold the same: array_record files are read with the
+package of that name, tfrecord files with the few lines that their framing takes. Reading them and
+decoding with Pillow directly takes half the time of TFDS's own data source.
 """
 
 from __future__ import annotations
@@ -39,24 +39,26 @@ def load_arrays(
 ) -> dict[str, npt.NDArray[Any]]:
     """Read images and labels of some splits from the cache, or decode and cache them.
 
-    The record files' own checksums are verified for array_record; of tfrecord files only the framing, the images and
-    the range of the labels are, since the standard library has no CRC-32C.
+    The record files' own checksums are verified for array_record; of tfrecord files only the
+    framing, the images and the range of the labels are, since the standard library has no CRC-32C.
 
     Args:
         prepared: The folder.
         features: Of it.
-        groups: Splits of the folder that are put together under a name of the caller's, ``train`` among them.
-        image_size: Side to resize to, after a cut to the centred square; None keeps the images as they are, and all
-            have to be squares of one size.
+        groups: Splits of the folder that are put together under a name of the caller's, ``train``
+            among them.
+        image_size: Side to resize to, after a cut to the centred square; None keeps the images as
+            they are, and all have to be squares of one size.
         progress: Called with (done, total) over all splits after every block of records.
 
     Returns:
-        For every group ``<group>``, uint8 ``[N, S, S, C]``, and ``<group>_labels``, int32 ``[N]``, in the order of its
-        splits and of their records; and under ``statistics`` float64 ``[2, C]``, mean and standard deviation of the
-        images of ``train``.
+        For every group ``<group>``, uint8 ``[N, S, S, C]``, and ``<group>_labels``, int32 ``[N]``,
+        in the order of its splits and of their records; and under ``statistics`` float64 ``[2,
+        C]``, mean and standard deviation of the images of ``train``.
 
     Raises:
-        DataError: If a package is missing, an image is not as expected, or a record file is missing or damaged.
+        DataError: If a package is missing, an image is not as expected, or a record file is missing
+            or damaged.
     """
     # All splits of a group stand in the key: another choice of splits is another entry.
     parts = " ".join(f"{group}={'+'.join(splits)}" for group, splits in groups.items())
@@ -113,7 +115,8 @@ def _decode(
     )
     if image_size is None and own[0] != own[1]:
         raise DataError(
-            f"{prepared.root} holds images of {own[0]}x{own[1]} pixels, not square; set data.image_size to crop and "
+            f"{prepared.root} holds images of {own[0]}x{own[1]} pixels, not square; set "
+            "data.image_size to crop and "
             "resize all images"
         )
     side = image_size or own[0]
@@ -146,11 +149,13 @@ def _differs(
 ) -> DataError:
     if fixed:
         return DataError(
-            f"{prepared.root} holds an image of {found[0]}x{found[1]} pixels among {own[0]}x{own[1]}: prepare the data "
+            f"{prepared.root} holds an image of {found[0]}x{found[1]} pixels among "
+            f"{own[0]}x{own[1]}: prepare the data "
             "set anew"
         )
     return DataError(
-        f"images of {prepared.root} differ in size: {own[0]}x{own[1]} and {found[0]}x{found[1]}; set data.image_size "
+        f"images of {prepared.root} differ in size: {own[0]}x{own[1]} and {found[0]}x{found[1]}; "
+        "set data.image_size "
         "to crop and resize all of them"
     )
 
@@ -158,13 +163,15 @@ def _differs(
 def _check_labels(prepared: Prepared, labels: Labels, num_classes: int) -> None:
     if labels.min() < 0 or labels.max() >= num_classes:
         raise DataError(
-            f"{prepared.root} has labels outside 0 to {num_classes - 1}: choose labelled splits (data.train_split, "
+            f"{prepared.root} has labels outside 0 to {num_classes - 1}: choose labelled splits "
+            "(data.train_split, "
             "data.test_split), or prepare the data set anew"
         )
 
 
 def _blocks(prepared: Prepared, split: str) -> Iterator[list[tuple[bytes, int]]]:
-    """Yield (encoded image, label) of a split's records in order, in blocks, as many as dataset_info.json promises.
+    """Yield (encoded image, label) of a split's records in order, in blocks, as many as
+    dataset_info.json promises.
 
     Raises:
         DataError: On whatever goes wrong in here; what the caller does with a block is not caught.
@@ -205,7 +212,9 @@ def _tfrecord_blocks(paths: Sequence[str]) -> Iterator[list[bytes]]:
 
 
 def _tfrecords(path: str) -> Iterator[bytes]:
-    """Yield the records of a file: length (8 bytes, little-endian), its CRC (4), the record, its CRC (4)."""
+    """Yield the records of a file: length (8 bytes, little-endian), its CRC (4), the record, its
+    CRC (4).
+    """
     with open(path, "rb") as file:
         left = os.fstat(file.fileno()).st_size
         while head := file.read(12):
@@ -227,7 +236,8 @@ def _reading(prepared: Prepared) -> Iterator[None]:
     except ImportError as error:
         package = (error.name or "array_record").partition(".")[0]
         raise DataError(
-            f"{prepared.root} holds {prepared.format} records and reading them needs {package}: pip install {package}"
+            f"{prepared.root} holds {prepared.format} records and reading them needs {package}: "
+            f"pip install {package}"
         ) from error
     except Exception as error:
         # Up to the first detail: what follows are checksums and addresses.

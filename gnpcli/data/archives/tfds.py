@@ -1,6 +1,8 @@
-"""What a folder that TensorFlow Datasets has prepared says of itself; `gnpcli.data.archives.records` reads its images.
+"""What a folder that TensorFlow Datasets has prepared says of itself;
+`gnpcli.data.archives.records` reads its images.
 
-    DATA_DIR/<name>[/<config>]/<version>/dataset_info.json, features.json, label.labels.txt, <name>-<split>.<format>-*
+    DATA_DIR/<name>[/<config>]/<version>/dataset_info.json, features.json, label.labels.txt,
+    <name>-<split>.<format>-*
 
 Nothing but the standard library is needed here, and no record file is opened.
 """
@@ -69,15 +71,18 @@ class Features:
 
 
 def find(place: str) -> str | None:
-    """Return the folder of the newest prepared version at `place`; None where nothing there looks like TFDS.
+    """Return the folder of the newest prepared version at `place`; None where nothing there looks
+    like TFDS.
 
     What an interrupted preparation leaves, ``incomplete.*``, counts as nothing.
 
     Args:
-        place: The folder of one version, or of a data set: then the newest version that has been prepared counts.
+        place: The folder of one version, or of a data set: then the newest version that has been
+            prepared counts.
 
     Raises:
-        DataError: If `place` is laid out as by TFDS and holds no version whose preparation was finished.
+        DataError: If `place` is laid out as by TFDS and holds no version whose preparation was
+            finished.
     """
     try:
         names = sorted(os.listdir(place))
@@ -96,7 +101,8 @@ def find(place: str) -> str | None:
     if versions or FEATURES in names or any(_RECORDS.fullmatch(name) for name in names):
         where = os.path.join(place, *versions[-1:])
         raise DataError(
-            f"{where} looks like a TFDS folder but was not prepared to the end: it has no {INFO}; delete or complete it"
+            f"{where} looks like a TFDS folder but was not prepared to the end: it has no {INFO}; "
+            "delete or complete it"
         )
     return None
 
@@ -110,8 +116,8 @@ def examine(root: str, *, name: str, splits: Sequence[str] = ()) -> Prepared:
         splits: Splits that have to be there with at least one image.
 
     Raises:
-        DataError: On another data set, a record format that cannot be read, a missing or empty split, or a
-            dataset_info.json that is unreadable.
+        DataError: On another data set, a record format that cannot be read, a missing or empty
+            split, or a dataset_info.json that is unreadable.
     """
     path = os.path.join(root, INFO)
     info = _read_json(path)
@@ -157,7 +163,8 @@ def check_splits(prepared: Prepared, splits: Sequence[str]) -> None:
     if missing := [split for split in splits if prepared.counts.get(split, 0) < 1]:
         found = ", ".join(split for split, count in prepared.counts.items() if count) or "none"
         raise DataError(
-            f"{prepared.root} has no {missing[0]} split (its splits: {found}): prepare the data set anew"
+            f"{prepared.root} has no {missing[0]} split (its splits: {found}): prepare the data "
+            "set anew"
         )
 
 
@@ -179,7 +186,8 @@ def read_features(prepared: Prepared) -> Features:
         raise damaged from error
     if image is None or label is None:
         raise DataError(
-            f"{prepared.root} is no image classification set: its features are {', '.join(sorted(features))}, and an "
+            f"{prepared.root} is no image classification set: its features are "
+            f"{', '.join(sorted(features))}, and an "
             "image called image and a class called label are needed"
         )
     try:
@@ -191,7 +199,8 @@ def read_features(prepared: Prepared) -> Features:
         raise damaged from error
     if dtype != "uint8" or channels not in (1, 3, 4):
         raise DataError(
-            f"{prepared.root} holds images of {channels} channels of type {dtype}; 1 or 3 of uint8 are read"
+            f"{prepared.root} holds images of {channels} channels of type {dtype}; 1 or 3 of uint8 "
+            "are read"
         )
     if len(names) != num_classes:
         raise damaged

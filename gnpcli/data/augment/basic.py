@@ -1,10 +1,11 @@
 """Augmentation and normalisation of image batches: pure, jittable, on uint8 until the last step.
 
-Each image draws its own random numbers. Measured on two CPU cores (jax 0.10.2; batch 256 of 32x32x3, taken from a
-resident data set, cropped, flipped and normalised): 0.7 ms with the gathers below, 0.4 ms without augmentation.
-Reflecting into a padded copy and slicing it under vmap takes 4.3 ms, one-hot matrix products 4.0 ms, a choice among
-all static shifts 2.0 ms; a flip as `where(flip, images[:, :, ::-1], images)` alone 2.1 ms. Gathers win because XLA
-fuses them, and the normalisation, into the one that takes the batch from the data set: no copy is ever written.
+Each image draws its own random numbers. Measured on two CPU cores (jax 0.10.2; batch 256 of
+32x32x3, taken from a resident data set, cropped, flipped and normalised): 0.7 ms with the gathers
+below, 0.4 ms without augmentation. Reflecting into a padded copy and slicing it under vmap takes
+4.3 ms, one-hot matrix products 4.0 ms, a choice among all static shifts 2.0 ms; a flip as
+`where(flip, images[:, :, ::-1], images)` alone 2.1 ms. Gathers win because XLA fuses them, and the
+normalisation, into the one that takes the batch from the data set: no copy is ever written.
 """
 
 from __future__ import annotations
@@ -41,10 +42,12 @@ def normalize(
 
 
 def random_reflect_crop(key: jax.Array, images: jax.Array, padding: int) -> jax.Array:
-    """Extend each image by its reflection on all sides and cut a window of the old size from a random place.
+    """Extend each image by its reflection on all sides and cut a window of the old size from a
+    random place.
 
-    Equal to ``numpy.pad(images, padding, mode="reflect")`` on rows and columns, then a crop at offsets drawn per
-    image and axis, uniform in 0 .. 2 * padding (`padding` leaves the image as it was).
+    Equal to ``numpy.pad(images, padding, mode="reflect")`` on rows and columns, then a crop at
+    offsets drawn per image and axis, uniform in 0 .. 2 * padding (`padding` leaves the image as it
+    was).
 
     Args:
         key: Typed PRNG key.
@@ -92,17 +95,21 @@ def random_flip(key: jax.Array, images: jax.Array) -> jax.Array:
 
 
 def _window(offset: jax.Array, size: int, padding: int) -> jax.Array:
-    """Return int32 ``[B, size]``: where in the image each place of a window of the reflected image lies."""
+    """Return int32 ``[B, size]``: where in the image each place of a window of the reflected image
+    lies.
+    """
     place = offset[:, None] + jnp.arange(size, dtype=jnp.int32)[None, :] - padding
     # Reflection at the first pixel is |x|; at the last one, the same seen from there.
     return (size - 1) - jnp.abs((size - 1) - jnp.abs(place))
 
 
 def _gather(images: jax.Array, rows: jax.Array, columns: jax.Array) -> jax.Array:
-    """Return ``images[b, rows[b, i], columns[b, j]]``; `rows` and `columns` are int32 ``[B, size]``, in range."""
+    """Return ``images[b, rows[b, i], columns[b, j]]``; `rows` and `columns` are int32 ``[B,
+    size]``, in range.
+    """
 
-    # vmap, not an index array for b: XLA then sees that images do not mix, and splits the batch over devices without
-    # any communication.
+    # vmap, not an index array for b: XLA then sees that images do not mix, and splits the batch
+    # over devices without any communication.
     def pick(image: jax.Array, row: jax.Array, column: jax.Array) -> jax.Array:
         return image.at[row[:, None], column[None, :]].get(mode="promise_in_bounds")
 

@@ -1,6 +1,8 @@
-"""Policies on batches of uint8 images in JAX: pure, jittable, every image with its own draws, the pixels Pillow's.
+"""Policies on batches of uint8 images in JAX: pure, jittable, every image with its own draws, the
+pixels Pillow's.
 
-Which operations images can draw are the rows of `gnpcli.data.augment.rows`; `gnpcli.data.augment.passes` applies them.
+Which operations images can draw are the rows of `gnpcli.data.augment.rows`;
+`gnpcli.data.augment.passes` applies them.
 """
 
 from __future__ import annotations
@@ -29,7 +31,8 @@ class Draw(NamedTuple):
 
 
 def draw(key: jax.Array, policy: Policy, batch: int, size: int) -> list[Draw]:
-    """Draw for each image what `policy` does to it: a choice per round, then per step a coin, a sign and a place.
+    """Draw for each image what `policy` does to it: a choice per round, then per step a coin, a
+    sign and a place.
 
     Args:
         key: Typed PRNG key.
@@ -65,7 +68,9 @@ def _below(uniform: jax.Array, count: int) -> jax.Array:
 def _layers(
     policy: Policy, size: int
 ) -> list[tuple[Layer, npt.NDArray[np.int32], npt.NDArray[np.float32]]]:
-    """Return for each step of the choices its layer, the rows ``[choices, 2]`` by sign, and the probabilities."""
+    """Return for each step of the choices its layer, the rows ``[choices, 2]`` by sign, and the
+    probabilities.
+    """
     layers = []
     for steps in zip(*policy.choices, strict=True):
         operations: list[tuple[str, float]] = []

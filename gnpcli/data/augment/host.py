@@ -14,7 +14,9 @@ from gnpcli.data.augment.policies import FILL, SIGNED, Policy, make_policy
 
 @dataclass(frozen=True)
 class HostPolicy:
-    """Applies a policy to one image after another. Can be pickled; holds no random state of its own."""
+    """Applies a policy to one image after another. Can be pickled; holds no random state of its
+    own.
+    """
 
     policy: Policy
 
@@ -23,7 +25,8 @@ class HostPolicy:
 
         Args:
             image: Square, of mode ``L`` or ``RGB``.
-            rng: Drawn from: a choice per round, then per step a coin, and where that falls a sign and a place.
+            rng: Drawn from: a choice per round, then per step a coin, and where that falls a sign
+                and a place.
 
         Returns:
             An image of the same size and mode.
@@ -42,7 +45,9 @@ class HostPolicy:
 
 
 def make_host_policy(config: DataConfig) -> HostPolicy | None:
-    """Return what `config` does to streamed images beside crop and flip; None where it asks for no policy."""
+    """Return what `config` does to streamed images beside crop and flip; None where it asks for no
+    policy.
+    """
     policy = make_policy(config, config.name, is_streamed=True)
     return None if policy is None else HostPolicy(policy)
 
@@ -55,8 +60,8 @@ def apply_operation(
     Args:
         image: Not changed.
         name: Of `gnpcli.data.augment.policies.OPERATIONS`.
-        argument: As described there; a positive one moves the content towards row or column 0 (ShearX, ShearY,
-            TranslateX, TranslateY) or turns it counter-clockwise (Rotate).
+        argument: As described there; a positive one moves the content towards row or column 0
+            (ShearX, ShearY, TranslateX, TranslateY) or turns it counter-clockwise (Rotate).
         centre: Column and row of the middle of Cutout's square.
     """
     fill = (FILL,) * len(image.getbands())

@@ -1,10 +1,10 @@
 """Erasing and mixing of normalised batches in JAX: pure and jittable; 0 is the mean colour.
 
-Every image has its own draws. With ``shared=True`` a whole batch has one draw, and its partner is the batch in reverse
-order: what the GNP papers' code does (the middle image of an odd batch is its own partner). Otherwise the partner of
-image i is image i + 1, and of the last one the first: no image of a batch of two or more is its own partner, and since
-batches are drawn in random order any fixed pairing is as good as a random one. On several devices that is one image
-sent to a neighbour.
+Every image has its own draws. With ``shared=True`` a whole batch has one draw, and its partner is
+the batch in reverse order: what the GNP papers' code does (the middle image of an odd batch is its
+own partner). Otherwise the partner of image i is image i + 1, and of the last one the first: no
+image of a batch of two or more is its own partner, and since batches are drawn in random order any
+fixed pairing is as good as a random one. On several devices that is one image sent to a neighbour.
 
 Labels that mix are class probabilities, float32 ``[B, K]``.
 """
@@ -30,9 +30,9 @@ _QUANTILES = 4096
 def random_erasing(key: jax.Array, images: jax.Array, probability: float) -> jax.Array:
     """Set a random rectangle of an image to 0 (arXiv 1708.04896, algorithm 1), with a probability.
 
-    Area and place are uniform, the aspect is log-uniform. The paper draws again until the rectangle fits; here one
-    longer than the image, possible from a share of 0.3 on, is cut to the image's length, and its place is uniform
-    among those where it fits.
+    Area and place are uniform, the aspect is log-uniform. The paper draws again until the rectangle
+    fits; here one longer than the image, possible from a share of 0.3 on, is cut to the image's
+    length, and its place is uniform among those where it fits.
 
     Args:
         key: Typed PRNG key.
@@ -68,7 +68,8 @@ def random_erasing(key: jax.Array, images: jax.Array, probability: float) -> jax
 
 
 def cutout(key: jax.Array, images: jax.Array, size: int, *, shared: bool = False) -> jax.Array:
-    """Set a square to 0 whose middle is uniform over the image (arXiv 1708.04552); parts outside are cut off.
+    """Set a square to 0 whose middle is uniform over the image (arXiv 1708.04552); parts outside
+    are cut off.
 
     Args:
         key: Typed PRNG key.
@@ -91,7 +92,8 @@ def cutout(key: jax.Array, images: jax.Array, size: int, *, shared: bool = False
 def mixup(
     key: jax.Array, images: jax.Array, labels: jax.Array, alpha: float, *, shared: bool = False
 ) -> tuple[jax.Array, jax.Array]:
-    """Return ``w x + (1 - w) x'`` of images and labels, x' being the partner, w from Beta(alpha, alpha) (1710.09412).
+    """Return ``w x + (1 - w) x'`` of images and labels, x' being the partner, w from Beta(alpha,
+    alpha) (1710.09412).
 
     Args:
         key: Typed PRNG key.
@@ -113,8 +115,9 @@ def cutmix(
 ) -> tuple[jax.Array, jax.Array]:
     """Replace a rectangle of each image by its partner's (arXiv 1905.04899, section 3).
 
-    With w from Beta(alpha, alpha) its sides are ``sqrt(1 - w)`` of the image's, rounded down, and its middle is uniform
-    over the image; parts outside are cut off. Labels are mixed by the area that is left.
+    With w from Beta(alpha, alpha) its sides are ``sqrt(1 - w)`` of the image's, rounded down, and
+    its middle is uniform over the image; parts outside are cut off. Labels are mixed by the area
+    that is left.
 
     Args:
         key: Typed PRNG key.
@@ -152,9 +155,10 @@ def _blend(values: jax.Array, others: jax.Array, weights: jax.Array) -> jax.Arra
 def _weights(key: jax.Array, draws: int, alpha: float, *, shared: bool) -> jax.Array:
     """Draw from Beta(alpha, alpha), float32 ``[draws]``; the larger of w and 1 - w where `shared`.
 
-    Uniform numbers go through the quantile function, taken to be linear between 4097 points: exact for alpha = 1, a
-    distribution function right to 1 / 4096 for any other. The exact sampler of JAX rejects in loops, which costs a
-    second and a half of compile time and on an accelerator waits for the host at every turn.
+    Uniform numbers go through the quantile function, taken to be linear between 4097 points: exact
+    for alpha = 1, a distribution function right to 1 / 4096 for any other. The exact sampler of JAX
+    rejects in loops, which costs a second and a half of compile time and on an accelerator waits
+    for the host at every turn.
     """
     place = jax.random.uniform(key, (draws,)) * _QUANTILES
     below = place.astype(jnp.int32)
@@ -175,7 +179,9 @@ def _quantiles(alpha: float) -> npt.NDArray[np.float32]:
 
 
 def _around(place: jax.Array, length: jax.Array, size: int) -> tuple[jax.Array, jax.Array]:
-    """Return first and end, int32, of an interval whose middle lies at `place`, a share of `size`; cut to 0 .. size."""
+    """Return first and end, int32, of an interval whose middle lies at `place`, a share of `size`;
+    cut to 0 .. size.
+    """
     start = (place * size).astype(jnp.int32) - length // 2
     return jnp.maximum(start, 0), jnp.minimum(start + length, size)
 

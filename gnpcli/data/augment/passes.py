@@ -1,18 +1,19 @@
 """Layers of operations on batches of uint8 images in JAX: pure, jittable, the pixels Pillow's.
 
-A layer (`gnpcli.data.augment.rows`) applies each of these once, and leaves out those that none of its operations needs:
+A layer (`gnpcli.data.augment.rows`) applies each of these once, and leaves out those that none of
+its operations needs:
 
 1. a nearest-neighbour gather with affine coordinates (shears, translations, rotation);
-2. a lookup of every channel in a table of 256 (AutoContrast, Equalize, Invert, Solarize, SolarizeAdd, Posterize,
-   Brightness);
+2. a lookup of every channel in a table of 256 (AutoContrast, Equalize, Invert, Solarize,
+   SolarizeAdd, Posterize, Brightness);
 3. a blend with another image (Contrast, Color, Sharpness);
 4. a painted square (Cutout).
 
-The histogram behind Equalize is a scatter: on two CPU cores (jax 0.10.2, 256 images of 32x32x3) 1.5 ms, against 14 ms
-as an int8 product of one-hot halves and 20 ms by sorting.
+The histogram behind Equalize is a scatter: on two CPU cores (jax 0.10.2, 256 images of 32x32x3) 1.5
+ms, against 14 ms as an int8 product of one-hot halves and 20 ms by sorting.
 
-AutoContrast may be one grey level beside Pillow's where ``255 (v - low)`` is a multiple of ``high - low``: Pillow's
-floating point then falls short of the whole number in 0.4 % of all cases.
+AutoContrast may be one grey level beside Pillow's where ``255 (v - low)`` is a multiple of ``high -
+low``: Pillow's floating point then falls short of the whole number in 0.4 % of all cases.
 """
 
 from __future__ import annotations
@@ -44,8 +45,8 @@ def apply_operation(
     Args:
         images: uint8 ``[B, H, W, C]`` with H = W; C is 1 or 3.
         name: Of `gnpcli.data.augment.policies.OPERATIONS`.
-        argument: As described there; a positive one moves the content towards row or column 0 (ShearX, ShearY,
-            TranslateX, TranslateY) or turns it counter-clockwise (Rotate).
+        argument: As described there; a positive one moves the content towards row or column 0
+            (ShearX, ShearY, TranslateX, TranslateY) or turns it counter-clockwise (Rotate).
         centres: int32 ``[2, B]``, for Cutout.
     """
     batch, size, _, _ = images.shape
@@ -94,7 +95,8 @@ def _move(images: jax.Array, coordinates: jax.Array) -> jax.Array:
     x = jax.lax.broadcasted_iota(jnp.int32, (height, width), 1)
     y = jax.lax.broadcasted_iota(jnp.int32, (height, width), 0)
 
-    # vmap, as for all gathers here: XLA then sees that images do not mix and splits the batch over devices.
+    # vmap, as for all gathers here: XLA then sees that images do not mix and splits the batch over
+    # devices.
     def move(image: jax.Array, place: jax.Array) -> jax.Array:
         a, b, c, d, e, f = place
         column = jnp.right_shift(a * x + b * y + c, 16)
@@ -154,7 +156,8 @@ def _levels() -> jax.Array:
 
 
 def _stretched(up_to: jax.Array, pixels: int) -> jax.Array:
-    """Return ``255 (v - low) / (high - low)``, rounded down, or v where a channel has one value only.
+    """Return ``255 (v - low) / (high - low)``, rounded down, or v where a channel has one value
+    only.
 
     Args:
         up_to: int32 ``[B, C, 256]``: pixels of value v or less.
@@ -171,7 +174,8 @@ def _stretched(up_to: jax.Array, pixels: int) -> jax.Array:
 
 
 def _equalized(histogram: jax.Array, up_to: jax.Array) -> jax.Array:
-    """Return the share of darker pixels, in units of all pixels but the brightest / 255, or v where that unit is 0.
+    """Return the share of darker pixels, in units of all pixels but the brightest / 255, or v where
+    that unit is 0.
 
     Args:
         histogram: int32 ``[B, C, 256]``.
@@ -205,8 +209,9 @@ def _blend(images: jax.Array, layer: Layer, rows: jax.Array) -> jax.Array:
     if SMOOTH in used:
         other = jnp.where(kind == SMOOTH, _smooth(whole), other)
     change = per_image(layer.factors) * (whole - other).astype(jnp.float32)
-    # Pillow truncates the float32 sum of `other` and `change`. Rounding down before the sum keeps hardware from fusing
-    # it with the product; 2**-25 of the sum stands for its rounding, which lifts what is just below a whole number.
+    # Pillow truncates the float32 sum of `other` and `change`. Rounding down before the sum keeps
+    # hardware from fusing it with the product; 2**-25 of the sum stands for its rounding, which
+    # lifts what is just below a whole number.
     lift = (other.astype(jnp.float32) + change) * 2.0**-25
     result = other + jnp.floor(change + lift).astype(jnp.int32)
     return jnp.clip(result, 0, 255).astype(jnp.uint8)
@@ -227,7 +232,8 @@ def _mean(grey: jax.Array) -> jax.Array:
 
 
 def _smooth(images: jax.Array) -> jax.Array:
-    """Return the mean of each pixel, weighted 5, and its eight neighbours, rounded; the border stays as it is.
+    """Return the mean of each pixel, weighted 5, and its eight neighbours, rounded; the border
+    stays as it is.
 
     Args:
         images: int32 ``[B, H, W, C]``.
@@ -244,7 +250,9 @@ def _smooth(images: jax.Array) -> jax.Array:
 
 
 def _paint(images: jax.Array, halves: jax.Array, centres: jax.Array) -> jax.Array:
-    """Set the pixels from ``centre - half`` up to, not including, ``centre + half`` on both axes to `FILL`."""
+    """Set the pixels from ``centre - half`` up to, not including, ``centre + half`` on both axes to
+    `FILL`.
+    """
     _, height, width, _ = images.shape
 
     def covered(axis: int, size: int) -> jax.Array:

@@ -1,4 +1,6 @@
-"""From a uint8 batch to what a train step takes: every augmentation that runs on the device, as one pure function."""
+"""From a uint8 batch to what a train step takes: every augmentation that runs on the device, as one
+pure function.
+"""
 
 from __future__ import annotations
 
@@ -26,9 +28,9 @@ def make_pipeline(
 ) -> Pipeline:
     """Return the augmentation of a training batch, to be traced inside the train step.
 
-    In memory: crop, flip, policy (in the upstream variant the policy comes first, as there), normalisation, random
-    erasing, mixing. Streamed images come cropped, flipped and with their policy from the processes that decode them;
-    the rest is the same.
+    In memory: crop, flip, policy (in the upstream variant the policy comes first, as there),
+    normalisation, random erasing, mixing. Streamed images come cropped, flipped and with their
+    policy from the processes that decode them; the rest is the same.
 
     Args:
         config: All that augments.
@@ -37,9 +39,9 @@ def make_pipeline(
         dtype: Type of the resulting images; everything before is uint8, then float32.
 
     Returns:
-        A pure function of a typed PRNG key, images uint8 ``[B, H, W, C]`` and labels int32 ``[B]``. It returns images
-        `dtype` ``[B, H, W, C]``, normalised, and labels int32 ``[B]``, or with ``mixup``, ``cutmix`` and ``mixcut``
-        class probabilities float32 ``[B, K]``.
+        A pure function of a typed PRNG key, images uint8 ``[B, H, W, C]`` and labels int32 ``[B]``.
+        It returns images `dtype` ``[B, H, W, C]``, normalised, and labels int32 ``[B]``, or with
+        ``mixup``, ``cutmix`` and ``mixcut`` class probabilities float32 ``[B, K]``.
 
     Raises:
         ConfigError: As `check_pipeline`.
@@ -82,8 +84,8 @@ def check_pipeline(config: DataConfig, image_size: int, *, is_streamed: bool) ->
     """Return the pixels of reflected border, 0 for no crop, and the side of cutout's square.
 
     Raises:
-        ConfigError: If the border is not below the image size (``data.crop_padding``) or the square is larger than the
-            image (``data.cutout_size``).
+        ConfigError: If the border is not below the image size (``data.crop_padding``) or the square
+            is larger than the image (``data.cutout_size``).
     """
     return 0 if is_streamed else _crop_padding(config, image_size), _cutout_size(config, image_size)
 
@@ -94,7 +96,8 @@ def _crop_padding(config: DataConfig, image_size: int) -> int:
     padding = max(1, image_size // 8) if config.crop_padding is None else config.crop_padding
     if padding >= image_size:
         raise ConfigError(
-            f"data.crop_padding {padding} must be below the image size {image_size}: a reflection is no larger",
+            f"data.crop_padding {padding} must be below the image size {image_size}: a reflection "
+            "is no larger",
             key="data.crop_padding",
         )
     return padding
@@ -104,7 +107,8 @@ def _cutout_size(config: DataConfig, image_size: int) -> int:
     size = max(1, image_size // 2) if config.cutout_size is None else config.cutout_size
     if size > image_size and config.mix in ("cutout", "mixcut"):
         raise ConfigError(
-            f"data.cutout_size {size} is larger than the image size {image_size}: no pixel would be sure to be left",
+            f"data.cutout_size {size} is larger than the image size {image_size}: no pixel would "
+            "be sure to be left",
             key="data.cutout_size",
         )
     return size

@@ -1,10 +1,12 @@
 """Augmentation policies as data: which operation, how often, how strong. Neither JAX nor Pillow.
 
-A policy is a list of choices. Every image draws one of them, all being as likely, and applies its steps in turn, each
-with the step's probability; a signed operation also draws its direction. AutoAugment (arXiv 1805.09501) draws once
-from its 25 pairs of steps; RandAugment (arXiv 1909.13719) draws N times from single steps, all at level M.
+A policy is a list of choices. Every image draws one of them, all being as likely, and applies its
+steps in turn, each with the step's probability; a signed operation also draws its direction.
+AutoAugment (arXiv 1805.09501) draws once from its 25 pairs of steps; RandAugment (arXiv 1909.13719)
+draws N times from single steps, all at level M.
 
-A level, 0 to 10, becomes the argument of an operation by a `Scale`, linearly; whole numbers come from truncation.
+A level, 0 to 10, becomes the argument of an operation by a `Scale`, linearly; whole numbers come
+from truncation.
 """
 
 from __future__ import annotations
@@ -46,13 +48,18 @@ OPERATIONS: dict[str, str] = {
     "SolarizeAdd": "add this to the pixels below 128, up to 255",
     "Posterize": "keep this many leading bits (0 .. 8)",
     "Contrast": "blend with a constant: the mean of the image in grey",
-    "CountContrast": "blend with a constant: pixels / 256, at most 255, which the GNP papers' code takes for the mean",
+    "CountContrast": (
+        "blend with a constant: pixels / 256, at most 255, which the GNP papers' code "
+        "takes for the mean"
+    ),
     "Color": "blend with the image in grey",
     "Brightness": "blend with black",
     "Sharpness": "blend with the image smoothed",
     "Cutout": "paint a square at a uniform place grey; half its side in pixels",
 }
-"""What an operation's argument is. Blending by f gives ``other + f * (image - other)``: 1 changes nothing."""
+"""What an operation's argument is. Blending by f gives ``other + f * (image - other)``: 1 changes
+nothing.
+"""
 
 
 class Step(NamedTuple):
@@ -74,7 +81,9 @@ class Scale:
     cutout: float
     """Half the side of Cutout's square at level 10, in pixels."""
     side: int | None
-    """Image size that `translate` and `cutout` are for: they grow with the image. Null: pixels at any size."""
+    """Image size that `translate` and `cutout` are for: they grow with the image. Null: pixels at
+    any size.
+    """
 
     def argument(self, operation: str, level: float, image_size: int) -> float:
         """Return the argument of an operation, unsigned; 0.0 for one that takes none.
@@ -113,15 +122,16 @@ _RANGES = (
 _PAPER_RANGES = (*_RANGES, ("Solarize", 256.0, 0.0), ("Posterize", 8.0, 4.0))
 _UPSTREAM_RANGES = (*_RANGES, ("Solarize", 0.0, 256.0), ("Posterize", 0.0, 4.0))
 
-# The paper's table 6 gives translations to 150 and squares to 60 pixels, of ImageNet images of 331; its own CIFAR
-# experiments use 10 and 20 of 32.
+# The paper's table 6 gives translations to 150 and squares to 60 pixels, of ImageNet images of 331;
+# its own CIFAR experiments use 10 and 20 of 32.
 CIFAR_SCALE = Scale(_PAPER_RANGES, translate=10, cutout=10, side=32)
 """The paper's scale on small images, used with the CIFAR and SVHN policies."""
 IMAGENET_SCALE = Scale(_PAPER_RANGES, translate=150, cutout=30, side=331)
 """The paper's scale on ImageNet."""
 UPSTREAM_SCALE = Scale(_UPSTREAM_RANGES, translate=250, cutout=100, side=None)
-"""What the GNP papers' code does with AutoAugment at any image size: on 32 pixels a translation empties the image.
-Solarize and Posterize act the other way round, weaker at higher levels, down to no bits left at level 2."""
+"""What the GNP papers' code does with AutoAugment at any image size: on 32 pixels a translation
+empties the image. Solarize and Posterize act the other way round, weaker at higher levels, down to
+no bits left at level 2."""
 UPSTREAM_RAND_SCALE = Scale(_UPSTREAM_RANGES, translate=100, cutout=40, side=None)
 """The same with RandAugment."""
 
@@ -186,8 +196,8 @@ def policy_for(config: DataConfig, name: str, *, is_streamed: bool) -> PolicyNam
 def is_flipped(config: DataConfig, name: str, *, is_streamed: bool) -> bool:
     """Return whether images are also mirrored at random.
 
-    ``basic`` mirrors whatever the images are; a policy mirrors all but digits (`policy_for` is ``svhn``), whose mirror
-    images are other signs: AutoAugment's paper does not mirror SVHN either.
+    ``basic`` mirrors whatever the images are; a policy mirrors all but digits (`policy_for` is
+    ``svhn``), whose mirror images are other signs: AutoAugment's paper does not mirror SVHN either.
     """
     if config.augment in ("none", "crop"):
         return False
@@ -195,11 +205,12 @@ def is_flipped(config: DataConfig, name: str, *, is_streamed: bool) -> bool:
 
 
 def make_policy(config: DataConfig, name: str, *, is_streamed: bool) -> Policy | None:
-    """Return the policy that `config` asks for; None where `augment` is neither ``autoaugment`` nor ``randaugment``.
+    """Return the policy that `config` asks for; None where `augment` is neither ``autoaugment`` nor
+    ``randaugment``.
 
     Args:
-        config: `augment`, `augment_variant`, `autoaugment_policy`, `randaugment_layers` and `randaugment_magnitude`
-            are used.
+        config: `augment`, `augment_variant`, `autoaugment_policy`, `randaugment_layers` and
+            `randaugment_magnitude` are used.
         name: Of the data set, as in `data.name`.
         is_streamed: Whether its images are decoded batch by batch.
     """
@@ -233,7 +244,8 @@ def rand_augment(
     layers: int,
     level: float,
 ) -> Policy:
-    """Return RandAugment's policy: `layers` operations in turn, each drawn from all of them, at one level.
+    """Return RandAugment's policy: `layers` operations in turn, each drawn from all of them, at one
+    level.
 
     Args:
         searched_on: Whose magnitudes; the upstream variant has only one scale.
@@ -253,7 +265,8 @@ def parse(text: str, names: Mapping[str, str] | None = None) -> tuple[tuple[Step
     """Return the sub-policies of a list in the format of `gnpcli.data.augment.tables`.
 
     >>> parse("Invert 0.1 + Contrast 0.2 6")
-    ((Step(operation='Invert', probability=0.1, level=0.0), Step(operation='Contrast', probability=0.2, level=6.0)),)
+    ((Step(operation='Invert', probability=0.1, level=0.0), Step(operation='Contrast',
+    probability=0.2, level=6.0)),)
 
     Args:
         text: The list.

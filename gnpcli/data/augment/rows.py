@@ -1,8 +1,9 @@
 """Operations as rows of parameters: what an image can draw at one place of a policy. NumPy only.
 
-Under vmap a choice among 17 operations would compute all 17. Instead every operation is a row of the parameters of
-four passes (`gnpcli.data.augment.passes`), each of which leaves an image alone at its neutral parameters. The rows are
-constants of the compiled step, computed in float64 as Pillow computes them.
+Under vmap a choice among 17 operations would compute all 17. Instead every operation is a row of
+the parameters of four passes (`gnpcli.data.augment.passes`), each of which leaves an image alone at
+its neutral parameters. The rows are constants of the compiled step, computed in float64 as Pillow
+computes them.
 """
 
 from __future__ import annotations
@@ -18,7 +19,9 @@ FIXED, AUTOCONTRAST, EQUALIZE = range(3)
 """Where a row's lookup table comes from: the row itself, or the image."""
 
 BLACK, MEAN, GREY, SMOOTH = range(4)
-"""What a row blends an image with: black (for rows that blend nothing), its mean, itself in grey, itself smoothed."""
+"""What a row blends an image with: black (for rows that blend nothing), its mean, itself in grey,
+itself smoothed.
+"""
 
 _TABLES_FROM = {"AutoContrast": AUTOCONTRAST, "Equalize": EQUALIZE}
 _BLENDS = {"Contrast": MEAN, "Color": GREY, "Sharpness": SMOOTH}
@@ -26,12 +29,16 @@ _BLENDS = {"Contrast": MEAN, "Color": GREY, "Sharpness": SMOOTH}
 
 @dataclass(frozen=True, eq=False)
 class Layer:
-    """The operations that images can draw at one place of a policy: R rows of parameters. Row 0 does nothing."""
+    """The operations that images can draw at one place of a policy: R rows of parameters. Row 0
+    does nothing.
+    """
 
     operations: tuple[tuple[str, float], ...]
     """(name, signed argument) of each row."""
     coordinates: npt.NDArray[np.int32]
-    """``[R, 6]``, 16.16 fixed point: pixel (x, y) comes from ``(a x + b y + c, d x + e y + f)``, rounded down."""
+    """``[R, 6]``, 16.16 fixed point: pixel (x, y) comes from ``(a x + b y + c, d x + e y + f)``,
+    rounded down.
+    """
     tables: npt.NDArray[np.uint8]
     """``[R, 256]``."""
     table_from: npt.NDArray[np.int32]
@@ -66,7 +73,8 @@ def make_layer(operations: Sequence[tuple[str, float]], size: int) -> Layer:
 
 
 def _affine(name: str, argument: float, size: int) -> tuple[float, ...]:
-    """Return ``a .. f`` with which output position (x, y) reads input ``(a x + b y + c, d x + e y + f)``.
+    """Return ``a .. f`` with which output position (x, y) reads input ``(a x + b y + c, d x + e y +
+    f)``.
 
     Positions are measured from the image's corner: the first pixel's centre is (0.5, 0.5).
     """

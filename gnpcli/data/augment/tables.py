@@ -1,9 +1,9 @@
 """The published lists of sub-policies, as text.
 
-Sub-policies are separated by ``;``, the operations of one by ``+``: name, probability and, where the operation has a
-strength, level on the scale 0 to 10. `CIFAR`, `SVHN` and `IMAGENET` are the lists that AutoAugment's paper ends up with
-(arXiv 1805.09501, appendix); the other two are what the GNP papers' code applies (by way of SAM's and EfficientNet's).
-Its SVHN list is the paper's.
+Sub-policies are separated by ``;``, the operations of one by ``+``: name, probability and, where
+the operation has a strength, level on the scale 0 to 10. `CIFAR`, `SVHN` and `IMAGENET` are the
+lists that AutoAugment's paper ends up with (arXiv 1805.09501, appendix); the other two are what the
+GNP papers' code applies (by way of SAM's and EfficientNet's). Its SVHN list is the paper's.
 """
 
 CIFAR = """

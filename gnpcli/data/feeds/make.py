@@ -32,7 +32,9 @@ def make_train_feed(
 def make_eval_feed(
     split: Split | FileSplit, spec: DataSpec, config: DataConfig, mesh: Mesh, *, dtype: DTypeLike
 ) -> EvalFeed:
-    """Return the feed of a split in memory or streamed; arguments and errors as of `InMemoryEvalFeed`."""
+    """Return the feed of a split in memory or streamed; arguments and errors as of
+    `InMemoryEvalFeed`.
+    """
     if isinstance(split, Split):
         return InMemoryEvalFeed(split, spec, config, place=placer(mesh), dtype=dtype)
     from gnpcli.data.feeds.streamed import StreamedEvalFeed

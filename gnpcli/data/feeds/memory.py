@@ -1,8 +1,9 @@
 """Batches: a batch is a function of (configuration, key, step), with no iterator state to save.
 
-A data set that fits lives on the devices: the whole split is placed once, as uint8, and a training step takes its batch
-inside the jitted step, by position in the epoch's order. Streamed images are decoded on the host, a batch ahead
-(`gnpcli.data.feeds.streamed`). Either way resuming in the middle of an epoch is passing the step number.
+A data set that fits lives on the devices: the whole split is placed once, as uint8, and a training
+step takes its batch inside the jitted step, by position in the epoch's order. Streamed images are
+decoded on the host, a batch ahead (`gnpcli.data.feeds.streamed`). Either way resuming in the middle
+of an epoch is passing the step number.
 """
 
 from __future__ import annotations
@@ -23,7 +24,9 @@ from gnpcli.devices.mesh import Place
 from gnpcli.errors import ConfigError, DataError
 
 Source = dict[str, jax.Array]
-"""What a step reads its batches from; an argument of the jitted step, so that no image becomes a constant of it."""
+"""What a step reads its batches from; an argument of the jitted step, so that no image becomes a
+constant of it.
+"""
 
 
 class TrainFeed(Protocol):
@@ -35,7 +38,9 @@ class TrainFeed(Protocol):
 
     @property
     def skipped(self) -> Sequence[str]:
-        """Files that could not be read and were skipped so far, as far as `data.unreadable` allows it."""
+        """Files that could not be read and were skipped so far, as far as `data.unreadable` allows
+        it.
+        """
 
     def source(self, step: int) -> Source:
         """Return what `step` of the run, counted from 0, reads."""
@@ -77,8 +82,8 @@ class InMemoryFeed:
         dtype: Type of the images that `batch` returns.
 
     Raises:
-        ConfigError: If the batch is larger than the split (``data.batch_size``) or augmentation does not fit the image
-            size.
+        ConfigError: If the batch is larger than the split (``data.batch_size``) or augmentation
+            does not fit the image size.
         DataError: If the images do not have the size or channels of `spec`.
     """
 
@@ -108,8 +113,8 @@ class InMemoryFeed:
         """Return what `batch` reads at `step`; cheap but for the first call of an epoch.
 
         Returns:
-            ``images`` uint8 ``[N, H, W, C]``, ``labels`` int32 ``[N]`` and ``order`` int32 ``[N]``: the permutation
-            drawn from the key and the epoch, computed on the device.
+            ``images`` uint8 ``[N, H, W, C]``, ``labels`` int32 ``[N]`` and ``order`` int32 ``[N]``:
+            the permutation drawn from the key and the epoch, computed on the device.
         """
         epoch = step // self.steps_per_epoch
         if self._order is None or self._order[0] != epoch:
@@ -119,7 +124,8 @@ class InMemoryFeed:
     def batch(
         self, source: Source, step_in_epoch: jax.Array | int, key: jax.Array
     ) -> tuple[jax.Array, jax.Array]:
-        """Take, augment and normalise a batch. Pure; meant to be traced inside the jitted train step.
+        """Take, augment and normalise a batch. Pure; meant to be traced inside the jitted train
+        step.
 
         Args:
             source: Of this epoch.
@@ -127,8 +133,8 @@ class InMemoryFeed:
             key: For augmentation, another one each step.
 
         Returns:
-            Images `dtype` ``[B, H, W, C]``, normalised, and labels int32 ``[B]``, or class probabilities float32
-            ``[B, K]`` where images are mixed.
+            Images `dtype` ``[B, H, W, C]``, normalised, and labels int32 ``[B]``, or class
+            probabilities float32 ``[B, K]`` where images are mixed.
         """
         start = jnp.asarray(step_in_epoch, dtype=jnp.int32) * self._batch_size
         chosen = jax.lax.dynamic_slice(source["order"], (start,), (self._batch_size,))
@@ -139,7 +145,8 @@ class InMemoryFeed:
 
 
 class InMemoryEvalFeed:
-    """Evaluation batches in the order of the split, every example exactly once; the last batch is filled up.
+    """Evaluation batches in the order of the split, every example exactly once; the last batch is
+    filled up.
 
     Args:
         split: The images.
@@ -185,8 +192,9 @@ class InMemoryEvalFeed:
             index: 0 to `num_batches` - 1, an int or an int32 scalar, traced or not.
 
         Returns:
-            Images `dtype` ``[B, H, W, C]``, labels int32 ``[B]``, and a mask bool ``[B]``: True for an example, False
-            for a place beyond the end of the split, which repeats the last example.
+            Images `dtype` ``[B, H, W, C]``, labels int32 ``[B]``, and a mask bool ``[B]``: True for
+            an example, False for a place beyond the end of the split, which repeats the last
+            example.
         """
         size = source["labels"].shape[0]
         start = jnp.asarray(index, dtype=jnp.int32) * self._batch_size

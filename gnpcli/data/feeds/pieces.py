@@ -1,8 +1,9 @@
-"""Batches in pieces: which files a batch holds in which order, and their decoding, as Grain's processes run it.
+"""Batches in pieces: which files a batch holds in which order, and their decoding, as Grain's
+processes run it.
 
-The rows of a batch are split between the hosts and each host's rows into pieces of a few images, so that a batch is
-decoded by all processes at once. What a row holds is a function of (seed, step, row): neither the number of hosts,
-processes or threads nor the size of a piece changes it. No JAX.
+The rows of a batch are split between the hosts and each host's rows into pieces of a few images, so
+that a batch is decoded by all processes at once. What a row holds is a function of (seed, step,
+row): neither the number of hosts, processes or threads nor the size of a piece changes it. No JAX.
 """
 
 from __future__ import annotations
@@ -43,12 +44,16 @@ class Order(Protocol):
     """Which files the steps of a run read."""
 
     def __call__(self, step: int) -> Positions:
-        """Return the positions of the files of a step's global batch, int64 ``[B]``; at the end fewer or none."""
+        """Return the positions of the files of a step's global batch, int64 ``[B]``; at the end
+        fewer or none.
+        """
 
 
 @dataclass(frozen=True)
 class ShuffledOrder:
-    """Every epoch in an order of its own, a permutation drawn from (seed, epoch) of which the remainder is left out."""
+    """Every epoch in an order of its own, a permutation drawn from (seed, epoch) of which the
+    remainder is left out.
+    """
 
     size: int
     """Files."""
@@ -103,10 +108,11 @@ class PackedPaths:
 
 @dataclass(frozen=True, kw_only=True)
 class Pieces:
-    """The pieces of a run as a random-access source for Grain: item ``step * per_batch + part`` is a `Piece`.
+    """The pieces of a run as a random-access source for Grain: item ``step * per_batch + part`` is
+    a `Piece`.
 
-    There is no last one: at its end Grain keeps a block of shared memory until the next garbage collection, which may
-    not come any more. Beyond what `order` knows pieces are empty.
+    There is no last one: at its end Grain keeps a block of shared memory until the next garbage
+    collection, which may not come any more. Beyond what `order` knows pieces are empty.
 
     Args:
         paths: Files of the split.
@@ -115,8 +121,8 @@ class Pieces:
         seed: With step and row, of an image's random numbers.
         first_row: First row of the global batch that belongs to this host.
         num_rows: Rows of this host.
-        replace: In place of a file that cannot be read take the next one that can, the first after the last. False
-            leaves the row black and marks it.
+        replace: In place of a file that cannot be read take the next one that can, the first after
+            the last. False leaves the row black and marks it.
         skip: Whether files that cannot be read are skipped at all.
     """
 
@@ -167,7 +173,9 @@ class Pieces:
         return {"images": images, "files": files, "skipped": np.asarray(skipped, np.int64)}
 
     def _read(self, file: int, place: tuple[int, int], out: Images, skipped: list[int]) -> int:
-        """Decode a file into `out`, uint8 ``[S, S, 3]``; return the position of the file that is there now, or -1."""
+        """Decode a file into `out`, uint8 ``[S, S, 3]``; return the position of the file that is
+        there now, or -1.
+        """
         for tried in range(len(self.paths) if self.replace else 1):
             at = (file + tried) % len(self.paths)
             try:
@@ -181,7 +189,8 @@ class Pieces:
                 skipped.append(at)
         if self.replace:
             raise DataError(
-                f"none of the {len(self.paths)} training images could be read, the first is {self.paths[0]}"
+                f"none of the {len(self.paths)} training images could be read, the first is "
+                f"{self.paths[0]}"
             )
         out[...] = 0
         return -1

@@ -1,4 +1,6 @@
-"""Pieces of batches decoded ahead of who reads them, by Grain: in processes of their own, or in threads of this one."""
+"""Pieces of batches decoded ahead of who reads them, by Grain: in processes of their own, or in
+threads of this one.
+"""
 
 from __future__ import annotations
 
@@ -39,14 +41,14 @@ def usable_cores() -> int:
 class PieceReader:
     """Reads pieces in order from a given one on. What it reads does not depend on `workers`.
 
-    About two batches are decoded ahead. Processes start afresh, end with this one even if it is killed, leave Ctrl-C
-    and SIGTERM to it, and never touch an accelerator.
+    About two batches are decoded ahead. Processes start afresh, end with this one even if it is
+    killed, leave Ctrl-C and SIGTERM to it, and never touch an accelerator.
 
     Args:
         pieces: What is read; every process gets a copy.
         start: Number of the first piece.
-        workers: Processes; 0 decodes in this one, in a thread for each core. None takes a process for each core, as far
-            as shared memory has room for what they decode ahead.
+        workers: Processes; 0 decodes in this one, in a thread for each core. None takes a process
+            for each core, as far as shared memory has room for what they decode ahead.
         most: How many None takes at most.
 
     Raises:
@@ -102,7 +104,8 @@ class PieceReader:
             `Piece`'s ``files`` and ``skipped``.
 
         Raises:
-            DataError: As `Pieces`, or if a process cannot be started or has ended by itself. The reader is closed then.
+            DataError: As `Pieces`, or if a process cannot be started or has ended by itself. The
+                reader is closed then.
         """
         try:
             if self._first is None:  # a process starts when its first piece is asked for
@@ -124,7 +127,9 @@ class PieceReader:
         raise explained
 
     def close(self) -> None:
-        """End the processes or threads; may be called again, and happens by itself where the reader is forgotten."""
+        """End the processes or threads; may be called again, and happens by itself where the reader
+        is forgotten.
+        """
         self._end()
         self._iterators, self._first = (
             (),
@@ -140,7 +145,8 @@ def _number_of_processes(pieces: Pieces, wanted: int | None, most: int | None) -
         place = os.statvfs(_SHARED_MEMORY)
     except (AttributeError, OSError):  # another system's shared memory has no size of its own
         return number
-    # Twice what is decoded ahead; for each process a piece being written, one handed over, and one rounded up to.
+    # Twice what is decoded ahead; for each process a piece being written, one handed over, and one
+    # rounded up to.
     room = max(0, place.f_bavail * place.f_frsize // pieces.piece_bytes - 2 * pieces.per_batch) // 5
     if number <= room:
         return number
@@ -153,7 +159,9 @@ def _number_of_processes(pieces: Pieces, wanted: int | None, most: int | None) -
 
 
 def _prepare_process(index: int, count: int) -> None:
-    """Make a new process one that only decodes; Grain calls it with the number of the process and of all."""
+    """Make a new process one that only decodes; Grain calls it with the number of the process and
+    of all.
+    """
     import jax
 
     jax.config.update("jax_platforms", "cpu")
@@ -169,7 +177,9 @@ def _end_with_parent() -> None:
 
 
 def _in_parallel(calls: Sequence[Callable[[], _T]]) -> list[_T]:
-    """Make all calls at once, in threads, and so that processes started by them block what a person sends to stop."""
+    """Make all calls at once, in threads, and so that processes started by them block what a person
+    sends to stop.
+    """
     with ThreadPoolExecutor(len(calls), "gnp-reading", initializer=_block_signals) as pool:
         return list(pool.map(lambda call: call(), calls))
 

@@ -1,7 +1,8 @@
-"""Streamed batches: image files decoded on the host ahead of the step that takes them, normalised on the device.
+"""Streamed batches: image files decoded on the host ahead of the step that takes them, normalised
+on the device.
 
-The batch of a step is a function of (split, configuration, key, step), whoever decodes it: see `gnpcli.data.feeds.pieces`.
-Nothing needs to be saved to go on in the middle of an epoch.
+The batch of a step is a function of (split, configuration, key, step), whoever decodes it: see
+`gnpcli.data.feeds.pieces`. Nothing needs to be saved to go on in the middle of an epoch.
 """
 
 from __future__ import annotations
@@ -39,14 +40,16 @@ class StreamedFeed:
         spec: Their size, mean and std.
         config: `batch_size`, everything about augmentation, `workers` and `unreadable`.
         key: Key of the run's data order; crops, flips and policies are drawn from it, too.
-        place: Puts a host array on the mesh, split along its first axis; with several hosts each one gives its rows.
+        place: Puts a host array on the mesh, split along its first axis; with several hosts each
+            one gives its rows.
         dtype: Type of the images that `batch` returns.
-        process_index: Number of this host: it reads rows ``[p B / P, (p + 1) B / P)`` of every global batch.
+        process_index: Number of this host: it reads rows ``[p B / P, (p + 1) B / P)`` of every
+            global batch.
         process_count: P.
 
     Raises:
-        ConfigError: If the batch is larger than the split or P does not divide it (``data.batch_size``), or
-            augmentation does not fit the image size.
+        ConfigError: If the batch is larger than the split or P does not divide it
+            (``data.batch_size``), or augmentation does not fit the image size.
         DataError: If the images are not to be RGB.
     """
 
@@ -81,17 +84,22 @@ class StreamedFeed:
 
     @property
     def skipped(self) -> list[str]:
-        """Files that could not be read since this feed was made, each once, in the order in which they were met."""
+        """Files that could not be read since this feed was made, each once, in the order in which
+        they were met.
+        """
         return list(self._batches.skipped)
 
     def source(self, step: int) -> Source:
-        """Return what `batch` reads at `step`; any but the step after the last one starts reading anew.
+        """Return what `batch` reads at `step`; any but the step after the last one starts reading
+        anew.
 
         Returns:
-            ``images`` uint8 ``[B, S, S, 3]``, cropped, flipped and changed by the policy, and ``labels`` int32 ``[B]``.
+            ``images`` uint8 ``[B, S, S, 3]``, cropped, flipped and changed by the policy, and
+            ``labels`` int32 ``[B]``.
 
         Raises:
-            DataError: On a file that cannot be read, or that none can where they are skipped, and as `PieceReader`.
+            DataError: On a file that cannot be read, or that none can where they are skipped, and
+                as `PieceReader`.
         """
         images, labels, _ = self._batches.read(step)
         return {"images": self._place(images), "labels": self._place(labels)}
@@ -99,7 +107,8 @@ class StreamedFeed:
     def batch(
         self, source: Source, step_in_epoch: jax.Array | int, key: jax.Array
     ) -> tuple[jax.Array, jax.Array]:
-        """Do to a batch what is left to the device. Pure; meant to be traced inside the jitted train step.
+        """Do to a batch what is left to the device. Pure; meant to be traced inside the jitted
+        train step.
 
         Args:
             source: Of the step.
@@ -107,8 +116,8 @@ class StreamedFeed:
             key: For augmentation, another one each step.
 
         Returns:
-            Images `dtype` ``[B, S, S, 3]``, normalised, and labels int32 ``[B]``, or class probabilities float32
-            ``[B, K]`` where images are mixed.
+            Images `dtype` ``[B, S, S, 3]``, normalised, and labels int32 ``[B]``, or class
+            probabilities float32 ``[B, K]`` where images are mixed.
         """
         return self._augment(key, source["images"], source["labels"])
 
@@ -118,14 +127,17 @@ class StreamedFeed:
 
 
 class StreamedEvalFeed:
-    """Evaluation batches in the order of the split, every file exactly once; the last batch is filled up.
+    """Evaluation batches in the order of the split, every file exactly once; the last batch is
+    filled up.
 
-    The short side is resized to ``image_size / 0.875``, bilinear with antialiasing, and the centre cut out.
+    The short side is resized to ``image_size / 0.875``, bilinear with antialiasing, and the centre
+    cut out.
 
     Args:
         split: The files.
         spec: Of the data the model was trained on: its size, mean and std.
-        config: `eval_batch_size` is used, or `batch_size` where it is null; `workers` and `unreadable`.
+        config: `eval_batch_size` is used, or `batch_size` where it is null; `workers` and
+            `unreadable`.
         place: As of `StreamedFeed`.
         dtype: Type of the images that `batch` returns.
         process_index: As of `StreamedFeed`.
@@ -172,7 +184,8 @@ class StreamedEvalFeed:
         return list(self._batches.skipped)
 
     def sources(self) -> Iterator[Source]:
-        """Yield ``images`` uint8 ``[B, S, S, 3]``, ``labels`` int32 ``[B]`` and ``mask`` bool ``[B]`` of each batch.
+        """Yield ``images`` uint8 ``[B, S, S, 3]``, ``labels`` int32 ``[B]`` and ``mask`` bool
+        ``[B]`` of each batch.
 
         Raises:
             DataError: On a file that cannot be read, unless they are skipped, and as `PieceReader`.
@@ -199,15 +212,18 @@ class StreamedEvalFeed:
             index: Not used: the source holds this batch alone.
 
         Returns:
-            Images `dtype` ``[B, S, S, 3]``, labels int32 ``[B]``, and a mask bool ``[B]``: True for an image, False
-            for one that could not be read and for a place beyond the end of the split.
+            Images `dtype` ``[B, S, S, 3]``, labels int32 ``[B]``, and a mask bool ``[B]``: True for
+            an image, False for one that could not be read and for a place beyond the end of the
+            split.
         """
         images = normalize(source["images"], self._spec.mean, self._spec.std, self._dtype)
         return images, source["labels"], source["mask"]
 
 
 def train_transform(config: DataConfig, spec: DataSpec) -> Transform:
-    """Return what is done to a training image on the host; without augmentation, what evaluation does."""
+    """Return what is done to a training image on the host; without augmentation, what evaluation
+    does.
+    """
     return Transform(
         spec.image_size,
         min_area=None if config.augment == "none" else config.crop_min_area,
@@ -243,7 +259,8 @@ class _Batches:
         if self._reader is None or step != self._next:
             self.close()
             self._reader = PieceReader(pieces, step * pieces.per_batch, self._workers, self._most)
-        # A new array each time: the one before may still be on its way to the device, or be the device's own.
+        # A new array each time: the one before may still be on its way to the device, or be the
+        # device's own.
         images = np.empty((pieces.num_rows, *2 * (pieces.transform.image_size,), 3), np.uint8)
         files = np.full(pieces.num_rows, -1)
         at = 0

@@ -1,7 +1,9 @@
-"""Decoded images kept between runs. A cache may make a run faster and must never make one fail or differ.
+"""Decoded images kept between runs. A cache may make a run faster and must never make one fail or
+differ.
 
-An entry is one uncompressed ``.npz`` whose name is the fingerprint of the folder it was decoded from; the CRC that zip
-keeps of every array tells a damaged entry from a sound one. An entry replaces older ones of the same folder.
+An entry is one uncompressed ``.npz`` whose name is the fingerprint of the folder it was decoded
+from; the CRC that zip keeps of every array tells a damaged entry from a sound one. An entry
+replaces older ones of the same folder.
 """
 
 from __future__ import annotations
@@ -57,15 +59,16 @@ class Key:
 
 
 def cache_key(root: str, groups: Mapping[str, Files], image_size: int | None) -> Key:
-    """Fingerprint a folder's files: any change of a name, a size in bytes or a time of change gives another key.
+    """Fingerprint a folder's files: any change of a name, a size in bytes or a time of change gives
+    another key.
 
-    The folder's own path is part of it: archives unpack with their files' old times, so that two folders of bitmaps
-    can agree in all names, sizes and times and hold different images.
+    The folder's own path is part of it: archives unpack with their files' old times, so that two
+    folders of bitmaps can agree in all names, sizes and times and hold different images.
 
     Args:
         root: The folder.
-        groups: Its files under names that tell the groups apart (an image folder's splits). All paths begin with
-            `root` as it is given.
+        groups: Its files under names that tell the groups apart (an image folder's splits). All
+            paths begin with `root` as it is given.
         image_size: Side that images are resized to; None keeps their own.
     """
     place = hashlib.sha256(os.fsencode(f"{FORMAT}\0{os.path.realpath(root)}\0{image_size}"))
@@ -80,7 +83,8 @@ def cache_key(root: str, groups: Mapping[str, Files], image_size: int | None) ->
 
 
 def read_cache(key: Key, lengths: Mapping[str, int]) -> dict[str, npt.NDArray[Any]] | None:
-    """Return the arrays of an entry; None where there is none, or, with a note in the log, where it is damaged.
+    """Return the arrays of an entry; None where there is none, or, with a note in the log, where it
+    is damaged.
 
     Args:
         key: As given to `write_cache`.
@@ -105,7 +109,9 @@ def read_cache(key: Key, lengths: Mapping[str, int]) -> dict[str, npt.NDArray[An
 
 
 def write_cache(key: Key, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
-    """Write an entry in one step and delete older ones of the same place; on failure leave a note in the log only."""
+    """Write an entry in one step and delete older ones of the same place; on failure leave a note
+    in the log only.
+    """
     try:
         folder = cache_dir()
         folder.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,5 @@
-"""One image file to one square of pixels: which part of it is taken, and its decoding at no more detail than needed.
+"""One image file to one square of pixels: which part of it is taken, and its decoding at no more
+detail than needed.
 
 A box is in pixels of the whole image. No JAX: this runs in the processes that decode.
 """
@@ -32,7 +33,8 @@ class Transform:
 
     Args:
         image_size: S.
-        min_area: Smallest share of the image's area that its random resized crop keeps; None cuts the centre.
+        min_area: Smallest share of the image's area that its random resized crop keeps; None cuts
+            the centre.
         flip: Whether every other image is mirrored left to right.
         policy: What is done to the image after that.
     """
@@ -69,9 +71,9 @@ class Transform:
 def random_box(rng: np.random.Generator, width: int, height: int, min_area: float) -> Box:
     """Draw the box of a random resized crop (arXiv 1409.4842, section 6).
 
-    Its share of the area is uniform in [`min_area`, 1] and the logarithm of its aspect ratio in [log 3/4, log 4/3],
-    drawn anew, ten times at most, until it fits; its place is uniform. If none fits it is the centre, with the image's
-    own aspect ratio as far as that lies in the range.
+    Its share of the area is uniform in [`min_area`, 1] and the logarithm of its aspect ratio in
+    [log 3/4, log 4/3], drawn anew, ten times at most, until it fits; its place is uniform. If none
+    fits it is the centre, with the image's own aspect ratio as far as that lies in the range.
     """
     for _ in range(_TRIES):
         area = width * height * rng.uniform(min_area, 1)
@@ -89,10 +91,12 @@ def random_box(rng: np.random.Generator, width: int, height: int, min_area: floa
 
 
 def centre_box(width: int, height: int, size: int) -> Box:
-    """Return what is left of an image whose short side is resized to ``size / 0.875`` and whose centre is cut out.
+    """Return what is left of an image whose short side is resized to ``size / 0.875`` and whose
+    centre is cut out.
 
-    The long side is resized to a whole number of pixels, rounded down, and the margins are rounded to whole pixels of
-    the resized image: the published evaluation (256 and 224 pixels) in one step instead of two.
+    The long side is resized to a whole number of pixels, rounded down, and the margins are rounded
+    to whole pixels of the resized image: the published evaluation (256 and 224 pixels) in one step
+    instead of two.
     """
     short = round(size / CENTRE_SHARE)
     resized = [short * side // min(width, height) for side in (width, height)]
@@ -104,15 +108,17 @@ def centre_box(width: int, height: int, size: int) -> Box:
 def cut(image: ImageFile.ImageFile, box: Box, size: int, *, detail: float = 1) -> Images:
     """Cut a box out of an opened image, not yet decoded, and resize it: bilinear with antialiasing.
 
-    A JPEG file is decoded at a half, a quarter or an eighth of its size, which costs less, where the box keeps enough
-    pixels. At just enough the result is a little sharper than from all pixels, by 1 to 2 of 256 levels in the mean; at
-    twice that it differs by half a level, so that evaluation is what it would be without.
+    A JPEG file is decoded at a half, a quarter or an eighth of its size, which costs less, where
+    the box keeps enough pixels. At just enough the result is a little sharper than from all pixels,
+    by 1 to 2 of 256 levels in the mean; at twice that it differs by half a level, so that
+    evaluation is what it would be without.
 
     Args:
         image: From `gnpcli.data.images.decode.opened`.
         box: Within the image.
         size: Side of the result.
-        detail: Pixels of the decoded box, along its shorter side, over `size`: at least, where the file is so large.
+        detail: Pixels of the decoded box, along its shorter side, over `size`: at least, where the
+            file is so large.
 
     Returns:
         uint8 ``[size, size, 3]``.

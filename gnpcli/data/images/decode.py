@@ -1,8 +1,10 @@
-"""Image files to pixels: opened by content, one meaning for every colour model, whole sets into one array.
+"""Image files to pixels: opened by content, one meaning for every colour model, whole sets into one
+array.
 
-Pillow opens every file and says what it is. Sound JPEGs, grey or in colour, are then decoded by libjpeg-turbo through
-simplejpeg, which gives the same bits as Pillow in three quarters of the time; the rest, and every doubt, is Pillow's.
-The result of a file depends on the file, the number of channels and the size asked for, never on the order of work.
+Pillow opens every file and says what it is. Sound JPEGs, grey or in colour, are then decoded by
+libjpeg-turbo through simplejpeg, which gives the same bits as Pillow in three quarters of the time;
+the rest, and every doubt, is Pillow's. The result of a file depends on the file, the number of
+channels and the size asked for, never on the order of work.
 """
 
 from __future__ import annotations
@@ -21,8 +23,9 @@ from gnpcli.data.base import Images
 from gnpcli.data.images.resize import resize
 from gnpcli.errors import DataError
 
-# What the suffixes of `gnpcli.data.images.layout` promise. Pillow goes by the content: a PNG named .jpg is read as a PNG,
-# and nothing else that Pillow knows is ever started by a file that lies about its name.
+# What the suffixes of `gnpcli.data.images.layout` promise. Pillow goes by the content: a PNG named
+# .jpg is read as a PNG, and nothing else that Pillow knows is ever started by a file that lies
+# about its name.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF")
 _JPEG_COLOURS = {"L": "GRAY", "RGB": "RGB"}
 """What simplejpeg calls Pillow's modes."""
@@ -34,7 +37,8 @@ class ColourFound(Exception):
 
 
 def read_header(path: str, image_size: int | None) -> tuple[int, bool]:
-    """Return (side in pixels, is grey) of an image file as it will be decoded, without decoding its pixels.
+    """Return (side in pixels, is grey) of an image file as it will be decoded, without decoding its
+    pixels.
 
     Args:
         path: An image file.
@@ -46,7 +50,8 @@ def read_header(path: str, image_size: int | None) -> tuple[int, bool]:
     with opened(path) as image:
         if image_size is None and image.width != image.height:
             raise DataError(
-                f"{path} is {image.width}x{image.height}, not square; set data.image_size to crop and resize all images"
+                f"{path} is {image.width}x{image.height}, not square; set data.image_size to crop "
+                "and resize all images"
             )
         return image_size or image.width, is_grey(image)
 
@@ -72,14 +77,15 @@ def decode_files(
 ) -> Images:
     """Decode image files into one array, in the order of `paths`.
 
-    RGBA, CMYK and palette images become RGB (transparency is dropped), grey ones three equal channels; with one
-    channel every image becomes grey. The first frame of an animation is taken; EXIF rotation is not applied. With
-    `image_size` an image that is not of that size is cut to its centred square and resized, bilinear with antialiasing
-    (a square image is resized whole).
+    RGBA, CMYK and palette images become RGB (transparency is dropped), grey ones three equal
+    channels; with one channel every image becomes grey. The first frame of an animation is taken;
+    EXIF rotation is not applied. With `image_size` an image that is not of that size is cut to its
+    centred square and resized, bilinear with antialiasing (a square image is resized whole).
 
     Args:
         paths: At least one file.
-        image_size: Side to resize to; None takes images as they are, and all have to be squares of one size.
+        image_size: Side to resize to; None takes images as they are, and all have to be squares of
+            one size.
         channels: 1 or 3.
         only_grey: Stop at the first image that is not grey.
         like: The file that sets the size without `image_size`, and is named when another differs.
@@ -90,8 +96,9 @@ def decode_files(
 
     Raises:
         ColourFound: With `only_grey`, if an image has colours.
-        DataError: On a file that cannot be read or is damaged (the first in order), on images of different sizes or
-            not square without `image_size`, and when the array does not fit into memory.
+        DataError: On a file that cannot be read or is damaged (the first in order), on images of
+            different sizes or not square without `image_size`, and when the array does not fit into
+            memory.
     """
     side, _ = read_header(like, image_size)
     images = allocate(
@@ -141,7 +148,8 @@ def allocate(
         return np.empty((count, side, side, channels), dtype=np.uint8)
     except MemoryError:
         raise DataError(
-            f"{count} images of {side}x{side} pixels take {num_bytes / 1e9:.1f} GB of memory, more than there is: "
+            f"{count} images of {side}x{side} pixels take {num_bytes / 1e9:.1f} GB of memory, more "
+            "than there is: "
             f"{remedy}"
         ) from None
 
@@ -182,7 +190,8 @@ def read_pixels(image: ImageFile.ImageFile, scale: int = 1) -> tuple[Images, int
         scale: 1, 2, 4 or 8: what the sides of a JPEG are divided by, rounded up.
 
     Returns:
-        uint8 ``[H, W, C]``, C = 1 for a grey image and 3 otherwise, and the scale that was used: `scale`, or 1.
+        uint8 ``[H, W, C]``, C = 1 for a grey image and 3 otherwise, and the scale that was used:
+        `scale`, or 1.
     """
     if image.format in ("JPEG", "MPO") and image.mode in _JPEG_COLOURS and image.fp is not None:
         image.fp.seek(0)
@@ -197,7 +206,8 @@ def read_pixels(image: ImageFile.ImageFile, scale: int = 1) -> tuple[Images, int
 
 
 def read_square(image: ImageFile.ImageFile, side: int, channels: int) -> Images:
-    """Decode an opened image, cut it to its centred square where it is not of the size asked for, and resize that.
+    """Decode an opened image, cut it to its centred square where it is not of the size asked for,
+    and resize that.
 
     Args:
         image: From `opened`.
@@ -223,10 +233,12 @@ def read_square(image: ImageFile.ImageFile, side: int, channels: int) -> Images:
 
 @contextmanager
 def opened(path: str) -> Iterator[ImageFile.ImageFile]:
-    """Open an image file by its content, whatever its name, among the formats that `gnpcli.data.images.layout` looks for.
+    """Open an image file by its content, whatever its name, among the formats that
+    `gnpcli.data.images.layout` looks for.
 
     Raises:
-        DataError: Also on what the body's decoding brings up: a file that is damaged, cannot be read, or is no image.
+        DataError: Also on what the body's decoding brings up: a file that is damaged, cannot be
+            read, or is no image.
     """
     try:
         with Image.open(path, formats=FORMATS) as image:

@@ -1,12 +1,14 @@
-"""The names in an image folder: splits, classes, files. No image is opened here, and NumPy is not needed.
+"""The names in an image folder: splits, classes, files. No image is opened here, and NumPy is not
+needed.
 
-    DIR/train/<class>/<image>        required
-    DIR/test/<class>/<image>         held out
-    DIR/val/<class>/<image>          validation where there is a test folder besides, else the held-out split
-    DIR/val/<image>                  the same, with a file that gives the classes (`gnpcli.data.images.val_labels`)
+    DIR/train/<class>/<image>        required DIR/test/<class>/<image>         held out
+    DIR/val/<class>/<image>          validation where there is a test folder besides, else the
+    held-out split DIR/val/<image>                  the same, with a file that gives the classes
+    (`gnpcli.data.images.val_labels`)
 
-Images may lie one folder deeper, in ``<class>/images/`` or ``val/images/``. A test folder without class folders has no
-labels and is passed over. Class folders are one level deep; sorted by name they are labels 0, 1, ...
+Images may lie one folder deeper, in ``<class>/images/`` or ``val/images/``. A test folder without
+class folders has no labels and is passed over. Class folders are one level deep; sorted by name
+they are labels 0, 1, ...
 """
 
 from __future__ import annotations
@@ -20,7 +22,9 @@ from gnpcli.data.images.val_labels import read_classes
 from gnpcli.errors import ConfigError, DataError
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif")
-"""What counts as an image, in either case. Other files, and names that begin with a dot, are passed over."""
+"""What counts as an image, in either case. Other files, and names that begin with a dot, are passed
+over.
+"""
 
 TREE = "train/<class>/*.png and test/<class>/*.png (or .jpg, .jpeg, .webp, .bmp, .gif)"
 """How messages put the layout."""
@@ -69,22 +73,23 @@ class Layout:
 
 
 def scan(root: str, *, validation_fraction: float, val_labels: str | None = None) -> Layout:
-    """Find the splits, classes and images of an image folder, in an order that depends on names only.
+    """Find the splits, classes and images of an image folder, in an order that depends on names
+    only.
 
     Directory links are followed; nothing is searched below the class folders but ``images``.
 
     Args:
         root: The folder that holds ``train``.
-        validation_fraction: Share of ``train`` that the caller will set aside: above 0 the folder may do without
-            a held-out split, and must not have a validation split of its own.
+        validation_fraction: Share of ``train`` that the caller will set aside: above 0 the folder
+            may do without a held-out split, and must not have a validation split of its own.
         val_labels: File with the classes of a flat ``val``; None looks for the usual ones.
 
     Raises:
-        ConfigError: On `validation_fraction` with a folder that has its own validation split, or `val_labels` with one
-            whose ``val`` is not flat.
-        DataError: On a folder that is not laid out as above, an empty class, a class without training images, fewer
-            than two classes, a broken link, names that may not be read, or a flat ``val`` without the classes of all
-            its images; with the path.
+        ConfigError: On `validation_fraction` with a folder that has its own validation split, or
+            `val_labels` with one whose ``val`` is not flat.
+        DataError: On a folder that is not laid out as above, an empty class, a class without
+            training images, fewer than two classes, a broken link, names that may not be read, or a
+            flat ``val`` without the classes of all its images; with the path.
     """
     if not os.path.isdir(root):
         reason = "is not a directory" if os.path.exists(root) else "does not exist"
@@ -108,18 +113,21 @@ def scan(root: str, *, validation_fraction: float, val_labels: str | None = None
     }
     if "test" in flat and "val" not in present and validation_fraction == 0:
         raise DataError(
-            f"{root}/test holds images without classes: sort them into class folders, or set data.validation_fraction "
+            f"{root}/test holds images without classes: sort them into class folders, or set "
+            "data.validation_fraction "
             "to hold out a share of train"
         )
     present -= flat.keys() & {"test"}
     if {"val", "test"} <= present and validation_fraction > 0:
         raise ConfigError(
-            f"{root} has both val and test, so val is the validation split: set data.validation_fraction to 0",
+            f"{root} has both val and test, so val is the validation split: set "
+            "data.validation_fraction to 0",
             key="data.validation_fraction",
         )
     if present == {"train"} and validation_fraction == 0:
         raise DataError(
-            f"{root} has no held-out images: add a test folder, or set data.validation_fraction to hold out a share "
+            f"{root} has no held-out images: add a test folder, or set data.validation_fraction to "
+            "hold out a share "
             "of train"
         )
     if val_labels is not None and "val" not in flat:
@@ -153,7 +161,9 @@ def _class_names(split: str) -> tuple[str, ...]:
 
 
 def _flat_folder(split: str, class_names: Sequence[str]) -> str | None:
-    """Return the folder of the images of a split without class folders; None if it has them, or is empty."""
+    """Return the folder of the images of a split without class folders; None if it has them, or is
+    empty.
+    """
     own = _class_names(split)
     if not own:
         return split if _images(split) else None
@@ -205,7 +215,9 @@ def _class_images(folder: str) -> list[str]:
 
 
 def _images(folder: str) -> list[str]:
-    """Return the names of the images in a folder, sorted. Files are not looked at: there may be millions."""
+    """Return the names of the images in a folder, sorted. Files are not looked at: there may be
+    millions.
+    """
     try:
         with os.scandir(folder) as entries:
             found = [

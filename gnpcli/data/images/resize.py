@@ -1,8 +1,9 @@
-"""Resizing of decoded images: bilinear with antialiasing, as Pillow defines it, several times as fast.
+"""Resizing of decoded images: bilinear with antialiasing, as Pillow defines it, several times as
+fast.
 
-Two implementations of one filter: fast_image_resize (the package cykooz-resizer, SIMD) where there is a wheel of it,
-else Pillow. Either rounds its coefficients in its own way, so that they differ by at most one of 256 levels. Both let
-other threads run meanwhile.
+Two implementations of one filter: fast_image_resize (the package cykooz-resizer, SIMD) where there
+is a wheel of it, else Pillow. Either rounds its coefficients in its own way, so that they differ by
+at most one of 256 levels. Both let other threads run meanwhile.
 """
 
 from __future__ import annotations
@@ -29,14 +30,17 @@ else:
     _PIXEL_TYPES = {1: PixelType.U8, 3: PixelType.U8x3}
 
 Box = tuple[float, float, float, float]
-"""Left, top, right and bottom in pixels, not always whole numbers; a pixel's left edge has its number."""
+"""Left, top, right and bottom in pixels, not always whole numbers; a pixel's left edge has its
+number.
+"""
 
 
 def resize(pixels: Images, size: int, box: Box | None = None) -> Images:
     """Resize an image, or a part of it, to a square.
 
-    Each pixel is the mean of those around its place weighted by a triangle, of half the width 1 where the image grows
-    and of that of the new pixel where it shrinks. Pixels just outside the box count as far as the triangle reaches.
+    Each pixel is the mean of those around its place weighted by a triangle, of half the width 1
+    where the image grows and of that of the new pixel where it shrinks. Pixels just outside the box
+    count as far as the triangle reaches.
 
     Args:
         pixels: uint8 ``[H, W, C]``; C is 1 or 3.

@@ -1,8 +1,10 @@
-"""The file that gives the classes of a flat validation folder, as ImageNet and Tiny-ImageNet have it.
+"""The file that gives the classes of a flat validation folder, as ImageNet and Tiny-ImageNet have
+it.
 
-Either every line is a class, in the order of the images sorted by name, or every line holds an image and its class,
-with a tab, a comma or a space between them and possibly more after them. A class is the name of its folder in
-``train``; an image may do without its suffix, and come with folders.
+Either every line is a class, in the order of the images sorted by name, or every line holds an
+image and its class, with a tab, a comma or a space between them and possibly more after them. A
+class is the name of its folder in ``train``; an image may do without its suffix, and come with
+folders.
 """
 
 from __future__ import annotations
@@ -29,8 +31,8 @@ def read_classes(
         given: The file to read; None looks for those that come with ImageNet and Tiny-ImageNet.
 
     Raises:
-        DataError: If there is no such file or it cannot be read, an image has no line, a line no image, or a class is
-            unknown; with the file and the line.
+        DataError: If there is no such file or it cannot be read, an image has no line, a line no
+            image, or a class is unknown; with the file and the line.
     """
     path = os.path.expanduser(given) if given is not None else _find(root, folder)
     try:
@@ -55,7 +57,8 @@ def _find(root: str, folder: str) -> str:
     found = next((place for place in places if os.path.isfile(place)), None)
     if found is None:
         raise DataError(
-            f"{folder} holds images without classes: sort them into class folders, or name a file of their classes "
+            f"{folder} holds images without classes: sort them into class folders, or name a file "
+            "of their classes "
             f"with data.val_labels (there is none of {', '.join(places)})"
         )
     return found
@@ -76,7 +79,8 @@ def _of_pairs(
             if image in class_names:  # alone, but not every line is: some other line is at fault
                 continue
             raise DataError(
-                f"{path} line {number}: {image!r} is neither a class of train nor an image and its class"
+                f"{path} line {number}: {image!r} is neither a class of train nor an image and its "
+                "class"
             )
         name = images.get(os.path.basename(image))
         if name is None and own not in class_names and number == min(lines):
@@ -95,7 +99,9 @@ def _of_pairs(
 
 
 def _pair(line: str, class_names: Collection[str]) -> tuple[str, str]:
-    """Return the first and the second field of a line; of the second only the first word unless it is a class."""
+    """Return the first and the second field of a line; of the second only the first word unless it
+    is a class.
+    """
     separator = next((mark for mark in ("\t", ",") if mark in line), None)
     image, own, *_ = [*(field.strip() for field in line.split(separator, 2)), ""]
     return image, own if own in class_names else own.partition(" ")[0]

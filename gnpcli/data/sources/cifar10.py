@@ -1,8 +1,9 @@
 """``cifar10``: CIFAR-10, 50,000 training and 10,000 test photographs, 32x32, RGB, in 10 classes.
 
-A. Krizhevsky, "Learning Multiple Layers of Features from Tiny Images", 2009. The classes sorted by name are the
-official labels. Normalised by the published channel statistics; all 50,000 training images re-encoded as JPEG give
-0.4913 0.4821 0.4465 and 0.2452 0.2428 0.2606, a little less deviation for the detail that JPEG drops.
+A. Krizhevsky, "Learning Multiple Layers of Features from Tiny Images", 2009. The classes sorted by
+name are the official labels. Normalised by the published channel statistics; all 50,000 training
+images re-encoded as JPEG give 0.4913 0.4821 0.4465 and 0.2452 0.2428 0.2606, a little less
+deviation for the detail that JPEG drops.
 """
 
 from __future__ import annotations
@@ -44,7 +45,8 @@ def read_binary(
 ) -> Iterator[Example]:
     """Yield the examples of CIFAR's binary files.
 
-    A file is a sequence of records: one byte for each label, then the 32x32 red, green and blue values, row by row.
+    A file is a sequence of records: one byte for each label, then the 32x32 red, green and blue
+        values, row by row.
 
     Args:
         path: The ``.tar.gz``.

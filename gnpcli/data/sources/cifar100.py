@@ -1,7 +1,8 @@
-"""``cifar100``: CIFAR-100, 50,000 training and 10,000 test photographs, 32x32, RGB, in 100 classes of 20 kinds.
+"""``cifar100``: CIFAR-100, 50,000 training and 10,000 test photographs, 32x32, RGB, in 100 classes
+of 20 kinds.
 
-A. Krizhevsky, "Learning Multiple Layers of Features from Tiny Images", 2009. The labels are the 100 fine ones, the
-classes sorted by name. Normalised by the published channel statistics.
+A. Krizhevsky, "Learning Multiple Layers of Features from Tiny Images", 2009. The labels are the 100
+fine ones, the classes sorted by name. Normalised by the published channel statistics.
 """
 
 from __future__ import annotations

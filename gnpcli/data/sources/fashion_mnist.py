@@ -1,6 +1,8 @@
-"""``fashion_mnist``: Fashion-MNIST, 60,000 training and 10,000 test pictures of clothes, 28x28, grey, in 10 classes.
+"""``fashion_mnist``: Fashion-MNIST, 60,000 training and 10,000 test pictures of clothes, 28x28,
+grey, in 10 classes.
 
-H. Xiao, K. Rasul, R. Vollgraf, arXiv 1708.07747. Normalised by the channel statistics of the 60,000 training images.
+H. Xiao, K. Rasul, R. Vollgraf, arXiv 1708.07747. Normalised by the channel statistics of the 60,000
+training images.
 """
 
 from __future__ import annotations
@@ -58,7 +60,9 @@ def _examples(split: str, paths: Mapping[str, str]) -> Iterator[Example]:
 
 
 def _read_idx(path: str) -> npt.NDArray[np.uint8]:
-    """Return the array of an IDX file: two zero bytes, the type (8: uint8), the rank, sizes (big-endian), values."""
+    """Return the array of an IDX file: two zero bytes, the type (8: uint8), the rank, sizes
+    (big-endian), values.
+    """
     with gzip.open(path) as file:
         content = file.read()
     if content[:3] != b"\0\0\x08":

@@ -1,8 +1,10 @@
-"""``folder:DIR``: images in ``DIR/{train,test,val}/<class>/``: small ones in memory, large ones streamed.
+"""``folder:DIR``: images in ``DIR/{train,test,val}/<class>/``: small ones in memory, large ones
+streamed.
 
-Small images are decoded once and cached, and normalised by the channel statistics of the training images. Large ones
-are decoded batch by batch (`gnpcli.data.feeds.streamed`), in colour, and normalised by ImageNet's statistics.
-`gnpcli.data.images.layout` says which files count, `gnpcli.data.images.decode` how they become pixels.
+Small images are decoded once and cached, and normalised by the channel statistics of the training
+images. Large ones are decoded batch by batch (`gnpcli.data.feeds.streamed`), in colour, and
+normalised by ImageNet's statistics. `gnpcli.data.images.layout` says which files count,
+`gnpcli.data.images.decode` how they become pixels.
 """
 
 from __future__ import annotations
@@ -35,13 +37,17 @@ from gnpcli.data.progress import Progress
 STREAMED_SIZE = 224
 """Side in pixels of streamed images without `data.image_size`."""
 STREAMED_MEAN, STREAMED_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-"""Of ImageNet's training images per channel, of pixel values in [0, 1], as they are usually rounded."""
+"""Of ImageNet's training images per channel, of pixel values in [0, 1], as they are usually
+rounded.
+"""
 LARGEST_IN_MEMORY = 96
 """Side in pixels up to which images are kept in memory unless `data.stream` says otherwise."""
 
 
 def describe(config: DataConfig) -> DataInfo | None:
-    """Answer `gnpcli.data.registry.describe` from the names in the folder and the first image's header; None without one."""
+    """Answer `gnpcli.data.registry.describe` from the names in the folder and the first image's
+    header; None without one.
+    """
     if not os.path.isdir(_root(config)):
         return None
     layout = scan_for(config, _root(config))
@@ -63,7 +69,8 @@ def load_layout(layout: Layout, config: DataConfig, progress: Progress | None) -
 
 
 def is_streamed(layout: Layout, config: DataConfig) -> bool:
-    """Return whether a folder is streamed, which the size of its first image says where `config` does not.
+    """Return whether a folder is streamed, which the size of its first image says where `config`
+    does not.
 
     Raises:
         DataError: If that image has to be looked at and cannot be read.
@@ -74,7 +81,9 @@ def is_streamed(layout: Layout, config: DataConfig) -> bool:
 
 
 def scan_for(config: DataConfig, root: str) -> Layout:
-    """Return the names in an image folder as `config` takes them; errors as `gnpcli.data.images.layout.scan`."""
+    """Return the names in an image folder as `config` takes them; errors as
+    `gnpcli.data.images.layout.scan`.
+    """
     return scan(root, validation_fraction=config.validation_fraction, val_labels=config.val_labels)
 
 
@@ -87,7 +96,8 @@ def describe_layout(layout: Layout, config: DataConfig, *, streamed: bool = Fals
 
     Raises:
         ConfigError: On a `validation_fraction` that sets nothing aside.
-        DataError: Of images in memory, if the first cannot be read, or is not square and `image_size` is null.
+        DataError: Of images in memory, if the first cannot be read, or is not square and
+            `image_size` is null.
     """
     if streamed:
         image_size, grey = config.image_size or STREAMED_SIZE, False
@@ -132,12 +142,12 @@ def load_images(
     Args:
         layout: The folder.
         image_size: Side to resize to; None keeps the images' own, one for all of them.
-        progress: Called with (done, total) over all splits while images are decoded. Starts over where a coloured
-            image turns up among grey ones.
+        progress: Called with (done, total) over all splits while images are decoded. Starts over
+            where a coloured image turns up among grey ones.
 
     Returns:
-        Images by split name, uint8 ``[N, S, S, C]``, in the order of the layout; and under ``statistics`` float64
-        ``[2, C]``, mean and standard deviation of the training images.
+        Images by split name, uint8 ``[N, S, S, C]``, in the order of the layout; and under
+        ``statistics`` float64 ``[2, C]``, mean and standard deviation of the training images.
 
     Raises:
         DataError: As `gnpcli.data.images.decode.decode_files`.

@@ -1,8 +1,10 @@
-"""``imagenet``: ILSVRC 2012, 1,281,167 training and 50,000 validation photographs in 1,000 classes, or any part of it.
+"""``imagenet``: ILSVRC 2012, 1,281,167 training and 50,000 validation photographs in 1,000 classes,
+or any part of it.
 
-O. Russakovsky et al., "ImageNet Large Scale Visual Recognition Challenge", arXiv 1409.0575. A folder as of
-`gnpcli.data.images.layout`, streamed unless `data.stream` says otherwise; the validation images are tested on. It is not
-downloaded: its owners give it to those who register. The classes sorted by name are the official labels.
+O. Russakovsky et al., "ImageNet Large Scale Visual Recognition Challenge", arXiv 1409.0575. A
+folder as of `gnpcli.data.images.layout`, streamed unless `data.stream` says otherwise; the
+validation images are tested on. It is not downloaded: its owners give it to those who register. The
+classes sorted by name are the official labels.
 """
 
 from __future__ import annotations
@@ -18,7 +20,8 @@ NUM_TRAIN, NUM_VALIDATION, NUM_CLASSES = 1_281_167, 50_000, 1_000
 
 
 def describe(config: DataConfig) -> DataInfo:
-    """Answer `gnpcli.data.registry.describe` from the names in the folder, else from the published sizes.
+    """Answer `gnpcli.data.registry.describe` from the names in the folder, else from the published
+    sizes.
 
     Of those `num_validation` is right to a few images: classes are not all of one size.
     """
@@ -52,7 +55,8 @@ def load(config: DataConfig, progress: Progress | None = None) -> Dataset:
     if root is None:
         where = " or ".join(places.candidates("imagenet", config.dir))
         raise DataError(
-            f"no ImageNet images in {where}: give the folder that holds train/<class>/*.JPEG and val/<class>/*.JPEG "
+            f"no ImageNet images in {where}: give the folder that holds train/<class>/*.JPEG and "
+            "val/<class>/*.JPEG "
             "(or val/*.JPEG and a file of their classes) with --data-dir (data.dir)"
         )
     return folder.load_layout(folder.scan_for(config, root), config, progress)

@@ -1,10 +1,11 @@
-"""``tfds:NAME`` or ``tfds:NAME/CONFIG``: any image classification set that TFDS has prepared, held in memory.
+"""``tfds:NAME`` or ``tfds:NAME/CONFIG``: any image classification set that TFDS has prepared, held
+in memory.
 
     DATA_DIR/NAME[/CONFIG]/<version>/
 
-Trained on ``train`` and tested on ``test``, or on ``validation`` where there is no ``test``, unless `data.train_split`
-and `data.test_split` name others; where both are there, ``validation`` is the validation split. Normalised by the
-channel statistics of the images trained on.
+Trained on ``train`` and tested on ``test``, or on ``validation`` where there is no ``test``, unless
+`data.train_split` and `data.test_split` name others; where both are there, ``validation`` is the
+validation split. Normalised by the channel statistics of the images trained on.
 """
 
 from __future__ import annotations
@@ -21,7 +22,9 @@ from gnpcli.errors import ConfigError, DataError, suggest
 
 
 def describe(config: DataConfig) -> DataInfo | None:
-    """Answer `gnpcli.data.registry.describe` from dataset_info.json; from the records what that does not tell."""
+    """Answer `gnpcli.data.registry.describe` from dataset_info.json; from the records what that
+    does not tell.
+    """
     from gnpcli.data.archives.records import first_size, read_labels
 
     name = _name(config)
@@ -58,8 +61,8 @@ def load(config: DataConfig, progress: Progress | None = None) -> Dataset:
 
     Raises:
         ConfigError: On splits that the data set does not have.
-        DataError: If nothing is there, it is no image classification set, its images are not squares of one size and
-            `image_size` is null, or a record is bad.
+        DataError: If nothing is there, it is no image classification set, its images are not
+            squares of one size and `image_size` is null, or a record is bad.
     """
     from gnpcli.data.archives.records import load_arrays
 
@@ -86,7 +89,9 @@ def load(config: DataConfig, progress: Progress | None = None) -> Dataset:
 
 
 def prepared_names(directory: str | None) -> dict[str, str]:
-    """Return the folders in `gnpcli.data.archives.places.data_dirs` that are laid out as by TFDS, by ``NAME[/CONFIG]``."""
+    """Return the folders in `gnpcli.data.archives.places.data_dirs` that are laid out as by TFDS,
+    by ``NAME[/CONFIG]``.
+    """
     found: dict[str, str] = {}
     for place in places.data_dirs(directory):
         for name in _folders(place):
@@ -120,7 +125,8 @@ def _absent(name: str, directory: str | None) -> DataError:
         )
     known = f" (there: {', '.join(sorted(there))})" if there else ""
     return DataError(
-        f"no data set prepared by TFDS in {where}{suggest(name, there)}{known}: give its data_dir with --data-dir "
+        f"no data set prepared by TFDS in {where}{suggest(name, there)}{known}: give its data_dir "
+        "with --data-dir "
         "(data.dir)"
     )
 
@@ -149,12 +155,14 @@ def _groups(root: str, config: DataConfig) -> tuple[tfds.Prepared, dict[str, tup
         groups["test"] = (test,)
     elif config.validation_fraction == 0:
         raise DataError(
-            f"{root} has no held-out split: set data.test_split, or data.validation_fraction to hold out a share"
+            f"{root} has no held-out split: set data.test_split, or data.validation_fraction to "
+            "hold out a share"
         )
     if prepared.holds(["validation"]) and "validation" not in (*train, test):
         if config.validation_fraction > 0:
             raise ConfigError(
-                f"{config.name} has a validation split of its own: set data.validation_fraction to 0",
+                f"{config.name} has a validation split of its own: set data.validation_fraction to "
+                "0",
                 key="data.validation_fraction",
             )
         groups["validation"] = ("validation",)

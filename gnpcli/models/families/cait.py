@@ -1,11 +1,15 @@
-"""CaiT, class-attention in image transformers, arXiv 2103.17239: section 2 for LayerScale, section 3 for the layers.
+"""CaiT, class-attention in image transformers, arXiv 2103.17239: section 2 for LayerScale, section
+3 for the layers.
 
-Legend: ``[B, H, W, C]`` images; ``[B, T, D]`` features of T tokens, one per patch; h heads of d = D/h features.
+Legend: ``[B, H, W, C]`` images; ``[B, T, D]`` features of T tokens, one per patch; h heads of d =
+    D/h features.
 
-The class token enters only after the self-attention blocks, and two blocks of class attention change nothing else.
+The class token enters only after the self-attention blocks, and two blocks of class attention
+change nothing else.
 
-Two variants. ``paper``: the authors' initialisation and exact GELU, and LayerScale that starts at a value by depth.
-``upstream``: as in the GNP papers' code, see `gnpcli.models.layers.transformer.FORMS`, and LayerScale by width.
+Two variants. ``paper``: the authors' initialisation and exact GELU, and LayerScale that starts at a
+value by depth. ``upstream``: as in the GNP papers' code, see
+`gnpcli.models.layers.transformer.FORMS`, and LayerScale by width.
 """
 
 from __future__ import annotations
@@ -48,10 +52,11 @@ class LayerScale(nn.Module):
 
 
 class MixHeads(nn.Module):
-    """Linear map across the heads, ``[h, ...] -> [h, ...]`` in the type of the input, arXiv 2003.02436.
+    """Linear map across the heads, ``[h, ...] -> [h, ...]`` in the type of the input, arXiv
+    2003.02436.
 
-    With the heads in front, the map is one product ``[h, h] @ [h, B * T * T]`` that moves no data: 1.7 to 4 times
-    faster on a CPU than a contraction of an inner axis.
+    With the heads in front, the map is one product ``[h, h] @ [h, B * T * T]`` that moves no data:
+    1.7 to 4 times faster on a CPU than a contraction of an inner axis.
     """
 
     form: Form
@@ -169,7 +174,9 @@ class ClassBlock(nn.Module):
 
     @compact
     def __call__(self, cls: jax.Array, x: jax.Array) -> jax.Array:
-        """Map the class token ``[B, 1, D]``, given the other tokens ``[B, T, D]``, to ``[B, 1, D]``."""
+        """Map the class token ``[B, 1, D]``, given the other tokens ``[B, T, D]``, to ``[B, 1,
+        D]``.
+        """
         y = LayerNorm(EPS, self.dtype, name="ln_1")(jnp.concatenate([cls, x], axis=1))
         y = ClassAttention(self.heads, self.form, self.dtype, name="attention")(y)
         cls = cls + LayerScale(self.layer_scale, name="scale_1")(y)
@@ -189,9 +196,11 @@ class Cait(nn.Module):
         patch_size: Side of a patch in pixels; divides the sides of the images.
         num_classes: Number of logits.
         layer_scale: Initial value of LayerScale, above 0.
-        dropout: Rate after the position embedding, each of the MLP's layers and the attention's output, in ``[0, 1)``.
+        dropout: Rate after the position embedding, each of the MLP's layers and the attention's
+            output, in ``[0, 1)``.
         attention_dropout: Rate of the attention weights, in ``[0, 1)``.
-        drop_path: Rate of the residual branches, the same in every self-attention block, in ``[0, 1)``.
+        drop_path: Rate of the residual branches, the same in every self-attention block, in ``[0,
+            1)``.
         scan: Whether the self-attention blocks are scanned, see `run_blocks`.
         form: See `Form`.
         dtype: Compute type; LayerNorm, softmax and head are in float32 always.

@@ -1,14 +1,16 @@
-"""Additive pyramidal residual networks with bottlenecks, arXiv 1610.02915, plain or with ShakeDrop, arXiv 1802.02375.
+"""Additive pyramidal residual networks with bottlenecks, arXiv 1610.02915, plain or with ShakeDrop,
+arXiv 1802.02375.
 
 Legend: ``[B, H, W, C]`` batch, height, width, channels.
 
-Block k of N has bottleneck width ``16 + widening * k / N``, rounded half up as in the authors' code; the floor in the
-paper's equation 2, applied block by block as it is written there, would never let a slow pyramid grow.
+Block k of N has bottleneck width ``16 + widening * k / N``, rounded half up as in the authors'
+code; the floor in the paper's equation 2, applied block by block as it is written there, would
+never let a slow pyramid grow.
 
-Two variants. ``paper``: as in the authors' code. ``upstream``: what the GNP papers' code builds, where only the
-networks with ShakeDrop have a BatchNorm after the stem, and where the convolutions of stride 2 pad below and to the
-right only. (On images other than 32 x 32 that code also pools 8 x 8 windows and flattens; here the mean over all
-pixels takes any size.)
+Two variants. ``paper``: as in the authors' code. ``upstream``: what the GNP papers' code builds,
+where only the networks with ShakeDrop have a BatchNorm after the stem, and where the convolutions
+of stride 2 pad below and to the right only. (On images other than 32 x 32 that code also pools 8 x
+8 windows and flattens; here the mean over all pixels takes any size.)
 """
 
 from __future__ import annotations
@@ -36,7 +38,8 @@ def bottleneck_widths(depth: int, widening: int) -> list[int]:
     """Return the width of the bottleneck of every block, first to last.
 
     Args:
-        depth: Number of convolutions and the head, ``9 n + 2`` for n blocks in each of the three groups.
+        depth: Number of convolutions and the head, ``9 n + 2`` for n blocks in each of the three
+            groups.
         widening: What the last bottleneck has over the channels of the stem; alpha in the paper.
 
     Raises:
@@ -68,7 +71,9 @@ class Block(nn.Module):
 
     @compact
     def __call__(self, x: jax.Array, factors: Factors | None, train: bool) -> jax.Array:
-        """Map ``[B, H, W, C]`` to ``[B, ceil(H / stride), ceil(W / stride), 4 width]``, the branch times `factors`."""
+        """Map ``[B, H, W, C]`` to ``[B, ceil(H / stride), ceil(W / stride), 4 width]``, the branch
+        times `factors`.
+        """
         same = self.variant == "upstream"
         channels = EXPANSION * self.width
         y = BatchNorm(dtype=self.dtype, name="norm_1")(x, train)
@@ -91,10 +96,13 @@ class PyramidNet(nn.Module):
         depth: See `bottleneck_widths`.
         widening: See `bottleneck_widths`.
         num_classes: Number of logits.
-        shake_drop: Probability with which the branch of the last block shakes; None builds the plain network.
+        shake_drop: Probability with which the branch of the last block shakes; None builds the
+            plain network.
         variant: ``paper`` or ``upstream``, see the module.
-        dtype: Compute type; the statistics of BatchNorm, the mean over the pixels and the head are float32 always.
-        true_gradient: Whether ShakeDrop's backward factors are its forward ones, see `gnpcli.models.layers.shake`.
+        dtype: Compute type; the statistics of BatchNorm, the mean over the pixels and the head are
+            float32 always.
+        true_gradient: Whether ShakeDrop's backward factors are its forward ones, see
+            `gnpcli.models.layers.shake`.
     """
 
     depth: int
@@ -144,7 +152,8 @@ def build(
 ) -> Model:
     """Build a pyramidal network; see `gnpcli.models.registry.build_model` for the arguments.
 
-    It has ShakeDrop where the model has the option `drop_path`, the probability with which the last branch shakes.
+    It has ShakeDrop where the model has the option `drop_path`, the probability with which the last
+    branch shakes.
     """
     del image_size, channels  # convolutions and the mean over the pixels take any
     bottleneck_widths(**architecture)

@@ -2,14 +2,15 @@
 
 Legend: ``[B, H, W, C]`` batch, height, width, channels.
 
-Two stems. ``imagenet``: a 7x7 convolution and a 3x3 maximum, both of stride 2. ``cifar``: a 3x3 convolution that
-keeps the resolution of small images.
+Two stems. ``imagenet``: a 7x7 convolution and a 3x3 maximum, both of stride 2. ``cifar``: a 3x3
+convolution that keeps the resolution of small images.
 
-Two variants. ``paper``: as torchvision and timm build it. The stride of a bottleneck is in its 3x3 convolution, not in
-the 1x1 before it as in the authors' own code, and the scale of the last BatchNorm of each block starts at 0, so that
-the blocks start as identities (arXiv 1706.02677 section 5.1; timm's default, torchvision's option). ``upstream``:
-what the GNP papers' code builds, with no ReLU in the stem, 16 channels in the ``cifar`` stem, biased convolutions in
-the blocks of depths 18 and 34, XLA's ``SAME`` padding, and scales that start at 1.
+Two variants. ``paper``: as torchvision and timm build it. The stride of a bottleneck is in its 3x3
+convolution, not in the 1x1 before it as in the authors' own code, and the scale of the last
+BatchNorm of each block starts at 0, so that the blocks start as identities (arXiv 1706.02677
+section 5.1; timm's default, torchvision's option). ``upstream``: what the GNP papers' code builds,
+with no ReLU in the stem, 16 channels in the ``cifar`` stem, biased convolutions in the blocks of
+depths 18 and 34, XLA's ``SAME`` padding, and scales that start at 1.
 """
 
 from __future__ import annotations
@@ -56,7 +57,8 @@ class Block(nn.Module):
     """Residual block of figure 5 of the paper: the left one, or with `bottleneck` the right one.
 
     Attributes:
-        channels: Channels of the convolutions; the last 1x1 convolution of a bottleneck has 4 times as many.
+        channels: Channels of the convolutions; the last 1x1 convolution of a bottleneck has 4 times
+            as many.
         stride: Of the first 3x3 convolution and the shortcut.
         bottleneck: Which of the two.
         variant: ``paper`` or ``upstream``, see the module.
@@ -71,7 +73,9 @@ class Block(nn.Module):
 
     @compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        """Map ``[B, H, W, C]`` to ``[B, ceil(H / stride), ceil(W / stride), channels or 4 * channels]``."""
+        """Map ``[B, H, W, C]`` to ``[B, ceil(H / stride), ceil(W / stride), channels or 4 *
+        channels]``.
+        """
         upstream = self.variant == "upstream"
 
         def conv_norm(
@@ -121,7 +125,8 @@ class ResNet(nn.Module):
         num_classes: Number of logits.
         stem: ``cifar`` or ``imagenet``, see the module.
         variant: ``paper`` or ``upstream``, see the module.
-        dtype: Compute type; the statistics of BatchNorm, the mean over the pixels and the head are float32 always.
+        dtype: Compute type; the statistics of BatchNorm, the mean over the pixels and the head are
+            float32 always.
     """
 
     stages: tuple[int, ...]
@@ -169,7 +174,9 @@ def build(
     channels: int,
     dtype: str,
 ) -> Model:
-    """Build a residual network of ``depth`` and ``width``; see `gnpcli.models.registry.build_model` for the arguments."""
+    """Build a residual network of ``depth`` and ``width``; see `gnpcli.models.registry.build_model`
+    for the arguments.
+    """
     del image_size, channels  # convolutions and the mean over the pixels take any
     depth = architecture["depth"]
     assert config.stem is not None  # resolved
@@ -187,7 +194,8 @@ def build(
 
 
 def from_torch(tensors: Mapping[str, np.ndarray]) -> tuple[Params, State]:
-    """Map the state dict of torchvision's or timm's ``resnet18`` to ``resnet200`` to parameters and state.
+    """Map the state dict of torchvision's or timm's ``resnet18`` to ``resnet200`` to parameters and
+    state.
 
     Raises:
         CheckpointError: The tensors are not those of such a network.

@@ -2,10 +2,11 @@
 
 Legend: ``[B, H, W, C]`` batch, height, width, channels.
 
-Two variants, which differ where the number of channels changes. ``paper``: the shortcut starts from the activated
-input, as in the author's code, and its second half sees the image shifted by a pixel to the right and down.
-``upstream``: what the GNP papers' code builds, where the shortcut starts from the input itself and the shift is to the
-left and up; its convolutions of stride 2 pad below and to the right only.
+Two variants, which differ where the number of channels changes. ``paper``: the shortcut starts from
+the activated input, as in the author's code, and its second half sees the image shifted by a pixel
+to the right and down. ``upstream``: what the GNP papers' code builds, where the shortcut starts
+from the input itself and the shift is to the left and up; its convolutions of stride 2 pad below
+and to the right only.
 """
 
 from __future__ import annotations
@@ -53,7 +54,8 @@ class Branch(nn.Module):
 
 
 class Shortcut(nn.Module):
-    """Shortcut where the number of channels changes: two 1x1 convolutions, of the image and of the image shifted.
+    """Shortcut where the number of channels changes: two 1x1 convolutions, of the image and of the
+    image shifted.
 
     Attributes:
         channels: Channels of the answer, even; each convolution gives one half of them.
@@ -84,7 +86,9 @@ class Shortcut(nn.Module):
 
 
 class Block(nn.Module):
-    """Shortcut and two branches, the branches combined by `gnpcli.models.layers.shake`; attributes as in `Branch`."""
+    """Shortcut and two branches, the branches combined by `gnpcli.models.layers.shake`; attributes
+    as in `Branch`.
+    """
 
     channels: int
     stride: int
@@ -109,12 +113,15 @@ class ShakeShake(nn.Module):
     """The whole network, ``[B, H, W, C] -> [B, classes]`` in float32, for images of any size.
 
     Attributes:
-        depth: Layers with weights on the longest path, ``6 n + 2`` for n blocks in each of the three groups.
+        depth: Layers with weights on the longest path, ``6 n + 2`` for n blocks in each of the
+            three groups.
         width: Channels of the first group; the second has twice, the third four times as many.
         num_classes: Number of logits.
         variant: ``paper`` or ``upstream``, see the module.
-        dtype: Compute type; the statistics of BatchNorm, the mean over the pixels and the head are float32 always.
-        true_gradient: Whether the backward factors are the forward ones, see `gnpcli.models.layers.shake`.
+        dtype: Compute type; the statistics of BatchNorm, the mean over the pixels and the head are
+            float32 always.
+        true_gradient: Whether the backward factors are the forward ones, see
+            `gnpcli.models.layers.shake`.
     """
 
     depth: int

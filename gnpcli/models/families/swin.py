@@ -1,14 +1,14 @@
 """Swin Transformer, arXiv 2103.14030: section 3 for the layers, section 3.3 for the sizes.
 
-Legend: ``[B, H, W, C]`` images or features, H x W pixels or patches; w the side of an attention window in patches,
-``N = w * w`` tokens in it; h heads of d = C/h features.
+Legend: ``[B, H, W, C]`` images or features, H x W pixels or patches; w the side of an attention
+window in patches, ``N = w * w`` tokens in it; h heads of d = C/h features.
 
-Where a feature map is not larger than the window, the window shrinks to it and is not shifted, as in the authors'
-code. The index of the relative positions and the mask of the shifted windows follow from the shapes: they are neither
-parameters nor state.
+Where a feature map is not larger than the window, the window shrinks to it and is not shifted, as
+in the authors' code. The index of the relative positions and the mask of the shifted windows follow
+from the shapes: they are neither parameters nor state.
 
-Two variants, see `gnpcli.models.layers.transformer.FORMS`: ``paper`` and ``upstream`` differ in the initialisation and in the
-form of the GELU alone.
+Two variants, see `gnpcli.models.layers.transformer.FORMS`: ``paper`` and ``upstream`` differ in the
+initialisation and in the form of the GELU alone.
 """
 
 from __future__ import annotations
@@ -37,10 +37,12 @@ EPS = 1e-5
 
 
 def relative_bias(table: jax.Array) -> jax.Array:
-    """Return the attention bias ``[h, N, N]`` of a table ``[2w - 1, 2w - 1, h]``, equation 4 of the paper.
+    """Return the attention bias ``[h, N, N]`` of a table ``[2w - 1, 2w - 1, h]``, equation 4 of the
+    paper.
 
-    Query (y, x) and key (y', x') of a window meet in ``table[y - y' + w - 1, x - x' + w - 1]``. Taken by slices: the
-    gradient of a gather is a scatter, which adds in another order every time on a GPU, and runs would not repeat.
+    Query (y, x) and key (y', x') of a window meet in ``table[y - y' + w - 1, x - x' + w - 1]``.
+    Taken by slices: the gradient of a gather is a scatter, which adds in another order every time
+    on a GPU, and runs would not repeat.
     """
     side = (table.shape[0] + 1) // 2
     starts = range(side - 1, -1, -1)  # of the keys of query 0, 1, ... in the reversed table
@@ -53,10 +55,11 @@ def relative_bias(table: jax.Array) -> jax.Array:
 
 
 def window_regions(height: int, width: int, window: int, shift: int) -> np.ndarray:
-    """Number the regions of each window after a cyclic shift, ``[H/w * W/w, N]`` int8; figure 4 of the paper.
+    """Number the regions of each window after a cyclic shift, ``[H/w * W/w, N]`` int8; figure 4 of
+    the paper.
 
-    Two tokens of a window attend to each other where their numbers are equal: both or neither came around the lower
-    edge, and likewise the right edge.
+    Two tokens of a window attend to each other where their numbers are equal: both or neither came
+    around the lower edge, and likewise the right edge.
     """
     came_around = [(np.arange(side) >= side - shift).astype(np.int8) for side in (height, width)]
     regions = 2 * came_around[0][:, None] + came_around[1][None, :]
@@ -102,7 +105,8 @@ class WindowAttention(nn.Module):
 
         if self.shift:
             x = jnp.roll(x, (-self.shift, -self.shift), axis=(1, 2))
-        # The projection is the same for every token, so one transposition after it cuts both windows and heads.
+        # The projection is the same for every token, so one transposition after it cuts both
+        # windows and heads.
         qkv = linear(x, kernel, qkv_bias, self.dtype).reshape(
             batch, rows, side, columns, side, 3, self.heads, head_dim
         )
@@ -167,7 +171,9 @@ class Block(nn.Module):
 
 
 class PatchMerging(nn.Module):
-    """Concatenate 2 x 2 patches and halve the features, ``[B, H, W, C] -> [B, H/2, W/2, 2C]``, section 3.1."""
+    """Concatenate 2 x 2 patches and halve the features, ``[B, H, W, C] -> [B, H/2, W/2, 2C]``,
+    section 3.1.
+    """
 
     form: Form
     dtype: np.dtype
@@ -189,15 +195,20 @@ class SwinTransformer(nn.Module):
     Attributes:
         dim: Features of the first stage; each later stage has twice those of the one before.
         depth: Blocks of the third stage; the others have 2.
-        heads: Attention heads of the first stage; each later stage has twice those of the one before.
+        heads: Attention heads of the first stage; each later stage has twice those of the one
+            before.
         patch_size: Side of a patch in pixels.
-        window_size: Side of an attention window in patches, shrunk to the feature map where that is smaller.
+        window_size: Side of an attention window in patches, shrunk to the feature map where that is
+            smaller.
         num_classes: Number of logits.
-        dropout: Rate after the patch embedding, each of the MLP's layers and the attention's output, in ``[0, 1)``.
+        dropout: Rate after the patch embedding, each of the MLP's layers and the attention's
+            output, in ``[0, 1)``.
         attention_dropout: Rate of the attention weights, in ``[0, 1)``.
-        drop_path: Rate of the last block's residual branches, in ``[0, 1)``; 0 in the first, linear between.
+        drop_path: Rate of the last block's residual branches, in ``[0, 1)``; 0 in the first, linear
+            between.
         form: See `Form`.
-        dtype: Compute type; LayerNorm, softmax, the mean over the tokens and the head are in float32 always.
+        dtype: Compute type; LayerNorm, softmax, the mean over the tokens and the head are in
+            float32 always.
     """
 
     dim: int
@@ -264,7 +275,8 @@ def _check_sizes(image_size: int, patch_size: int, window_size: int) -> None:
     fitting = [size for size in sizes if windows_fit(size, patch_size, window_size)]
     nearest = sorted(sorted(fitting, key=lambda size: abs(size - image_size))[:4])
     message = (
-        f"patches of {patch_size} pixels and windows of {window_size} patches do not tile images of "
+        f"patches of {patch_size} pixels and windows of {window_size} patches do not tile images "
+        "of "
         f"{image_size} x {image_size} pixels in all {STAGES} stages; image sizes that fit: "
         f"{', '.join(map(str, nearest))}"
     )
@@ -293,7 +305,8 @@ def build(
     """Build a Swin Transformer; see `gnpcli.models.registry.build_model` for the arguments.
 
     Raises:
-        ConfigError: Patches or windows do not tile the images, or a feature map with an odd side would be merged.
+        ConfigError: Patches or windows do not tile the images, or a feature map with an odd side
+            would be merged.
     """
     del channels  # the patch embedding takes as many as it meets
     assert config.patch_size is not None  # resolved
@@ -314,10 +327,11 @@ def build(
 
 
 def from_torch(tensors: Mapping[str, np.ndarray]) -> tuple[Params, State]:
-    """Map a PyTorch state dict to parameters: timm's names, or those of the authors' own checkpoints.
+    """Map a PyTorch state dict to parameters: timm's names, or those of the authors' own
+    checkpoints.
 
-    Their patch merging concatenates the 2 x 2 patches by columns, this one by rows. The authors number a merging by the
-    stage before it, timm by the stage after it.
+    Their patch merging concatenates the 2 x 2 patches by columns, this one by rows. The authors
+    number a merging by the stage before it, timm by the stage after it.
 
     Raises:
         CheckpointError: The tensors are not those of a Swin Transformer.
@@ -362,7 +376,9 @@ def from_torch(tensors: Mapping[str, np.ndarray]) -> tuple[Params, State]:
 
 
 def facts(params: Params) -> Facts:
-    """Return what parameters say of patches and windows, and the image size whose smallest map is one window."""
+    """Return what parameters say of patches and windows, and the image size whose smallest map is
+    one window.
+    """
     patch_size, channels = patches(len(params["patch_embedding"]["projection"]["kernel"]))
     window_size = (params["stage_0_block_0"]["attention"]["relative_positions"].shape[0] + 1) // 2
     image_size = 2 ** (STAGES - 1) * patch_size * window_size
@@ -372,7 +388,7 @@ def facts(params: Params) -> Facts:
 def resize(path: Path, array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray | None:
     """Return a table of relative positions for windows of another side.
 
-    Stretched as an image is, as in the authors' code: the farthest distances in a window keep about their bias. timm
-    keeps that of each distance in patches instead.
+    Stretched as an image is, as in the authors' code: the farthest distances in a window keep about
+    their bias. timm keeps that of each distance in patches instead.
     """
     return resize_grid(array, shape[0]) if path[-1] == "relative_positions" else None

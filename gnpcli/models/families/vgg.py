@@ -1,13 +1,15 @@
-"""VGG networks, arXiv 1409.1556: columns D and E of table 1, with or without BatchNorm after the convolutions.
+"""VGG networks, arXiv 1409.1556: columns D and E of table 1, with or without BatchNorm after the
+convolutions.
 
 Legend: ``[B, H, W, C]`` batch, height, width, channels.
 
-The first hidden layer takes the last map whole, 7 x 7 x 512 at the paper's 224 pixels and 1 x 1 x 512 at 32, so the
-parameters belong to one image size.
+The first hidden layer takes the last map whole, 7 x 7 x 512 at the paper's 224 pixels and 1 x 1 x
+512 at 32, so the parameters belong to one image size.
 
-Two variants, which differ in the first weights of the dense layers alone. ``paper``: a normal distribution of
-deviation 0.01, as torchvision and timm have it (section 3.1 names the distribution). ``upstream``: what the GNP
-papers' code draws, a uniform distribution that ends at ``1 / sqrt(outputs)``.
+Two variants, which differ in the first weights of the dense layers alone. ``paper``: a normal
+distribution of deviation 0.01, as torchvision and timm have it (section 3.1 names the
+distribution). ``upstream``: what the GNP papers' code draws, a uniform distribution that ends at
+``1 / sqrt(outputs)``.
 """
 
 from __future__ import annotations
@@ -100,7 +102,8 @@ def build(
     channels: int,
     dtype: str,
 ) -> Model:
-    """Build a VGG of ``depth``, ``width`` and ``hidden``, with ``batch_norm`` 0 or 1; see `gnpcli.models.registry.build_model`.
+    """Build a VGG of ``depth``, ``width`` and ``hidden``, with ``batch_norm`` 0 or 1; see
+    `gnpcli.models.registry.build_model`.
 
     Raises:
         ConfigError: The poolings leave nothing of the images.
@@ -110,7 +113,8 @@ def build(
     smallest = 2 ** len(stages)
     if image_size < smallest:
         raise ConfigError(
-            f"{config.name} halves its images {len(stages)} times, which images of {image_size} x {image_size} pixels "
+            f"{config.name} halves its images {len(stages)} times, which images of {image_size} x "
+            f"{image_size} pixels "
             f"do not allow; sizes that do: {smallest} and larger",
             key="data.image_size",
         )
@@ -129,7 +133,8 @@ def build(
 
 
 def from_torch(tensors: Mapping[str, np.ndarray]) -> tuple[Params, State]:
-    """Map the state dict of torchvision's or timm's ``vgg16`` to ``vgg19_bn`` to parameters and state.
+    """Map the state dict of torchvision's or timm's ``vgg16`` to ``vgg19_bn`` to parameters and
+    state.
 
     The first hidden layer takes the map in the order ``[H, W, C]`` here and ``[C, H, W]`` there.
 
@@ -139,7 +144,8 @@ def from_torch(tensors: Mapping[str, np.ndarray]) -> tuple[Params, State]:
     weights = StateDict(tensors)
     params: Params = {}
     stats: State = {}
-    # Their numbers count the activations and poolings too: BatchNorm has the number after its convolution's.
+    # Their numbers count the activations and poolings too: BatchNorm has the number after its
+    # convolution's.
     numbers = sorted(
         int(match[1])
         for name, array in tensors.items()

@@ -1,11 +1,11 @@
 """Vision Transformer, arXiv 2010.11929: section 3.1 for the encoder, table 1 for the sizes.
 
-Legend: ``[B, H, W, C]`` images; ``[B, T, D]`` features, T tokens of which the first is the class token; h heads of
-d = D/h features; P the side of a patch in pixels.
+Legend: ``[B, H, W, C]`` images; ``[B, T, D]`` features, T tokens of which the first is the class
+token; h heads of d = D/h features; P the side of a patch in pixels.
 
-As in the authors' fine-tuning form and in the GNP papers' code there is no representation layer before the head.
-The formulation (fused projection, patches by reshape, 2-D products) is the fastest of those measured on a CPU, and
-is made of the large matrix products that an accelerator likes too.
+As in the authors' fine-tuning form and in the GNP papers' code there is no representation layer
+before the head. The formulation (fused projection, patches by reshape, 2-D products) is the fastest
+of those measured on a CPU, and is made of the large matrix products that an accelerator likes too.
 """
 
 from __future__ import annotations
@@ -28,15 +28,18 @@ from gnpcli.models.torch.state_dict import StateDict
 
 xavier_uniform = nn.initializers.xavier_uniform()
 
-# Xavier's limit for one [D, D] projection is sqrt(6 / (D + D)) = sqrt(3 / D). Queries, keys and values are three such
-# projections in one [D, 3D] array, of which Lecun's limit sqrt(3 / fan_in) is that number; Xavier's would be smaller.
+# Xavier's limit for one [D, D] projection is sqrt(6 / (D + D)) = sqrt(3 / D). Queries, keys and
+# values are three such projections in one [D, 3D] array, of which Lecun's limit sqrt(3 / fan_in) is
+# that number; Xavier's would be smaller.
 fused_xavier_uniform = nn.initializers.lecun_uniform()
 
 
 def extract_patches(images: jax.Array, patch_size: int) -> jax.Array:
-    """Cut ``[B, H, W, C]`` into ``[B, H/P * W/P, P * P * C]``, patches and their pixels in row-major order.
+    """Cut ``[B, H, W, C]`` into ``[B, H/P * W/P, P * P * C]``, patches and their pixels in
+    row-major order.
 
-    A dense layer on the result is a P x P convolution of stride P whose kernel ``[P, P, C, D]`` is flattened.
+    A dense layer on the result is a P x P convolution of stride P whose kernel ``[P, P, C, D]`` is
+    flattened.
     """
     batch, height, width, channels = images.shape
     rows, columns = height // patch_size, width // patch_size
@@ -83,7 +86,9 @@ class SelfAttention(nn.Module):
 
     @compact
     def __call__(self, x: jax.Array, train: bool, first_only: bool) -> jax.Array:
-        """Map ``[B, T, D]`` to ``[B, T, D]``, or to ``[B, 1, D]``: the first token's answer, without the others'."""
+        """Map ``[B, T, D]`` to ``[B, T, D]``, or to ``[B, 1, D]``: the first token's answer,
+        without the others'.
+        """
         features = x.shape[-1]
         kernel = self.param(
             "qkv_kernel", fused_xavier_uniform, (features, 3 * features), jnp.float32
@@ -139,7 +144,9 @@ class Block(nn.Module):
 
     @compact
     def __call__(self, x: jax.Array, train: bool, first_only: bool) -> jax.Array:
-        """Map ``[B, T, D]`` to ``[B, T, D]``, or to ``[B, 1, D]``: the first token of it, without the others."""
+        """Map ``[B, T, D]`` to ``[B, T, D]``, or to ``[B, 1, D]``: the first token of it, without
+        the others.
+        """
         y = LayerNorm(dtype=self.dtype, name="ln_1")(x)
         attention = SelfAttention(
             self.heads, self.dropout, self.attention_dropout, self.dtype, name="attention"
@@ -163,8 +170,8 @@ class VisionTransformer(nn.Module):
         patch_size: Side of a patch in pixels; divides the sides of the images.
         num_classes: Number of logits.
         gelu: ``tanh``, as in the authors' code, or ``exact``.
-        dropout: Rate after the position embedding, each of the MLP's layers and the attention's output (appendix
-            B.1), in ``[0, 1)``.
+        dropout: Rate after the position embedding, each of the MLP's layers and the attention's
+            output (appendix B.1), in ``[0, 1)``.
         attention_dropout: Rate of the attention weights, in ``[0, 1)``.
         dtype: Compute type; LayerNorm, softmax and head are in float32 always.
     """
@@ -205,7 +212,8 @@ class VisionTransformer(nn.Module):
                 self.dtype,
                 name=f"block_{index}",
             )
-            # The head reads the class token alone: the last block computes no other, 5 % less time at depth 12.
+            # The head reads the class token alone: the last block computes no other, 5 % less time
+            # at depth 12.
             x = stored(block(x, train, index == self.depth - 1))
         x = LayerNorm(name="ln")(x[:, 0])
         logits: jax.Array = Dense(self.num_classes, nn.initializers.zeros, name="head")(x)
@@ -224,8 +232,10 @@ def check_patches(image_size: int, patch_size: int) -> None:
     sizes = [size for size in (below, below + patch_size) if size > 0]
     fitting = [size for size in range(1, image_size + 1) if image_size % size == 0]
     raise ConfigError(
-        f"patches of {patch_size} pixels do not tile images of {image_size} x {image_size} pixels; image sizes that "
-        f"fit: {', '.join(map(str, sizes))}; patch sizes that fit these images: {', '.join(map(str, fitting))}",
+        f"patches of {patch_size} pixels do not tile images of {image_size} x {image_size} pixels; "
+        "image sizes that "
+        f"fit: {', '.join(map(str, sizes))}; patch sizes that fit these images: "
+        f"{', '.join(map(str, fitting))}",
         key="model.patch_size",
     )
 

@@ -2,10 +2,10 @@
 
 Legend: ``[B, H, W, C]`` batch, height, width, channels.
 
-Two variants. ``paper``: where the number of channels changes, the shortcut is a 1x1 convolution of the activated
-input, as in the authors' code. ``upstream``: what the GNP papers' code (and SAM's) builds, where the shortcut is an
-average pooling padded with zero channels, and where the activation comes before the residual split only in the very
-first block.
+Two variants. ``paper``: where the number of channels changes, the shortcut is a 1x1 convolution of
+the activated input, as in the authors' code. ``upstream``: what the GNP papers' code (and SAM's)
+builds, where the shortcut is an average pooling padded with zero channels, and where the activation
+comes before the residual split only in the very first block.
 """
 
 from __future__ import annotations
@@ -33,7 +33,9 @@ head_uniform = nn.initializers.variance_scaling(1 / 3, "fan_out", "uniform")
 
 
 def pool_and_pad(x: jax.Array, channels: int, stride: int) -> jax.Array:
-    """Average over `stride` x `stride` windows, see `avg_pool`, and append zero channels up to `channels`."""
+    """Average over `stride` x `stride` windows, see `avg_pool`, and append zero channels up to
+    `channels`.
+    """
     if stride > 1:
         x = avg_pool(x, stride)
     return jax.lax.pad(x, np.zeros((), x.dtype), [(0, 0, 0)] * 3 + [(0, channels - x.shape[-1], 0)])
@@ -54,7 +56,8 @@ class NormRelu(nn.Module):
 
 
 class Block(nn.Module):
-    """Pre-activation block of two 3x3 convolutions, figure 1(c) or, with dropout, 1(d) of the paper.
+    """Pre-activation block of two 3x3 convolutions, figure 1(c) or, with dropout, 1(d) of the
+    paper.
 
     Attributes:
         channels: Channels of the answer.
@@ -96,12 +99,14 @@ class WideResNet(nn.Module):
     """The whole network, ``[B, H, W, C] -> [B, classes]`` in float32, for images of any size.
 
     Attributes:
-        depth: Number of convolutions on the longest path, ``6 n + 4`` for n blocks in each of the three groups.
+        depth: Number of convolutions on the longest path, ``6 n + 4`` for n blocks in each of the
+            three groups.
         width: Multiplier of the channels 16, 32, 64 of the groups.
         num_classes: Number of logits.
         variant: ``paper`` or ``upstream``, see the module.
         dropout: Rate between the convolutions of a block, in ``[0, 1)``.
-        dtype: Compute type; the statistics of BatchNorm, the mean over the pixels and the head are float32 always.
+        dtype: Compute type; the statistics of BatchNorm, the mean over the pixels and the head are
+            float32 always.
     """
 
     depth: int
@@ -118,8 +123,9 @@ class WideResNet(nn.Module):
         for group in range(3):
             channels = 2**group * STEM_CHANNELS * self.width
             for index in range((self.depth - 4) // 6):
-                # The paper's code activates before the split wherever the channels change, the GNP papers' code in
-                # the first block of all, which in the widths of both is such a place too.
+                # The paper's code activates before the split wherever the channels change, the GNP
+                # papers' code in the first block of all, which in the widths of both is such a
+                # place too.
                 changes = x.shape[-1] != channels
                 block = as_block(Block, 2)(
                     channels=channels,
@@ -167,9 +173,9 @@ def build(
 def from_torch(tensors: Mapping[str, np.ndarray]) -> tuple[Params, State]:
     """Map a PyTorch state dict to parameters and state.
 
-    timm and torchvision have no such network. The names are those of the implementations that most published weights
-    come from: ``conv1``, ``block1`` to ``block3`` with ``layer.<n>`` of ``bn1``, ``conv1``, ``bn2``, ``conv2`` and
-    ``convShortcut``, then ``bn1`` and ``fc``.
+    timm and torchvision have no such network. The names are those of the implementations that most
+    published weights come from: ``conv1``, ``block1`` to ``block3`` with ``layer.<n>`` of ``bn1``,
+    ``conv1``, ``bn2``, ``conv2`` and ``convShortcut``, then ``bn1`` and ``fc``.
 
     Raises:
         CheckpointError: The tensors are not those of such a network.

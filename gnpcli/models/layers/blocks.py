@@ -1,4 +1,5 @@
-"""How the blocks of a network are run: one after another, scanned, stored, or computed again in the backward pass.
+"""How the blocks of a network are run: one after another, scanned, stored, or computed again in the
+backward pass.
 
 What a network computes and what its parameters are called does not depend on it.
 """
@@ -21,9 +22,11 @@ _is_rematerialised: ContextVar[bool] = ContextVar("is_rematerialised", default=F
 
 @contextmanager
 def rematerialised(is_on: bool) -> Iterator[None]:
-    """Make the blocks that are traced inside keep their input alone and compute the rest again for the gradient.
+    """Make the blocks that are traced inside keep their input alone and compute the rest again for
+    the gradient.
 
-    A context and not an argument, because it is about how a step runs, and no model family has to carry it.
+    A context and not an argument, because it is about how a step runs, and no model family has to
+    carry it.
     """
     token = _is_rematerialised.set(is_on)
     try:
@@ -56,13 +59,15 @@ def stored_blocks(key: jax.Array) -> Iterator[None]:
 
 
 def stored(x: jax.Array) -> jax.Array:
-    """Return `x`; under `stored_blocks` as an array that is written to memory once, and so is its gradient.
+    """Return `x`; under `stored_blocks` as an array that is written to memory once, and so is its
+    gradient.
 
-    XLA's CPU compiler fuses a sum into each kernel that reads it, with all that the sum is made of. Along the residual
-    branches of a network the kernels of a block so add up the answers of all blocks before it, and in the backward pass
-    the gradients of all blocks behind it: a cost that grows with the square of the depth. A loop is nothing that it
-    fuses, and this one runs no round; optimization barriers are gone by the time it does. A plain forward-mode
-    derivative (`jax.jvp`) does not exist through it, forward over reverse does.
+    XLA's CPU compiler fuses a sum into each kernel that reads it, with all that the sum is made of.
+    Along the residual branches of a network the kernels of a block so add up the answers of all
+    blocks before it, and in the backward pass the gradients of all blocks behind it: a cost that
+    grows with the square of the depth. A loop is nothing that it fuses, and this one runs no round;
+    optimization barriers are gone by the time it does. A plain forward-mode derivative (`jax.jvp`)
+    does not exist through it, forward over reverse does.
     """
     never = _never.get()
     return x if never is None else _stored(x, never)
@@ -83,7 +88,8 @@ _stored.defvjp(
 
 
 def as_block(module: Block, *static: int) -> Block:
-    """Return the class of a block, or under `rematerialised` that of a block that is computed again.
+    """Return the class of a block, or under `rematerialised` that of a block that is computed
+    again.
 
     Args:
         module: A Linen module.
@@ -105,8 +111,9 @@ def run_blocks(
 ) -> jax.Array:
     """Apply equal blocks without state in turn.
 
-    Scanned, the program has one block in place of all of them; the parameters, which keep their names, are stacked as
-    it runs, so that weights and checkpoints fit either way. Dropout then draws from other keys.
+    Scanned, the program has one block in place of all of them; the parameters, which keep their
+    names, are stacked as it runs, so that weights and checkpoints fit either way. Dropout then
+    draws from other keys.
 
     Args:
         root: The module that the blocks are submodules of.

@@ -1,7 +1,7 @@
 """Convolutions and pooling, for the families that have them.
 
-Legend: ``[B, H, W, C]`` batch, height, width, channels. Kernels are ``[size, size, in, out]`` in float32; `dtype` is
-the type that a layer computes and answers in.
+Legend: ``[B, H, W, C]`` batch, height, width, channels. Kernels are ``[size, size, in, out]`` in
+float32; `dtype` is the type that a layer computes and answers in.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ LAYOUT = ("NHWC", "HWIO", "NHWC")
 """Order of the axes of images, kernel and answer."""
 
 SMALL_MAP = 4
-"""Largest side of an answer that a product of matrices is taken for on a CPU: XLA's convolution of a 3x3 kernel takes
-1.2 to 1.4 times as long at 4 x 4 pixels, and 50 to 80 times at 2 x 2."""
+"""Largest side of an answer that a product of matrices is taken for on a CPU: XLA's convolution of
+a 3x3 kernel takes 1.2 to 1.4 times as long at 4 x 4 pixels, and 50 to 80 times at 2 x 2."""
 
 PIECE = 3 * 2**19
 """Most scalars of windows that are laid out at a time on a CPU: what its caches hold."""
 
 MAX_OUTPUTS, MIN_PAIRS, MIN_SIDE = 64, 1024, 16
-"""Most channels out, fewest pairs of channels in and out, and smallest side of the convolutions that products of
-matrices are taken for on a CPU: XLA's take 1.3 to 1.6 times as long there."""
+"""Most channels out, fewest pairs of channels in and out, and smallest side of the convolutions
+that products of matrices are taken for on a CPU: XLA's take 1.3 to 1.6 times as long there."""
 
 Borders = tuple[tuple[int, int], ...]
 """Pixels added before and after, along H and along W; fewer than 0 cuts."""
@@ -41,7 +41,9 @@ _is_canonical: ContextVar[bool] = ContextVar("is_canonical", default=False)
 
 @contextmanager
 def canonical() -> Iterator[None]:
-    """Make the convolutions that are traced inside XLA's own on a CPU too: what they count depends on no backend."""
+    """Make the convolutions that are traced inside XLA's own on a CPU too: what they count depends
+    on no backend.
+    """
     token = _is_canonical.set(True)
     try:
         yield
@@ -53,17 +55,19 @@ he_normal_fan_out = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 
 
 def convolve(x: jax.Array, kernel: jax.Array, stride: int, same: bool) -> jax.Array:
-    """Convolve ``[B, H, W, I]`` with ``[size, size, I, O]`` to ``[B, ceil(H / stride), ceil(W / stride), O]``.
+    """Convolve ``[B, H, W, I]`` with ``[size, size, I, O]`` to ``[B, ceil(H / stride), ceil(W /
+    stride), O]``.
 
-    The padding is symmetric, ``size // 2`` for an odd `size`. With `same` it is XLA's ``SAME`` instead, which at a
-    stride of 2 and even sides adds the larger half below and to the right, and shifts the answer by a pixel against
-    that of a 1x1 convolution.
+    The padding is symmetric, ``size // 2`` for an odd `size`. With `same` it is XLA's ``SAME``
+    instead, which at a stride of 2 and even sides adds the larger half below and to the right, and
+    shifts the answer by a pixel against that of a 1x1 convolution.
     """
     size = kernel.shape[0]
     is_on_cpu = jax.default_backend() == "cpu" and not _is_canonical.get()
     if size == 1 and is_on_cpu:
-        # A quarter to two thirds of the time of XLA's CPU convolution with its gradients. Elsewhere a convolution it
-        # remains: a product would fix the layout of the images around it, which the compiler chooses for the others.
+        # A quarter to two thirds of the time of XLA's CPU convolution with its gradients. Elsewhere
+        # a convolution it remains: a product would fix the layout of the images around it, which
+        # the compiler chooses for the others.
         x = x[:, ::stride, ::stride]
         product = x.reshape(-1, x.shape[-1]) @ kernel[0, 0]
         return product.reshape(*x.shape[:-1], kernel.shape[-1])
@@ -109,7 +113,8 @@ def _windows(x: jax.Array, size: int, stride: int, borders: Borders) -> jax.Arra
 def _in_pieces(x: jax.Array, windows: int, size: int) -> jax.Array:
     """Cut ``[B, H, W, I]`` into ``[pieces, B / pieces, H, W, I]``, as few as fit `PIECE`.
 
-    One alone where there are several devices, among which the batch is divided: a loop over pieces would gather it.
+    One alone where there are several devices, among which the batch is divided: a loop over pieces
+        would gather it.
 
     Args:
         x: The images.
@@ -154,7 +159,9 @@ def _by_products(x: jax.Array, kernel: jax.Array, borders: Borders) -> jax.Array
 def _kernel_gradient(
     x: jax.Array, dy: jax.Array, size: int, stride: int, borders: Borders
 ) -> jax.Array:
-    """Return ``[size, size, I, O]``, the derivative with respect to the kernel of `_windowed`, added up in float32."""
+    """Return ``[size, size, I, O]``, the derivative with respect to the kernel of `_windowed`,
+    added up in float32.
+    """
 
     def product(x: jax.Array, dy: jax.Array) -> jax.Array:
         lines = dy.reshape(-1, dy.shape[-1])
@@ -173,15 +180,18 @@ def _kernel_gradient(
 
 
 def _turned(kernel: jax.Array) -> jax.Array:
-    """Return the kernel of the derivative with respect to the images: ``[size, size, O, I]``, turned by 180 degrees."""
+    """Return the kernel of the derivative with respect to the images: ``[size, size, O, I]``,
+    turned by 180 degrees.
+    """
     return kernel[::-1, ::-1].transpose(0, 1, 3, 2)
 
 
-# XLA's CPU backend has fast code for a convolution in `LAYOUT` alone. Others it rewrites into it, but not inside loops:
-# there the gradient of a sliced batch (`gr.groups`, `train.accumulate`) took twenty times as long. And with respect to
-# the kernel, a convolution whose windows are whole images, even the fast code takes up to twelve times as long as
-# products of matrices. So on a CPU the gradient is written out; the price is that such a network has no derivative
-# forward. Forward over reverse, for Hessian-vector products, it has.
+# XLA's CPU backend has fast code for a convolution in `LAYOUT` alone. Others it rewrites into it,
+# but not inside loops: there the gradient of a sliced batch (`gr.groups`, `train.accumulate`) took
+# twenty times as long. And with respect to the kernel, a convolution whose windows are whole
+# images, even the fast code takes up to twelve times as long as products of matrices. So on a CPU
+# the gradient is written out; the price is that such a network has no derivative forward. Forward
+# over reverse, for Hessian-vector products, it has.
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def _windowed_on_cpu(x: jax.Array, kernel: jax.Array, stride: int, borders: Borders) -> jax.Array:
     return _fastest(x, kernel, stride, borders)
@@ -230,14 +240,15 @@ _windowed_on_cpu.defvjp(_forward, _backward)
 def max_pool(x: jax.Array, size: int, same: bool = False) -> jax.Array:
     """Take the maximum over `size` x `size` windows, 2 pixels apart, of ``[B, H, W, C]``.
 
-    Written as maxima of strided slices, whose gradient is made of sums and selections: that of the windowed reduction
-    takes five to ten times as long on a CPU. Where several pixels of a window share the maximum, they share its
-    gradient.
+    Written as maxima of strided slices, whose gradient is made of sums and selections: that of the
+    windowed reduction takes five to ten times as long on a CPU. Where several pixels of a window
+    share the maximum, they share its gradient.
 
     Args:
         x: The images.
         size: Side of a window in pixels: 2, or 3 with a border of one pixel that never wins.
-        same: Whether the border is that of XLA's ``SAME``, which along an even side has no pixel at the front.
+        same: Whether the border is that of XLA's ``SAME``, which along an even side has no pixel at
+            the front.
     """
     lowest = np.asarray(-np.inf, x.dtype)
     border = (size - 1) // 2
@@ -256,10 +267,12 @@ def max_pool(x: jax.Array, size: int, same: bool = False) -> jax.Array:
 
 
 def avg_pool(x: jax.Array, size: int) -> jax.Array:
-    """Average over `size` x `size` windows, `size` pixels apart: ``[B, H, W, C]`` to ``[B, ceil(H / size), ..., C]``.
+    """Average over `size` x `size` windows, `size` pixels apart: ``[B, H, W, C]`` to ``[B, ceil(H /
+    size), ..., C]``.
 
-    At sides that `size` does not divide, the last window holds fewer pixels and is the mean of those. Sums of strided
-    slices, as in `max_pool`; Linen's pooling divides by float32 counts, which strict promotion refuses in bfloat16.
+    At sides that `size` does not divide, the last window holds fewer pixels and is the mean of
+    those. Sums of strided slices, as in `max_pool`; Linen's pooling divides by float32 counts,
+    which strict promotion refuses in bfloat16.
     """
     for axis in (1, 2):
         side = x.shape[axis]

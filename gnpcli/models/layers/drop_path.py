@@ -1,4 +1,6 @@
-"""Stochastic depth per image, arXiv 1603.09382 section 3, in the form that keeps the mean of every residual branch."""
+"""Stochastic depth per image, arXiv 1603.09382 section 3, in the form that keeps the mean of every
+residual branch.
+"""
 
 from __future__ import annotations
 
@@ -11,15 +13,18 @@ from gnpcli.models.layers.dense import compact
 
 
 def linear_rates(last: float, depth: int) -> tuple[float, ...]:
-    """Return the rates of `depth` blocks, from 0 in the first to `last` in the last; one block alone has rate 0."""
+    """Return the rates of `depth` blocks, from 0 in the first to `last` in the last; one block
+    alone has rate 0.
+    """
     return tuple(last * index / max(1, depth - 1) for index in range(depth))
 
 
 def drop_path(x: jax.Array, rate: float, key: jax.Array) -> jax.Array:
-    """Zero each image of ``[B, ...]`` with probability `rate` and scale the others by ``1 / (1 - rate)``.
+    """Zero each image of ``[B, ...]`` with probability `rate` and scale the others by ``1 / (1 -
+    rate)``.
 
-    The rate is in ``[0, 1)``. The mask is a function of `key` and B alone. The product is taken in float32: a scale
-    rounded to bfloat16 would bias every image by up to 0.4 %.
+    The rate is in ``[0, 1)``. The mask is a function of `key` and B alone. The product is taken in
+    float32: a scale rounded to bfloat16 would bias every image by up to 0.4 %.
     """
     keep = jax.random.bernoulli(key, 1 - rate, (x.shape[0],) + (1,) * (x.ndim - 1))
     scale = jnp.where(keep, np.float32(1 / (1 - rate)), np.float32(0))
@@ -27,7 +32,9 @@ def drop_path(x: jax.Array, rate: float, key: jax.Array) -> jax.Array:
 
 
 class DropPath(nn.Module):
-    """`drop_path` of a residual branch in train mode; draws nothing, and asks for no key, at rate 0."""
+    """`drop_path` of a residual branch in train mode; draws nothing, and asks for no key, at rate
+    0.
+    """
 
     rate: float
 

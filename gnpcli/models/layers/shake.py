@@ -1,11 +1,15 @@
-"""Residual branches that shake: scaled by one random factor in the forward pass and by another in the backward pass.
+"""Residual branches that shake: scaled by one random factor in the forward pass and by another in
+the backward pass.
 
-Legend: L residual blocks, ``[B, ...]`` a batch of images. Factors are drawn per block and image, float32, for all
-blocks of a network at once: one draw instead of L of them compiles 5 s sooner at L = 90, and twice that in a GNP step.
+Legend: L residual blocks, ``[B, ...]`` a batch of images. Factors are drawn per block and image,
+    float32, for all
+blocks of a network at once: one draw instead of L of them compiles 5 s sooner at L = 90, and twice
+    that in a GNP step.
 
-The gradient of such a network is not that of its loss. With `true_gradient` it is: the backward factors are then the
-forward ones. The forward factors, and so the outputs, are the same for a key either way, and in eval mode, where every
-factor is the expectation of the forward one, nothing shakes.
+The gradient of such a network is not that of its loss. With `true_gradient` it is: the backward
+factors are then the forward ones. The forward factors, and so the outputs, are the same for a key
+either way, and in eval mode, where every factor is the expectation of the forward one, nothing
+shakes.
 """
 
 from __future__ import annotations
@@ -43,8 +47,9 @@ class Factors(NamedTuple):
 def scale(x: jax.Array, factors: Factors) -> jax.Array:
     """Return ``forward * x``, through which gradients come back multiplied by ``backward``.
 
-    A rule and not ``stop_gradient`` of a difference, so that the values are the forward ones to the bit and the
-    derivative of this gradient along a direction (``gr.gradient: exact``) still sees how the values move.
+    A rule and not ``stop_gradient`` of a difference, so that the values are the forward ones to the
+    bit and the derivative of this gradient along a direction (``gr.gradient: exact``) still sees
+    how the values move.
 
     Args:
         x: ``[B, ...]``.
@@ -54,7 +59,8 @@ def scale(x: jax.Array, factors: Factors) -> jax.Array:
 
 
 def _scale_forward(x: jax.Array, factors: Factors) -> tuple[jax.Array, jax.Array]:
-    # The product again, not `scale`: what an outer forward derivative goes through must not have a reverse rule alone.
+    # The product again, not `scale`: what an outer forward derivative goes through must not have a
+    # reverse rule alone.
     return x * _per_image(factors.forward, x), factors.backward
 
 
@@ -72,7 +78,8 @@ def _per_image(factor: jax.Array, x: jax.Array) -> jax.Array:
 def shake_shake(key: jax.Array | None, blocks: int, batch: int, *, true_gradient: bool) -> Factors:
     """Draw the shares of the first of two branches, arXiv 1705.07485 section 2: Shake-Shake-Image.
 
-    Forward and backward shares are independent and uniform in ``[0, 1)``; the second branch has their complement.
+    Forward and backward shares are independent and uniform in ``[0, 1)``; the second branch has
+    their complement.
 
     Args:
         key: None in eval mode, where every share is 1/2.
@@ -95,8 +102,8 @@ def shake_drop(
 ) -> Factors:
     """Draw the factors of ShakeDrop, arXiv 1802.02375 equation 6, per image.
 
-    With the probability of its block a branch shakes: its factor is alpha ~ U(-1, 1), and beta ~ U(0, 1) backwards.
-    Else both are 1.
+    With the probability of its block a branch shakes: its factor is alpha ~ U(-1, 1), and beta ~
+    U(0, 1) backwards. Else both are 1.
 
     Args:
         key: None in eval mode, where the factor is the expectation of the forward one, 1 - rate.
@@ -117,12 +124,14 @@ def shake_drop(
 
 
 def from_shaking(module: nn.Module, config: ModelConfig) -> Model:
-    """Adapt a Linen module with the attribute `true_gradient` to `Model`, its clean pass as the configuration says.
+    """Adapt a Linen module with the attribute `true_gradient` to `Model`, its clean pass as the
+    configuration says.
 
-    Shaken in both passes, the clean gradient is that of plain training, which GR then tends to where r or alpha tends
-    to 0, and the difference of the two gradients is that of one function at two points. With the true gradient in the
-    clean pass, as in the papers' code, the perturbation follows the loss itself; in a mix, the difference of the two
-    gradients then is of the shaking too.
+    Shaken in both passes, the clean gradient is that of plain training, which GR then tends to
+    where r or alpha tends to 0, and the difference of the two gradients is that of one function at
+    two points. With the true gradient in the clean pass, as in the papers' code, the perturbation
+    follows the loss itself; in a mix, the difference of the two gradients then is of the shaking
+    too.
     """
     model = from_linen(module)
     if config.clean_gradient != "true":
@@ -131,5 +140,7 @@ def from_shaking(module: nn.Module, config: ModelConfig) -> Model:
 
 
 def linear_rates(last: float, blocks: int) -> tuple[float, ...]:
-    """Return the rates of the L blocks, rising by ``last / L`` from block to block up to `last` (linear decay rule)."""
+    """Return the rates of the L blocks, rising by ``last / L`` from block to block up to `last`
+    (linear decay rule).
+    """
     return tuple(last * (block + 1) / blocks for block in range(blocks))

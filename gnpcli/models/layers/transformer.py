@@ -1,6 +1,7 @@
 """What Swin and CaiT share beyond `gnpcli.models.layers`: MLP, patch embedding and variants.
 
-Legend: ``[B, H, W, C]`` images; ``[B, T, D]`` features of T tokens; P the side of a patch in pixels.
+Legend: ``[B, H, W, C]`` images; ``[B, T, D]`` features of T tokens; P the side of a patch in
+    pixels.
 """
 
 from __future__ import annotations
@@ -35,8 +36,8 @@ class Form:
     gelu: Callable[[jax.Array], jax.Array]
 
 
-# The authors of both draw from a normal distribution cut at 100 standard deviations, and leave the patch embedding at
-# U(-1, 1) / sqrt(fan_in), the default of their library's convolution.
+# The authors of both draw from a normal distribution cut at 100 standard deviations, and leave the
+# patch embedding at U(-1, 1) / sqrt(fan_in), the default of their library's convolution.
 _normal = nn.initializers.normal(0.02)
 _conv_default = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 
@@ -50,11 +51,14 @@ FORMS = {
         gelu=tanh_gelu,
     ),
 }
-"""By the name of the variant: ``paper`` as the authors' code, ``upstream`` as the GNP papers' code."""
+"""By the name of the variant: ``paper`` as the authors' code, ``upstream`` as the GNP papers' code.
+"""
 
 
 class Mlp(nn.Module):
-    """Two dense layers with a GELU between them, ``[..., D] -> [..., hidden] -> [..., D]``, each with dropout."""
+    """Two dense layers with a GELU between them, ``[..., D] -> [..., hidden] -> [..., D]``, each
+    with dropout.
+    """
 
     hidden: int
     dropout: float

@@ -1,9 +1,9 @@
 """What a family says of weights that were trained elsewhere.
 
-The module of a family that can take them has ``from_torch(tensors) -> (params, state)``, which maps a PyTorch state
-dict to the parameters of this package, and ``facts(params) -> Facts`` of what that returned. One with parameters that
-depend on the number of patches also has ``resize(path, array, shape) -> array | None``: the parameter at `path` in
-another shape, None where that makes no sense.
+The module of a family that can take them has ``from_torch(tensors) -> (params, state)``, which maps
+a PyTorch state dict to the parameters of this package, and ``facts(params) -> Facts`` of what that
+returned. One with parameters that depend on the number of patches also has ``resize(path, array,
+shape) -> array | None``: the parameter at `path` in another shape, None where that makes no sense.
 """
 
 from __future__ import annotations
@@ -22,15 +22,20 @@ class Facts(NamedTuple):
     """The part of a configuration that weights leave no choice in."""
 
     image_size: int
-    """Side in pixels of the images that the weights are for; where any size will do, of those usual for them."""
+    """Side in pixels of the images that the weights are for; where any size will do, of those usual
+    for them.
+    """
     channels: int
     """Of the images."""
     options: dict[str, Any]
-    """Fields of `ModelConfig`: those that the shapes of the parameters tell, and those that all such weights mean."""
+    """Fields of `ModelConfig`: those that the shapes of the parameters tell, and those that all
+    such weights mean.
+    """
 
 
 def patches(rows: int) -> tuple[int, int]:
-    """Return side and channels of the patches whose pixels are `rows` inputs: RGB where ``rows / 3`` is a square.
+    """Return side and channels of the patches whose pixels are `rows` inputs: RGB where ``rows /
+    3`` is a square.
 
     >>> patches(4 * 4 * 3), patches(8 * 8)
     ((4, 3), (8, 1))
@@ -40,7 +45,8 @@ def patches(rows: int) -> tuple[int, int]:
 
 
 def resize_grid(grid: np.ndarray, side: int) -> np.ndarray:
-    """Resize ``[H, W, D]`` to ``[side, side, D]`` in float32: bicubic (Keys, a = -0.5), antialiased when it shrinks.
+    """Resize ``[H, W, D]`` to ``[side, side, D]`` in float32: bicubic (Keys, a = -0.5), antialiased
+    when it shrinks.
 
     What Pillow does to an image, and timm to a position embedding.
     """

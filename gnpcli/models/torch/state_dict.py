@@ -38,11 +38,15 @@ class StateDict:
         return np.asarray(self._tensors[name], np.float32)
 
     def dense(self, prefix: str) -> dict[str, np.ndarray]:
-        """Return a ``Linear`` layer, whose weight is ``[O, I]``, as kernel ``[I, O]`` and bias ``[O]``."""
+        """Return a ``Linear`` layer, whose weight is ``[O, I]``, as kernel ``[I, O]`` and bias
+        ``[O]``.
+        """
         return {"kernel": self.take(f"{prefix}.weight").T, "bias": self.take(f"{prefix}.bias")}
 
     def fused(self, *prefixes: str) -> dict[str, np.ndarray]:
-        """Return ``Linear`` layers of the same input, side by side, as ``qkv_kernel`` and ``qkv_bias``."""
+        """Return ``Linear`` layers of the same input, side by side, as ``qkv_kernel`` and
+        ``qkv_bias``.
+        """
         layers = [self.dense(prefix) for prefix in prefixes]
         return {
             f"qkv_{name}": np.concatenate([layer[name] for layer in layers], axis=-1)
@@ -50,7 +54,9 @@ class StateDict:
         }
 
     def head(self, *prefixes: str) -> dict[str, dict[str, np.ndarray]]:
-        """Return the classifier as ``{"head": layer}`` under the first of its possible names, ``{}`` without one."""
+        """Return the classifier as ``{"head": layer}`` under the first of its possible names,
+        ``{}`` without one.
+        """
         found = [prefix for prefix in prefixes if f"{prefix}.weight" in self]
         return {"head": self.dense(found[0])} if found else {}
 
@@ -59,7 +65,9 @@ class StateDict:
         return {"scale": self.take(f"{prefix}.weight"), "bias": self.take(f"{prefix}.bias")}
 
     def patches(self, prefix: str) -> dict[str, np.ndarray]:
-        """Return a patch convolution, whose weight is ``[D, C, P, P]``, as a dense layer on ``[P * P * C]`` pixels."""
+        """Return a patch convolution, whose weight is ``[D, C, P, P]``, as a dense layer on ``[P *
+        P * C]`` pixels.
+        """
         weight = self.take(f"{prefix}.weight")
         return {
             "kernel": weight.transpose(2, 3, 1, 0).reshape(-1, len(weight)),
