@@ -14,8 +14,14 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+from jaxtyping import install_import_hook
 
-from tests.folders import put
+CHECKED: list[str] = []
+"""The modules whose signatures are checked, call by call, in every test: shapes, dtypes and all other types."""
+
+install_import_hook(CHECKED, "beartype.beartype")  # before any of them is imported
+
+from tests.folders import put  # noqa: E402
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
