@@ -81,8 +81,10 @@ def test_updates_equal_the_rule(name, clip_norm, biases_and_norms):
             clipped = clip_by_norm(grads, global_norm(grads), clip_norm)
             directions, state = optimizer.update(clipped, state, params)
         params = jax.tree.map(
-            lambda param, direction: param - lr(step) * direction, params, directions
-        )  # noqa: B023
+            lambda param, direction: param - lr(step) * direction,  # noqa: B023
+            params,
+            directions,
+        )
     expected = by_hand(
         config,
         clip_norm=clip_norm,

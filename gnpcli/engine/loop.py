@@ -254,10 +254,12 @@ class Loop:
 
 
 def checkpoint_meta(task: Task) -> dict[str, Any]:
+    """Return what a checkpoint says about its run: configuration and data set."""
     return {"config": task.config.model_dump(mode="json"), "data": task.spec.to_dict()}
 
 
 def last_good(checkpoints: Checkpoints) -> str:
+    """Return words that name the last good checkpoint, for an error message."""
     with suppress(CheckpointError):  # of a pending save; what is on disk is what counts here
         checkpoints.wait()
     return checkpoints.last_good()
