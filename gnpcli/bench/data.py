@@ -22,7 +22,7 @@ from gnpcli.bench.steps import Report, Timed, interleave, random_images
 from gnpcli.config import RunConfig
 from gnpcli.data.augment.basic import normalize
 from gnpcli.data.base import DataSpec, FileSplit
-from gnpcli.data.feeds.memory import TrainFeed
+from gnpcli.data.feeds.base import TrainFeed
 from gnpcli.data.feeds.streamed import StreamedFeed
 from gnpcli.data.images.crops import Transform, random_box
 from gnpcli.data.images.layout import SUFFIXES

@@ -11,8 +11,8 @@ from jax.sharding import Mesh
 
 from gnpcli.config import RunConfig
 from gnpcli.data.base import DataSpec, FileSplit, Split
+from gnpcli.data.feeds.base import TrainFeed
 from gnpcli.data.feeds.make import make_eval_feed
-from gnpcli.data.feeds.memory import TrainFeed
 from gnpcli.devices.mesh import replicated
 from gnpcli.errors import DataError
 from gnpcli.keys import run_keys

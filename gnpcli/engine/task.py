@@ -12,8 +12,8 @@ from jax.sharding import Mesh
 
 from gnpcli.config import RunConfig
 from gnpcli.data.base import DataSpec, FileSplit, Split
+from gnpcli.data.feeds.base import TrainFeed
 from gnpcli.data.feeds.make import make_train_feed
-from gnpcli.data.feeds.memory import TrainFeed
 from gnpcli.devices.mesh import abstract, check_cut, replicated, settle_groups
 from gnpcli.keys import run_keys
 from gnpcli.models.base import Model, Params, State, parameter_shapes, starting_from

@@ -9,10 +9,11 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
+from gnpcli.data.feeds.base import EvalFeed, FeedData, TrainFeed
 from gnpcli.devices.mesh import replicated, split_batch
 from gnpcli.models.base import Model
 from gnpcli.step.averaging import batch_statistics
-from gnpcli.step.batch import EvalFeed, TrainFeed, step_batch
+from gnpcli.step.batch import step_batch
 from gnpcli.step.losses import MetricSums, metric_sums
 
 EvalStep = Callable[[MetricSums, Any, Any, Any, jax.Array], MetricSums]
@@ -25,7 +26,7 @@ def make_eval_step(model: Model, feed: EvalFeed, mesh: Mesh) -> Any:
     """
 
     def step(
-        sums: MetricSums, params: Any, model_state: Any, source: Any, index: jax.Array
+        sums: MetricSums, params: Any, model_state: Any, source: FeedData, index: jax.Array
     ) -> MetricSums:
         images, labels, mask = split_batch(mesh, feed.batch(source, index))
         logits, _ = model.apply(params, model_state, images, False, None)
@@ -46,7 +47,12 @@ def make_recalibration_step(model: Model, feed: TrainFeed, mesh: Mesh) -> Any:
     """
 
     def recalibrate(
-        average: Any, params: Any, model_state: Any, key: jax.Array, step: jax.Array, source: Any
+        average: Any,
+        params: Any,
+        model_state: Any,
+        key: jax.Array,
+        step: jax.Array,
+        source: FeedData,
     ) -> Any:
         images, _, model_key = step_batch(key, step, feed, source, mesh)
         batch = batch_statistics(

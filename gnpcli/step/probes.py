@@ -10,12 +10,13 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from gnpcli.config import GrConfig, TrainConfig
+from gnpcli.data.feeds.base import FeedData, TrainFeed
 from gnpcli.devices.mesh import replicated
 from gnpcli.gnp.ascent import steepest
 from gnpcli.gnp.trees import inverse, scaled
 from gnpcli.models.base import Model
 from gnpcli.models.layers.dense import DTYPES
-from gnpcli.step.batch import TrainFeed, step_batch
+from gnpcli.step.batch import step_batch
 from gnpcli.step.gradient import make_value_and_grad
 from gnpcli.step.perturbation import build_scales, perturbed_mask
 from gnpcli.step.precision import lost_share
@@ -41,7 +42,7 @@ def make_diagnosis(
         how many elements of the pass's gradient are not finite (int32).
     """
 
-    def diagnosis(state: TrainState, source: Any) -> dict[str, Any]:
+    def diagnosis(state: TrainState, source: FeedData) -> dict[str, Any]:
         images, labels, model_key = step_batch(state.key, state.step, feed, source, mesh)
         r = gr_schedule.r(state.step)
 
@@ -76,7 +77,7 @@ def make_rounding_measure(
     """
     scales, plain = build_scales(gr), gr.model_copy(update={"between": "plain"})
 
-    def measure(state: TrainState, source: Any) -> jax.Array:
+    def measure(state: TrainState, source: FeedData) -> jax.Array:
         images, labels, model_key = step_batch(state.key, state.step, feed, source, mesh)
         value_and_grad = make_value_and_grad(
             model, train, plain, mesh, kind="plain", r=0.0, alpha=0.0

@@ -13,11 +13,12 @@ import optax
 from jax.sharding import Mesh
 
 from gnpcli.config import GrConfig, TrainConfig
+from gnpcli.data.feeds.base import FeedData, TrainFeed
 from gnpcli.devices.mesh import replicated
 from gnpcli.gnp import global_norm
 from gnpcli.models.base import Model
 from gnpcli.step.averaging import ema_decay, moved
-from gnpcli.step.batch import TrainFeed, step_batch
+from gnpcli.step.batch import step_batch
 from gnpcli.step.gradient import make_value_and_grad
 from gnpcli.step.guard import guarded, is_finite, max_in_a_row
 from gnpcli.step.optimizer import clip_by_norm, clip_ratio
@@ -74,7 +75,7 @@ def make_train_step(
         norms from `grad_norm` on are means over them, `clean_grad_norm` too.
     """
 
-    def step(state: TrainState, source: Any) -> tuple[TrainState, dict[str, jax.Array]]:
+    def step(state: TrainState, source: FeedData) -> tuple[TrainState, dict[str, jax.Array]]:
         images, labels, model_key = step_batch(state.key, state.step, feed, source, mesh)
         zero = jnp.zeros(())
         r = gr_schedule.r(state.step) if kind == "gnp" else zero

@@ -8,7 +8,8 @@ from jax.typing import DTypeLike
 
 from gnpcli.config.schema import DataConfig
 from gnpcli.data.base import DataSpec, FileSplit, Split
-from gnpcli.data.feeds.memory import EvalFeed, InMemoryEvalFeed, InMemoryFeed, TrainFeed
+from gnpcli.data.feeds.base import EvalFeed, TrainFeed
+from gnpcli.data.feeds.memory import InMemoryEvalFeed, InMemoryFeed
 from gnpcli.devices.mesh import batch_placer, placer
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from functools import partial
-from typing import Protocol
 
 import jax
 import jax.numpy as jnp
@@ -20,54 +19,9 @@ from gnpcli.config.schema import DataConfig
 from gnpcli.data.augment.basic import normalize
 from gnpcli.data.augment.pipeline import make_pipeline
 from gnpcli.data.base import DataSpec, Split
+from gnpcli.data.feeds.base import FeedData
 from gnpcli.devices.mesh import Place
 from gnpcli.errors import ConfigError, DataError
-
-Source = dict[str, jax.Array]
-"""What a step reads its batches from; an argument of the jitted step, so that no image becomes a
-constant of it.
-"""
-
-
-class TrainFeed(Protocol):
-    """Training batches: `source` on the host, `batch` inside the jitted step."""
-
-    @property
-    def steps_per_epoch(self) -> int:
-        """Whole batches in an epoch; the remainder is dropped, another one each epoch."""
-
-    @property
-    def skipped(self) -> Sequence[str]:
-        """Files that could not be read and were skipped so far, as far as `data.unreadable` allows
-        it.
-        """
-
-    def source(self, step: int) -> Source:
-        """Return what `step` of the run, counted from 0, reads."""
-
-    def batch(
-        self, source: Source, step_in_epoch: jax.Array | int, key: jax.Array
-    ) -> tuple[jax.Array, jax.Array]:
-        """Return the step's augmented, normalised images and its labels; pure."""
-
-    def close(self) -> None:
-        """End what works in the background; may be called again."""
-
-
-class EvalFeed(Protocol):
-    """Evaluation batches: every example of a split exactly once, the last batch filled up."""
-
-    @property
-    def skipped(self) -> Sequence[str]:
-        """Files that the last `sources` could not read and skipped."""
-
-    def sources(self) -> Iterator[Source]:
-        """Yield what batch 0, 1, ... reads."""
-
-    def batch(
-        self, source: Source, index: jax.Array | int
-    ) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """Return normalised images, labels and a mask that is False on padding; pure."""
 
 
 class InMemoryFeed:
@@ -109,7 +63,7 @@ class InMemoryFeed:
         self._data = {"images": place(split.images), "labels": place(split.labels)}
         self._order: tuple[int, jax.Array] | None = None
 
-    def source(self, step: int) -> Source:
+    def source(self, step: int) -> FeedData:
         """Return what `batch` reads at `step`; cheap but for the first call of an epoch.
 
         Returns:
@@ -122,7 +76,7 @@ class InMemoryFeed:
         return {**self._data, "order": self._order[1]}
 
     def batch(
-        self, source: Source, step_in_epoch: jax.Array | int, key: jax.Array
+        self, source: FeedData, step_in_epoch: jax.Array | int, key: jax.Array
     ) -> tuple[jax.Array, jax.Array]:
         """Take, augment and normalise a batch. Pure; meant to be traced inside the jitted train
         step.
@@ -177,13 +131,13 @@ class InMemoryEvalFeed:
         self._spec, self._dtype = spec, dtype
         self._data = {"images": place(split.images), "labels": place(split.labels)}
 
-    def sources(self) -> Iterator[Source]:
+    def sources(self) -> Iterator[FeedData]:
         """Yield ``images`` uint8 ``[N, H, W, C]`` and ``labels`` int32 ``[N]`` once for each batch."""
         for _ in range(self.num_batches):
             yield self._data
 
     def batch(
-        self, source: Source, index: jax.Array | int
+        self, source: FeedData, index: jax.Array | int
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Take and normalise a batch. Pure.
 
@@ -235,7 +189,7 @@ def _permutation(key: jax.Array, epoch: int, size: int) -> jax.Array:
     return jax.random.permutation(jax.random.fold_in(key, epoch), jnp.arange(size, dtype=jnp.int32))
 
 
-def _take(source: Source, chosen: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _take(source: FeedData, chosen: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Gather examples by int32 ``[B]`` positions, which must be in range."""
     images = source["images"].at[chosen].get(mode="promise_in_bounds")
     return images, source["labels"].at[chosen].get(mode="promise_in_bounds")

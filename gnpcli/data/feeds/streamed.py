@@ -21,7 +21,8 @@ from gnpcli.data.augment.host import make_host_policy
 from gnpcli.data.augment.pipeline import make_pipeline
 from gnpcli.data.augment.policies import is_flipped
 from gnpcli.data.base import DataSpec, FileSplit, Images, Labels
-from gnpcli.data.feeds.memory import Source, steps_per_epoch
+from gnpcli.data.feeds.base import FeedData
+from gnpcli.data.feeds.memory import steps_per_epoch
 from gnpcli.data.feeds.pieces import FileOrder, PackedPaths, Pieces, ShuffledOrder
 from gnpcli.data.feeds.reading import PieceReader
 from gnpcli.data.images.crops import Transform
@@ -89,7 +90,7 @@ class StreamedFeed:
         """
         return list(self._batches.skipped)
 
-    def source(self, step: int) -> Source:
+    def source(self, step: int) -> FeedData:
         """Return what `batch` reads at `step`; any but the step after the last one starts reading
         anew.
 
@@ -105,7 +106,7 @@ class StreamedFeed:
         return {"images": self._place(images), "labels": self._place(labels)}
 
     def batch(
-        self, source: Source, step_in_epoch: jax.Array | int, key: jax.Array
+        self, source: FeedData, step_in_epoch: jax.Array | int, key: jax.Array
     ) -> tuple[jax.Array, jax.Array]:
         """Do to a batch what is left to the device. Pure; meant to be traced inside the jitted
         train step.
@@ -183,7 +184,7 @@ class StreamedEvalFeed:
         """Files that the last `sources` could not read, in order; `batch` masks them."""
         return list(self._batches.skipped)
 
-    def sources(self) -> Iterator[Source]:
+    def sources(self) -> Iterator[FeedData]:
         """Yield ``images`` uint8 ``[B, S, S, 3]``, ``labels`` int32 ``[B]`` and ``mask`` bool
         ``[B]`` of each batch.
 
@@ -203,7 +204,7 @@ class StreamedEvalFeed:
             self._batches.close()
 
     def batch(
-        self, source: Source, index: jax.Array | int
+        self, source: FeedData, index: jax.Array | int
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Normalise a batch. Pure.
 

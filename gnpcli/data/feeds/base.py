@@ -1,0 +1,72 @@
+"""What a feed is: where the batches of training and evaluation come from.
+
+A feed has two halves. On the host it says what a step reads (`FeedData`), which is an argument of
+the jitted step. Inside the step it makes a batch of it, as a pure function.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Protocol
+
+import jax
+
+FeedData = dict[str, jax.Array]
+"""What a step makes its batch of. It is an argument of the jitted step, never a constant of it."""
+
+
+class TrainFeed(Protocol):
+    """Training batches, each a function of the configuration, the run's keys and the step."""
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Whole batches in an epoch. The remainder is dropped, another one each epoch."""
+        ...
+
+    @property
+    def skipped(self) -> Sequence[str]:
+        """Files that could not be read and were skipped so far (``data.unreadable: skip``)."""
+        ...
+
+    def source(self, step: int) -> FeedData:
+        """Return what `step` of the run, counted from 0, reads. Called on the host."""
+        ...
+
+    def batch(
+        self, source: FeedData, step_in_epoch: jax.Array | int, key: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        """Return the batch of a step. Pure: it is traced inside the jitted step.
+
+        Returns:
+            Augmented, normalised images ``[B, H, W, C]`` and labels, ``[B]`` int32 or ``[B, K]``
+            float32 class probabilities.
+        """
+        ...
+
+    def close(self) -> None:
+        """End what works in the background. It may be called again."""
+        ...
+
+
+class EvalFeed(Protocol):
+    """Evaluation batches: every example of a split exactly once, the last batch filled up."""
+
+    @property
+    def skipped(self) -> Sequence[str]:
+        """Files that the last `sources` could not read and skipped."""
+        ...
+
+    def sources(self) -> Iterator[FeedData]:
+        """Yield what batch 0, 1, ... reads. Called on the host."""
+        ...
+
+    def batch(
+        self, source: FeedData, index: jax.Array | int
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Return a batch. Pure: it is traced inside the jitted step.
+
+        Returns:
+            Normalised images ``[B, H, W, C]``, labels ``[B]`` int32, and a mask ``[B]`` bool that
+            is False on padding.
+        """
+        ...
