@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -211,9 +212,10 @@ def test_plain_lines_where_there_is_no_terminal(
                 display(int(done), 3_000_000, "downloading a.bin", "bytes")
             display(0, 0, "downloading b.bin", "bytes")
             display(7, 9)
-            monkeypatch.setattr(LoadingDisplay, "PLAIN_EVERY_S", 0.0)
+            later = time.monotonic() + LoadingDisplay.PLAIN_EVERY_S
+            monkeypatch.setattr(time, "monotonic", lambda: later)
             display(8, 9)
-    want = ["downloading a.bin: 0.0/3.0 MB", "downloading b.bin: 0.0 MB"]
+    want = ["downloading a.bin: 0 B/3.0 MB", "downloading b.bin: 0 B"]
     assert lines == (
         [] if quiet else [*want, "reading birds: 7/9 images", "reading birds: 8/9 images"]
     )

@@ -1,21 +1,19 @@
-"""How far the loading of data is, for a person: a bar on a terminal, a line every few seconds
-elsewhere.
-"""
+"""How far the loading of data is: a bar on a terminal, a line every few seconds elsewhere."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from types import TracebackType
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
-from rich.table import Column
-from rich.text import Text
+from rich.progress import Progress
+
+from gnpcli.terminal import words
+from gnpcli.terminal.progress import Amount, Pace, Rate, make_bar, time_left
 
 
 class LoadingDisplay:
-    """Shows what it is called with, as `gnpcli.data.progress.Progress`; a context manager.
+    """Shows how far it is called to be: a `gnpcli.data.progress.Progress` and a context manager.
 
     Args:
         name: The data set.
@@ -32,22 +30,14 @@ class LoadingDisplay:
     ):
         self._name, self._line, self._quiet = name, line, quiet
         self._what: str | None = None
-        self._told = 0.0
         self._bar: Progress | None = None
         if console.is_terminal and not quiet:
-            self._bar = Progress(
-                TextColumn("{task.description}", table_column=Column(no_wrap=True)),
-                BarColumn(bar_width=None),
-                _Amount(table_column=Column(no_wrap=True)),
-                _Rate(table_column=Column(no_wrap=True)),
-                TimeRemainingColumn(compact=True),
-                console=console,
-                expand=True,
-                transient=True,
-                # Drawn by whoever calls, not by a thread: TFDS replaces Python's import while it is
-                # imported itself, and rich imports as it draws.
-                auto_refresh=False,
+            # Whoever calls draws, no thread does: TFDS replaces Python's import while it is
+            # imported itself, and rich imports as it draws.
+            self._bar = make_bar(
+                console, Amount(), Rate(), time_left(), is_transient=True, draws_itself=False
             )
+        self._pace = Pace(self.PLAIN_EVERY_S if self._bar is None else self.BAR_EVERY_S)
 
     def __call__(self, done: int, total: int, what: str = "reading", unit: str = "images") -> None:
         """Show where a piece of work stands."""
@@ -56,18 +46,21 @@ class LoadingDisplay:
         is_new, self._what = what != self._what, what
         title = f"{what} {self._name}" if what == "reading" else what
         if self._bar is not None:
-            if is_new:
-                for task in self._bar.task_ids:
-                    self._bar.remove_task(task)
-                self._bar.add_task(title, completed=done, total=total or None, unit=unit)
-                self._bar.start()
-            self._bar.update(self._bar.task_ids[0], completed=done, total=total or None)
-            if is_new or done == total or time.monotonic() - self._told > self.BAR_EVERY_S:
-                self._told = time.monotonic()
-                self._bar.refresh()
-        elif is_new or time.monotonic() - self._told > self.PLAIN_EVERY_S:
-            self._told = time.monotonic()
-            self._line(f"{title}: {_amount(done, total, unit)}")
+            self._draw(self._bar, title, done, total, unit, is_new)
+        elif self._pace.is_due(now=is_new):
+            self._line(f"{title}: {words.amount(done, total, unit)}")
+
+    def _draw(
+        self, bar: Progress, title: str, done: int, total: int, unit: str, is_new: bool
+    ) -> None:
+        if is_new:
+            for task in bar.task_ids:
+                bar.remove_task(task)
+            bar.add_task(title, completed=done, total=total or None, unit=unit)
+            bar.start()
+        bar.update(bar.task_ids[0], completed=done, total=total or None)
+        if self._pace.is_due(now=is_new or done == total):
+            bar.refresh()
 
     def __enter__(self) -> LoadingDisplay:
         return self
@@ -80,26 +73,3 @@ class LoadingDisplay:
     ) -> None:
         if self._bar is not None:
             self._bar.stop()
-
-
-class _Amount(ProgressColumn):
-    """Units done of those in all."""
-
-    def render(self, task: Task) -> Text:
-        return Text(_amount(int(task.completed), int(task.total or 0), task.fields["unit"]))
-
-
-class _Rate(ProgressColumn):
-    """Units a second."""
-
-    def render(self, task: Task) -> Text:
-        if task.speed is None:
-            return Text("")
-        is_bytes = task.fields["unit"] == "bytes"
-        return Text(f"{task.speed / 1e6:.1f} MB/s" if is_bytes else f"{task.speed:,.0f} img/s")
-
-
-def _amount(done: int, total: int, unit: str) -> str:
-    if unit == "bytes":
-        return f"{done / 1e6:.1f}" + (f"/{total / 1e6:.1f}" if total else "") + " MB"
-    return f"{done:,}" + (f"/{total:,}" if total else "") + f" {unit}"

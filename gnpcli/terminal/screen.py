@@ -2,39 +2,28 @@
 
 from __future__ import annotations
 
-import sys
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.progress import Progress, TextColumn
 from rich.table import Column
-from rich.text import Text
 
-
-class _Rate(ProgressColumn):
-    """Images per second of training alone, as the engine measured it."""
-
-    def render(self, task: Task) -> Text:
-        rate = task.fields.get("images_per_s")
-        return Text(f"{rate:,.0f} img/s" if rate else "", style="progress.data.speed")
+from gnpcli.terminal import words
+from gnpcli.terminal.console import messages
+from gnpcli.terminal.progress import Pace, Rate, make_bar, time_left
 
 
 class Screen:
-    """Progress for a person, on stderr: a bar on a terminal, plain lines elsewhere, only warnings
-    when quiet.
-    """
+    """Progress on stderr: a bar on a terminal, plain lines elsewhere, only warnings when quiet."""
 
     PLAIN_EVERY_S = 10.0
 
     def __init__(self, *, quiet: bool = False, console: Console | None = None):
-        self.console = console or Console(
-            stderr=True, highlight=False, soft_wrap=not sys.stderr.isatty()
-        )
+        self.console = console or messages()
         self.is_quiet = quiet
         self._total = 0
-        self._last_line = time.monotonic()
+        self._pace = Pace(self.PLAIN_EVERY_S)
         self._progress: Progress | None = None
 
     @contextmanager
@@ -44,18 +33,10 @@ class Screen:
         if not self.console.is_terminal or self.is_quiet:
             yield
             return
-        self._progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=None),
-            TextColumn("{task.percentage:.0f}%"),
-            _Rate(table_column=Column(no_wrap=True)),
-            TimeRemainingColumn(compact=True),
-            TextColumn("{task.fields[values]}"),
-            console=self.console,
-            expand=True,
-        )
+        values = TextColumn("{task.fields[values]}", table_column=Column(no_wrap=True))
+        self._progress = make_bar(self.console, Rate(), time_left(), values)
         self._bar = self._progress.add_task(
-            "starting", total=total_steps, completed=start_step, values="", images_per_s=None
+            "starting", total=total_steps, completed=start_step, values="", rate=None, unit="images"
         )
         try:
             with self._progress:
@@ -69,29 +50,27 @@ class Screen:
             self._progress.update(self._bar, description=text)
 
     def line(self, text: str, style: str | None = None) -> None:
-        """Print a line that stays."""
+        """Print a line that stays. A styled line is printed even when quiet."""
         if not self.is_quiet or style:
             self.console.print(text, markup=False, style=style)
 
     def update(
         self, step: int, epoch: str, record: Mapping[str, float], images_per_s: float | None
     ) -> None:
-        """Show the values of a finished step; without a terminal, one line every `PLAIN_EVERY_S`
-        seconds.
-        """
-        values = (
-            f"loss {record['loss']:.2f} error {100 * record['error_rate']:.1f}%"
-            f" r {record['r']:.3g} alpha {record['alpha']:.3g}"
-        )
+        """Show the values of a finished step; plain lines come every `PLAIN_EVERY_S` seconds."""
+        values = _values(record)
         if self._progress:
             self._progress.update(
-                self._bar,
-                completed=step,
-                description=epoch,
-                values=values,
-                images_per_s=images_per_s,
+                self._bar, completed=step, description=epoch, values=values, rate=images_per_s
             )
-        elif not self.is_quiet and time.monotonic() - self._last_line >= self.PLAIN_EVERY_S:
-            self._last_line = time.monotonic()
-            rate = f"  {images_per_s:,.0f} img/s" if images_per_s else ""
-            self.console.print(f"{epoch}  step {step}/{self._total}  {values}{rate}", markup=False)
+        elif not self.is_quiet and self._pace.is_due():
+            parts = [epoch, f"step {step}/{self._total}", values]
+            if images_per_s:
+                parts.append(words.rate(images_per_s))
+            self.console.print("  ".join(parts), markup=False)
+
+
+def _values(record: Mapping[str, float]) -> str:
+    error = words.percent(record["error_rate"], digits=1)
+    weights = f"r {record['r']:.3g} alpha {record['alpha']:.3g}"
+    return f"loss {record['loss']:.2f} error {error} {weights}"

@@ -1,0 +1,23 @@
+"""The two streams that a person reads: results on stdout, progress and warnings on stderr."""
+
+from __future__ import annotations
+
+import sys
+
+from rich.console import Console
+
+PIPED_WIDTH = 400
+"""Columns of a result that goes to a file or a pipe: another program reads a row as one line."""
+
+
+def results() -> Console:
+    """Return a console for results, on stdout."""
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = PIPED_WIDTH
+    return console
+
+
+def messages() -> Console:
+    """Return a console for progress and warnings, on stderr."""
+    return Console(stderr=True, highlight=False, soft_wrap=not sys.stderr.isatty())
