@@ -7,6 +7,7 @@ run time is as much an arrow of the design as any other.
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from functools import cache
@@ -302,3 +303,14 @@ def test_commands_that_train_nothing_import_no_jax(arguments, status):
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == status, done.stdout + done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_the_architecture_page_names_every_room_on_its_floor():
+    text = (REPOSITORY / "docs" / "architecture.md").read_text()
+    told: dict[str, int] = {}
+    for line in text.splitlines():
+        cells = [cell.strip() for cell in line.split("|")]
+        if len(cells) > 3 and cells[1].isdigit():
+            for name in re.findall(r"`(\w+)(?:/|\.py)`", cells[2]):
+                told[name] = int(cells[1])
+    assert told == {name: floor for floor, names in enumerate(LAYERS, start=1) for name in names}
