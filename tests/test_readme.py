@@ -130,6 +130,7 @@ def test_keys_and_values_named_in_the_text_are_real():
         "model.stem": "resnet50-cifar10",
         "model.window_size": "swin-t-cifar10",
         "data.stream": "vit-s-imagenet",
+        "gr.between": "vit-s-cifar10-looksam",
         "data.train_split": "wrn-28-10-svhn",
     }
     for assignment in named:
