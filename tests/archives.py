@@ -247,7 +247,7 @@ def serve(folder: Path) -> Iterator[Server]:
 
     http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     http.daemon_threads = True
-    http.handle_error = lambda request, address: None  # type: ignore[method-assign] # a client that left
+    http.handle_error = lambda request, address: None  # type: ignore
     server.url = f"http://127.0.0.1:{http.server_port}"
     thread = threading.Thread(
         target=http.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True

@@ -24,7 +24,7 @@ from typing import Any
 REPOSITORY = Path(__file__).resolve().parents[1]
 STEPS = 20
 
-MODELS = {
+MODELS: dict[str, dict[str, Any]] = {
     "vit-nano": {},
     "small": {"model.name": "tests.small:small"},
     "wrn-16-4": {"model.name": "wrn-16-4", "data.batch_size": 16},
@@ -129,6 +129,7 @@ def hash_arrays(checkpoint: Path) -> dict[str, str]:
     arrays.
     """
     import jax
+    import jax.numpy as jnp
     import numpy as np
     import orbax.checkpoint as ocp
 
@@ -141,7 +142,7 @@ def hash_arrays(checkpoint: Path) -> dict[str, str]:
         for path, leaf in sorted(
             (jax.tree_util.keystr(path), leaf) for path, leaf in jax.tree.leaves_with_path(tree)
         ):
-            is_key = jax.dtypes.issubdtype(getattr(leaf, "dtype", None), jax.dtypes.prng_key)
+            is_key = isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
             array = np.asarray(jax.random.key_data(leaf) if is_key else leaf)
             digest.update(f"{path} {array.dtype} {array.shape}".encode())
             digest.update(np.ascontiguousarray(array).tobytes())

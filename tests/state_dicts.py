@@ -55,7 +55,8 @@ def write_torch(path, content, *, extra=()):
     A pair (array, offset) is a tensor that begins so many elements into its storage.
     """
     torch, utils = types.ModuleType("torch"), types.ModuleType("torch._utils")
-    utils._rebuild_tensor_v2 = _global("torch._utils", "_rebuild_tensor_v2")
+    name = "_rebuild_tensor_v2"
+    setattr(utils, name, _global("torch._utils", name))
     storages = {}
     for dtype, name in (
         ("float32", "FloatStorage"),
@@ -64,7 +65,7 @@ def write_torch(path, content, *, extra=()):
     ):
         storages[dtype] = _global("torch", name)
         setattr(torch, name, storages[dtype])
-    saved = []
+    saved: list[np.ndarray] = []
 
     class Pickler(pickle.Pickler):
         def persistent_id(self, obj):

@@ -18,7 +18,9 @@ from gnpcli.step.perturbation import build_scales, count_perturbed, perturbed_ma
 
 def shapes(model: str):
     config = resolve(None, [f"model.name={model}"])
-    return parameter_shapes(build_for(config, describe(config.data)), (8, 8, 1))
+    info = describe(config.data)
+    assert info is not None
+    return parameter_shapes(build_for(config, info), (8, 8, 1))
 
 
 def paths(params, perturb):

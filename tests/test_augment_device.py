@@ -51,7 +51,7 @@ def real_images(size: int) -> np.ndarray:
         with tarfile.open(path) as members:
             for member in members:
                 if member.isfile():
-                    data = members.extractfile(member).read()  # type: ignore[union-attr]
+                    data = members.extractfile(member).read()
                     found.append(square(Image.open(io.BytesIO(data)), size))
                 if len(found) == wanted:
                     break
@@ -108,11 +108,10 @@ def both(kind: str, size: int, channels: int) -> tuple[list[str], np.ndarray, np
     device = np.asarray(
         jax.jit(partial(apply_layer, layer=layer))(batch, rows=rows, centres=centres)
     )
+    drawn = [layer.operations[row] for row in rows]
     pillow = [
-        from_pillow(
-            host.apply_operation(to_pillow(image), *layer.operations[row], (int(x), int(y)))
-        )
-        for image, row, y, x in zip(batch, rows, *centres, strict=True)
+        from_pillow(host.apply_operation(to_pillow(image), name, argument, (int(x), int(y))))
+        for image, (name, argument), y, x in zip(batch, drawn, *centres, strict=True)
     ]
     return [layer.operations[row][0] for row in rows], device, np.stack(pillow)
 
@@ -206,8 +205,8 @@ def test_policy_is_its_draws_done_by_pillow(name):
         if any(operation == "AutoContrast" for operation, _ in steps):
             continue  # one level off, which a later Equalize may enlarge
         expected = to_pillow(image)
-        for step, (y, x) in zip(steps, centres[:, :, index], strict=True):
-            expected = host.apply_operation(expected, *step, (int(x), int(y)))
+        for (name, argument), (y, x) in zip(steps, centres[:, :, index], strict=True):
+            expected = host.apply_operation(expected, name, argument, (int(x), int(y)))
         np.testing.assert_array_equal(out[index], from_pillow(expected))
         compared += 1
     assert compared > 100

@@ -43,6 +43,7 @@ def test_image_is_a_function_of_the_generator_and_keeps_size_and_mode(mode, vari
     policy = make_host_policy(config(augment="randaugment", augment_variant=variant))
     copy = pickle.loads(pickle.dumps(policy))
     image = photograph(mode=mode)
+    assert policy is not None
     before = image.tobytes()
     outputs = [policy(image, np.random.default_rng(seed)) for seed in range(40)]
     again = [copy(image, np.random.default_rng(seed)) for seed in range(40)]

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -83,13 +84,13 @@ def test_in_memory_crop_flip_policy_normalise_erase_mix_in_this_order():
 
 def test_upstream_does_the_policy_first_and_draws_once_for_the_batch():
     images, labels = batch()
-    values = {
+    values: dict[str, Any] = {
         "augment": "randaugment",
         "randaugment_layers": 1,
         "augment_variant": "upstream-compat",
     }
     values |= {"mix": "mixcut", "cutout_size": 3}
-    policy = make_policy(DataConfig(name="photographs", **values), "photographs", is_streamed=False)  # type: ignore[arg-type]
+    policy = make_policy(DataConfig(name="photographs", **values), "photographs", is_streamed=False)
     assert policy is not None
 
     @jax.jit
@@ -163,10 +164,10 @@ def test_digits_are_cropped_but_not_mirrored_beside_a_policy():
     images = jnp.zeros((64, SIZE, SIZE, 1), jnp.uint8).at[:, :, : SIZE // 2 - 2].set(255)
     labels = jnp.zeros(64, jnp.int32)
 
-    def lit(name: str, augment: str) -> np.ndarray:
+    def lit(name: Any, augment: Any) -> np.ndarray:
         config = DataConfig(
             name=name, augment=augment, randaugment_layers=1, randaugment_magnitude=0.0
-        )  # type: ignore[arg-type]
+        )
         pipeline = make_pipeline(config, spec(1, name), is_streamed=False, dtype=jnp.float32)
         found = np.asarray(jax.jit(pipeline)(KEY, images, labels)[0])[..., 0].mean(1)
         return found[:, 1] > found[:, -2]

@@ -21,6 +21,7 @@ from gnpcli.recipes.presets import resolve
 from gnpcli.runs.log import read_metrics
 from gnpcli.step.averaging import ema_decay, moved
 from tests.conftest import Gnp, fails
+from tests.feeds import GivenFeed
 
 
 @pytest.mark.parametrize(
@@ -61,7 +62,7 @@ class Normed(nn.Module):
         return x
 
 
-class Feed:
+class Feed(GivenFeed):
     """Three steps an epoch; a batch is noise that its key and its place in the epoch decide."""
 
     steps_per_epoch = 3
@@ -70,10 +71,10 @@ class Feed:
         return {"scale": jnp.float32(1 + step)}
 
     def batch(
-        self, source: Any, step_in_epoch: jax.Array, key: jax.Array
+        self, source: Any, step_in_epoch: jax.Array | int, key: jax.Array
     ) -> tuple[jax.Array, jax.Array]:
         noise = jax.random.normal(key, (16, 3, 3, 2)) * source["scale"]
-        return 50 + noise + step_in_epoch.astype(jnp.float32), jnp.zeros(16, jnp.int32)
+        return 50 + noise + jnp.float32(step_in_epoch), jnp.zeros(16, jnp.int32)
 
 
 @pytest.mark.parametrize("num_batches", [1, 4])

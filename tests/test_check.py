@@ -7,6 +7,7 @@ from __future__ import annotations
 import doctest
 import json
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -35,10 +36,10 @@ def errors(
 
     exact = exact_products(with_aux, scales)(params)
     measure = deviation(with_aux, dtype, gradient, scales)
-    return [Deviation(*map(float, measure(r, alpha, exact, params))) for r in radii], exact
+    return [jax.tree.map(float, measure(r, alpha, exact, params)) for r in radii], exact
 
 
-def mlp(activation, width=256, batch=64):
+def mlp(activation, width=256, batch=64) -> tuple[Any, Any]:
     """A network of one hidden layer, its parameters, and a cross-entropy on random images."""
     keys = jax.random.split(jax.random.key(3), 3)
     images = jax.random.normal(keys[0], (batch, 16))
@@ -162,7 +163,10 @@ def test_a_step_below_the_spacing_of_the_compute_type_moves_no_weight():
 
 
 def rows(*values):
-    return [[Deviation(value, value / 10, 1.0, 1.0) for value in batch] for batch in values]
+    def deviation(value: Any, one: Any = 1.0) -> Deviation:
+        return Deviation(value, value / 10, one, one)
+
+    return [[deviation(value) for value in batch] for batch in values]
 
 
 SWEEP = [1e-4, 1e-3, 1e-2, 1e-1, 1.0]

@@ -18,6 +18,7 @@ from gnpcli.config import CheckpointConfig
 from gnpcli.errors import CheckpointError
 from gnpcli.runs.checkpoint import Checkpoints, DamagedCheckpoint
 from gnpcli.step.state import Skips, TrainState
+from tests.trees import same_structure
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore::DeprecationWarning"
@@ -59,7 +60,7 @@ def plain(tree: TrainState) -> list[np.ndarray]:
 
 
 def assert_same(left: TrainState, right: TrainState) -> None:
-    assert jax.tree.structure(left) == jax.tree.structure(right)
+    assert same_structure(left, right)
     for a, b in zip(plain(left), plain(right), strict=True):
         np.testing.assert_array_equal(a, b)
         assert a.dtype == b.dtype

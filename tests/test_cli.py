@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from PIL import Image
@@ -79,7 +80,7 @@ def test_help_names_every_strategy_and_command(gnp: Gnp):
     from gnpcli.config import Strategy
 
     text = gnp("train", "--help").stdout
-    for strategy in Strategy.__args__:
+    for strategy in get_args(Strategy):
         assert strategy in text
     text = gnp("--help").stdout
     for command in ("train", "resume", "eval", "bench", "presets"):

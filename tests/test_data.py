@@ -228,7 +228,8 @@ def test_digits_are_complete_and_every_fifth_is_held_out() -> None:
     )
     assert data.test.labels[:4].tolist() == [0, 5, 0, 5]
     assert data.train.labels[:8].tolist() == [1, 2, 3, 4, 6, 7, 8, 9]
-    np.testing.assert_allclose(data.spec.mean, data.train.images.mean() / 255)
+    (mean,) = data.spec.mean
+    np.testing.assert_allclose(mean, data.train.images.mean() / 255)
     assert data.spec.class_names == tuple("0123456789")
 
 

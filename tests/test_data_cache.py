@@ -24,7 +24,7 @@ def test_cache_answers_the_second_time_and_is_the_same(
     first = load_dataset(of(root))
     assert len(list(cache.iterdir())) == 1
     monkeypatch.setattr(folder_source, "decode_files", None)
-    second = load_dataset(of(root), lambda done, total: pytest.fail("decoded"))
+    second = load_dataset(of(root), lambda done, total, *_: pytest.fail("decoded"))
     assert second.spec == first.spec
     for a, b in ((first.train, second.train), (first.test, second.test)):
         assert a is not None
@@ -38,7 +38,7 @@ def test_cache_notices_every_change_of_the_folder(root: Path, tmp_path: Path, ca
 
     def decodes(config: DataConfig) -> bool:
         decoded.clear()
-        load_dataset(config, lambda done, total: decoded.append(done))
+        load_dataset(config, lambda done, total, *_: decoded.append(done))
         return bool(decoded)
 
     file = root / "train" / "ant" / "0.png"

@@ -5,12 +5,14 @@ from __future__ import annotations
 import io
 import tarfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import simplejpeg
 from PIL import Image
 
-from gnpcli.data.images import decode, resize
+from gnpcli.data.images import resize
 from gnpcli.data.images.decode import opened, read_pixels, read_square
 from tests.conftest import SHARED_DATA
 
@@ -48,14 +50,14 @@ JPEGS: dict[str, dict[str, object]] = {
 def scaled_by_turbo(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Note the scales at which simplejpeg succeeds."""
     noted: list[int] = []
-    original = decode.simplejpeg.decode_jpeg
+    original = simplejpeg.decode_jpeg
 
-    def decode_jpeg(*arguments: object, **options: object) -> np.ndarray:
+    def decode_jpeg(*arguments: object, **options: Any) -> np.ndarray:
         pixels = original(*arguments, **options)
         noted.append(options["min_factor"])
         return pixels
 
-    monkeypatch.setattr(decode.simplejpeg, "decode_jpeg", decode_jpeg)
+    monkeypatch.setattr(simplejpeg, "decode_jpeg", decode_jpeg)
     return noted
 
 
@@ -123,9 +125,9 @@ def test_squares_are_the_middle_resized(channels: int, colour: str, tmp_path: Pa
     Image.fromarray(noise(90, 60)).convert(colour).save(tmp_path / "x.png")
     with opened(str(tmp_path / "x.png")) as image:
         got = read_square(image, 24, channels)
-    with Image.open(tmp_path / "x.png") as image:
-        image = image.convert("L" if channels == 1 else "RGB").crop((15, 0, 75, 60))
-        want = np.asarray(image.resize((24, 24), Image.Resampling.BILINEAR)).reshape(
+    with Image.open(tmp_path / "x.png") as file:
+        middle = file.convert("L" if channels == 1 else "RGB").crop((15, 0, 75, 60))
+        want = np.asarray(middle.resize((24, 24), Image.Resampling.BILINEAR)).reshape(
             24, 24, channels
         )
     assert got.shape == (24, 24, channels)
@@ -137,11 +139,12 @@ def test_squares_are_the_middle_resized(channels: int, colour: str, tmp_path: Pa
 def test_resizing_is_pillows_to_one_level(
     shape: tuple[int, int], channels: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert resize.Resizer is not None, "cykooz-resizer is part of the development environment"
+    resizer = vars(resize)["Resizer"]
+    assert resizer is not None, "cykooz-resizer is part of the development environment"
     rng = np.random.default_rng(0)
     pixels = noise(*shape, channels)
     results = []
-    for implementation in (resize.Resizer, None):
+    for implementation in (resizer, None):
         monkeypatch.setattr(resize, "Resizer", implementation)
         rng = np.random.default_rng(0)
         for size in (1, 8, 33, 224):

@@ -60,7 +60,7 @@ def content(folder: Path) -> dict[str, bytes]:
 
 def test_a_file_is_fetched_once(server: Server, folder: Path) -> None:
     calls: list[tuple[int, int, str, str]] = []
-    fetch("birds", [archive(server)], str(folder), Origin(), lambda *call: calls.append(call))  # type: ignore[misc]
+    fetch("birds", [archive(server)], str(folder), Origin(), lambda *call: calls.append(call))
     assert content(folder) == {"a.bin": CONTENT}
     assert [done for done, *_ in calls] == sorted(done for done, *_ in calls)
     assert calls[-1] == (len(CONTENT), len(CONTENT), "downloading a.bin", "bytes")
@@ -293,7 +293,7 @@ def test_a_disk_that_is_too_small_is_known_beforehand(server: Server, small_disk
 def test_a_disk_that_fills_up_meanwhile_keeps_what_came(server: Server, small_disk: Path) -> None:
     folder = small_disk / "downloads"
 
-    def fill(done: int, total: int, *_: str) -> None:
+    def fill(done: int, total: int, what: str = "", unit: str = "") -> None:
         with (small_disk / "other").open("ab") as file:
             file.write(bytes(200_000))
             file.flush()
@@ -321,7 +321,7 @@ def test_a_place_that_is_no_folder_is_named(server: Server, tmp_path: Path) -> N
 
 
 def test_an_interrupt_leaves_the_part(server: Server, folder: Path) -> None:
-    def interrupt(done: int, total: int, *_: str) -> None:
+    def interrupt(done: int, total: int, what: str = "", unit: str = "") -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):

@@ -23,7 +23,7 @@ pytestmark = pytest.mark.usefixtures("cache")
 
 def test_folder_in_the_order_of_its_names(root: Path) -> None:
     calls: list[tuple[int, int]] = []
-    data = load_dataset(of(root), lambda done, total: calls.append((done, total)))
+    data = load_dataset(of(root), lambda done, total, *_: calls.append((done, total)))
     assert data.spec.class_names == ("ant", "bee")
     assert data.train.labels.tolist() == [0, 0, 0, 1, 1, 1]
     want = np.stack([np.asarray(pixels(seed)) for seed in (0, 1, 2, 100, 101, 102)])

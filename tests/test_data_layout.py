@@ -369,7 +369,7 @@ def test_large_images_are_streamed(
         assert data.spec.mean == (0.485, 0.456, 0.406)
         assert data.spec.std == (0.229, 0.224, 0.225)
         assert isinstance(data.train, FileSplit)
-        both = {*data.train.paths, *data.validation.paths}  # type: ignore[union-attr]
+        both = {*data.train.paths, *data.validation.paths}
         assert both == {str(path) for path in (photographs / "train").rglob("*.png")}
 
 

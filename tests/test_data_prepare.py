@@ -408,14 +408,14 @@ def test_a_damaged_archive_leaves_no_data_set(
     assert found.counts == COUNTS
 
 
-@pytest.mark.parametrize("what", ["downloading", "preparing"])
+@pytest.mark.parametrize("kind", ["downloading", "preparing"])
 def test_an_error_of_the_progress_display_is_not_taken_for_the_disks(
-    what: str, site: Callable[..., Site]
+    kind: str, site: Callable[..., Site]
 ) -> None:
     here = site("cifar10")
 
-    def closed(done: int, total: int, stage: str = "", unit: str = "") -> None:
-        if stage.startswith(what):
+    def closed(done: int, total: int, what: str = "", unit: str = "") -> None:
+        if what.startswith(kind):
             raise BrokenPipeError
 
     with pytest.raises(BrokenPipeError):

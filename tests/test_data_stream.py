@@ -150,14 +150,14 @@ def test_an_unreadable_file_is_named_or_replaced_in_training_and_masked_in_evalu
 
 
 def test_every_kind_of_file_decodes_by_its_content(tmp_path):
-    colours = {
+    colours: dict[str, int | tuple[int, ...]] = {
         "RGB": (200, 100, 50),
         "L": 90,
         "RGBA": (10, 20, 30, 0),
         "CMYK": (55, 155, 205, 0),
         "P": 7,
     }
-    paths = []
+    paths: list[str] = []
     for mode, colour in colours.items():
         paths.append(
             str(tmp_path / f"{mode}.JPEG")

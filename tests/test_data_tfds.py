@@ -103,7 +103,7 @@ def equal(a: Dataset, b: Dataset) -> bool:
 @pytest.mark.parametrize("below", ["", "cifar10", "cifar10/3.0.2"])
 def test_pixels_and_labels_are_those_written(data_dir: Path, arrays: Images, below: str) -> None:
     calls: list[tuple[int, int]] = []
-    data = load_dataset(of(data_dir / below), lambda done, total: calls.append((done, total)))
+    data = load_dataset(of(data_dir / below), lambda done, total, *_: calls.append((done, total)))
     check_images(data, arrays)
     assert data.validation is None
     assert calls == [(150, 200), (200, 200)]
@@ -127,7 +127,7 @@ def test_tfrecord_holds_the_same(data_dir: Path, arrays: Images) -> None:
     want = load_dataset(of(data_dir))
     to_tfrecord(data_dir)
     calls: list[int] = []
-    data = load_dataset(of(data_dir), lambda done, total: calls.append(done))
+    data = load_dataset(of(data_dir), lambda done, total, *_: calls.append(done))
     assert calls[-1] == 200
     assert equal(data, want)
     check_images(data, arrays)
@@ -147,13 +147,13 @@ def test_second_load_opens_no_record(
         path.write_bytes(bytes(facts.st_size))
         os.utime(path, ns=(facts.st_atime_ns, facts.st_mtime_ns))
     monkeypatch.setitem(sys.modules, "tensorflow_datasets", None)
-    assert equal(load_dataset(of(data_dir), lambda done, total: pytest.fail("decoded")), first)
+    assert equal(load_dataset(of(data_dir), lambda done, total, *_: pytest.fail("decoded")), first)
 
 
 def test_cache_notices_a_changed_file(data_dir: Path, cache: Path) -> None:
     def decodes() -> bool:
         calls: list[int] = []
-        load_dataset(of(data_dir), lambda done, total: calls.append(done))
+        load_dataset(of(data_dir), lambda done, total, *_: calls.append(done))
         return bool(calls)
 
     assert decodes()
@@ -403,7 +403,7 @@ def test_missing_packages_are_named(
 
 
 def test_an_error_of_the_progress_display_is_not_taken_for_damage(data_dir: Path) -> None:
-    def closed(done: int, total: int) -> None:
+    def closed(done: int, total: int, what: str = "", unit: str = "") -> None:
         raise BrokenPipeError
 
     with pytest.raises(BrokenPipeError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,10 @@ pytestmark = pytest.mark.usefixtures("cache")
 
 
 def own(
-    data_dir: Path, name: str = "birds", config: str | None = None, **splits: list[tuple[int, ...]]
+    data_dir: Path,
+    name: str = "birds",
+    config: str | None = None,
+    **splits: Sequence[tuple[int, ...]],
 ) -> DataConfig:
     """Prepare splits given as (width, height, label) of each image; return what names the data set."""
     import tensorflow_datasets as tfds

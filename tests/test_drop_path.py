@@ -1,5 +1,7 @@
 """Stochastic depth: rates, draws and expectation, alone and inside the blocks of Swin and CaiT."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,7 +20,7 @@ COMMON = {
     "dtype": DTYPES["float32"],
 }
 # Family: (block, by the rate of its drop path; one input).
-BLOCKS = {
+BLOCKS: dict[str, Any] = {
     "swin": (
         lambda rate: swin.Block(heads=2, window=2, shift=1, drop_path=rate, **COMMON),
         (1, 4, 4, 6),
@@ -40,9 +42,9 @@ def test_rates_grow_linearly():
 def test_drop_path_keeps_the_mean(rate, dtype):
     batch = 20000
     x = jnp.ones((batch, 2, 3), DTYPES[dtype])
-    dropped = drop_path(x, rate, jax.random.key(1))
-    assert dropped.dtype == x.dtype
-    dropped = np.asarray(dropped.astype(jnp.float32))
+    out = drop_path(x, rate, jax.random.key(1))
+    assert out.dtype == x.dtype
+    dropped = np.asarray(out.astype(jnp.float32))
     assert (dropped == dropped[:, :1, :1]).all()  # an image as a whole
     scale = float(jnp.asarray(1 / (1 - rate), DTYPES[dtype]))
     assert set(np.unique(dropped)) == {0.0, np.float32(scale)}
@@ -51,9 +53,9 @@ def test_drop_path_keeps_the_mean(rate, dtype):
 
 
 def test_scale_is_not_rounded_to_the_compute_type():
-    x = jax.random.normal(jax.random.key(0), (4000, 8)).astype(jnp.bfloat16)
-    kept = np.asarray(drop_path(x, 0.3, jax.random.key(1)).astype(jnp.float32))
-    x = np.asarray(x.astype(jnp.float32))
+    given = jax.random.normal(jax.random.key(0), (4000, 8)).astype(jnp.bfloat16)
+    kept = np.asarray(drop_path(given, 0.3, jax.random.key(1)).astype(jnp.float32))
+    x = np.asarray(given.astype(jnp.float32))
     kept, x = kept[kept.any(1)], x[kept.any(1)]
     # 1 / 0.7 in bfloat16 is 0.1 % too large; the roundings of single products cancel.
     assert abs(np.abs(kept).sum() / np.abs(x).sum() * 0.7 - 1) < 2e-4

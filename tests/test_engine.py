@@ -14,16 +14,21 @@ import jax
 import numpy as np
 import pytest
 
-from gnpcli import engine
 from gnpcli.config import RunConfig
 from gnpcli.config.loader import read_yaml, validate
+from gnpcli.data.feeds.make import make_train_feed
 from gnpcli.engine.evaluate import evaluate
-from gnpcli.engine.train import resume, train
+from gnpcli.engine.evaluator import Evaluator
+from gnpcli.engine.loop import LOOKAHEAD
+from gnpcli.engine.task import build_task
+from gnpcli.engine.train import _prepare, resume, train
 from gnpcli.errors import CheckpointError, ConfigError, DivergenceError, Interrupted
 from gnpcli.recipes.presets import resolve
 from gnpcli.runs.checkpoint import Checkpoints
 from gnpcli.runs.folder import check_free, default_run_dir, locate
 from gnpcli.runs.log import MetricsLog, read_metrics
+from gnpcli.step.schedules import lr_schedule
+from gnpcli.terminal.screen import Screen
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore::DeprecationWarning"
@@ -60,7 +65,7 @@ def saved(run_dir: Path, step: int) -> dict[str, np.ndarray]:
     """Every array of a saved state by its path."""
     checkpoints = Checkpoints(run_dir / "checkpoints", config().checkpoint, read_only=True)
     own = validate(read_yaml(run_dir / "config.yaml"))
-    task, _ = engine._prepare(own, engine.Screen(quiet=True))
+    task, _ = _prepare(own, Screen(quiet=True))
     state = checkpoints.restore(step, task.abstract_state())
     checkpoints.close()
     leaves = jax.tree_util.tree_leaves_with_path(state._replace(key=jax.random.key_data(state.key)))
@@ -211,8 +216,10 @@ def test_stopping_and_resuming_changes_nothing(whole, tmp_path, stop):
 
 def test_each_step_is_compiled_once(whole, tmp_path, monkeypatch):
     tasks = []
-    build = engine.build_task
-    monkeypatch.setattr(engine, "build_task", lambda *args: tasks.append(build(*args)) or tasks[-1])
+    build = build_task
+    monkeypatch.setattr(
+        "gnpcli.engine.train.build_task", lambda *args: tasks.append(build(*args)) or tasks[-1]
+    )
     train(config(), tmp_path / "run", max_steps=7, quiet=True)
     resume(tmp_path / "run", max_steps=12, quiet=True)
     assert [(task.plain_step._cache_size(), task.gnp_step._cache_size()) for task in tasks] == [
@@ -232,8 +239,10 @@ def test_each_step_is_compiled_once(whole, tmp_path, monkeypatch):
 def test_steps_of_either_kind_resume_bit_for_bit(tmp_path, monkeypatch, variant):
     """Stopped between two penalised steps: what is reused, and the coins, are part of the run."""
     tasks = []
-    build = engine.build_task
-    monkeypatch.setattr(engine, "build_task", lambda *args: tasks.append(build(*args)) or tasks[-1])
+    build = build_task
+    monkeypatch.setattr(
+        "gnpcli.engine.train.build_task", lambda *args: tasks.append(build(*args)) or tasks[-1]
+    )
     settings = config(
         "train.epochs=2", "gr.strategy=sam", "gr.r=0.1", "checkpoint.every_steps=5", *variant
     )
@@ -259,8 +268,10 @@ def test_groups_per_device_are_recorded_as_their_number(tmp_path):
 
 def test_a_run_without_gr_never_compiles_the_gnp_step(tmp_path, monkeypatch):
     tasks = []
-    build = engine.build_task
-    monkeypatch.setattr(engine, "build_task", lambda *args: tasks.append(build(*args)) or tasks[-1])
+    build = build_task
+    monkeypatch.setattr(
+        "gnpcli.engine.train.build_task", lambda *args: tasks.append(build(*args)) or tasks[-1]
+    )
     train(config("gr.strategy=none"), tmp_path / "run", max_steps=6, quiet=True)
     assert (tasks[0].plain_step._cache_size(), tasks[0].gnp_step._cache_size()) == (1, 0)
 
@@ -321,7 +332,7 @@ def test_a_signal_saves_and_says_how_to_go_on(whole, tmp_path, monkeypatch, numb
     assert caught.value.exit_status == 128 + number
     summary = json.loads((run_dir / "summary.json").read_text())
     assert summary["status"] == "interrupted"
-    assert 6 <= summary["step"] <= 6 + engine.LOOKAHEAD
+    assert 6 <= summary["step"] <= 6 + LOOKAHEAD
     monkeypatch.undo()
     assert signal.getsignal(number) in (signal.default_int_handler, signal.SIG_DFL)
     resume(run_dir, quiet=True)
@@ -367,10 +378,9 @@ def test_divergence_names_the_last_good_checkpoint_which_still_evaluates(tmp_pat
         "checkpoint.every_steps=3",
     ]
     own = config(*changes, "gr.strategy=none")
-    schedule = engine.lr_schedule
+    schedule = lr_schedule
     monkeypatch.setattr(
-        engine,
-        "lr_schedule",
+        "gnpcli.engine.task.lr_schedule",
         lambda *args: lambda step: schedule(*args)(step) * jax.numpy.where(step >= 10, 1e38, 1.0),
     )
     with pytest.raises(
@@ -407,12 +417,11 @@ class Poisoned:
 @pytest.fixture
 def poisoned(monkeypatch):
     """Poison the batches of the given steps, counted from 0, in every run that starts from here on."""
-    make = engine.make_train_feed
+    make = make_train_feed
 
     def poison(*steps: int) -> None:
         monkeypatch.setattr(
-            engine,
-            "make_train_feed",
+            "gnpcli.engine.task.make_train_feed",
             lambda *args, **kwargs: Poisoned(make(*args, **kwargs), {*steps}),
         )
 
@@ -575,13 +584,13 @@ def test_a_signal_while_evaluating_is_no_lost_work(whole, tmp_path, monkeypatch)
     saved all the same.
     """
     run_dir = tmp_path / "run"
-    called = engine.Evaluator.__call__
+    called = Evaluator.__call__
 
     def evaluate_and_signal(self: Any, *args: Any) -> Any:
         signal.raise_signal(signal.SIGINT)
         return called(self, *args)
 
-    monkeypatch.setattr(engine.Evaluator, "__call__", evaluate_and_signal)
+    monkeypatch.setattr(Evaluator, "__call__", evaluate_and_signal)
     with pytest.raises(Interrupted):
         train(config("checkpoint.every_epochs=4"), run_dir, quiet=True)
     assert json.loads((run_dir / "summary.json").read_text())["step"] == 5

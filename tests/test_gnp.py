@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import doctest
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -14,9 +15,10 @@ from optax import contrib
 from gnpcli import gnp_value_and_grad, penalize, perturbation_scales
 from gnpcli.gnp import ascent, global_norm, penalty, plain
 from gnpcli.gnp.trees import half_squared_norm
+from tests.trees import same_structure
 
 R, ALPHA = 0.1, 0.8
-GRADIENTS = ("finite-difference", "exact")
+GRADIENTS: tuple[Literal["finite-difference", "exact"], ...] = ("finite-difference", "exact")
 MIXES = ("raw", "unit")
 
 
@@ -286,7 +288,7 @@ def test_plain_has_the_same_result_type(problem):
     full = gnp_value_and_grad(network, r=R, alpha=ALPHA, has_aux=True, with_metrics=True)(
         params, images, labels
     )
-    assert jax.tree.structure(one_pass) == jax.tree.structure(full)
+    assert same_structure(one_pass, full)
     assert [(x.shape, x.dtype) for x in jax.tree.leaves(one_pass)] == [
         (x.shape, x.dtype) for x in jax.tree.leaves(full)
     ]
@@ -331,9 +333,9 @@ def test_traced_strength_compiles_once():
 def test_bad_arguments_are_refused():
     loss, _, _ = quadratic()
     with pytest.raises(ValueError, match="gradient must be"):
-        gnp_value_and_grad(loss, r=R, alpha=ALPHA, gradient="backward")
+        gnp_value_and_grad(loss, r=R, alpha=ALPHA, gradient="backward")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="mix must be"):
-        gnp_value_and_grad(loss, r=R, alpha=ALPHA, mix="both")
+        gnp_value_and_grad(loss, r=R, alpha=ALPHA, mix="both")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="at least 0"):
         gnp_value_and_grad(loss, r=-R, alpha=ALPHA)
 

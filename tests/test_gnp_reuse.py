@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -26,7 +28,8 @@ def test_a_round_of_looksam_on_a_quadratic():
         h = jnp.asarray(hessian)
         value_and_grad = jax.value_and_grad(lambda w: (0.5 * w @ h @ w, ()), has_aux=True)
         ours, theirs = jnp.asarray(point), point
-        component, vertical = None, None
+        component: Any = None
+        vertical: Any = None
         for step in range(3):
             g = hessian @ theirs
             if step == 0:

@@ -13,6 +13,7 @@ import pytest
 
 from gnpcli import accumulate, penalize
 from gnpcli.gnp import global_norm, slices
+from tests.trees import same_structure
 
 R, ALPHA = 0.1, 0.8
 SLICES, ROWS = 4, 6
@@ -52,7 +53,7 @@ def flat(images, labels):
 
 
 def assert_close(left, right, rtol=2e-5):
-    assert jax.tree.structure(left) == jax.tree.structure(right)
+    assert same_structure(left, right)
     for a, b in zip(jax.tree.leaves(left), jax.tree.leaves(right), strict=True):
         np.testing.assert_allclose(a, b, rtol=rtol, atol=1e-6)
 

@@ -32,10 +32,10 @@ class MarkedFeed(FixedFeed):
     steps_per_epoch = 20
 
     def batch(
-        self, source: Any, step_in_epoch: jax.Array, key: jax.Array
+        self, source: Any, step_in_epoch: jax.Array | int, key: jax.Array
     ) -> tuple[jax.Array, jax.Array]:
         noise = jax.random.normal(key, source["images"].shape)
-        marked = noise.at[:, 0, 0, 0].set(step_in_epoch.astype(jnp.float32))
+        marked = noise.at[:, 0, 0, 0].set(jnp.float32(step_in_epoch))
         return marked, source["labels"]
 
 
@@ -170,6 +170,7 @@ def test_a_faulty_step_is_named_and_halts_the_state_with_all_that_follow(fault, 
     )
     assert all(guard.fault(later) for later in behind)
     name = guard.fault(metrics)
+    assert name is not None
     findings = jax.device_get(run.diagnosis(run.state, source()))
     told = guard.describe(name, metrics, findings)
     expected = {
@@ -319,9 +320,9 @@ def test_a_gradient_whose_square_overflows_is_a_fault_and_explained():
     run = Run(Model(good.init, huge), optimizer=AdamWConfig(name="adamw"))
     (metrics,) = run.go(1)
     assert math.isfinite(metrics["loss"])
-    told = guard.describe(
-        guard.fault(metrics), metrics, jax.device_get(run.diagnosis(run.state, source()))
-    )
+    name = guard.fault(metrics)
+    assert name is not None
+    told = guard.describe(name, metrics, jax.device_get(run.diagnosis(run.state, source())))
     assert told == (
         "the gradient norm of the clean pass is inf: its elements are finite, but not their "
         "squares in float32"

@@ -78,9 +78,10 @@ def test_a_nan_is_never_a_right_answer(where):
 
 def test_sums_ignore_padding_whatever_it_holds(batch):
     logits, labels = batch
-    padded = np.concatenate([logits, np.full((3, 10), np.nan, np.float32)])
-    sums = metric_sums(padded, np.concatenate([labels, np.zeros(3, np.int32)]), np.arange(43) < 40)
-    full = metric_sums(logits, labels, np.ones(40, bool))
+    padded = jnp.concatenate([logits, jnp.full((3, 10), jnp.nan, jnp.float32)])
+    padded_labels = jnp.concatenate([labels, jnp.zeros(3, jnp.int32)])
+    sums = metric_sums(padded, padded_labels, jnp.arange(43) < 40)
+    full = metric_sums(logits, labels, jnp.ones(40, bool))
     assert jax.tree.map(int, sums[1:]) == jax.tree.map(int, full[1:])
     np.testing.assert_allclose(sums.loss, full.loss, rtol=1e-6)
     assert int(sums.num_examples) == 40

@@ -14,6 +14,7 @@ from gnpcli.config.schema import ModelConfig
 from gnpcli.errors import ConfigError
 from gnpcli.models.layers.dense import dropout
 from gnpcli.models.registry import MODELS, build_model
+from tests.trees import same_structure
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -174,7 +175,7 @@ def test_batch_norm_state_moves_in_train_mode_only(small):
     x = images_of(shape)
     apply = compiled(model)
     _, moved = apply(params, state, x, train=True, key=None)
-    assert jax.tree.structure(moved) == jax.tree.structure(state)
+    assert same_structure(moved, state)
     assert all(jax.tree.leaves(jax.tree.map(lambda a, b: bool((a != b).any()), moved, state)))
     assert_trees_equal(apply(params, state, x, train=False, key=None)[1], state)
 
@@ -410,4 +411,4 @@ def test_models_have_forward_over_reverse_derivatives(small):
         _, product = jax.eval_shape(
             lambda p, loss=loss: jax.jvp(jax.grad(loss), (p,), (p,)), params
         )
-        assert jax.tree.structure(product) == jax.tree.structure(params)
+        assert same_structure(product, params)

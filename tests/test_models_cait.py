@@ -17,6 +17,7 @@ from gnpcli.models.layers.drop_path import DropPath
 from gnpcli.models.layers.transformer import FORMS
 from tests.test_models import compiled, images_of, shapes_of
 from tests.test_models_swin import random_weights
+from tests.trees import same_structure
 
 WIDTHS = {"xxs": {"dim": 192, "heads": 4}, "xs": {"dim": 288, "heads": 6}}
 WIDTHS |= {"s": {"dim": 384, "heads": 8}, "m": {"dim": 768, "heads": 16}}
@@ -99,9 +100,11 @@ def np_cait(params, images, depth, heads, patch, variant):
             q, k, v = np_heads(
                 np_layer_norm(np.concatenate([cls, x]), p["ln_1"]), p["attention"], heads
             )
-            y = [np_softmax(q[h, :1] @ k[h].T / math.sqrt(q.shape[2])) @ v[h] for h in range(heads)]
+            mixed = [
+                np_softmax(q[h, :1] @ k[h].T / math.sqrt(q.shape[2])) @ v[h] for h in range(heads)
+            ]
             cls = cls + p["scale_1"]["scale"] * np_dense(
-                np.concatenate(y, axis=1), p["attention"]["out"]
+                np.concatenate(mixed, axis=1), p["attention"]["out"]
             )
             cls = cls + p["scale_2"]["scale"] * np_mlp(
                 np_layer_norm(cls, p["ln_2"]), p["mlp"], variant
@@ -259,7 +262,7 @@ def test_forward_over_reverse_derivatives():
         ).mean()
 
     _, product = jax.eval_shape(lambda p: jax.jvp(jax.grad(loss), (p,), (p,)), params)
-    assert jax.tree.structure(product) == jax.tree.structure(params)
+    assert same_structure(product, params)
 
 
 def test_only_biases_and_norm_scales_have_one_dimension():

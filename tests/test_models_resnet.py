@@ -12,6 +12,7 @@ from gnpcli.models.base import from_linen
 from gnpcli.models.families.resnet import STAGES, ResNet, from_torch
 from gnpcli.models.layers.dense import DTYPES
 from tests.test_models import build, compiled, images_of, np_conv, randomised, shapes_of
+from tests.trees import same_structure
 
 VARIANTS = ["paper", "upstream"]
 
@@ -180,7 +181,7 @@ def test_has_forward_over_reverse_derivatives():
         return jnp.square(model.apply(params, state, images_of(shape), True, None)[0]).mean()
 
     _, product = jax.eval_shape(lambda p: jax.jvp(jax.grad(loss), (p,), (p,)), params)
-    assert jax.tree.structure(product) == jax.tree.structure(params)
+    assert same_structure(product, params)
 
 
 def test_draws_nothing():

@@ -3,6 +3,7 @@ the shaking: expectation, draws and gradients."""
 
 import functools
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -242,7 +243,7 @@ def np_forward(module, params, state, images, key):
     blocks = sum(name.startswith("group") for name in params)
     drawn_with = drawing_key(module, key) if train else None
     if isinstance(module, ShakeShake):
-        factors = np.full((blocks, batch), 0.5)
+        factors: Any = np.full((blocks, batch), 0.5)
         if train:
             factors = shake_shake_factors(drawn_with, blocks, batch, true_gradient=False).forward
     else:
@@ -252,7 +253,7 @@ def np_forward(module, params, state, images, key):
             factors = shake_drop(
                 drawn_with, linear_rates(rate, blocks), batch, true_gradient=False
             ).forward
-    wide = jax.tree.map(
+    wide: tuple[Any, Any, Any, Any] = jax.tree.map(
         lambda a: np.array(a, np.float64), (params, state["batch_stats"], images, factors)
     )
     net = NumpyNet(module.variant, train)

@@ -17,6 +17,7 @@ from gnpcli.models.layers.dense import DTYPES, Dropout
 from gnpcli.models.layers.drop_path import DropPath
 from gnpcli.models.layers.transformer import FORMS
 from tests.test_models import compiled, images_of, shapes_of
+from tests.trees import same_structure
 
 TINY = {"dim": 8, "depth": 2, "heads": 1}
 RATES = {"dropout": 0.0, "attention_dropout": 0.0, "drop_path": 0.0}
@@ -364,7 +365,7 @@ def test_forward_over_reverse_derivatives():
         ).mean()
 
     _, product = jax.eval_shape(lambda p: jax.jvp(jax.grad(loss), (p,), (p,)), params)
-    assert jax.tree.structure(product) == jax.tree.structure(params)
+    assert same_structure(product, params)
 
 
 def test_only_biases_and_norm_scales_have_one_dimension():

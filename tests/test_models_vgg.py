@@ -12,6 +12,7 @@ from gnpcli.models.base import from_linen
 from gnpcli.models.families.vgg import STAGES, Vgg, from_torch
 from gnpcli.models.layers.dense import DTYPES
 from tests.test_models import build, compiled, drawn, images_of, np_conv, randomised, shapes_of
+from tests.trees import same_structure
 
 SHAPE = (32, 32, 3)
 
@@ -171,7 +172,7 @@ def test_has_forward_over_reverse_derivatives():
         ).mean()
 
     _, product = jax.eval_shape(lambda p: jax.jvp(jax.grad(loss), (p,), (p,)), params)
-    assert jax.tree.structure(product) == jax.tree.structure(params)
+    assert same_structure(product, params)
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -180,7 +181,7 @@ def test_has_forward_over_reverse_derivatives():
 
 def torch_names(depth, batch_norm, timm):
     """Names and shapes of the state dict of torchvision or timm, from the architecture."""
-    shapes = {}
+    shapes: dict[str, tuple[int, ...]] = {}
     number, before = 0, 3
     for convolutions, channels in zip(STAGES[depth], (64, 128, 256, 512, 512), strict=True):
         for _ in range(convolutions):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import typing
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +15,7 @@ from gnpcli.config.schema import AdamWConfig, OptimizerConfig, RmsPropConfig, Sg
 from gnpcli.gnp import global_norm
 from gnpcli.step.optimizer import build_optimizer, clip_by_norm, decay_mask
 
-CONFIGS = {
+CONFIGS: dict[str, Any] = {
     "sgd": SgdConfig(name="sgd", momentum=0.9),
     "sgd-plain": SgdConfig(name="sgd", momentum=0.0),
     "sgd-nesterov-decay": SgdConfig(name="sgd", momentum=0.9, nesterov=True, weight_decay=0.2),

@@ -4,6 +4,8 @@ a run says of it.
 
 import functools
 import math
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,16 +14,18 @@ import numpy as np
 import optax
 import pytest
 
-from gnpcli import engine
 from gnpcli.config.schema import DataConfig, ModelConfig
 from gnpcli.data.registry import load_dataset
+from gnpcli.engine.train import train
 from gnpcli.gnp import gnp_value_and_grad
+from gnpcli.models.base import Model
 from gnpcli.models.families import vit, wide_resnet
 from gnpcli.models.registry import MODELS, build_model
 from gnpcli.recipes.presets import resolve
 from gnpcli.step import precision
 from gnpcli.step.losses import cross_entropy
 from gnpcli.step.precision import half_ulp, lost_share
+from tests.trees import same_structure
 
 ONE_OF_EACH = sorted({entry.module: name for name, entry in reversed(MODELS.items())}.values())
 # Tracing two passes with their gradients takes seconds, of the deepest half a minute.
@@ -84,7 +88,7 @@ def test_everything_but_the_layers_is_float32(name):
     for tree in (params, *points, grads, loss, logits, metrics):
         assert dtypes(tree) == wide
     assert dtypes((state, new_state)) <= wide
-    assert jax.tree.structure(new_state) == jax.tree.structure(state)
+    assert same_structure(new_state, state)
     for optimizer in (optax.sgd(0.1, momentum=0.9), optax.adamw(1e-3), optax.rmsprop(1e-3)):
         moments = [
             leaf for leaf in jax.tree.leaves(jax.eval_shape(optimizer.init, params)) if leaf.ndim
@@ -120,7 +124,7 @@ def flops(equation):
     return out * math.prod(kernel[axis] for axis in spec[1:])
 
 
-SMALL = {
+SMALL: dict[str, tuple[Callable[..., Model], dict[str, int], dict[str, Any]]] = {
     "vit": (vit.build, {"dim": 32, "depth": 2, "heads": 2, "mlp": 64}, {"patch_size": 2}),
     "wide_resnet": (wide_resnet.build, {"depth": 10, "width": 1}, {"variant": "paper"}),
 }
@@ -225,7 +229,7 @@ def test_a_run_warns_once_of_a_perturbation_that_is_rounded_away(
         "optimizer.weight_decay=0",
         "schedule.warmup_epochs=0",
     ]
-    engine.train(resolve(None, keys), tmp_path / "run", max_steps=21)
+    train(resolve(None, keys), tmp_path / "run", max_steps=21)
     lines = [line for line in capsys.readouterr().err.splitlines() if "can represent" in line]
     assert len(lines) == times
     for line in lines:

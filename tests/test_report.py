@@ -136,7 +136,7 @@ def test_long_curves_are_averaged_over_equal_stretches(tmp_path):
     shown = band(group, Curve("train", "loss", "train"), "step", "range")
     assert len(shown.x) == MAX_POINTS
     assert shown.x[0] == 3.0  # steps 1 to 5
-    np.testing.assert_allclose(shown.mean[0], np.mean([2.0 / step for step in range(1, 6)]))
+    np.testing.assert_allclose(shown.mean[0], float(np.mean([2.0 / step for step in range(1, 6)])))
 
 
 def test_runs_are_put_together_by_all_keys_but_the_seed_and_what_changes_nothing(tmp_path):
@@ -448,7 +448,7 @@ def test_the_page_in_a_real_browser(run_with_page, tmp_path):
     """
     _, path = run_with_page
     with Browser(tmp_path / "profile") as browser:
-        grounds = {}
+        grounds: dict[str, tuple[Any, float]] = {}
         for scheme in ("light", "dark"):
             browser.open(path, dark=scheme == "dark")
             pixel = Image.open(io.BytesIO(browser.screenshot())).convert("L").getpixel((3, 3))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import typing
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -13,13 +14,14 @@ from gnpcli.config.schema import (
     ConstantConfig,
     CosineConfig,
     ExponentialConfig,
+    ScheduleConfig,
     SteppedConfig,
 )
 from gnpcli.step.schedules import Horizon, gr_schedule, lr_schedule
 
 HORIZON = Horizon(steps_per_epoch=10, epochs=20)
 PEAK = 0.4
-SCHEDULES = {
+SCHEDULES: dict[str, Callable[[float], ScheduleConfig]] = {
     "constant": lambda warmup: ConstantConfig(name="constant", warmup_epochs=warmup),
     "cosine": lambda warmup: CosineConfig(name="cosine", warmup_epochs=warmup, final_factor=0.1),
     "stepped": lambda warmup: SteppedConfig(

@@ -25,25 +25,21 @@ from gnpcli.step.optimizer import build_optimizer
 from gnpcli.step.schedules import GrSchedule, Horizon, Kind, gr_schedule, lr_schedule
 from gnpcli.step.state import TrainState, init_state
 from gnpcli.step.train import make_train_step
+from tests.feeds import GivenEvalFeed, GivenFeed
 
 CLASSES, SIDE = 4, 3
 HORIZON = Horizon(steps_per_epoch=5, epochs=2)
 
 
-class FixedFeed:
+class FixedFeed(GivenFeed):
     """The same random batch at every step."""
 
     steps_per_epoch = 5
 
     def batch(
-        self, source: Any, step_in_epoch: jax.Array, key: jax.Array
+        self, source: Any, step_in_epoch: jax.Array | int, key: jax.Array
     ) -> tuple[jax.Array, jax.Array]:
         return source["images"], source["labels"]
-
-
-class MaskedFeed:
-    def batch(self, source: Any, index: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-        return source["images"], source["labels"], source["mask"]
 
 
 def source(count: int = 8) -> dict[str, jax.Array]:
@@ -78,6 +74,7 @@ def small_model(dropout: float = 0.0, seen: list[Any] | None = None) -> Model:
             return hidden @ params["w2"], state
         new_state = {"mean": 0.9 * state["mean"] + 0.1 * hidden.mean(0)}
         if dropout:
+            assert key is not None
             keep = jax.random.bernoulli(key, 1 - dropout, hidden.shape)
             if seen is not None:
                 jax.debug.callback(lambda mask: seen.append(np.array(mask)), keep)
@@ -151,11 +148,8 @@ def test_a_step_is_gradient_descent_on_the_mixed_gradient():
     for a, b in zip(jax.tree.leaves(new.params), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7)
     assert int(new.step) == 1
-    assert (float(metrics["lr"]), float(metrics["r"]), float(metrics["alpha"])) == (
-        0.5,
-        np.float32(0.1),
-        np.float32(0.8),
-    )
+    rates = [float(metrics[name]) for name in ("lr", "r", "alpha")]
+    assert rates == [0.5, np.float32(0.1), np.float32(0.8)]
 
 
 @pytest.mark.parametrize("gr", [{"alpha": 0.0}, {"r": 0.0, "alpha": 0.0}, {"strategy": "none"}])
@@ -302,7 +296,7 @@ def test_the_configured_ball_reaches_the_step(gr, t_of):
 
 def test_a_reuse_step_adds_what_the_last_penalised_one_kept():
     """LookSAM with a GNP mix and L2 outside: the component is of the penalised gradient alone."""
-    options = {
+    options: dict[str, Any] = {
         "gr": {"every": 5, "between": "reuse", "reuse_weight": 0.5, "penalize_l2": False},
         "train": {"l2": 0.3},
     }
@@ -329,7 +323,7 @@ def test_a_reuse_step_adds_what_the_last_penalised_one_kept():
             state.params[name], params[name] - 0.5 * step_by_hand, rtol=1e-4, atol=1e-6
         )
         np.testing.assert_array_equal(state.component[name], kept[name])
-    assert (float(metrics["r"]), float(metrics["alpha"])) == (0, np.float32(0.8))
+    assert [float(metrics[name]) for name in ("r", "alpha")] == [0, np.float32(0.8)]
 
 
 def gradient(gr=None, kind="gnp", size=24, **changes):
@@ -445,7 +439,7 @@ def test_logged_norms_and_rates_are_those_of_the_step_itself():
 def test_a_step_depends_on_seed_and_step_number_alone():
     class NoisyFeed(FixedFeed):
         def batch(
-            self, source: Any, step_in_epoch: jax.Array, key: jax.Array
+            self, source: Any, step_in_epoch: jax.Array | int, key: jax.Array
         ) -> tuple[jax.Array, jax.Array]:
             return source["images"] + jax.random.normal(key, source["images"].shape), source[
                 "labels"
@@ -490,7 +484,7 @@ def test_the_state_is_donated_and_no_step_recompiles():
 def test_evaluation_masks_padding_and_sees_neither_smoothing_nor_l2():
     model, config = small_model(dropout=0.5), resolve(None, ["mesh.devices=1"])
     params, model_state = model.init(jax.random.key(0), (SIDE, SIDE, 1))
-    step = make_eval_step(model, MaskedFeed(), make_mesh(config))
+    step = make_eval_step(model, GivenEvalFeed(), make_mesh(config))
     sums = step(zero_sums(), params, model_state, source(), np.int32(0))
     logits, _ = model.apply(params, model_state, source()["images"], False, None)
     losses = np.asarray(cross_entropy(logits, source()["labels"]))

@@ -98,7 +98,8 @@ def test_a_shipped_table_resolves_in_every_cell_and_variant(name):
     assert text.startswith("# ")
     assert f"gnp reproduce-table {name}" in text
     assert 10 < len(table.spec.purpose) <= 100
-    for variant in table.spec.variants or {None: None}:
+    variants: list[str | None] = [*table.spec.variants] or [None]
+    for variant in variants:
         cells = make_cells(
             table,
             list(table.spec.rows),
@@ -118,7 +119,7 @@ def traced() -> list[tuple[str, str, str, str | None]]:
     cells = []
     for name in TABLES:
         spec = load_table(name).spec
-        variants = list(spec.variants) or [None]
+        variants: list[str | None] = [*spec.variants] or [None]
         row = next(iter(spec.rows))
         cells += [(name, row, column, variants[0]) for column in spec.columns]
         cells += [
@@ -348,6 +349,8 @@ def test_intervals_are_scipys(n):
     values, against = rng.normal(10, 1, n), rng.normal(9, 2, n)
     one = scipy.stats.ttest_1samp(values, 9.5).confidence_interval(0.95)
     ours = interval((values - 9.5).tolist())
+    assert ours.low is not None
+    assert ours.high is not None
     assert (ours.low + 9.5, ours.high + 9.5) == pytest.approx((one.low, one.high))
     pair = scipy.stats.ttest_rel(values, against)
     ours = interval(paired(dict(enumerate(values)), dict(enumerate(against))))

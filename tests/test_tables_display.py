@@ -27,12 +27,18 @@ def some_progress(table: Table) -> list[Progress]:
     ]
 
 
+def shown_on(console: Console) -> str:
+    """All that a console has written so far."""
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue()
+
+
 def test_a_terminal_shows_a_table_that_fills_in(tmp_path):
     table = write(tmp_path)
     console = Console(file=io.StringIO(), force_terminal=True, width=110)
     with TableDisplay(table, console, quiet=False) as display:
         display(some_progress(table))
-    shown = console.file.getvalue()
+    shown = shown_on(console)
     for part in (
         "2 of 4 cells, 1 failed",
         "4.50 ± 0.71 (2 of 2)",
@@ -48,7 +54,7 @@ def test_without_a_terminal_a_line_is_told_once(tmp_path):
     with TableDisplay(table, console, quiet=False) as display:
         display(some_progress(table))
         display(some_progress(table))
-    assert console.file.getvalue().splitlines() == [
+    assert shown_on(console).splitlines() == [
         "nano adam seed 0: finished before, 4.00 %",
         "nano zero seed 0: running, out/cells/nano/zero/seed0.log tells more",
         "nano adam seed 1: 5.00 % (2 of 4 cells)",
@@ -57,7 +63,7 @@ def test_without_a_terminal_a_line_is_told_once(tmp_path):
     silent = Console(file=io.StringIO())
     with TableDisplay(table, silent, quiet=True) as display:
         display(some_progress(table))
-    assert silent.file.getvalue() == ""
+    assert shown_on(silent) == ""
 
 
 # --- how long they still take
@@ -123,10 +129,10 @@ def test_a_terminal_tells_the_time_left(tmp_path):
     console = Console(file=io.StringIO(), force_terminal=True, width=150)
     with TableDisplay(write(tmp_path), console, quiet=False) as display:
         display(items)
-        assert "left" not in console.file.getvalue()
+        assert "left" not in shown_on(console)
         items[0].epoch = 1.0
         display(items)
-    assert "about 0 s left; Ctrl-C" in console.file.getvalue()
+    assert "about 0 s left; Ctrl-C" in shown_on(console)
 
 
 @pytest.mark.parametrize(

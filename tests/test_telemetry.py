@@ -46,7 +46,9 @@ def test_adaptive_rates_are_those_of_the_last_update(config, updates):
             _, state = optimizer.update(
                 jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), gradient), state, params
             )
-    told = make_statistics(config)(state)
+    statistics = make_statistics(config)
+    assert statistics is not None
+    told = statistics(state)
 
     b2 = config.b2 if config.name == "adamw" else config.decay
     v = np.zeros(15)

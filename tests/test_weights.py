@@ -4,6 +4,7 @@ import importlib
 import json
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
@@ -150,7 +151,7 @@ def test_import_gives_the_same_logits(tmp_path, capsys):
     trained = open_trained(locate(out), step=None, best=False, screen=Screen())
     assert (trained.spec.mean, trained.spec.std) == ((0.5,) * 3, (0.25,) * 3)
     assert trained.config.model.gelu == "exact"
-    images = np.random.default_rng(1).normal(size=(2, 8, 8, 3)).astype(np.float32)
+    images = jnp.asarray(np.random.default_rng(1).normal(size=(2, 8, 8, 3)), jnp.float32)
     options = ModelConfig(name="vit-nano", patch_size=2, gelu="exact")
     reference = build_model(options, num_classes=10, image_size=8, channels=3)
     wanted = jax.jit(lambda: reference.apply(*vit.from_torch(tensors), images, False, None)[0])()

@@ -10,7 +10,7 @@ import json
 import math
 import subprocess
 import sys
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -86,14 +86,17 @@ class Row(NamedTuple):
     reference: int | None
 
 
-ROWS = [
-    Row(*line.split()[:2], *(None if cell == "-" else int(cell) for cell in line.split()[2:]))
-    for line in TABLE.strip().splitlines()
-]
+def read_row(line: str) -> Row:
+    """Read a line of the table; ``-`` is nothing."""
+    name, model, *cells = line.split()
+    return Row(name, model, *(None if cell == "-" else int(cell) for cell in cells))
+
+
+ROWS = [read_row(line) for line in TABLE.strip().splitlines()]
 
 # Options of the forms that are counted, by family: at 224 pixels, of the papers' code and of the
 # reference.
-FORMS_224 = {
+FORMS_224: dict[str, tuple[Any, Any]] = {
     "vgg": ({}, {}),
     "resnet": ({"stem": "imagenet"}, {"stem": "imagenet"}),
     "wide_resnet": ({}, None),

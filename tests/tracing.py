@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import numpy as np
 
@@ -39,7 +41,7 @@ def trace(config: RunConfig) -> None:
         if info.is_streamed:
             size = config.data.batch_size
             images = jax.ShapeDtypeStruct((size, *shape), np.uint8)
-            source = {"images": images, "labels": jax.ShapeDtypeStruct((size,), np.int32)}
+            source: Any = {"images": images, "labels": jax.ShapeDtypeStruct((size,), np.int32)}
         else:
             source = task.feed.source(0)
         for step in (task.plain_step, task.gnp_step):
