@@ -269,7 +269,7 @@ def as_pairs(images: np.ndarray, labels: Sequence[int] | np.ndarray) -> list[tup
 
 
 def check_images(data: Dataset, images: Images, train: tuple[str, ...] = ("train",)) -> None:
-    """Assert that a data set holds the images of the splits `train` and of ``test``, in any order."""
+    """Assert that a data set holds these images of both splits, in any order."""
     assert data.test is not None
     want = [np.concatenate([images[split][part] for split in train]) for part in (0, 1)]
     assert as_pairs(data.train.images, data.train.labels) == as_pairs(*want)

@@ -17,7 +17,7 @@ import pytest
 from jaxtyping import install_import_hook
 
 CHECKED: list[str] = []
-"""The modules whose signatures are checked, call by call, in every test: shapes, dtypes and all other types."""
+"""The modules whose signatures are checked at each call in every test: shapes, dtypes, types."""
 
 install_import_hook(CHECKED, "beartype.beartype")  # before any of them is imported
 

@@ -1,7 +1,8 @@
 """Golden values: what a change of the code's shape must not change.
 
-    python -m tests.golden write FILE                 # of this checkout python -m tests.golden
-    compare REVISION           # of this checkout and of a commit, both run here
+    python -m tests.golden write FILE         # the values of this checkout
+    python -m tests.golden check FILE         # this checkout against such a file
+    python -m tests.golden compare REVISION   # this checkout against a commit; both run here
 
 The values are, bit for bit, the trained arrays of short runs, and the structure of every JSON
 output. Bits are equal on one machine and with one set of versions only, so a comparison runs both
@@ -69,27 +70,32 @@ def cases() -> Iterator[tuple[str, dict[str, Any]]]:
         yield f"small {method}", {**MODELS["small"], **keys}
 
 
-COMMANDS: dict[str, list[str]] = {
-    "train": ["train", "--set", "model.name=tests.small:small", "--max-steps", "2", "--run-dir", "run", "--json"],
-    "resume": ["resume", "run", "--max-steps", "3", "--json"],
-    "second run": ["train", "--set", "model.name=tests.small:small", "--seed", "1", "--max-steps", "2", "--run-dir", "other", "--json"],
-    "eval": ["eval", "run", "--json"],
-    "inspect": ["inspect", "run", "--examples", "64", "--top", "1", "--resolution", "2", "--json"],
-    "check": ["check", "run", "--batches", "1", "--per-decade", "1", "--json"],
-    "compare": ["compare", "run", "other", "--json"],
-    "presets list": ["presets", "list", "--json"],
-    "models list": ["models", "list", "--json"],
-    "models show": ["models", "show", "vit-nano", "--json"],
-    "data list": ["data", "list", "--json"],
-    "tables list": ["tables", "list", "--json"],
-    "tables show": ["tables", "show", "adam-vs-gr-digits", "--json"],
-    "reproduce-table dry run": ["reproduce-table", "adam-vs-gr-digits", "--dry-run", "--json"],
-    "bench": ["bench", "--set", "model.name=tests.small:small", "--rounds", "1", "--steps", "1", "--json"],
-    "bench gr": ["bench", "gr", "--set", "model.name=tests.small:small", "--rounds", "1", "--steps", "1", "--json"],
-    "bench data": ["bench", "data", "--set", "model.name=tests.small:small", "--rounds", "1", "--steps", "1", "--variants", "none,basic", "--json"],
-    "bench telemetry": ["bench", "telemetry", "--set", "model.name=tests.small:small", "--rounds", "1", "--steps", "1", "--json"],
-}  # fmt: skip
-"""Every command with a JSON output, in an order in which each finds what it needs."""
+SMALL = "--set model.name=tests.small:small"
+ONCE = f"{SMALL} --rounds 1 --steps 1"
+COMMANDS: dict[str, str] = {
+    "train": f"train {SMALL} --max-steps 2 --run-dir run",
+    "resume": "resume run --max-steps 3",
+    "second run": f"train {SMALL} --seed 1 --max-steps 2 --run-dir other",
+    "eval": "eval run",
+    "inspect": "inspect run --examples 64 --top 1 --resolution 2",
+    "check": "check run --batches 1 --per-decade 1",
+    "compare": "compare run other",
+    "presets list": "presets list",
+    "models list": "models list",
+    "models show": "models show vit-nano",
+    "data list": "data list",
+    "tables list": "tables list",
+    "tables show": "tables show adam-vs-gr-digits",
+    "reproduce-table dry run": "reproduce-table adam-vs-gr-digits --dry-run",
+    "bench": f"bench {ONCE}",
+    "bench gr": f"bench gr {ONCE}",
+    "bench data": f"bench data {ONCE} --variants none,basic",
+    "bench telemetry": f"bench telemetry {ONCE}",
+}
+"""Every command with a JSON output, without its ``--json``.
+
+Each finds what it needs in what those before it left.
+"""
 
 
 def run_gnp(tree: Path, folder: Path, arguments: list[str]) -> str:
@@ -105,6 +111,11 @@ def run_gnp(tree: Path, folder: Path, arguments: list[str]) -> str:
     if done.returncode:
         raise RuntimeError(f"gnp {' '.join(arguments)}: {done.stderr[-2000:]}")
     return done.stdout
+
+
+def run_json(tree: Path, folder: Path, arguments: str) -> Any:
+    """Run a command of the checkout `tree`; return the structure of its JSON output."""
+    return structure(json.loads(run_gnp(tree, folder, [*arguments.split(), "--json"])))
 
 
 def structure(value: Any) -> Any:
@@ -176,7 +187,7 @@ def collect(tree: Path, only: str = "") -> dict[str, Any]:
         for command, arguments in COMMANDS.items():
             if only not in f"json {command}":
                 continue
-            found[f"json {command}"] = structure(json.loads(run_gnp(tree, folder, arguments)))
+            found[f"json {command}"] = run_json(tree, folder, arguments)
             print(f"json {command}", file=sys.stderr, flush=True)
     return found
 

@@ -32,9 +32,13 @@ def vit_tensors(*, dim=64, depth=2, patch=2, side=4, channels=3, classes=10, mlp
     }
     for index in range(depth):
         for name, shape in {
-            "norm1": (dim,), "attn.qkv": (3 * dim, dim), "attn.proj": (dim, dim), "norm2": (dim,),
-            "mlp.fc1": (mlp, dim), "mlp.fc2": (dim, mlp),
-        }.items():  # fmt: skip
+            "norm1": (dim,),
+            "attn.qkv": (3 * dim, dim),
+            "attn.proj": (dim, dim),
+            "norm2": (dim,),
+            "mlp.fc1": (mlp, dim),
+            "mlp.fc2": (dim, mlp),
+        }.items():
             tensors[f"blocks.{index}.{name}.weight"] = draw(*shape) + (
                 1 if name.startswith("norm") else 0
             )

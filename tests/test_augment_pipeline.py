@@ -218,7 +218,9 @@ from gnpcli.data.base import DataSpec
 
 mesh = jax.make_mesh((4,), ("data",), axis_types=(AxisType.Auto,))
 split, whole = NamedSharding(mesh, PartitionSpec("data")), NamedSharding(mesh, PartitionSpec())
-spec = DataSpec(name="x", class_names=("a", "b"), image_size=8, channels=3, mean=(0.5,) * 3, std=(0.2,) * 3)
+spec = DataSpec(
+    name="x", class_names=("a", "b"), image_size=8, channels=3, mean=(0.5,) * 3, std=(0.2,) * 3
+)
 rng = np.random.default_rng(0)
 images = rng.integers(0, 256, (32, 8, 8, 3), dtype=np.uint8)
 labels = rng.integers(0, 2, 32, dtype=np.int32)
@@ -226,13 +228,15 @@ key = jax.random.key(0)
 config = DataConfig(name="x", augment="autoaugment", random_erasing=0.5, mix="mixup")
 pipeline = make_pipeline(config, spec, is_streamed=False, dtype=jnp.float32)
 one = jax.jit(pipeline)(key, images, labels)
-four = jax.jit(pipeline, in_shardings=(whole, split, split), out_shardings=split).lower(key, images, labels).compile()
+jitted = jax.jit(pipeline, in_shardings=(whole, split, split), out_shardings=split)
+four = jitted.lower(key, images, labels).compile()
 out = four(jax.device_put(key, whole), jax.device_put(images, split), jax.device_put(labels, split))
 report = {
     "images": float(np.abs(np.asarray(one[0]) - np.asarray(out[0])).max()),
     "labels": float(np.abs(np.asarray(one[1]) - np.asarray(out[1])).max()),
     "collectives": re.findall(
-        r"= \\w+(\\S+) (all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter)\\(", four.as_text()
+        r"= \\w+(\\S+) (all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter)\\(",
+        four.as_text(),
     ),
 }
 print(json.dumps(report))

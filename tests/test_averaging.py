@@ -111,9 +111,19 @@ def test_a_model_without_statistics_is_not_read_a_batch_for():
 
 
 SHORT = [
-    "--epochs", "1", "--set", "data.batch_size=256", "--set", "schedule.warmup_epochs=0", "--set", "mesh.devices=1",
-    "--set", "train.ema_decay=0.9", "--gr", "none",
-]  # fmt: skip
+    "--epochs",
+    "1",
+    "--set",
+    "data.batch_size=256",
+    "--set",
+    "schedule.warmup_epochs=0",
+    "--set",
+    "mesh.devices=1",
+    "--set",
+    "train.ema_decay=0.9",
+    "--gr",
+    "none",
+]
 
 
 def evaluated(gnp: Gnp, *options: object) -> dict[str, Any]:
@@ -150,25 +160,38 @@ def test_a_run_without_an_average_says_so(gnp):
     assert "must be raw or ema" in done.stderr
     fails(
         gnp("train", *plain, "--set", "train.evaluate_weights=ema", "--dry-run"),
-        "train.evaluate_weights: ema needs an average", "set train.ema_decay",
-    )  # fmt: skip
+        "train.evaluate_weights: ema needs an average",
+        "set train.ema_decay",
+    )
 
 
 @pytest.mark.slow
 def test_a_run_that_evaluates_its_average_recalibrates_it(gnp, tmp_path: Path):
     done = gnp(
-        "train", *SHORT, "--set", "model.name=wrn-16-4", "--set", "train.evaluate_weights=ema",
-        "--set", "train.recalibrate_batches=3", "--run-dir", "run", timeout=900,
-    )  # fmt: skip
+        "train",
+        *SHORT,
+        "--set",
+        "model.name=wrn-16-4",
+        "--set",
+        "train.evaluate_weights=ema",
+        "--set",
+        "train.recalibrate_batches=3",
+        "--run-dir",
+        "run",
+        timeout=900,
+    )
     assert done.returncode == 0, done.stderr
     record = read_metrics(tmp_path / "run" / "metrics.jsonl")[-1]
     own, same, stale, raw, fresh = (
         evaluated(gnp, *options)
         for options in (
-            (), ("--weights", "ema", "--recalibrate", 3), ("--recalibrate", 0), ("--weights", "raw"),
+            (),
+            ("--weights", "ema", "--recalibrate", 3),
+            ("--recalibrate", 0),
+            ("--weights", "raw"),
             ("--weights", "raw", "--recalibrate", 3),
         )
-    )  # fmt: skip
+    )
     assert record["weights"] == own["weights"] == "ema"
     np.testing.assert_allclose([own["loss"], same["loss"]], record["loss"], rtol=1e-5)
     losses = [own["loss"], stale["loss"], raw["loss"], fresh["loss"]]

@@ -1,4 +1,4 @@
-"""``gnp bench data``: what it measures, on small inputs; no assertion on how long anything takes."""
+"""``gnp bench data``: what it measures, on small inputs; nothing is asserted of times."""
 
 from __future__ import annotations
 

@@ -176,8 +176,12 @@ VALLEY = [0.5, 0.05, 0.01, 0.08, 0.9]
 @pytest.mark.parametrize(
     ("batches", "r", "trustworthy", "parts"),
     [
-        ([VALLEY], 1e-2, [1e-3, 1e-1], [("from 0.001 to 0.1; the configured r = 0.01 is trustworthy "
-            "(off by 1 %)")]),
+        (
+            [VALLEY],
+            1e-2,
+            [1e-3, 1e-1],
+            [("from 0.001 to 0.1; the configured r = 0.01 is trustworthy (off by 1 %)")],
+        ),
         ([VALLEY], 1.0, [1e-3, 1e-1], ["r = 1 is off by 90 % by curvature: take r <= 0.1"]),
         ([VALLEY], 1e-4, [1e-3, 1e-1], ["r = 0.0001 is off by 50 % by rounding: take r >= 0.001"]),
         ([VALLEY], None, [1e-3, 1e-1], ["for r from 0.001 to 0.1"]),
@@ -185,13 +189,17 @@ VALLEY = [0.5, 0.05, 0.01, 0.08, 0.9]
         # one.
         ([VALLEY, [0.5, 0.2, 0.01, 0.01, 0.9]], 1e-2, [1e-2, 1e-1], ["from 0.01 to 0.1"]),
         ([[0.05, 0.2, 0.01, 0.01, math.nan]], 1e-4, [1e-2, 1e-1], ["is trustworthy"]),
-        ([[4.0, 0.4, 0.2, 2.0, math.inf]], 1e-3, None, ["nowhere within 10 %", ("off by 40 %, by "
-            "rounding")]),
+        (
+            [[4.0, 0.4, 0.2, 2.0, math.inf]],
+            1e-3,
+            None,
+            ["nowhere within 10 %", ("off by 40 %, by rounding")],
+        ),
         ([[4.0, 0.4, 0.2, 2.0, math.inf]], 1e-1, None, ["off by 2 times its length, by curvature"]),
         ([[4.0, 0.4, 0.2, 2.0, math.inf]], 1.0, None, ["off by infinity, too large a step"]),
         ([[32.0, 10.0, 3.2, 1.1, 1.0]], 1e-2, None, ["off by 3.2 times its length", "kinks"]),
     ],
-)  # fmt: skip
+)
 def test_the_verdict_names_range_cause_and_remedy(batches, r, trustworthy, parts):
     found = judge(rows(*batches), SWEEP, r, 0.1, "float32")
     assert found["trustworthy"] == trustworthy
@@ -226,9 +234,14 @@ def test_all_passes_and_types_see_the_same_batch_and_the_same_dropout(monkeypatc
     monkeypatch.setattr(gnpcli.measure.fidelity, "build_for", tiny_model)
     config = resolve(None, ["data.batch_size=32", "gr.r=0.02", "gr.alpha=0.5"])
     result = check(
-        config, None, radii=[1e-3, 1e-2, 1e-1], dtypes=["bfloat16", "float32"], batches=3, threshold=0.2,
+        config,
+        None,
+        radii=[1e-3, 1e-2, 1e-1],
+        dtypes=["bfloat16", "float32"],
+        batches=3,
+        threshold=0.2,
         screen=Screen(quiet=True),
-    )  # fmt: skip
+    )
     assert (result["r"], result["alpha"], len(result["batches"])) == (0.02, 0.5, 3)
     low, full = result["types"]
     assert (low["dtype"], full["dtype"], full["exact"]) == ("bfloat16", "float32", None)

@@ -22,9 +22,19 @@ from gnpcli.runs.log import read_metrics
 from tests.conftest import FINDS_SMALL, Gnp, fails
 
 QUICK = [
-    "--epochs", "4", "--set", "data.batch_size=256", "--set", "schedule.warmup_epochs=1", "--set", "mesh.devices=1",
-    "--set", "checkpoint.every_epochs=1", "--set", "model.name=tests.small:small",
-]  # fmt: skip
+    "--epochs",
+    "4",
+    "--set",
+    "data.batch_size=256",
+    "--set",
+    "schedule.warmup_epochs=1",
+    "--set",
+    "mesh.devices=1",
+    "--set",
+    "checkpoint.every_epochs=1",
+    "--set",
+    "model.name=tests.small:small",
+]
 """5 steps an epoch on the digits, 20 in all."""
 
 
@@ -315,9 +325,14 @@ def test_bench_measures_both_steps(gnp: Gnp):
 @pytest.mark.parametrize(
     ("arguments", "parts"),
     [
-        (["train", "--preset", "vit-s-cifar01"], ["unknown preset 'vit-s-cifar01'", "'vit-s-cifar10'"]),
-        (["train", "--set", "optimizer.learning_rate=1"], [("--set: unknown key "
-            "'optimizer.learning_rate'")]),
+        (
+            ["train", "--preset", "vit-s-cifar01"],
+            ["unknown preset 'vit-s-cifar01'", "'vit-s-cifar10'"],
+        ),
+        (
+            ["train", "--set", "optimizer.learning_rate=1"],
+            [("--set: unknown key 'optimizer.learning_rate'")],
+        ),
         (["train", "--set", "model.name=vit-nanno"], ["vit-nanno", "'vit-nano'"]),
         (["train", "--dataset", "digit"], ["--dataset: ", "'digit'", "'digits'"]),
         (["train", "--set", "optimizer.name=adam"], ["unknown optimizer 'adam'", "'adamw'"]),
@@ -326,9 +341,14 @@ def test_bench_measures_both_steps(gnp: Gnp):
         (["train", "--set", "gr.r=0"], ["gr.alpha = 0.8 needs a radius"]),
         (["train", "--seed", "-1"], ["--seed: train.seed: -1 is out of range"]),
         (["train", "--epochs", "0"], ["--epochs: train.epochs: 0 is out of range"]),
-        (["train", "--set", "data.batch_size=2000"], ["data.batch_size 2000 is more than the 1437"]),
-        (["train", "--set", "data.batch_size=255"], [("data.batch_size = 255 is not divisible by "
-            "the 2 devices"), "254"]),
+        (
+            ["train", "--set", "data.batch_size=2000"],
+            ["data.batch_size 2000 is more than the 1437"],
+        ),
+        (
+            ["train", "--set", "data.batch_size=255"],
+            [("data.batch_size = 255 is not divisible by the 2 devices"), "254"],
+        ),
         (["train", "--set", "mesh.devices=3"], ["mesh.devices = 3, but this machine has 2"]),
         (["train", "--set", "model.patch_size=3"], ["3", "8"]),
         (["train", "--preset", "vit-ti-cifar10", "--data-dir", "nowhere"], ["nowhere"]),
@@ -342,7 +362,7 @@ def test_bench_measures_both_steps(gnp: Gnp):
         (["eval", "."], ["is neither a run folder", "nor a checkpoint"]),
         (["bench", "--preset", "nothing"], ["unknown preset"]),
     ],
-)  # fmt: skip
+)
 def test_bad_input_is_one_line_and_leaves_nothing_behind(
     gnp: Gnp, tmp_path: Path, arguments: list[str], parts: list[str]
 ):
@@ -353,10 +373,19 @@ def test_bad_input_is_one_line_and_leaves_nothing_behind(
 
 @pytest.mark.parametrize(
     "arguments",
-    [["train", "--set", "nonsense"], ["train", "--set", "=1"], ["train", "--epochs", "two"], ["train", "extra"],
-     ["train", "--max-steps", "-1"], ["trian"], ["resume"], ["eval"], ["eval", "x", "--split", "tset"],
-     ["eval", "x", "--best", "--step", "1"]],
-)  # fmt: skip
+    [
+        ["train", "--set", "nonsense"],
+        ["train", "--set", "=1"],
+        ["train", "--epochs", "two"],
+        ["train", "extra"],
+        ["train", "--max-steps", "-1"],
+        ["trian"],
+        ["resume"],
+        ["eval"],
+        ["eval", "x", "--split", "tset"],
+        ["eval", "x", "--best", "--step", "1"],
+    ],
+)
 def test_usage_errors_exit_with_2(gnp: Gnp, arguments: list[str]):
     done = gnp(*arguments)
     assert done.returncode == 2

@@ -209,10 +209,23 @@ def test_unreadable_files_are_named(tmp_path):
 
 @pytest.mark.parametrize(
     ("text", "value"),
-    [("1e-3", 1e-3), ("1E5", 1e5), (".5", 0.5), ("5.", 5.0), ("-2", -2), ("on", "on"), ("yes", "yes"), ("null", None),
-     ("true", True), ("[0.3, 1e-1]", [0.3, 0.1]), ("2020-01-01", "2020-01-01"), ("1e-3x", "1e-3x"), (".", "."),
-     (".inf", math.inf)],
-)  # fmt: skip
+    [
+        ("1e-3", 1e-3),
+        ("1E5", 1e5),
+        (".5", 0.5),
+        ("5.", 5.0),
+        ("-2", -2),
+        ("on", "on"),
+        ("yes", "yes"),
+        ("null", None),
+        ("true", True),
+        ("[0.3, 1e-1]", [0.3, 0.1]),
+        ("2020-01-01", "2020-01-01"),
+        ("1e-3x", "1e-3x"),
+        (".", "."),
+        (".inf", math.inf),
+    ],
+)
 def test_scalars_mean_what_yaml_1_2_says(text, value):
     (layer,) = parse_overrides([f"a={text}"])
     assert layer.values == {"a": value}
@@ -243,8 +256,12 @@ def test_changing_the_optimizer_keeps_what_both_have_and_drops_the_rest():
         "optimizer.b1=0.5", "optimizer.lr=0.3", "optimizer.name=sgd", "optimizer.momentum=0.5"
     ).optimizer
     assert changed.model_dump() == {
-        "name": "sgd", "lr": 0.3, "weight_decay": 0.0, "momentum": 0.5, "nesterov": False,
-    }  # fmt: skip
+        "name": "sgd",
+        "lr": 0.3,
+        "weight_decay": 0.0,
+        "momentum": 0.5,
+        "nesterov": False,
+    }
     assert "unknown key 'optimizer.b1'" in str(error("optimizer.name=sgd", "optimizer.b1=0.5"))
 
 

@@ -50,7 +50,7 @@ def samples(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 
 def published_evaluation(image: Image.Image, size: int) -> Image.Image:
-    """Resize the short side to size / 0.875, cut the centre out: two steps, as the papers put it."""
+    """Resize the short side to size / 0.875, cut the centre out: two steps, as in the papers."""
     short = round(size / 0.875)
     width, height = image.size
     if width < height:

@@ -1,4 +1,4 @@
-"""Decoding and resizing against Pillow: the same bits of every JPEG, the same filter to one level."""
+"""Decoding and resizing against Pillow: the same bits of a JPEG, the same filter to one level."""
 
 from __future__ import annotations
 

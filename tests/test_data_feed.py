@@ -221,11 +221,13 @@ whole, split = NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, Partiti
 results = []
 for place, constraint in ((jax.device_put, None), (lambda x: jax.device_put(x, whole), split)):
     feed = InMemoryFeed(data.train, data.spec, config, key=key, place=place)
-    step = jax.jit(feed.batch, out_shardings=constraint).lower(feed.source(0), np.int32(3), key).compile()
+    jitted = jax.jit(feed.batch, out_shardings=constraint)
+    step = jitted.lower(feed.source(0), np.int32(3), key).compile()
     results.append(step(feed.source(0), np.int32(3), key))
 for one, other in zip(*results):
     np.testing.assert_array_equal(one, other)
-print([word for word in ("all-reduce", "all-gather", "all-to-all", "collective-permute") if word in step.as_text()])
+words = ("all-reduce", "all-gather", "all-to-all", "collective-permute")
+print([word for word in words if word in step.as_text()])
 """
 
 

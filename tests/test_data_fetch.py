@@ -172,10 +172,16 @@ def test_a_mirror_and_its_own_sums(server: Server, folder: Path, tmp_path: Path)
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [(None, "sums cannot be read: No such file"), ("abc  a.bin\n", (r"sums:1 is not a line of "
-        r"sha256sum")),
-     (f"{OTHER}  a.bin\n\n{OTHER}\n", r"sums:3 is not a line"), (b"\xff\n", "sums cannot be read")],
-)  # fmt: skip
+    [
+        (None, "sums cannot be read: No such file"),
+        (
+            "abc  a.bin\n",
+            r"sums:1 is not a line of sha256sum",
+        ),
+        (f"{OTHER}  a.bin\n\n{OTHER}\n", r"sums:3 is not a line"),
+        (b"\xff\n", "sums cannot be read"),
+    ],
+)
 def test_sums_that_cannot_be_read(tmp_path: Path, text: str | bytes | None, message: str) -> None:
     path = tmp_path / "sums"
     if text is not None:
@@ -336,8 +342,18 @@ def test_an_interrupt_leaves_the_part(server: Server, folder: Path) -> None:
 
 @pytest.mark.parametrize(
     ("count", "text"),
-    [(0, "0 B"), (999, "999 B"), (1000, "1.0 kB"), (99_940, "99.9 kB"), (99_960, "100 kB"), (999_499, "999 kB"),
-     (999_500, "1.0 MB"), (170_052_171, "170 MB"), (1_329_278_602, "1.3 GB"), (5_000_000_000_000_000, "5000 TB")],
-)  # fmt: skip
+    [
+        (0, "0 B"),
+        (999, "999 B"),
+        (1000, "1.0 kB"),
+        (99_940, "99.9 kB"),
+        (99_960, "100 kB"),
+        (999_499, "999 kB"),
+        (999_500, "1.0 MB"),
+        (170_052_171, "170 MB"),
+        (1_329_278_602, "1.3 GB"),
+        (5_000_000_000_000_000, "5000 TB"),
+    ],
+)
 def test_sizes_as_people_write_them(count: int, text: str) -> None:
     assert format_bytes(count) == text

@@ -40,7 +40,7 @@ def touch(*paths: Path) -> None:
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    """Return a folder of two classes with 2 training images each, and three flat validation images."""
+    """Return a folder of two classes: 2 training images each, and three flat validation images."""
     folder = tmp_path / "im net"
     touch(
         *(folder / "train" / wnid / f"{wnid}_{i}.JPEG" for wnid in ("n01", "n02") for i in range(2))
@@ -242,24 +242,42 @@ def loop(path: Path) -> None:
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (lambda r: (empty(r / "train/n02"), (r / "train/n02").rmdir(), empty(r / "val/n02"), (r / "val/n02").rmdir()),
-         "train holds one class, 'n01'"),
+        (
+            lambda r: (
+                empty(r / "train/n02"),
+                (r / "train/n02").rmdir(),
+                empty(r / "val/n02"),
+                (r / "val/n02").rmdir(),
+            ),
+            "train holds one class, 'n01'",
+        ),
         (lambda r: empty(r / "train/n02"), "train/n02 holds no images"),
         (lambda r: empty(r / "val/n02"), "val/n02 holds no images"),
-        (lambda r: [(empty(path), path.rmdir()) for path in (r / "val").iterdir()], ("val has no "
-            "class folders")),
+        (
+            lambda r: [(empty(path), path.rmdir()) for path in (r / "val").iterdir()],
+            ("val has no class folders"),
+        ),
         (lambda r: touch(r / "val/n03/0.JPEG"), "val/n03: the class 'n03' has no folder in train"),
-        (lambda r: touch(r / "val/images/0.JPEG"), ("val/images: the class 'images' has no folder "
-            "in train")),
-        (lambda r: loop(r / "train/n03"), (r"train/n03 (is a broken link|cannot be read: Too many "
-            r"levels)")),
+        (
+            lambda r: touch(r / "val/images/0.JPEG"),
+            ("val/images: the class 'images' has no folder in train"),
+        ),
+        (
+            lambda r: loop(r / "train/n03"),
+            r"train/n03 (is a broken link|cannot be read: Too many levels)",
+        ),
         (lambda r: (r / "train/n03").symlink_to(".."), "train/n03 holds no images"),
         (lambda r: (r / "train/n03").symlink_to("gone"), None),
-        (lambda r: loop(r / "train/n02/x.png"), (r"train/n02/x\.png (is a broken link|cannot be "
-            r"read: Too many levels)")),
-        (lambda r: (r / "val/n02/x.png").symlink_to("gone.png"), r"val/n02/x\.png is a broken link"),
+        (
+            lambda r: loop(r / "train/n02/x.png"),
+            r"train/n02/x\.png (is a broken link|cannot be read: Too many levels)",
+        ),
+        (
+            lambda r: (r / "val/n02/x.png").symlink_to("gone.png"),
+            r"val/n02/x\.png is a broken link",
+        ),
     ],
-)  # fmt: skip
+)
 def test_bad_names_end_in_one_line_with_the_path(
     root: Path, spoil: Callable[[Path], object], message: str | None
 ) -> None:

@@ -325,9 +325,16 @@ def test_a_bar_on_a_terminal_shows_each_piece_of_work_and_nothing_else(
 ) -> None:
     made = site("fashion_mnist", train=1500, test=50)
     status, shown = on_a_terminal(
-        "data", "prepare", "fashion_mnist", "--data-dir", tmp_path / "d", "--mirror", made.server.url,
-        "--checksums", made.sums,
-    )  # fmt: skip
+        "data",
+        "prepare",
+        "fashion_mnist",
+        "--data-dir",
+        tmp_path / "d",
+        "--mirror",
+        made.server.url,
+        "--checksums",
+        made.sums,
+    )
     assert status == 0, shown
     assert "Traceback" not in shown
     for what in (

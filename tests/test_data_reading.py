@@ -182,7 +182,8 @@ def policy(image, rng):
     '''Tell, in the pixels, whether this process has started JAX on a device.'''
     from jax._src import xla_bridge
     from PIL import Image
-    return Image.new("RGB", image.size, (xla_bridge.backends_are_initialized(), os.getpid() % 251, 0))
+    has_started = xla_bridge.backends_are_initialized()
+    return Image.new("RGB", image.size, (has_started, os.getpid() % 251, 0))
 
 
 def pieces(paths, **transform):

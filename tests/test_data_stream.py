@@ -268,12 +268,17 @@ def test_large_images_are_streamed_small_ones_are_not_and_the_key_decides(tmp_pa
     ("file", "text"),
     [
         ("val/LABEL", "a_0.JPEG a\na_1.JPEG a\nb_0.JPEG b\nb_1.JPEG b\n"),
-        ("val/val_annotations.txt", "".join(f"{c}_{i}.JPEG\t{c}\t0\t0\t9\t9\n" for c in "ab" for i in (0, 1))),
-        ("LOC_val_solution.csv", ("ImageId,PredictionString\nb_0,b 1 2\nb_1,b 1 2\na_0,a 1 2\na_1,a "
-            "1 2\n")),
+        (
+            "val/val_annotations.txt",
+            "".join(f"{c}_{i}.JPEG\t{c}\t0\t0\t9\t9\n" for c in "ab" for i in (0, 1)),
+        ),
+        (
+            "LOC_val_solution.csv",
+            ("ImageId,PredictionString\nb_0,b 1 2\nb_1,b 1 2\na_0,a 1 2\na_1,a 1 2\n"),
+        ),
         ("imagenet_2012_validation_synset_labels.txt", "a\na\nb\nb\n"),
     ],
-)  # fmt: skip
+)
 def test_a_flat_validation_folder_takes_its_classes_from_a_file(tmp_path, file, text):
     root = tree(tmp_path, flat=True)
     (root / file).write_text(text)

@@ -26,7 +26,7 @@ def own(
     config: str | None = None,
     **splits: Sequence[tuple[int, ...]],
 ) -> DataConfig:
-    """Prepare splits given as (width, height, label) of each image; return what names the data set."""
+    """Prepare splits, given as (width, height, label) of each image; return what names them."""
     import tensorflow_datasets as tfds
 
     random = np.random.default_rng(0)

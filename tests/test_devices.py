@@ -74,8 +74,9 @@ def test_steps_do_not_depend_on_the_number_of_devices(model, assignments):
         found = []
         for devices in (1, 2, 8):
             config = resolve(None, [
-                "model.name={model}", "optimizer.name=sgd", "optimizer.lr=0.1", "optimizer.weight_decay=0",
-                "data.batch_size=32", "gr.strategy=constant", "schedule.warmup_epochs=0", f"mesh.devices={{devices}}",
+                "model.name={model}", "data.batch_size=32", f"mesh.devices={{devices}}",
+                "optimizer.name=sgd", "optimizer.lr=0.1", "optimizer.weight_decay=0",
+                "schedule.warmup_epochs=0", "gr.strategy=constant",
                 *{assignments!r},
             ])
             data = load_dataset(config.data)
@@ -89,11 +90,13 @@ def test_steps_do_not_depend_on_the_number_of_devices(model, assignments):
             found.append((start, end, {{name: float(value) for name, value in metrics.items()}}))
 
         def norm(a, b):
-            return float(np.sqrt(sum(((x - y) ** 2).sum() for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b)))))
+            both = zip(jax.tree.leaves(a), jax.tree.leaves(b))
+            return float(np.sqrt(sum(((x - y) ** 2).sum() for x, y in both)))
 
         moved = norm(found[0][0], found[0][1])
-        print(json.dumps({{"moved": moved, "apart": [norm(found[0][1], other[1]) for other in found[1:]],
-                          "metrics": [run[2] for run in found]}}))
+        apart = [norm(found[0][1], other[1]) for other in found[1:]]
+        metrics = [run[2] for run in found]
+        print(json.dumps({{"moved": moved, "apart": apart, "metrics": metrics}}))
         """
     )
     assert result["moved"] > 0.01
@@ -152,23 +155,29 @@ def test_groups_and_pieces_do_not_depend_on_the_number_of_devices(cases, counts)
                 return nn.Dense(4)(x)
 
         size = 96
-        images = jax.random.normal(jax.random.key(1), (size, 2, 2, 3)) * jnp.linspace(0.5, 2, size)[:, None, None, None]
+        scale = jnp.linspace(0.5, 2, size)[:, None, None, None]
+        images = jax.random.normal(jax.random.key(1), (size, 2, 2, 3)) * scale
         labels = jnp.arange(size, dtype=jnp.int32) % 4
 
         def run(devices, groups=1, pieces=1, shared=False, kind="gnp", r=0.3, dropout=0.3):
+            statistics = "synchronised" if shared else "per-group"
             config = resolve(None, [
                 f"mesh.devices={devices}", f"data.batch_size={size}", f"gr.groups={groups}",
-                f"train.accumulate={pieces}", f"gr.batch_norm={'synchronised' if shared else 'per-group'}",
+                f"train.accumulate={pieces}", f"gr.batch_norm={statistics}",
             ])
             mesh, model = make_mesh(config), from_linen(Network(dropout))
             params, state = model.init(jax.random.key(0), (2, 2, 3))
             make = make_value_and_grad
-            step = jax.jit(lambda r, *a: make(model, config.train, config.gr, mesh, kind=kind, r=r, alpha=0.8)(*a))
+            def gradient(r, *a):
+                return make(model, config.train, config.gr, mesh, kind=kind, r=r, alpha=0.8)(*a)
+
+            step = jax.jit(gradient)
             found = step(jnp.float32(r), params, state, {}, images, labels, jax.random.key(5))
             return dict(mesh.shape), jax.tree.map(np.asarray, found)
 
         def norm(tree):
-            return float(np.sqrt(sum((np.asarray(leaf) ** 2).sum() for leaf in jax.tree.leaves(tree))))
+            squares = [(np.asarray(leaf) ** 2).sum() for leaf in jax.tree.leaves(tree)]
+            return float(np.sqrt(sum(squares)))
 
         def apart(a, b):
             return norm(jax.tree.map(np.subtract, a, b)) / norm(a)
@@ -179,10 +188,12 @@ def test_groups_and_pieces_do_not_depend_on_the_number_of_devices(cases, counts)
             first = runs[0][1]
             distances = [max(apart(a, b) for a, b in zip(first, other)) for _, other in runs[1:]]
             report.append([case, [shape for shape, _ in runs], distances])
-        whole, shared = run(1, kind="plain", dropout=0.0)[1], run(8, groups=4, shared=True, r=0.0, dropout=0.0)[1]
+        whole = run(1, kind="plain", dropout=0.0)[1]
+        shared = run(8, groups=4, shared=True, r=0.0, dropout=0.0)[1]
         own = run(1, groups=4, dropout=0.0)[1]
-        print(json.dumps({"cases": report, "shared": [apart(whole[0], shared[0]), apart(whole[1], shared[1])],
-                          "own": apart(whole[1], own[1])}))
+        distances = [apart(whole[0], shared[0]), apart(whole[1], shared[1])]
+        own = apart(whole[1], own[1])
+        print(json.dumps({"cases": report, "shared": distances, "own": own}))
         """
     )
     for case, _, distances in result["cases"]:

@@ -35,9 +35,14 @@ pytestmark = pytest.mark.filterwarnings(
 )  # raised inside Orbax, about itself
 
 SMALL = [
-    "data.batch_size=256", "train.epochs=4", "schedule.warmup_epochs=1", "train.log_every_steps=1", "mesh.devices=1",
-    "model.name=tests.small:small", "checkpoint.every_epochs=1",
-]  # fmt: skip
+    "data.batch_size=256",
+    "train.epochs=4",
+    "schedule.warmup_epochs=1",
+    "train.log_every_steps=1",
+    "mesh.devices=1",
+    "model.name=tests.small:small",
+    "checkpoint.every_epochs=1",
+]
 """5 steps an epoch, 20 in all, of them 5 plain; dropout and augmentation draw from the run's keys.
 """
 
@@ -416,7 +421,7 @@ class Poisoned:
 
 @pytest.fixture
 def poisoned(monkeypatch):
-    """Poison the batches of the given steps, counted from 0, in every run that starts from here on."""
+    """Poison the batches of the given steps, counted from 0, in every run that starts later."""
     make = make_train_feed
 
     def poison(*steps: int) -> None:
@@ -467,13 +472,16 @@ def test_skipped_steps_are_counted_and_resumed_over(tmp_path, poisoned, capsys):
     told = " ".join(capsys.readouterr().err.split())
     for part in (
         "warning: step 3 skipped (1 in a row, stopping at 3): the loss of the clean pass is nan",
-        "step 7 skipped (1 in a row", "step 8 skipped (2 in a row",
-    ):  # fmt: skip
+        "step 7 skipped (1 in a row",
+        "step 8 skipped (2 in a row",
+    ):
         assert part in told
     skipped = [record for record in lines(tmp_path / "run", "train") if record["skips_in_a_row"]]
     assert [(record["step"], record["skipped_steps"], record["loss"]) for record in skipped] == [
-        (3, 1, None), (7, 2, None), (8, 3, None),
-    ]  # fmt: skip
+        (3, 1, None),
+        (7, 2, None),
+        (8, 3, None),
+    ]
     train(own, tmp_path / "halves", max_steps=7, quiet=True)
     assert resume(tmp_path / "halves", max_steps=9, quiet=True)["skipped_steps"] == 3
     assert_same_state(saved(tmp_path / "halves", 9), saved(tmp_path / "run", 9))

@@ -81,16 +81,29 @@ def test_the_wheel_works_in_a_clean_environment(wheel: Path, tmp_path: Path):
 
     def gnp(*arguments: str) -> str:
         done = subprocess.run(
-            [str(tmp_path / "venv" / "bin" / "python"), "-c", "from gnpcli.cli import main; main()", *arguments],
-            cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300,
-        )  # fmt: skip
+            [
+                str(tmp_path / "venv" / "bin" / "python"),
+                "-c",
+                "from gnpcli.cli import main; main()",
+                *arguments,
+            ],
+            cwd=tmp_path,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
         assert done.returncode == 0, done.stderr
         return done.stdout
 
     where = subprocess.run(
         [str(tmp_path / "venv" / "bin" / "python"), "-c", "import gnpcli; print(gnpcli.__file__)"],
-        cwd=tmp_path, env=environment, capture_output=True, text=True, check=True,
-    ).stdout  # fmt: skip
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
     assert str(tmp_path) in where
     assert [row["name"] for row in json.loads(gnp("presets", "list", "--json"))] == preset_names()
     summary = json.loads(

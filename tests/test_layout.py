@@ -1,7 +1,7 @@
 """The structure itself: which room stands on which, who loads jax, and how calm the code is.
 
-Every import counts: those inside functions and those under ``TYPE_CHECKING`` as well. A name that is only looked up at
-run time is as much an arrow of the design as any other.
+Every import counts: those inside functions and those under ``TYPE_CHECKING`` as well. A name
+that is only looked up at run time is as much an arrow of the design as any other.
 """
 
 from __future__ import annotations
@@ -33,7 +33,10 @@ LAYERS: list[set[str]] = [
     {"tables"},
     {"cli"},
 ]
-"""The rooms, floor by floor from the ground up. An arrow points from a floor to a lower one, or stays in its room."""
+"""The rooms, floor by floor from the ground up.
+
+An arrow points from a floor to a lower one, or stays in its room.
+"""
 
 FLOORS_WITHIN: dict[str, list[set[str]]] = {
     "models": [{"base", "layers", "torch"}, {"families"}, {"registry", "summary"}],
@@ -62,7 +65,7 @@ MODULES = {module_name(path): path for path in FILES}
 
 
 def named(node: ast.AST) -> set[str]:
-    """Return the full dotted names that an import statement names; those of modules go before those of packages."""
+    """Return the dotted names of an import statement, those of modules before those of packages."""
     match node:
         case ast.Import(names=names):
             return {alias.name for alias in names}
@@ -78,7 +81,7 @@ def every_import(path: Path) -> set[str]:
 
 
 def imports_at_import_time(path: Path) -> set[str]:
-    """Return what a file imports when it is imported: not inside functions, nor under ``TYPE_CHECKING``."""
+    """Return what a file imports when it is imported itself: at its top level, for run time."""
     found: set[str] = set()
 
     def visit(body: list[ast.stmt]) -> None:
@@ -193,7 +196,7 @@ LIGHT = [
     "gnpcli.data.registry",
     "gnpcli.tables.cells",
 ]
-"""The modules that a command needs before it knows what to do; with all that they import they load nothing heavy."""
+"""The modules that a command needs before it knows what to do. They load nothing heavy."""
 
 
 def light_modules() -> list[str]:

@@ -98,7 +98,10 @@ def assert_trees_equal(a, b):
 
 @pytest.mark.parametrize("name", ["vit-ti", "cait-xxs12"])
 def test_patches_that_do_not_tile_the_image(name):
-    match = r"4 pixels .* 30 x 30 .*sizes that fit: 28, 32; patch sizes that fit these images: 1, 2, 3, 5, 6, 10, 15, 30$"
+    match = (
+        r"4 pixels .* 30 x 30 .*sizes that fit: 28, 32; "
+        r"patch sizes that fit these images: 1, 2, 3, 5, 6, 10, 15, 30$"
+    )
     with pytest.raises(ConfigError, match=match) as caught:
         build(name, (30, 30, 3))
     assert caught.value.key == "model.patch_size"
@@ -116,8 +119,7 @@ def test_wide_resnet_depth_is_checked(monkeypatch):
         build("odd")
 
 
-# -------------------------------------------------------------------------------------------------------
-# train, eval
+# --- train, eval
 
 
 @pytest.mark.parametrize(
@@ -197,8 +199,7 @@ def test_bfloat16_is_close_and_keeps_parameters_and_logits_float32(small, name):
     assert {leaf.dtype for leaf in leaves} == {jnp.dtype(jnp.float32)}
 
 
-# ------------------------------------------------------------------------------------------------------
-# initialisers
+# --- initialisers
 
 
 def test_vit_initialisation():

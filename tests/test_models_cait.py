@@ -126,8 +126,7 @@ def test_cait_equals_numpy(shape, patch, variant):
     np.testing.assert_allclose(logits, wanted, rtol=1e-4, atol=1e-4)
 
 
-# ----------------------------------------------------------------------------------------------------
-# initialisation
+# --- initialisation
 
 
 # By models.csv; at depth 12, which the paper does not have, by its rule, and XXS36 too, against the
@@ -190,8 +189,7 @@ def test_initialisation(variant):
         assert abs(array.std() - (0.02 if variant == "paper" else 0)) < 0.004
 
 
-# -------------------------------------------------------------------------------------------------
-# train and eval
+# --- train and eval
 
 
 def test_at_rate_0_no_random_number_is_drawn():

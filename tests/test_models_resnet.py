@@ -21,8 +21,7 @@ def small(bottleneck=True, stem="cifar", variant="paper", stages=(1, 2), dtype="
     return from_linen(ResNet(stages, bottleneck, 4, 10, stem, variant, DTYPES[dtype]))
 
 
-# ------------------------------------------------------------------------------------------------------
-# initialisers
+# --- initialisers
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -142,8 +141,7 @@ def test_resnet_equals_numpy(variant, bottleneck, stem, shape, train):
     )
 
 
-# -------------------------------------------------------------------------------------------------------
-# train, eval
+# --- train, eval
 
 
 @pytest.mark.parametrize("stem", ["cifar", "imagenet"])
@@ -196,8 +194,7 @@ def test_draws_nothing():
     assert "random" not in text
 
 
-# ------------------------------------------------------------------------------------------------------------
-# import
+# --- import
 
 
 def torch_names(depth):

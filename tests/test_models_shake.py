@@ -85,8 +85,7 @@ def family(request):
     return request.param
 
 
-# -------------------------------------------------------------------------------------------------------------
-# sizes
+# --- sizes
 
 
 def test_shake_shake_sizes_of_the_paper():
@@ -95,13 +94,15 @@ def test_shake_shake_sizes_of_the_paper():
 
 
 def test_pyramid_widths_end_where_the_paper_says():
-    """Table of results: the last block's output has 4 (16 + widening) channels; they never shrink."""
+    """Table of results: the last block's output has 4 (16 + widening) channels, never fewer."""
     for *size, features in ((164, 48, 256), (164, 270, 1144), (200, 240, 1024), (272, 200, 864)):
         widths = bottleneck_widths(*size)
         assert 4 * widths[-1] == features
         assert len(widths) == (size[0] - 2) // 3
-        assert all(b - a in (math.floor(size[1] / len(widths)), math.ceil(size[1] / len(widths)))
-                   for a, b in zip([16, *widths], widths, strict=False))  # fmt: skip
+        assert all(
+            b - a in (math.floor(size[1] / len(widths)), math.ceil(size[1] / len(widths)))
+            for a, b in zip([16, *widths], widths, strict=False)
+        )
     assert bottleneck_widths(11, 2) == [17, 17, 18]
     assert bottleneck_widths(20, 3) == [17, 17, 18, 18, 19, 19]  # 16.5 becomes 17
 
@@ -295,8 +296,7 @@ def test_equals_numpy(family, blocks, variant, shape, shake_drop_rate):
             )
 
 
-# ------------------------------------------------------------------------------------------------
-# what shakes and how
+# --- what shakes and how
 
 
 def test_shake_drop_expectation_and_rates():
@@ -400,13 +400,16 @@ def test_shake_drop_of_rate_zero_is_the_plain_network():
     )
     assert shapes_of(never, (8, 8, 3)) == shapes_of(plain, (8, 8, 3))
     for train in (True, False):
-        run = [jax.make_jaxpr(lambda p, m=m, t=train: m.apply(p, state, images_of((8, 8, 3)), t, None))(params)
-               for m in (never, plain)]  # fmt: skip
+        run = [
+            jax.make_jaxpr(
+                lambda p, m=m, t=train: m.apply(p, state, images_of((8, 8, 3)), t, None)
+            )(params)
+            for m in (never, plain)
+        ]
         assert str(run[0]) == str(run[1])
 
 
-# ---------------------------------------------------------------------------------------------------------
-# gradients
+# --- gradients
 
 
 @pytest.mark.slow

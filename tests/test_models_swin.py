@@ -48,8 +48,7 @@ def random_weights(shapes, seed=0):
     return jax.tree_util.tree_map_with_path(draw, shapes)
 
 
-# -------------------------------------------------------------------------------------------------------------
-# sizes
+# --- sizes
 
 
 @pytest.mark.parametrize(
@@ -224,8 +223,7 @@ def test_no_gradient_is_a_scatter():
     assert "scatter" not in text
 
 
-# ------------------------------------------------------------------------------------------------
-# initialisation
+# --- initialisation
 
 
 @pytest.mark.parametrize("variant", ["paper", "upstream"])
@@ -272,8 +270,7 @@ def test_initialisation(variant):
     assert not any(zero.any() for zero in drawn["zero"])
 
 
-# -------------------------------------------------------------------------------------------------
-# train and eval
+# --- train and eval
 
 
 def test_at_rate_0_no_random_number_is_drawn():

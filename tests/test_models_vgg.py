@@ -101,8 +101,7 @@ def test_vgg_equals_numpy(batch_norm, train):
     )
 
 
-# -------------------------------------------------------------------------------------------------------
-# train, eval
+# --- train, eval
 
 
 def test_dropout_keeps_the_expectation():
@@ -175,8 +174,7 @@ def test_has_forward_over_reverse_derivatives():
     assert same_structure(product, params)
 
 
-# ------------------------------------------------------------------------------------------------------------
-# import
+# --- import
 
 
 def torch_names(depth, batch_norm, timm):

@@ -39,7 +39,7 @@ def reference(library, gelu):
 
 
 def with_random_weights(model, seed=0):
-    """Replace what an initialisation leaves at 0 or 1, or so small that a mistake would not show."""
+    """Replace what initialisation leaves at 0 or 1, or so small that a mistake would not show."""
     rng = np.random.default_rng(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():

@@ -131,7 +131,7 @@ SMALL: dict[str, tuple[Callable[..., Model], dict[str, int], dict[str, Any]]] = 
 
 
 def gradients_of_trained(family):
-    """The GNP gradients, by compute type, of a small network after 100 steps of SGD on real digits."""
+    """GNP gradients, by compute type, of a small network after 100 steps of SGD on digits."""
     dataset = load_dataset(DataConfig(name="digits"))
     images = (
         dataset.train.images.astype(np.float32) / 255 - dataset.spec.mean[0]

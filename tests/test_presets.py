@@ -31,7 +31,7 @@ def test_a_preset_opens_with_a_comment_and_says_its_purpose(name):
 
 
 def quick_to_trace() -> set[str]:
-    """Presets whose two train steps trace in a few seconds; the quick tests do without the others."""
+    """Presets whose two train steps trace in a few seconds, for the quick tests."""
     first: dict[str, str] = {}
     for name in NAMES:
         first.setdefault(MODELS[resolve(name).model.name].module.rpartition(".")[2], name)
@@ -109,27 +109,51 @@ def test_the_papers_recipes_are_what_their_code_ran():
         "raw",
     )
     for name, changes in {
-        "resnet50-cifar10": {"model.name": "resnet50", "model.stem": "cifar", "model.dropout": None},
+        "resnet50-cifar10": {
+            "model.name": "resnet50",
+            "model.stem": "cifar",
+            "model.dropout": None,
+        },
         "shake-shake-cifar10": {
-            "model.name": "shake-shake-26-2x96d", "model.dropout": None, "model.clean_gradient": "shaken",
+            "model.name": "shake-shake-26-2x96d",
+            "model.dropout": None,
+            "model.clean_gradient": "shaken",
             "train.epochs": 1800,
         },
         "pyramidnet-shakedrop-cifar10": {
-            "model.name": "pyramidnet-272-200-shakedrop", "model.dropout": None, "model.drop_path": 0.5,
+            "model.name": "pyramidnet-272-200-shakedrop",
+            "model.dropout": None,
+            "model.drop_path": 0.5,
             "model.clean_gradient": "shaken",
-            "data.batch_size": 128, "data.augment": "autoaugment", "data.mix": "mixcut", "optimizer.lr": 0.05,
-            "train.epochs": 1800, "train.l2": 5e-4,
+            "data.batch_size": 128,
+            "data.augment": "autoaugment",
+            "data.mix": "mixcut",
+            "optimizer.lr": 0.05,
+            "train.epochs": 1800,
+            "train.l2": 5e-4,
         },
         "resnet50-imagenet": {
-            "model.name": "resnet50", "model.stem": "imagenet", "model.dropout": None, "data.name": "imagenet",
-            "data.image_size": 224, "data.batch_size": 512, "optimizer.lr": 0.2, "gr.r": 0.05, "train.epochs": 100,
+            "model.name": "resnet50",
+            "model.stem": "imagenet",
+            "model.dropout": None,
+            "data.name": "imagenet",
+            "data.image_size": 224,
+            "data.batch_size": 512,
+            "optimizer.lr": 0.2,
+            "gr.r": 0.05,
+            "train.epochs": 100,
             "train.l2": 1e-4,
         },
         "vgg16-bn-imagenet": {
-            "model.name": "vgg16-bn", "model.dropout": 0.5, "data.name": "imagenet", "data.image_size": 224,
-            "gr.r": 0.05, "train.epochs": 100, "train.l2": 1e-4,
+            "model.name": "vgg16-bn",
+            "model.dropout": 0.5,
+            "data.name": "imagenet",
+            "data.image_size": 224,
+            "gr.r": 0.05,
+            "train.epochs": 100,
+            "train.l2": 1e-4,
         },
-    }.items():  # fmt: skip
+    }.items():
         found = {
             key: value
             for key, value in flatten(resolve(name)).items()

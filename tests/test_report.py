@@ -33,23 +33,42 @@ SETTINGS = ["gr.strategy=constant"]
 
 
 def records(steps: int = 6, *, offset: float = 0.0, every: int = 1) -> list[dict[str, Any]]:
-    """A log as the engine writes it: `steps` training records, and an evaluation every second one."""
+    """A log as the engine writes it: `steps` training records, an evaluation every second one."""
     found = []
     for step in range(every, steps * every + 1, every):
         loss = 2.0 / step + offset
         found.append(
             {
-                "step": step, "epoch": step / 2, "split": "train", "loss": loss, "cross_entropy": loss,
-                "perturbed_loss": loss + 0.1, "error_rate": min(1.0, loss / 4), "clean_grad_norm": 1 + offset,
-                "perturbed_grad_norm": 1.5, "grad_cosine": 0.9, "grad_norm": 1.2, "update_norm": 0.1, "lr": 0.01,
-                "r": 0.05, "alpha": 0.8, "images_per_s": None if step == 1 else 100.0, "elapsed_s": 10.0 + step,
+                "step": step,
+                "epoch": step / 2,
+                "split": "train",
+                "loss": loss,
+                "cross_entropy": loss,
+                "perturbed_loss": loss + 0.1,
+                "error_rate": min(1.0, loss / 4),
+                "clean_grad_norm": 1 + offset,
+                "perturbed_grad_norm": 1.5,
+                "grad_cosine": 0.9,
+                "grad_norm": 1.2,
+                "update_norm": 0.1,
+                "lr": 0.01,
+                "r": 0.05,
+                "alpha": 0.8,
+                "images_per_s": None if step == 1 else 100.0,
+                "elapsed_s": 10.0 + step,
             }
-        )  # fmt: skip
+        )
         if step % (2 * every) == 0:
             found.append(
-                {"step": step, "epoch": step / 2, "split": "test", "error_rate": 0.5 / step,
-                 "loss": 1.0 / step + offset, "num_examples": 360}
-            )  # fmt: skip
+                {
+                    "step": step,
+                    "epoch": step / 2,
+                    "split": "test",
+                    "error_rate": 0.5 / step,
+                    "loss": 1.0 / step + offset,
+                    "num_examples": 360,
+                }
+            )
     return found
 
 
@@ -141,9 +160,11 @@ def test_long_curves_are_averaged_over_equal_stretches(tmp_path):
 
 def test_runs_are_put_together_by_all_keys_but_the_seed_and_what_changes_nothing(tmp_path):
     for name, assignments in {
-        "a0": [], "a1": ["train.seed=1", "data.eval_batch_size=7", "checkpoint.keep=1", "mesh.devices=1"],
-        "b0": ["optimizer.lr=0.1"], "again": [],
-    }.items():  # fmt: skip
+        "a0": [],
+        "a1": ["train.seed=1", "data.eval_batch_size=7", "checkpoint.keep=1", "mesh.devices=1"],
+        "b0": ["optimizer.lr=0.1"],
+        "again": [],
+    }.items():
         make_run(tmp_path / name, None, *assignments)
     groups = group_runs(read_histories([tmp_path / name for name in ("a0", "a1", "b0", "again")]))
     assert [[run.folder.name for run in group.runs] for group in groups] == [
@@ -159,12 +180,17 @@ def test_runs_are_put_together_by_all_keys_but_the_seed_and_what_changes_nothing
     [
         ([["gr.strategy=none"], ["gr.strategy=sam"]], ["strategy=none", "strategy=sam"]),
         ([[], ["data.name=cifar10"]], ["data=digits", "data=cifar10"]),
-        ([[], ["optimizer.lr=1", "optimizer.b1=0.5", "data.batch_size=8", "train.epochs=9"]], ["run0", "run1"]),
-        ([[], ["optimizer.lr=1", "data.name=cifar10", "data.batch_size=8", "train.epochs=9"]],
-         ["run0, data=digits", "run1, data=cifar10"]),
+        (
+            [[], ["optimizer.lr=1", "optimizer.b1=0.5", "data.batch_size=8", "train.epochs=9"]],
+            ["run0", "run1"],
+        ),
+        (
+            [[], ["optimizer.lr=1", "data.name=cifar10", "data.batch_size=8", "train.epochs=9"]],
+            ["run0, data=digits", "run1, data=cifar10"],
+        ),
         ([[]], ["run0"]),
     ],
-)  # fmt: skip
+)
 def test_labels_say_what_differs(tmp_path, changes, labels):
     runs = [make_run(tmp_path / f"run{i}", None, *own) for i, own in enumerate(changes)]
     assert [group.label for group in group_runs(read_histories(runs))] == labels
@@ -194,8 +220,18 @@ def test_every_key_that_the_engine_logs_has_a_place_and_a_new_one_gets_its_own(t
     (group,) = group_runs([read_history(make_run(tmp_path / "run", log))])
     panels = panels_of([group])
     assert [panel.name for panel in panels] == [
-        "loss", "error", "objective", "norms", "cosine", "update", "lr", "r", "alpha", "speed", "sharpness_gap",
-    ]  # fmt: skip
+        "loss",
+        "error",
+        "objective",
+        "norms",
+        "cosine",
+        "update",
+        "lr",
+        "r",
+        "alpha",
+        "speed",
+        "sharpness_gap",
+    ]
     assert "speed" not in {panel.name for panel in default_panels(panels)}
     assert present_panels({"train": ["step", "epoch", "elapsed_s"]}) == []
     assert [curve.split for curve in panels[0].curves] == ["train", "test"]  # nothing was validated
@@ -307,11 +343,18 @@ def test_the_page_of_a_run_holds_what_the_run_was_and_fetches_nothing(run_with_p
     assert all(address.startswith("#") for address in parser.addresses), parser.addresses
     assert not re.search(r"url\((?!#)|@import|<link|https?://(?!www\.w3\.org/)", text)
     for part in (
-        "vit-nano on digits, constant", "8.33 %", "test error at epoch 3", "finished", ("λ = α·r = "
-            "0.04"),
-        "at full strength from the first step", "1.5 MB", "2 x cpu", "jax 9.9", "weight_decay",
+        "vit-nano on digits, constant",
+        "8.33 %",
+        "test error at epoch 3",
+        "finished",
+        ("λ = α·r = 0.04"),
+        "at full strength from the first step",
+        "1.5 MB",
+        "2 x cpu",
+        "jax 9.9",
+        "weight_decay",
         "12.50 %",
-    ):  # fmt: skip
+    ):
         assert part in text, part
 
 

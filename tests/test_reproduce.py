@@ -111,8 +111,14 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_table_is_ordinary_run_folders_and_files_that_tell_them(gnp: Gnp, whole: Path):
     out = whole / "out"
     assert {path.name for path in out.iterdir()} >= {
-        "cells", "table.md", "table.csv", "runs.csv", "table.tex", "table.json", "table.html",
-    }  # fmt: skip
+        "cells",
+        "table.md",
+        "table.csv",
+        "runs.csv",
+        "table.tex",
+        "table.json",
+        "table.html",
+    }
     assert len(records(out)) == 4
     result = json.loads((out / "table.json").read_text())
     values = {

@@ -215,35 +215,69 @@ def test_warmups_keep_their_share_of_fewer_epochs(tmp_path):
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ("preset: vit-nano-digits", "preset: vit-nano-digit", (r"small\.yaml:3: unknown preset "
-            r"'vit-nano-digit' - did")),
-        ("baseline: adam", "baseline: adm", (r"small\.yaml:5: unknown column 'adm' - did you mean "
-            r"'adam'")),
-        ("baseline: adam", "baselin: adam", (r"small\.yaml:5: unknown key 'baselin' - did you mean "
-            r"'baseline'")),
-        ("label: Adam", "labl: Adam", (r"small\.yaml:10: unknown key 'columns.adam.labl' - did you "
-            r"mean")),
-        ("strategy: none", "strategy: nnone", r"small\.yaml:12: gr.strategy: 'nnone' is not one of"),
+        (
+            "preset: vit-nano-digits",
+            "preset: vit-nano-digit",
+            r"small\.yaml:3: unknown preset 'vit-nano-digit' - did",
+        ),
+        (
+            "baseline: adam",
+            "baseline: adm",
+            r"small\.yaml:5: unknown column 'adm' - did you mean 'adam'",
+        ),
+        (
+            "baseline: adam",
+            "baselin: adam",
+            r"small\.yaml:5: unknown key 'baselin' - did you mean 'baseline'",
+        ),
+        (
+            "label: Adam",
+            "labl: Adam",
+            r"small\.yaml:10: unknown key 'columns.adam.labl' - did you mean",
+        ),
+        (
+            "strategy: none",
+            "strategy: nnone",
+            r"small\.yaml:12: gr.strategy: 'nnone' is not one of",
+        ),
         ("r: 0.1", "radius: 0.1", r"small\.yaml:15: unknown key 'gr.radius'"),
         ("adam: 4.0", "admm: 4.0", r"small\.yaml:23: unknown column 'admm' - did you mean 'adam'"),
-        ("adam: 4.0", "adam: four", (r"small\.yaml:23: published.values.nano.adam: expected a "
-            r"number, got 'four'")),
-        ("variant: unit", "variant: unitt", (r"small\.yaml:21: unknown variant 'unitt' - did you "
-            r"mean 'unit'")),
+        (
+            "adam: 4.0",
+            "adam: four",
+            r"small\.yaml:23: published.values.nano.adam: expected a number, got 'four'",
+        ),
+        (
+            "variant: unit",
+            "variant: unitt",
+            r"small\.yaml:21: unknown variant 'unitt' - did you mean 'unit'",
+        ),
         ("seeds: [0, 1, 2]", "seeds: [0, 1, 1]", r"small\.yaml:4: a seed is given twice"),
         ("seeds: [0, 1, 2]", "seeds: []", r"small\.yaml:4: seeds: "),
         ("  nano:", "  Nano!:", r"small\.yaml:7: 'Nano!' must be a name"),
-        ("gr: {strategy: none}", "train: {seed: 3}", (r"small\.yaml:12: train\.seed is what `seeds` "
-            r"is for")),
-        ("preset: vit-nano-digits\n", "", (r"small\.yaml:6: the cell of row nano and column adam "
-            r"has no preset")),
+        (
+            "gr: {strategy: none}",
+            "train: {seed: 3}",
+            r"small\.yaml:12: train\.seed is what `seeds` is for",
+        ),
+        (
+            "preset: vit-nano-digits\n",
+            "",
+            r"small\.yaml:6: the cell of row nano and column adam has no preset",
+        ),
         ("title: Small\n", "", r"missing key 'title'"),
-        ("title: Small", "metric: {at: first}\ntitle: Small", (r"small\.yaml:1: metric\.at: 'first' "
-            r"is not one of")),
-        ("notes: [a note]", "claims: [{better: zero, than: adm, source: x}]", (r"small\.yaml:25: "
-            r"unknown column 'adm'")),
+        (
+            "title: Small",
+            "metric: {at: first}\ntitle: Small",
+            r"small\.yaml:1: metric\.at: 'first' is not one of",
+        ),
+        (
+            "notes: [a note]",
+            "claims: [{better: zero, than: adm, source: x}]",
+            r"small\.yaml:25: unknown column 'adm'",
+        ),
     ],
-)  # fmt: skip
+)
 def test_a_bad_table_is_refused_with_file_and_line(tmp_path, old, new, message):
     assert old in SMALL
 
@@ -385,35 +419,86 @@ def test_only_seeds_that_both_columns_have_are_paired():
 @pytest.mark.parametrize(
     ("difference", "published", "better", "verdict", "sentence"),
     [
-        (Interval(3, -1.1, 0.4), -1.4, None, "reproduced",
-         "zero beats Adam by 1.10 ± 0.40 points on ViT-nano (-1.40 published): reproduced"),
-        (Interval(3, 1.1, 0.4), 0.2, None, "reproduced",
-         "zero loses to Adam by 1.10 ± 0.40 points on ViT-nano (+0.20 published): reproduced"),
-        (Interval(3, 1.1, 0.4), -1.4, None, "not reproduced",
-         "zero loses to Adam by 1.10 ± 0.40 points on ViT-nano (-1.40 published): not reproduced"),
-        (Interval(3, 1.1, 0.4), None, "adam", "reproduced",
-         "zero loses to Adam by 1.10 ± 0.40 points on ViT-nano (a paper says Adam is better): "
-         "reproduced"),
-        (Interval(3, -1.1, 0.4), None, "adam", "not reproduced",
-         "zero beats Adam by 1.10 ± 0.40 points on ViT-nano (a paper says Adam is better): not "
-         "reproduced"),
-        (Interval(3, -1.1, 0.4), None, "zero", "reproduced",
-         "zero beats Adam by 1.10 ± 0.40 points on ViT-nano (a paper says zero is better): "
-         "reproduced"),
-        (Interval(3, 0.3, 0.3), -1.4, None, "not decided",
-         "zero loses to Adam by 0.30 ± 0.30 points on ViT-nano (-1.40 published): "
-         "not decided, the interval includes 0"),
-        (Interval(1, -1.1, None), -1.4, None, "not decided",
-         "zero beats Adam by 1.10 points on ViT-nano (one seed, no interval; -1.40 published): not "
-         "decided"),
-        (Interval(3, -1.1, 0.4), None, None, "no claim",
-         "zero beats Adam by 1.10 ± 0.40 points on ViT-nano (no published difference to hold it "
-         "against)"),
-        (Interval(3, 0.0, 0.0), -1.4, None, "not decided",
-         "zero and Adam are equal on ViT-nano (-1.40 published): not decided, the interval "
-         "includes 0"),
+        (
+            Interval(3, -1.1, 0.4),
+            -1.4,
+            None,
+            "reproduced",
+            "zero beats Adam by 1.10 ± 0.40 points on ViT-nano (-1.40 published): reproduced",
+        ),
+        (
+            Interval(3, 1.1, 0.4),
+            0.2,
+            None,
+            "reproduced",
+            "zero loses to Adam by 1.10 ± 0.40 points on ViT-nano (+0.20 published): reproduced",
+        ),
+        (
+            Interval(3, 1.1, 0.4),
+            -1.4,
+            None,
+            "not reproduced",
+            "zero loses to Adam by 1.10 ± 0.40 points on ViT-nano (-1.40 published): "
+            "not reproduced",
+        ),
+        (
+            Interval(3, 1.1, 0.4),
+            None,
+            "adam",
+            "reproduced",
+            "zero loses to Adam by 1.10 ± 0.40 points on ViT-nano (a paper says Adam is better): "
+            "reproduced",
+        ),
+        (
+            Interval(3, -1.1, 0.4),
+            None,
+            "adam",
+            "not reproduced",
+            "zero beats Adam by 1.10 ± 0.40 points on ViT-nano (a paper says Adam is better): not "
+            "reproduced",
+        ),
+        (
+            Interval(3, -1.1, 0.4),
+            None,
+            "zero",
+            "reproduced",
+            "zero beats Adam by 1.10 ± 0.40 points on ViT-nano (a paper says zero is better): "
+            "reproduced",
+        ),
+        (
+            Interval(3, 0.3, 0.3),
+            -1.4,
+            None,
+            "not decided",
+            "zero loses to Adam by 0.30 ± 0.30 points on ViT-nano (-1.40 published): "
+            "not decided, the interval includes 0",
+        ),
+        (
+            Interval(1, -1.1, None),
+            -1.4,
+            None,
+            "not decided",
+            "zero beats Adam by 1.10 points on ViT-nano (one seed, no interval; -1.40 published): "
+            "not decided",
+        ),
+        (
+            Interval(3, -1.1, 0.4),
+            None,
+            None,
+            "no claim",
+            "zero beats Adam by 1.10 ± 0.40 points on ViT-nano (no published difference to hold it "
+            "against)",
+        ),
+        (
+            Interval(3, 0.0, 0.0),
+            -1.4,
+            None,
+            "not decided",
+            "zero and Adam are equal on ViT-nano (-1.40 published): not decided, the interval "
+            "includes 0",
+        ),
     ],
-)  # fmt: skip
+)
 def test_verdicts(tmp_path, difference, published, better, verdict, sentence):
     than = "adam" if better == "zero" else "zero"
     claim = Claim(better=better, than=than, source="a paper") if better else None

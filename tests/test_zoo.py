@@ -10,6 +10,7 @@ import json
 import math
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -24,55 +25,8 @@ from gnpcli.models.summary import summarize
 from gnpcli.recipes.presets import resolve
 from tests.conftest import SHARED_DATA, fails
 
-# Row of the reference table, our model, and trained parameters: of our default form with 10
-# classes; of the papers' code with 10 and 100 classes at 32 pixels and with 1000 at 224; the
-# statistics of BatchNorm in it with 10 classes; of an independent implementation (torchvision,
-# timm, the authors' code; closed form), at 224 pixels and with 1000 classes where the architecture
-# has such a form, else as the first.
-TABLE = """
-VGG16                         vgg16                          33638218  33638218  34006948 138357544      - 138357544
-VGG19                         vgg19                          38947914  38947914  39316644 143667240      - 143667240
-VGG16BN                       vgg16-bn                       33646666  33646666  34015396 138365992   8448 138365992
-VGG19BN                       vgg19-bn                       38958922  38958922  39327652 143678248  11008 143678248
-ResNet18                      resnet18                       11173962  11150874  11197044  11694248   9632  11689512
-ResNet34                      resnet34                       21282122  21262746  21308916  21806120  17056  21797672
-ResNet50                      resnet50                       23520842  23504090  23688500  25557032  53024  25557032
-ResNet101                     resnet101                      42512970  42496218  42680628  44549160 105248  44549160
-ResNet152                     resnet152                      58156618  58139866  58324276  60192808 151328  60192808
-ResNet200                     resnet200                      62637642  62620890  62805300  64673832 175904  64673832
-WideResNet_16_4               wrn-16-4                        2748890   2706906   2730036   2961336   3616   2748890
-WideResNet_28_10              wrn-28-10                      36479194  36220634  36278324  36855224  17952  36479194
-WideResNet_40_10              wrn-40-10                      55841754  55583194  55640884  56217784  26912  55841754
-WideResNet_2_96_ShakeShake    shake-shake-26-2x96d           26192922  26192922  26227572  26574072  22880  26192922
-PyramidNet_164_48             pyramidnet-164-48               1715442   1715410   1738540         -  43712   1715442
-PyramidNet_164_270            pyramidnet-164-270             27216021  27215989  27319039         - 165812  27216021
-PyramidNet_200_240            pyramidnet-200-240             26752702  26752670  26844920         - 181952  26752702
-PyramidNet_272_200            pyramidnet-272-200             26210842  26210810  26288660         - 210832  26210842
-PyramidNet_164_48_ShakeDrop   pyramidnet-164-48-shakedrop     1715442   1715442   1738572         -  43744   1715442
-PyramidNet_272_200_ShakeDrop  pyramidnet-272-200-shakedrop   26210842  26210842  26288692         - 210864  26210842
-ViT_TI16                      vit-ti                          5362762   5362762   5380132   5717416      -   5717416
-ViT_S16                       vit-s                          21342346  21342346  21376996  22050664      -  22050664
-ViT_B16                       vit-b                          85152010  85152010  85221220  86567656      -  86567656
-ViT_L16                       vit-l                         302439434 302439434 302531684 304326632      - 304326632
-Swin_Tiny                     swin-t                         27505108  27505108  27574318         -      -  28288354
-Swin_Tiny_Patch4              swin-t                                -  27505300  27574510         -      -  28288354
-Swin_Tiny_224                 swin-t                                -         -         -  28288354      -  28288354
-Swin_Small                    swin-s                         48805732  48805732  48874942         -      -  49606258
-Swin_Small_Patch4             swin-s                                -  48800164  48869374         -      -  49606258
-Swin_Base                     swin-b                         86701186  86701186  86793436         -      -  87768224
-Swin_Base_Patch4              swin-b                                -  86693762  86786012         -      -  87768224
-CaiT_XXS12                    cait-xxs12                      6258154   6258154   6275524   7039048      -   6612808
-CaiT_XXS24                    cait-xxs24                     11601610  11601610  11618980  12382504      -  11956264
-CaiT_XXS36                    cait-xxs36                     16945066  16945066  16962436  17725960      -  17299720
-CaiT_XS12                     cait-xs12                      14032378  14032378  14058388  15203224      -  14563864
-CaiT_XS24                     cait-xs24                      26029162  26029162  26055172  27200008      -  26560648
-CaiT_S12                      cait-s12                       24903370  24903370  24938020  26464168      -  25611688
-CaiT_S24                      cait-s24                       46207882  46207882  46242532  47768680      -  46916200
-CaiT_S36                      cait-s36                       67512394  67512394  67547044  69073192      -  68220712
-CaiT_M24                      cait-m24                      184434442 184434442 184503652 187555048      - 185850088
-CaiT_M36                      cait-m36                      269513866 269513866 269583076 272634472      - 270929512
-CaiT_M48                      cait-m48                      354593290 354593290 354662500 357713896      - 356008936
-"""
+TABLE = Path(__file__).parent / "zoo.txt"
+"""The parameter counts of every architecture in its forms; its head says what the columns are."""
 
 
 class Row(NamedTuple):
@@ -92,7 +46,7 @@ def read_row(line: str) -> Row:
     return Row(name, model, *(None if cell == "-" else int(cell) for cell in cells))
 
 
-ROWS = [read_row(line) for line in TABLE.strip().splitlines()]
+ROWS = [read_row(line) for line in TABLE.read_text().splitlines() if not line.startswith("#")]
 
 # Options of the forms that are counted, by family: at 224 pixels, of the papers' code and of the
 # reference.
@@ -111,9 +65,16 @@ FORMS_224: dict[str, tuple[Any, Any]] = {
 QUICK = {"vgg16-bn", "resnet18", "wrn-16-4", "vit-nano", "vit-ti", "swin-t", "cait-xxs12"}
 # What takes more than about two seconds to trace once.
 HEAVY = {
-    "pyramidnet-164-270", "pyramidnet-200-240", "pyramidnet-272-200", "pyramidnet-164-48-shakedrop",
-    "pyramidnet-272-200-shakedrop", "resnet152", "resnet200", "cait-m36", "cait-m48",
-}  # fmt: skip
+    "pyramidnet-164-270",
+    "pyramidnet-200-240",
+    "pyramidnet-272-200",
+    "pyramidnet-164-48-shakedrop",
+    "pyramidnet-272-200-shakedrop",
+    "resnet152",
+    "resnet200",
+    "cait-m36",
+    "cait-m48",
+}
 
 
 def slow_unless(is_quick, value, name):
@@ -144,8 +105,7 @@ def counts(model, size, options, classes):
     return [scalars(params) - head + head * number // 10 for number in classes]
 
 
-# ------------------------------------------------------------------------------------------------------------
-# counts
+# --- counts
 
 
 def test_the_table_is_that_of_the_registry_and_of_the_reference():
@@ -157,9 +117,13 @@ def test_the_table_is_that_of_the_registry_and_of_the_reference():
     with path.open() as file:
         reference = list(csv.DictReader(file))
     columns = (
-        "name", "upstream_params_cifar10", "upstream_params_cifar100", "upstream_params_224_1000",
-        "upstream_bn_state_cifar10", "reference_params",
-    )  # fmt: skip
+        "name",
+        "upstream_params_cifar10",
+        "upstream_params_cifar100",
+        "upstream_params_224_1000",
+        "upstream_bn_state_cifar10",
+        "reference_params",
+    )
     ours = [[row.name, *row[3:]] for row in ROWS]
     assert ours == [
         [line["name"], *(int(line[c]) if line[c] else None for c in columns[1:])]
@@ -221,8 +185,7 @@ def test_counts_of_other_images_and_classes(model):
         )
 
 
-# ----------------------------------------------------------------------------------------------------------
-# contract
+# --- contract
 
 
 @pytest.mark.parametrize("name", [slow_unless(name in QUICK, name, name) for name in MODELS])
@@ -262,8 +225,7 @@ def test_entries_are_consistent(name):
     assert resolve_model(resolved) == resolved
 
 
-# ----------------------------------------------------------------------------------------------------
-# names, options
+# --- names, options
 
 
 def test_resolve_keeps_what_was_chosen():
@@ -339,8 +301,7 @@ def test_a_model_of_ones_own_takes_its_own_options_and_drops_those_of_the_preset
         resolve("vit-s-cifar10", ["model.name=mine:small", "model.stem=cifar"])
 
 
-# ----------------------------------------------------------------------------------------------------
-# the two commands
+# --- the two commands
 
 
 def test_models_list_as_a_table_and_as_json(gnp):
@@ -365,8 +326,11 @@ def test_models_show_counts_every_layer(gnp):
     shown = json.loads(gnp("models", "show", "resnet18", *options, "--json").stdout)
     layers = shown.pop("layers")
     assert layers[0] == {
-        "name": "stem", "shapes": {"kernel": [3, 3, 3, 16]}, "parameters": 432, "statistics": 0,
-    }  # fmt: skip
+        "name": "stem",
+        "shapes": {"kernel": [3, 3, 3, 16]},
+        "parameters": 432,
+        "statistics": 0,
+    }
     assert layers[-1]["name"] == "head"
     assert sum(layer["parameters"] for layer in layers) == shown["parameters"] == 11150874 - 3 * 513
     assert sum(layer["statistics"] for layer in layers) == shown["statistics"] == 9632
@@ -405,7 +369,7 @@ def test_sizes_and_options_that_do_not_fit(gnp, arguments, parts):
 
 def test_registry_imports_no_jax():
     code = (
-        "import sys, gnpcli.models as m; from gnpcli.config.schema import ModelConfig;"
+        "import sys, gnpcli.models.registry as m; from gnpcli.config.schema import ModelConfig;"
         "m.resolve_model(ModelConfig(name='vit-s'));"
         "print([x for x in ('jax', 'flax', 'numpy') if x in sys.modules])"
     )
