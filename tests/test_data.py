@@ -13,16 +13,11 @@ import numpy as np
 import pytest
 
 from gnpcli.config.schema import DataConfig
-from gnpcli.data.base import (
-    Dataset,
-    DataSpec,
-    Split,
-    carve_validation,
-    channel_statistics,
-    validation_counts,
-)
+from gnpcli.data.base import Dataset, DataSpec, Split
 from gnpcli.data.registry import SOURCES, check_data, describe, load_dataset
 from gnpcli.data.sources.cifar10 import CLASS_NAMES
+from gnpcli.data.statistics import channel_statistics
+from gnpcli.data.validation import carve_validation, validation_counts
 from gnpcli.errors import ConfigError, DataError
 from tests.conftest import SHARED_DATA
 from tests.folders import check_described, put

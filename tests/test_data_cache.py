@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from gnpcli.config.schema import DataConfig
+from gnpcli.data.images import assemble
 from gnpcli.data.registry import load_dataset
-from gnpcli.data.sources import folder as folder_source
 from tests.folders import of, pixels, put
 
 pytestmark = pytest.mark.usefixtures("cache")
@@ -23,7 +23,7 @@ def test_cache_answers_the_second_time_and_is_the_same(
 ) -> None:
     first = load_dataset(of(root))
     assert len(list(cache.iterdir())) == 1
-    monkeypatch.setattr(folder_source, "decode_files", None)
+    monkeypatch.setattr(assemble, "decode_files", None)
     second = load_dataset(of(root), lambda done, total, *_: pytest.fail("decoded"))
     assert second.spec == first.spec
     for a, b in ((first.train, second.train), (first.test, second.test)):

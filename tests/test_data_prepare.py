@@ -20,9 +20,9 @@ from PIL import Image
 from gnpcli.config.schema import DataConfig
 from gnpcli.data.archives import prepare as prepare_module
 from gnpcli.data.archives.fetch import Origin
-from gnpcli.data.archives.published import Published
-from gnpcli.data.base import channel_statistics
+from gnpcli.data.archives.published import PublishedDataset
 from gnpcli.data.registry import SOURCES, describe, load_dataset
+from gnpcli.data.statistics import channel_statistics
 from gnpcli.errors import DataError
 from tests.archives import (
     Images,
@@ -39,11 +39,11 @@ from tests.conftest import Gnp, fails, on_a_terminal
 COUNTS = {"train": 150, "test": 50}
 
 
-def published(name: str) -> Published:
+def published(name: str) -> PublishedDataset:
     import importlib
 
     found = importlib.import_module(SOURCES[name].module).PUBLISHED
-    assert isinstance(found, Published)
+    assert isinstance(found, PublishedDataset)
     return found
 
 

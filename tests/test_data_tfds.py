@@ -22,10 +22,11 @@ from PIL import Image
 from gnpcli.config.schema import DataConfig
 from gnpcli.data.archives import records as records_module
 from gnpcli.data.archives import tfds as tfds_module
-from gnpcli.data.base import Dataset, validation_counts
+from gnpcli.data.base import Dataset
 from gnpcli.data.images.resize import resize
 from gnpcli.data.registry import describe, load_dataset
 from gnpcli.data.sources.cifar10 import CLASS_NAMES, PUBLISHED
+from gnpcli.data.validation import validation_counts
 from gnpcli.errors import ConfigError, DataError
 from tests.archives import Images, check_images, random_images, write_tfds
 

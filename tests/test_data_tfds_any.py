@@ -10,9 +10,9 @@ import pytest
 from PIL import Image
 
 from gnpcli.config.schema import DataConfig
-from gnpcli.data.base import channel_statistics
 from gnpcli.data.images.resize import resize
 from gnpcli.data.registry import describe, load_dataset
+from gnpcli.data.statistics import channel_statistics
 from gnpcli.errors import DataError
 from tests.archives import check_images, random_images, write_own_tfds, write_tfds
 from tests.folders import check_described

@@ -41,7 +41,9 @@ An arrow points from a floor to a lower one, or stays in its room.
 FLOORS_WITHIN: dict[str, list[set[str]]] = {
     "models": [{"base", "layers", "torch"}, {"families"}, {"registry", "summary"}],
     "data": [
-        {"base", "progress"},
+        {"progress", "statistics"},
+        {"base"},
+        {"validation"},
         {"images", "augment"},
         {"archives", "feeds"},
         {"sources"},

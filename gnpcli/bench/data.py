@@ -24,9 +24,9 @@ from gnpcli.data.augment.basic import normalize
 from gnpcli.data.base import DataSpec, FileSplit
 from gnpcli.data.feeds.base import TrainFeed
 from gnpcli.data.feeds.streamed import StreamedFeed
+from gnpcli.data.images.assemble import STREAMED_MEAN, STREAMED_SIZE, STREAMED_STD
 from gnpcli.data.images.crops import Transform, random_box
 from gnpcli.data.images.layout import SUFFIXES
-from gnpcli.data.sources.folder import STREAMED_MEAN, STREAMED_SIZE, STREAMED_STD
 from gnpcli.devices.mesh import make_mesh
 from gnpcli.devices.process import describe_environment
 from gnpcli.engine.task import build_task

@@ -12,10 +12,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from gnpcli.data.statistics import channel_statistics
 from gnpcli.errors import ConfigError, DataError
 
 Images = npt.NDArray[np.uint8]
+"""uint8, 0 to 255."""
 Labels = npt.NDArray[np.int32]
+"""int32, 0 to num_classes - 1."""
+Arrays = tuple[npt.NDArray[np.uint8], npt.NDArray[np.integer[Any]]]
+"""Images uint8 ``[N, H, W, C]`` and labels ``[N]`` of any integer type."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,16 +28,16 @@ class DataInfo:
     """What is known of a data set before its images are read. Counts are of images."""
 
     name: str
+    """As in `data.name`."""
     num_train: int
     num_validation: int
     num_test: int
     image_size: int
-    """Side in pixels; of an image folder without `data.image_size` that of the first training
-    image.
-    """
+    """Side in pixels. Without `data.image_size`, an image folder has that of its first image."""
     channels: int
-    """1 or 3. For an image folder that of the first training image: one coloured image among grey
-    ones makes it 3.
+    """1 or 3. An image folder has those of its first training image.
+
+    One coloured image among grey ones makes them 3 when the folder is read.
     """
     num_classes: int
     present: bool
@@ -43,7 +48,7 @@ class DataInfo:
 
 @dataclass(frozen=True, kw_only=True)
 class DataSpec:
-    """What a model trained on a data set has to know of it; stored with checkpoints.
+    """What a model has to know of the data it was trained on; stored with checkpoints.
 
     Evaluation normalises with the statistics of the training data, so they travel with the
     parameters.
@@ -69,10 +74,11 @@ class DataSpec:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as JSON types."""
-        return {
-            key: list(value) if isinstance(value, tuple) else value
-            for key, value in asdict(self).items()
-        }
+        values = asdict(self)
+        for key, value in values.items():
+            if isinstance(value, tuple):
+                values[key] = list(value)
+        return values
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> DataSpec:
@@ -82,13 +88,15 @@ class DataSpec:
             DataError: If a field is missing or unknown.
         """
         names = {field.name for field in fields(cls)}
-        if wrong := sorted(names ^ set(values)):
+        wrong = sorted(names ^ set(values))
+        if wrong:
             raise DataError(
                 f"not the description of a data set: missing or unknown {', '.join(wrong)}"
             )
-        arguments: dict[str, Any] = {
-            key: tuple(v) if isinstance(v, list) else v for key, v in values.items()
-        }
+        arguments = dict(values)
+        for key, value in arguments.items():
+            if isinstance(value, list):
+                arguments[key] = tuple(value)
         return cls(**arguments)
 
 
@@ -99,22 +107,21 @@ class Split:
     Args:
         images: uint8 ``[N, H, W, C]``, 0 to 255.
         labels: int32 ``[N]``, 0 to num_classes - 1.
+
+    Raises:
+        ValueError: On another type or shape. The source that delivers it is at fault, not its user.
     """
 
     images: Images
     labels: Labels
 
     def __post_init__(self) -> None:
-        """Refuse other types and shapes: a source that delivers them is at fault, not its user."""
+        """Check types and shapes."""
         if self.images.dtype != np.uint8 or self.images.ndim != 4:
             raise ValueError(
                 f"images must be uint8 [N, H, W, C], got {self.images.dtype} {self.images.shape}"
             )
-        if self.labels.dtype != np.int32 or self.labels.shape != self.images.shape[:1]:
-            raise ValueError(
-                f"labels must be int32 [{len(self.images)}], got {self.labels.dtype} "
-                f"{self.labels.shape}"
-            )
+        _check_int32(self.labels, len(self.images))
 
     def __len__(self) -> int:
         """Return the number of images."""
@@ -132,18 +139,17 @@ class FileSplit:
     Args:
         paths: One a file, in an order that depends on names only.
         labels: int32 ``[N]``, 0 to num_classes - 1.
+
+    Raises:
+        ValueError: On labels of another type or number.
     """
 
     paths: Sequence[str]
     labels: Labels
 
     def __post_init__(self) -> None:
-        """Refuse labels of another type or number."""
-        if self.labels.dtype != np.int32 or self.labels.shape != (len(self.paths),):
-            raise ValueError(
-                f"labels must be int32 [{len(self.paths)}], got {self.labels.dtype} "
-                f"{self.labels.shape}"
-            )
+        """Check type and number of the labels."""
+        _check_int32(self.labels, len(self.paths))
 
     def __len__(self) -> int:
         """Return the number of images."""
@@ -151,15 +157,15 @@ class FileSplit:
 
     def take(self, chosen: npt.NDArray[np.bool_]) -> FileSplit:
         """Return the files where `chosen`, bool ``[N]``, is True, in their order."""
-        return FileSplit(
-            [self.paths[index] for index in np.flatnonzero(chosen).tolist()], self.labels[chosen]
-        )
+        paths = [self.paths[index] for index in np.flatnonzero(chosen).tolist()]
+        return FileSplit(paths, self.labels[chosen])
 
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """The splits of a data set, all in memory or all streamed. One of `validation` and `test` at
-    least is there.
+    """The splits of a data set, all in memory or all streamed.
+
+    At least one of `validation` and `test` is there.
     """
 
     spec: DataSpec
@@ -167,110 +173,162 @@ class Dataset:
     validation: Split | FileSplit | None
     test: Split | FileSplit | None
 
+    @classmethod
+    def from_arrays(
+        cls,
+        *,
+        train: Arrays,
+        validation: Arrays | None = None,
+        test: Arrays | None = None,
+        class_names: Sequence[str] | None = None,
+        name: str = "arrays",
+    ) -> Dataset:
+        """Return a data set of NumPy arrays; they are not copied.
 
-def validation_counts(class_counts: Sequence[int], fraction: float) -> list[int]:
-    """Return how many of each class's training images `fraction` sets aside for validation.
+        `DataSpec.mean` and `std` are those of the training images.
 
-    Each is ``fraction * count`` rounded half up, and at most ``count - 1``: every class keeps an
-    image to train on.
+        >>> images, labels = np.zeros((6, 8, 8, 3), np.uint8), np.arange(6) % 2
+        >>> data = Dataset.from_arrays(train=(images, labels), test=(images[:2], labels[:2]))
+        >>> data.spec.class_names, data.spec.image_size, data.spec.channels
+        (('0', '1'), 8, 3)
 
-    >>> validation_counts([100, 5, 1], 0.3)
-    [30, 2, 0]
+        Args:
+            train: Images uint8 ``[N, S, S, C]``, 0 to 255, C = 1 (grey) or 3 (RGB), and labels
+                ``[N]`` of any integer type, 0 to the number of classes - 1.
+            validation: As `train`, with the same S and C; None where there are none.
+            test: As `validation`. One of the two must be there.
+            class_names: Name of label 0, 1, ...; None numbers the labels up to the largest one of
+                `train`.
+            name: What messages and checkpoints call the data.
 
-    Args:
-        class_counts: Training images per class.
-        fraction: At least 0, below 1. 0 sets nothing aside.
-
-    Raises:
-        ConfigError: If `fraction` is above 0 and too small to set any image aside.
-    """
-    counts = [max(0, min(int(fraction * count + 0.5), count - 1)) for count in class_counts]
-    if fraction > 0 and not any(counts):
-        raise ConfigError(
-            f"data.validation_fraction {fraction:g} of {sum(class_counts)} training images in "
-            f"{len(class_counts)} "
-            "classes leaves the validation split empty: raise it, or set it to 0",
-            key="data.validation_fraction",
+        Raises:
+            DataError: If an array has another type or shape, a split is empty, a label is out of
+                range, splits differ in size or channels, there are fewer than two classes, names
+                repeat, or there is neither a validation nor a test split. The message names the
+                split.
+        """
+        given = {"train": train, "validation": validation, "test": test}
+        arrays = {split: pair for split, pair in given.items() if pair is not None}
+        if len(arrays) == 1:
+            raise DataError("there are no held-out images: give `validation` or `test`")
+        for split, (images, labels) in arrays.items():
+            _check_arrays(split, images, labels)
+            _check_same_shape(split, images, train[0])
+        if class_names is None:
+            class_names = numbered(int(train[1].max()) + 1)
+        _check_class_names(class_names)
+        for split, (_, labels) in arrays.items():
+            _check_range(split, labels, len(class_names))
+        mean, std = channel_statistics(train[0])
+        spec = DataSpec(
+            name=name,
+            class_names=tuple(class_names),
+            image_size=train[0].shape[1],
+            channels=train[0].shape[3],
+            mean=mean,
+            std=std,
         )
-    return counts
+        splits = {
+            split: Split(images, labels.astype(np.int32, copy=False))
+            for split, (images, labels) in arrays.items()
+        }
+        return cls(spec, splits["train"], splits.get("validation"), splits.get("test"))
 
+    @property
+    def info(self) -> DataInfo:
+        """The sizes of the splits, as of data that is present."""
+        return DataInfo(
+            name=self.spec.name,
+            num_train=len(self.train),
+            num_validation=0 if self.validation is None else len(self.validation),
+            num_test=0 if self.test is None else len(self.test),
+            image_size=self.spec.image_size,
+            channels=self.spec.channels,
+            num_classes=self.spec.num_classes,
+            present=True,
+            is_streamed=isinstance(self.train, FileSplit),
+        )
 
-def carve_validation(dataset: Dataset, fraction: float) -> Dataset:
-    """Move `fraction` of every training class to a validation split, in equal strides through the
-    class's images.
+    def with_statistics(self, mean: Sequence[float], std: Sequence[float]) -> Dataset:
+        """Return the data set with other statistics than those of the training images.
 
-    Which images go depends on nothing but their order and number: no seed. Strides rather than a
-    tail, because files are often sorted by something that matters (a date, a subject), and
-    validation should look like all of training. Both splits keep the order of the images.
-    `DataSpec.mean` and `std` stay those of the whole training split.
+        Args:
+            mean: As `DataSpec.mean`.
+            std: As `DataSpec.std`.
 
-    Raises:
-        ConfigError: As `validation_counts`.
-        ValueError: If there is a validation split already.
-    """
-    if dataset.validation is not None:
-        raise ValueError("the data set has a validation split already")
-    labels = dataset.train.labels
-    counts = validation_counts(
-        np.bincount(labels, minlength=dataset.spec.num_classes).tolist(), fraction
-    )
-    chosen = np.zeros(len(labels), dtype=bool)
-    for label, count in enumerate(counts):
-        members = np.flatnonzero(labels == label)
-        # The middle of each of `count` equal parts, in integers: the same on every machine.
-        chosen[members[(2 * np.arange(count) + 1) * len(members) // (2 * max(count, 1))]] = True
-    return replace(
-        dataset,
-        train=dataset.train.take(~chosen),
-        validation=dataset.train.take(chosen),
-    )
+        Raises:
+            ConfigError: If they are of another number of channels (``data.mean``).
+        """
+        spec = self.spec
+        if len(mean) != spec.channels:
+            raise ConfigError(
+                f"images are normalised for {len(mean)} channel(s), by data.mean or as those of "
+                f"train.init_from, but those of {spec.name} have {spec.channels}",
+                key="data.mean",
+            )
+        return replace(self, spec=replace(spec, mean=tuple(mean), std=tuple(std)))
 
 
 def numbered(num_classes: int) -> tuple[str, ...]:
-    """Return the class names of weights that name none: ``0``, ``1``, ..."""
-    return tuple(map(str, range(num_classes)))
+    """Return the class names ``0``, ``1``, ... of labels that have no other names."""
+    return tuple(str(label) for label in range(num_classes))
 
 
-def with_statistics(dataset: Dataset, mean: Sequence[float], std: Sequence[float]) -> Dataset:
-    """Replace the statistics of the training images by `data.mean` and `data.std`.
+def _check_int32(labels: Labels, count: int) -> None:
+    if labels.dtype != np.int32 or labels.shape != (count,):
+        raise ValueError(f"labels must be int32 [{count}], got {labels.dtype} {labels.shape}")
 
-    Raises:
-        ConfigError: They are of another number of channels.
-    """
-    spec = dataset.spec
-    if len(mean) != spec.channels:
-        raise ConfigError(
-            f"images are normalised for {len(mean)} channel(s), by data.mean or as those of "
-            "train.init_from, but those "
-            f"of {spec.name} have {spec.channels}",
-            key="data.mean",
+
+def _check_arrays(
+    split: str, images: npt.NDArray[np.generic], labels: npt.NDArray[np.generic]
+) -> None:
+    """Check the types and shapes of one split."""
+    if images.dtype != np.uint8:
+        raise DataError(
+            f"the {split} images are {images.dtype}: give uint8 pixel values from 0 to 255"
         )
-    return replace(dataset, spec=replace(spec, mean=tuple(mean), std=tuple(std)))
+    if images.ndim != 4 or images.shape[1] != images.shape[2] or images.shape[3] not in (1, 3):
+        raise DataError(
+            f"the {split} images have the shape {images.shape}: give square ones as "
+            "[N, size, size, channels] with 1 or 3 channels"
+        )
+    if 0 in images.shape:
+        raise DataError(f"the {split} split is empty: its images have the shape {images.shape}")
+    if not np.issubdtype(labels.dtype, np.integer):
+        raise DataError(f"the {split} labels are {labels.dtype}: give integers")
+    if labels.shape != (len(images),):
+        raise DataError(
+            f"the {split} labels have the shape {labels.shape}: give one for each of the "
+            f"{len(images)} images, ({len(images)},)"
+        )
 
 
-def channel_statistics(images: Images) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Return mean and standard deviation per channel, in units of [0, 1] pixel values.
+def _check_same_shape(split: str, images: Images, train: Images) -> None:
+    if images.shape[1:] != train.shape[1:]:
+        raise DataError(
+            f"the {split} images are {_shape(images)} (rows x columns x channels), "
+            f"those of train {_shape(train)}: give images of one shape"
+        )
 
-    The sums are exact integers, so the result does not depend on the order of the images. A
-    deviation is at least 1/255: a channel that never changes normalises to 0 instead of dividing by
-    0.
 
-    Args:
-        images: uint8 ``[N, H, W, C]``, N > 0.
-    """
-    channels = images.shape[-1]
-    rows = images.reshape(len(images), -1)
-    # At most 256 images at a time: their squares sum to less than 2^24, below which float32 counts
-    # exactly.
-    step = max(1, min(256, (1 << 22) // rows.shape[1]))
-    total = np.zeros(rows.shape[1])
-    squares = np.zeros(rows.shape[1])
-    for start in range(0, len(rows), step):
-        block = rows[start : start + step].astype(np.float32)
-        total += block.sum(axis=0)
-        block *= block
-        squares += block.sum(axis=0)
-    pixels = rows.size // channels
-    mean = total.reshape(-1, channels).sum(axis=0) / pixels
-    variance = np.maximum(squares.reshape(-1, channels).sum(axis=0) / pixels - mean**2, 1.0)
-    return tuple((mean / 255).tolist()), tuple((np.sqrt(variance) / 255).tolist())
+def _check_class_names(class_names: Sequence[str]) -> None:
+    if isinstance(class_names, str):
+        raise DataError(f"class_names is the text {class_names!r}: give a list of names")
+    if len(class_names) < 2:
+        raise DataError(f"there are {len(class_names)} classes: at least two can be told apart")
+    if len(set(class_names)) < len(class_names):
+        repeated = next(name for name in class_names if list(class_names).count(name) > 1)
+        raise DataError(f"class_names has {repeated!r} twice: name every class once")
+
+
+def _check_range(split: str, labels: npt.NDArray[np.integer[Any]], num_classes: int) -> None:
+    low, high = int(labels.min()), int(labels.max())
+    if low < 0 or high >= num_classes:
+        raise DataError(
+            f"the {split} labels go from {low} to {high}: {num_classes} classes have the labels 0 "
+            f"to {num_classes - 1}"
+        )
+
+
+def _shape(images: Images) -> str:
+    return "x".join(str(side) for side in images.shape[1:])

@@ -11,7 +11,7 @@ import os
 from dataclasses import dataclass
 
 from gnpcli.data.archives import tfds
-from gnpcli.data.archives.published import Published
+from gnpcli.data.archives.published import PublishedDataset
 from gnpcli.data.base import DataInfo
 from gnpcli.data.sources.tfds_any import prepared_names
 from gnpcli.errors import DataError
@@ -43,7 +43,7 @@ class Listing:
     """What is wrong with the folder that is there."""
 
 
-def list_published(published: Published, about: str, directory: str | None) -> Listing:
+def list_published(published: PublishedDataset, about: str, directory: str | None) -> Listing:
     """Return what is known of a published data set and where it lies, if it is present."""
     required = [split for split in published.class_counts if split not in published.optional_splits]
     try:

@@ -19,7 +19,7 @@ from gnpcli.errors import ConfigError, suggest
 if TYPE_CHECKING:
     from gnpcli.config.schema import DataConfig
     from gnpcli.data.archives.fetch import Origin
-    from gnpcli.data.archives.published import Located, Published
+    from gnpcli.data.archives.published import Located, PublishedDataset
     from gnpcli.data.base import DataInfo, Dataset
     from gnpcli.data.listing import Listing
 
@@ -151,11 +151,11 @@ def load_dataset(config: DataConfig, progress: Progress | None = None) -> Datase
         ConfigError: As `describe`.
         DataError: Images that are missing and cannot be fetched, unreadable, or of different sizes.
     """
-    from gnpcli.data.base import carve_validation, with_statistics
+    from gnpcli.data.validation import carve_validation
 
     dataset = _module(config).load(config, progress)
     if config.mean is not None and config.std is not None:
-        dataset = with_statistics(dataset, config.mean, config.std)
+        dataset = dataset.with_statistics(config.mean, config.std)
     return (
         carve_validation(dataset, config.validation_fraction)
         if config.validation_fraction
@@ -231,7 +231,7 @@ def prepare_source(
         DataError: If it cannot be fetched, unpacked or written.
     """
     from gnpcli.config.schema import DataConfig
-    from gnpcli.data.archives.published import split_names
+    from gnpcli.data.archives.facts import split_names
 
     source = _source(DataConfig(name=name))
     if source.by_hand is not None:
@@ -289,5 +289,5 @@ def _module(config: DataConfig) -> SourceModule:
     return cast(SourceModule, importlib.import_module(_source(config).module))
 
 
-def _published(source: Source) -> Published:
-    return cast("Published", importlib.import_module(source.module).PUBLISHED)
+def _published(source: Source) -> PublishedDataset:
+    return cast("PublishedDataset", importlib.import_module(source.module).PUBLISHED)

@@ -16,7 +16,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict
 
 from gnpcli.config import RunConfig
-from gnpcli.data.sources.folder import STREAMED_MEAN, STREAMED_STD
+from gnpcli.data.images.assemble import STREAMED_MEAN, STREAMED_STD
 from gnpcli.errors import CheckpointError, ConfigError
 from gnpcli.models.base import Params, State
 from gnpcli.models.registry import MODELS, find_model

@@ -21,17 +21,15 @@ import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from PIL import Image
 
 from gnpcli.data.archives import tfds
+from gnpcli.data.archives.facts import PublishedFacts
 from gnpcli.data.archives.fetch import Origin, fetch
 from gnpcli.data.progress import Progress
 from gnpcli.errors import DataError
-
-if TYPE_CHECKING:
-    from gnpcli.data.archives.published import Published
 
 _log = logging.getLogger("gnpcli")
 _TEMPORARY = "incomplete.gnp"
@@ -39,7 +37,7 @@ _EVERY = 500  # images between two reports
 
 
 def prepare(
-    published: Published,
+    published: PublishedFacts,
     data_dir: str,
     splits: Sequence[str],
     origin: Origin,
@@ -67,28 +65,21 @@ def prepare(
     with _locked(home):
         _clear(home, temporary)
         root = tfds.find(home)
-        there = tfds.examine(root, name=published.name) if root is not None else None
+        there = None if root is None else tfds.examine(root, name=published.name)
         if there is not None and there.holds(splits):
             return there  # another process was faster
-        wanted = [
-            s
-            for s in published.class_counts
-            if s in splits or (there is not None and there.holds([s]))
-        ]
-        archives = {
-            archive.filename: archive for split in wanted for archive in published.archives[split]
-        }
-        folder = os.path.join(data_dir, "downloads", "manual")
-        paths = fetch(published.name, list(archives.values()), folder, origin, progress)
+        kept = [] if there is None else [s for s in published.class_counts if there.holds([s])]
+        wanted = [split for split in published.class_counts if split in {*splits, *kept}]
+        downloads = os.path.join(data_dir, "downloads", "manual")
+        archives = published.archives_of(wanted)
+        paths = fetch(published.name, archives, downloads, origin, progress)
         try:
             _write(published, temporary, wanted, paths, progress)
             root = _replace(home, temporary, published.name)
         except BrokenPipeError:  # of who listens to the progress
             raise
-        except (
-            OSError,
-            RuntimeError,
-        ) as error:  # array_record raises the latter, with the system's word in its text
+        except (OSError, RuntimeError) as error:
+            # array_record raises RuntimeError, with the system's word in its text.
             raise _disk_error(error, home) from error
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
@@ -96,7 +87,7 @@ def prepare(
 
 
 def _write(
-    published: Published,
+    published: PublishedFacts,
     folder: str,
     splits: Sequence[str],
     paths: Mapping[str, str],
@@ -145,7 +136,7 @@ def _write(
 
 
 def _examples(
-    published: Published, split: str, paths: Mapping[str, str], progress: Progress | None
+    published: PublishedFacts, split: str, paths: Mapping[str, str], progress: Progress | None
 ) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yield (key, example), the key being the number of the image as in TFDS's own builders."""
     own = {archive.filename: paths[archive.filename] for archive in published.archives[split]}

@@ -1,29 +1,27 @@
-"""Data sets whose sizes, classes and archives are published: one mechanism to describe, find,
-prepare and load them.
+"""Data sets whose sizes, classes and archives are published: described, found, prepared, loaded.
 
-Each is looked for as an image folder, ``<name>/{train,test}/<class>/``, where its classes can be
-the names of folders, and as prepared by TFDS, ``<name>/<version>/``; where it is neither,
-`Published.load` prepares it.
+A data set is looked for as an image folder, ``<name>/{train,test}/<class>/``, where its classes can
+be the names of folders, and as prepared by TFDS, ``<name>/<version>/``. Where there is neither,
+`PublishedDataset.load` prepares it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 from gnpcli.config.schema import DataConfig
 from gnpcli.data.archives import places, tfds
-from gnpcli.data.archives.fetch import Archive, Origin
-from gnpcli.data.base import DataInfo, Dataset, DataSpec, Split, validation_counts
+from gnpcli.data.archives.facts import PublishedFacts, check_disjoint, split_names
+from gnpcli.data.archives.fetch import Origin
+from gnpcli.data.base import DataInfo, Dataset, DataSpec, Split
 from gnpcli.data.images.layout import Layout, scan
 from gnpcli.data.progress import Progress
-from gnpcli.errors import ConfigError, DataError
+from gnpcli.data.validation import validation_counts
+from gnpcli.errors import DataError
 
-Example = dict[str, Any]
-"""``image``, uint8 ``[H, W, C]``, ``label``, and whatever else TFDS keeps of an image of this data
-set.
-"""
+_FOLDER_SPLITS = {"train", "test"}
+"""What an image folder of a published data set holds."""
 
 
 @dataclass(frozen=True)
@@ -34,68 +32,27 @@ class Located:
     format: str
     """``image folder``, or one of `gnpcli.data.archives.tfds.FORMATS`."""
     counts: dict[str, int] | None
-    """Images of each split, where they need not be counted."""
+    """Images of each split; None where they would have to be counted."""
     num_bytes: int | None
-    """What it takes on disk, where that need not be counted."""
+    """Size on disk; None where it would have to be counted."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Published:
-    """The published facts of a data set. Splits, classes and their order are those of TFDS."""
-
-    name: str
-    """As in `data.name`, which is TFDS's name."""
-    title: str
-    """As people write it."""
-    class_names: tuple[str, ...]
-    image_size: int
-    channels: int
-    class_counts: Mapping[str, tuple[int, ...]]
-    """By split: images of each class."""
-    optional_splits: tuple[str, ...] = ()
-    """Splits that are prepared only where they are asked for."""
-    archives: Mapping[str, tuple[Archive, ...]]
-    """By split: the archives that hold it."""
-    examples: Callable[[str, Mapping[str, str]], Iterator[Example]]
-    """From a split and the paths of its archives by file name to its examples, in the order of the
-    archives.
-    """
-    more_names: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    """Names of the classes of further features."""
-    mean: tuple[float, ...] | None = None
-    """Per channel over the split ``train``, of pixel values in [0, 1]; None measures the images
-    trained on.
-
-    As they are published, to four places: with their deviation over all pixels, not the mean of
-        each image's own."""
-    std: tuple[float, ...] | None = None
+class PublishedDataset(PublishedFacts):
+    """A data set that is described, found, prepared and loaded by its published facts."""
 
     def describe(self, config: DataConfig) -> DataInfo:
-        """Answer `gnpcli.data.registry.describe` from the images where they are present, else from
-        the published sizes.
-        """
+        """Answer `gnpcli.data.registry.describe` from the images, or from the published sizes."""
         train, test = self._splits(config)
-        if (folder := self._image_folder(config.dir, (*train, test))) is not None:
-            from gnpcli.data.sources.folder import describe_layout
-
-            return describe_layout(self._scan(folder, config), config)
+        folder = self._image_folder(config.dir, (*train, test))
+        if folder is not None:
+            return self._describe_folder(folder, config)
         prepared = self._prepared(config.dir, (*train, test))
-        counts = {split: sum(numbers) for split, numbers in self.class_counts.items()}
-        class_counts = [
-            sum(numbers)
-            for numbers in zip(*(self.class_counts[split] for split in train), strict=True)
-        ]
-        if prepared is not None:
-            # Only a part of a data set has classes of unknown sizes, and only validation has to
-            # know them.
-            if config.validation_fraction > 0 and any(
-                prepared.counts[split] != counts[split] for split in train
-            ):
-                from gnpcli.data.archives.records import read_labels
-
-                labels = read_labels(prepared, self._features(prepared), train).tolist()
-                class_counts = [labels.count(label) for label in range(len(self.class_names))]
+        if prepared is None:
+            counts = {split: sum(numbers) for split, numbers in self.class_counts.items()}
+        else:
             counts = prepared.counts
+        class_counts = self._training_class_counts(prepared, train, config.validation_fraction)
         num_validation = sum(validation_counts(class_counts, config.validation_fraction))
         return DataInfo(
             name=self.name,
@@ -109,61 +66,40 @@ class Published:
         )
 
     def load(self, config: DataConfig, progress: Progress | None = None) -> Dataset:
-        """Return the splits of the folder found at `data.dir` or in a default place, preparing it
-        where there is none.
+        """Return the splits found at `data.dir` or in a default place; prepare them where none are.
 
-        An image folder goes before a prepared TFDS folder where both are there; it has no splits
+        An image folder goes before a prepared TFDS folder where both are there. It has no splits
         but ``train`` and ``test``.
 
         Raises:
             ConfigError: On splits that the data set does not have.
-            DataError: If a folder is there whose classes are other ones, on a bad image or record,
-                or if the archives cannot be fetched or unpacked.
+            DataError: If a folder with other classes is there, an image or record is bad, or the
+                archives cannot be fetched or unpacked.
         """
         train, test = self._splits(config)
-        if (folder := self._image_folder(config.dir, (*train, test))) is not None:
+        folder = self._image_folder(config.dir, (*train, test))
+        if folder is not None:
             return self._load_folder(folder, config, progress)
         prepared = self._prepared(config.dir, (*train, test))
         if prepared is None:
-            located, _ = self.prepare(
-                config.dir, (*train, test), Origin.from_environment(), progress
-            )
+            origin = Origin.from_environment()
+            located, _ = self.prepare(config.dir, (*train, test), origin, progress)
             prepared = tfds.examine(located.path, name=self.name, splits=(*train, test))
-        from gnpcli.data.archives.records import load_arrays
-
-        arrays = load_arrays(
-            prepared,
-            self._features(prepared),
-            groups={"train": train, "test": (test,)},
-            image_size=config.image_size,
-            progress=progress,
-        )
-        mean, std = arrays["statistics"].tolist()
-        spec = DataSpec(
-            name=self.name,
-            class_names=self.class_names,
-            image_size=config.image_size or self.image_size,
-            channels=self.channels,
-            mean=self.mean or tuple(mean),
-            std=self.std or tuple(std),
-        )
-        splits = {
-            group: Split(arrays[group], arrays[f"{group}_labels"]) for group in ("train", "test")
-        }
-        return Dataset(spec, splits["train"], None, splits["test"])
+        return self._load_prepared(prepared, train, test, config.image_size, progress)
 
     def locate(
         self, directory: str | None, splits: Sequence[str] = ("train", "test")
     ) -> Located | None:
-        """Say where the data set lies, if it is present with `splits`.
+        """Return where the data set lies with `splits`; None where it does not.
 
         Raises:
             DataError: As `gnpcli.data.archives.tfds.find` and `gnpcli.data.archives.tfds.examine`.
         """
-        if (folder := self._image_folder(directory, splits)) is not None:
+        folder = self._image_folder(directory, splits)
+        if folder is not None:
             return Located(folder, "image folder", None, None)
         prepared = self._prepared(directory, splits)
-        return _located(prepared) if prepared is not None else None
+        return None if prepared is None else _located(prepared)
 
     def prepare(
         self,
@@ -187,66 +123,80 @@ class Published:
             ConfigError: On splits that the data set does not have.
             DataError: As `locate` and `gnpcli.data.archives.prepare.prepare`.
         """
-        self._check_names(splits, None)
-        wanted = [
-            split
-            for split in self.class_counts
-            if split in splits or split not in self.optional_splits
-        ]
-        if (found := self.locate(directory, wanted)) is not None:
-            return found, True
         from gnpcli.data.archives.prepare import prepare
 
-        return _located(
-            prepare(self, places.target_dir(directory), wanted, origin, progress)
-        ), False
+        self.check_splits(splits, None)
+        required = self.required_splits
+        wanted = [split for split in self.class_counts if split in splits or split in required]
+        found = self.locate(directory, wanted)
+        if found is not None:
+            return found, True
+        prepared = prepare(self, places.target_dir(directory), wanted, origin, progress)
+        return _located(prepared), False
 
     def _splits(self, config: DataConfig) -> tuple[tuple[str, ...], str]:
+        """Return the splits to train on and the one to test on."""
         train = split_names(config.train_split or "train")
         test = config.test_split or "test"
-        self._check_names(train, "data.train_split")
-        self._check_names((test,), "data.test_split")
+        self.check_splits(train, "data.train_split")
+        self.check_splits((test,), "data.test_split")
         check_disjoint(train, test)
         return train, test
 
-    def _check_names(self, splits: Sequence[str], key: str | None) -> None:
-        for split in splits:
-            if split not in self.class_counts:
-                choices = ", ".join(self.class_counts)
-                raise ConfigError(
-                    f"{self.name} has no split {split!r} (its splits: {choices})", key=key
-                )
+    def _training_class_counts(
+        self, prepared: tfds.Prepared | None, train: Sequence[str], validation_fraction: float
+    ) -> list[int]:
+        """Return the training images of each class, published or counted.
+
+        Only a prepared part of a data set has to be counted, and only for validation.
+        """
+        published = [self.class_counts[split] for split in train]
+        if prepared is not None and validation_fraction > 0:
+            is_whole = all(
+                prepared.counts[split] == sum(self.class_counts[split]) for split in train
+            )
+            if not is_whole:
+                from gnpcli.data.archives.records import read_labels
+
+                labels = read_labels(prepared, self._features(prepared), train).tolist()
+                return [labels.count(label) for label in range(len(self.class_names))]
+        return [sum(numbers) for numbers in zip(*published, strict=True)]
 
     def _image_folder(self, directory: str | None, splits: Sequence[str]) -> str | None:
-        """Return the image folder that holds `splits`; None where a class could not be the name of
-        a folder.
+        """Return the image folder that holds `splits`; None where there is none.
+
+        A data set has none where a class could not be the name of a folder, or where the folders'
+        order would not be that of the classes.
         """
-        if not {"train", "test"}.issuperset(splits) or list(self.class_names) != sorted(
-            self.class_names
-        ):
+        names = list(self.class_names)
+        is_sorted = names == sorted(names)
+        if not is_sorted or any("/" in name for name in names):
             return None
-        if any("/" in name for name in self.class_names):
+        if not _FOLDER_SPLITS.issuperset(splits):
             return None
         return places.image_folder(self.name, directory)
 
     def _prepared(self, directory: str | None, splits: Sequence[str]) -> tfds.Prepared | None:
-        """Return the first prepared folder that holds `splits`; None also where only optional ones
-        are missing.
+        """Return the first prepared folder that holds `splits`.
+
+        Returns None where there is no folder, and where only optional splits are missing.
         """
         found: list[tfds.Prepared] = []
         for place in places.candidates(self.name, directory):
-            if (root := tfds.find(place)) is not None:
-                prepared = tfds.examine(root, name=self.name)
-                if prepared.holds(splits):
-                    return prepared
-                found.append(prepared)
-        if found and not found[0].holds(
-            [split for split in splits if split not in self.optional_splits]
-        ):
+            root = tfds.find(place)
+            if root is None:
+                continue
+            prepared = tfds.examine(root, name=self.name)
+            if prepared.holds(splits):
+                return prepared
+            found.append(prepared)
+        required = [split for split in splits if split not in self.optional_splits]
+        if found and not found[0].holds(required):
             tfds.check_splits(found[0], splits)
         return None
 
     def _features(self, prepared: tfds.Prepared) -> tfds.Features:
+        """Return what the prepared examples hold, which has to be what is published."""
         features = tfds.read_features(prepared)
         want = (self.image_size, self.image_size, self.channels)
         if features.shape != want:
@@ -260,52 +210,75 @@ class Published:
             )
         return features
 
-    def _load_folder(self, folder: str, config: DataConfig, progress: Progress | None) -> Dataset:
-        from gnpcli.data.sources.folder import assemble, load_images
+    def _load_prepared(
+        self,
+        prepared: tfds.Prepared,
+        train: tuple[str, ...],
+        test: str,
+        image_size: int | None,
+        progress: Progress | None,
+    ) -> Dataset:
+        from gnpcli.data.archives.records import load_arrays
 
-        layout = self._scan(folder, config)
-        images = load_images(layout, config.image_size, progress)
-        if images["train"].shape[-1] != self.channels:
+        arrays = load_arrays(
+            prepared,
+            self._features(prepared),
+            groups={"train": train, "test": (test,)},
+            image_size=image_size,
+            progress=progress,
+        )
+        mean, std = arrays["statistics"].tolist()
+        spec = DataSpec(
+            name=self.name,
+            class_names=self.class_names,
+            image_size=image_size or self.image_size,
+            channels=self.channels,
+            mean=self.mean or tuple(mean),
+            std=self.std or tuple(std),
+        )
+        return Dataset(
+            spec,
+            train=Split(arrays["train"], arrays["train_labels"]),
+            validation=None,
+            test=Split(arrays["test"], arrays["test_labels"]),
+        )
+
+    def _describe_folder(self, folder: str, config: DataConfig) -> DataInfo:
+        from gnpcli.data.images.assemble import describe_layout
+
+        return describe_layout(
+            self._scan(folder, config),
+            name=self.name,
+            image_size=config.image_size,
+            is_streamed=False,
+            validation_fraction=config.validation_fraction,
+        )
+
+    def _load_folder(self, folder: str, config: DataConfig, progress: Progress | None) -> Dataset:
+        from gnpcli.data.images.assemble import decoded_dataset
+
+        dataset = decoded_dataset(
+            self._scan(folder, config),
+            name=self.name,
+            image_size=config.image_size,
+            progress=progress,
+        )
+        if dataset.spec.channels != self.channels:
             raise DataError(f"{folder} holds grey images only: {self.title} is in colour")
-        mean, std = images["statistics"].tolist()
-        return assemble(layout, images, name=self.name, mean=self.mean or mean, std=self.std or std)
+        if self.mean is None or self.std is None:
+            return dataset
+        return dataset.with_statistics(self.mean, self.std)
 
     def _scan(self, root: str, config: DataConfig) -> Layout:
         layout = scan(root, validation_fraction=config.validation_fraction)
-        if layout.class_names != self.class_names:
-            missing = sorted(set(self.class_names) - set(layout.class_names))
-            strange = sorted(set(layout.class_names) - set(self.class_names))
-            what = f"it lacks {_few(missing)}" if missing else f"it also holds {_few(strange)}"
-            raise DataError(
-                f"{root}/train is not {self.title}: {what}; for other images use --dataset "
-                f"folder:{root}"
-            )
-        return layout
-
-
-def split_names(text: str) -> tuple[str, ...]:
-    """Return the splits of `data.train_split`, in order.
-
-    Raises:
-        ConfigError: If one is named twice, or an empty one.
-    """
-    names = tuple(name.strip() for name in text.split("+"))
-    if "" in names or len(set(names)) < len(names):
-        raise ConfigError(
-            f"{text!r} should name splits once each, joined by +", key="data.train_split"
-        )
-    return names
-
-
-def check_disjoint(train: Sequence[str], test: str) -> None:
-    """Check that the images tested on are not trained on.
-
-    Raises:
-        ConfigError: If `test` is one of `train`.
-    """
-    if test in train:
-        raise ConfigError(
-            f"the split {test!r} would be trained on and tested on", key="data.test_split"
+        if layout.class_names == self.class_names:
+            return layout
+        missing = sorted(set(self.class_names) - set(layout.class_names))
+        strange = sorted(set(layout.class_names) - set(self.class_names))
+        what = f"it lacks {_few(missing)}" if missing else f"it also holds {_few(strange)}"
+        raise DataError(
+            f"{root}/train is not {self.title}: {what}; for other images use --dataset "
+            f"folder:{root}"
         )
 
 
@@ -314,4 +287,5 @@ def _located(prepared: tfds.Prepared) -> Located:
 
 
 def _few(names: Sequence[str]) -> str:
-    return ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")
+    more = ", ..." if len(names) > 10 else ""
+    return ", ".join(names[:10]) + more

@@ -20,10 +20,11 @@ import numpy.typing as npt
 from PIL import Image, ImageFile
 
 from gnpcli.data.archives.tfds import Features, Prepared
-from gnpcli.data.base import Labels, channel_statistics
+from gnpcli.data.base import Labels
 from gnpcli.data.images.cache import cache_key, read_cache, write_cache
 from gnpcli.data.images.decode import FORMATS, allocate, read_square
 from gnpcli.data.progress import Progress
+from gnpcli.data.statistics import channel_statistics
 from gnpcli.errors import DataError
 
 _BLOCK = 1000  # records per read: one at a time takes twice as long

@@ -14,8 +14,9 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
+from gnpcli.data.archives.facts import Example
 from gnpcli.data.archives.fetch import Archive
-from gnpcli.data.archives.published import Example, Published
+from gnpcli.data.archives.published import PublishedDataset
 
 CLASS_NAMES = (
     "airplane",
@@ -87,7 +88,7 @@ def _examples(split: str, paths: Mapping[str, str]) -> Iterator[Example]:
     return read_binary(paths[ARCHIVE.filename], FILES[split], ["label"], split, len(CLASS_NAMES))
 
 
-PUBLISHED = Published(
+PUBLISHED = PublishedDataset(
     name="cifar10",
     title="CIFAR-10",
     class_names=CLASS_NAMES,

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
+from gnpcli.data.archives.facts import Example
 from gnpcli.data.archives.fetch import Archive
-from gnpcli.data.archives.published import Example, Published
+from gnpcli.data.archives.published import PublishedDataset
 from gnpcli.data.sources.cifar10 import read_binary
 
 CLASS_NAMES = (
@@ -44,7 +45,7 @@ def _examples(split: str, paths: Mapping[str, str]) -> Iterator[Example]:
     return read_binary(paths[ARCHIVE.filename], [f"{split}.bin"], labels, split, len(CLASS_NAMES))
 
 
-PUBLISHED = Published(
+PUBLISHED = PublishedDataset(
     name="cifar100",
     title="CIFAR-100",
     class_names=CLASS_NAMES,

@@ -31,10 +31,10 @@ from gnpcli.data.base import (
     DataSpec,
     Images,
     Split,
-    channel_statistics,
-    validation_counts,
 )
 from gnpcli.data.images.resize import resize
+from gnpcli.data.statistics import channel_statistics
+from gnpcli.data.validation import validation_counts
 
 IMAGE_SIZE = 8
 NUM_TEST = 360

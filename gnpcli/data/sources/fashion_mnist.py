@@ -14,8 +14,9 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 import numpy.typing as npt
 
+from gnpcli.data.archives.facts import Example
 from gnpcli.data.archives.fetch import Archive
-from gnpcli.data.archives.published import Example, Published
+from gnpcli.data.archives.published import PublishedDataset
 
 CLASS_NAMES = (
     "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
@@ -71,7 +72,7 @@ def _read_idx(path: str) -> npt.NDArray[np.uint8]:
     return np.frombuffer(content, np.uint8, offset=4 + 4 * len(sizes)).reshape(sizes)
 
 
-PUBLISHED = Published(
+PUBLISHED = PublishedDataset(
     name="fashion_mnist",
     title="Fashion-MNIST",
     class_names=CLASS_NAMES,

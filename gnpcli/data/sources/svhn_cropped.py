@@ -12,8 +12,9 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
+from gnpcli.data.archives.facts import Example
 from gnpcli.data.archives.fetch import Archive
-from gnpcli.data.archives.published import Example, Published
+from gnpcli.data.archives.published import PublishedDataset
 
 ADDRESS = "http://ufldl.stanford.edu/housenumbers/"
 ARCHIVES = {
@@ -55,7 +56,7 @@ def _examples(split: str, paths: Mapping[str, str]) -> Iterator[Example]:
         }
 
 
-PUBLISHED = Published(
+PUBLISHED = PublishedDataset(
     name="svhn_cropped",
     title="SVHN",
     class_names=tuple("0123456789"),

@@ -15,9 +15,10 @@ import os
 
 from gnpcli.config.schema import DataConfig
 from gnpcli.data.archives import places, tfds
-from gnpcli.data.archives.published import check_disjoint, split_names
-from gnpcli.data.base import DataInfo, Dataset, DataSpec, Split, validation_counts
+from gnpcli.data.archives.facts import check_disjoint, split_names
+from gnpcli.data.base import DataInfo, Dataset, DataSpec, Split
 from gnpcli.data.progress import Progress
+from gnpcli.data.validation import validation_counts
 from gnpcli.errors import ConfigError, DataError, suggest
 
 
