@@ -16,9 +16,12 @@ import pytest
 
 import gnpcli.measure.fidelity
 from gnpcli.errors import GnpError
-from gnpcli.measure.fidelity import Deviation, check, deviation, exact_products, judge, plot
+from gnpcli.measure.fidelity import Deviation, deviation, exact_products
+from gnpcli.measure.figures import draw_fidelity
+from gnpcli.measure.verdict import check, judge
 from gnpcli.models.base import Model
 from gnpcli.recipes.presets import resolve
+from gnpcli.report.charts import save
 from gnpcli.terminal.screen import Screen
 from tests.conftest import Gnp, fails
 
@@ -252,7 +255,7 @@ def test_all_passes_and_types_see_the_same_batch_and_the_same_dropout(monkeypatc
     assert 0.9 < math.log10(two["penalty"] / one["penalty"]) < 1.1
     assert all(row["penalty"] <= row["worst_penalty"] for row in full["radii"])
     json.dumps(result, allow_nan=False)
-    plot(result, tmp_path / "errors.svg")
+    save(draw_fidelity(result), tmp_path / "errors.svg")
     drawn = (tmp_path / "errors.svg").read_text()
     assert all(text in drawn for text in ("float32", "bfloat16", "configured r = 0.02", "20 %"))
 

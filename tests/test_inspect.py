@@ -25,9 +25,10 @@ from gnpcli.errors import CheckpointError, ConfigError, DataError
 from gnpcli.gnp import global_norm
 from gnpcli.measure import hessian
 from gnpcli.measure.directions import filter_normalized, random_direction, with_norm
-from gnpcli.measure.figures import draw
-from gnpcli.measure.flatness import Inspection, Plan, _with_radii, inspect
+from gnpcli.measure.figures import draw_flatness
+from gnpcli.measure.flatness import Plan
 from gnpcli.measure.hessian import largest_eigenvalues
+from gnpcli.measure.inspection import Inspection, _with_radii, inspect
 from gnpcli.measure.landscape import Landscape, Sums
 from gnpcli.models.base import Model
 from gnpcli.recipes.presets import resolve
@@ -285,9 +286,11 @@ def test_an_inspection_agrees_with_evaluation_with_taylor_and_with_itself(run, t
     groups = by_seed([found[0], replace(found[1], config=other)])
     assert [len(group) for group in groups.values()] == [2]
     full = {**result, "eigenvalues": (2.0, 1.0), "residuals": (0.1, 0.1)}
-    save(draw(groups), tmp_path / "groups.png")
+    save(draw_flatness(groups), tmp_path / "groups.png")
     save(
-        draw({label: [replace(one, result=full) for one in own] for label, own in groups.items()}),
+        draw_flatness(
+            {label: [replace(one, result=full) for one in own] for label, own in groups.items()}
+        ),
         tmp_path / "s.svg",
     )
 
@@ -307,7 +310,7 @@ def test_no_direction_has_more_curvature_than_the_largest_eigenvalue_of_a_traine
     assert curvature < 1.1 * result["eigenvalues"][0]
     assert result["residuals"][0] < 2e-3 * result["eigenvalues"][0]
     assert result["random_rise"] == []
-    save(draw(by_seed([found])), tmp_path / "bare.png")
+    save(draw_flatness(by_seed([found])), tmp_path / "bare.png")
 
 
 def test_radii_are_multiples_of_the_first_r_and_every_run_has_its_own():

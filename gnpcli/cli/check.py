@@ -86,8 +86,8 @@ def check(
 
     keep_freed_memory()
     keep_compiled_programs()
-    from gnpcli.measure.fidelity import check as run
-    from gnpcli.measure.fidelity import log_spaced, plot
+    from gnpcli.measure.fidelity import log_spaced
+    from gnpcli.measure.verdict import check as run
     from gnpcli.terminal.screen import Screen
 
     screen = Screen(quiet=quiet or as_json)
@@ -104,7 +104,10 @@ def check(
         screen=screen,
     )
     if out is not None:
-        plot(result, out)
+        from gnpcli.measure.figures import draw_fidelity
+        from gnpcli.report.charts import save
+
+        save(draw_fidelity(result), out)
     if as_json:
         import json
 

@@ -12,7 +12,7 @@ import typer
 from gnpcli.cli.options import DataDirOption, JsonOption, QuietOption, RunsArgument
 
 if TYPE_CHECKING:
-    from gnpcli.measure.flatness import Inspection
+    from gnpcli.measure.inspection import Inspection
 
 
 def _distances(texts: list[str]) -> list[str]:
@@ -82,9 +82,9 @@ def inspect(
     check_out(out)
     keep_freed_memory()
     keep_compiled_programs()
-    from gnpcli.measure.figures import draw
+    from gnpcli.measure.figures import draw_flatness
     from gnpcli.measure.flatness import Plan
-    from gnpcli.measure.flatness import inspect as run
+    from gnpcli.measure.inspection import inspect as run
     from gnpcli.runs.grouping import by_seed
 
     plan = Plan(
@@ -93,7 +93,7 @@ def inspect(
     )  # fmt: skip
     found = run(runs, plan, data_dir=data_dir, step=step, best=best, quiet=quiet or as_json)
     groups = by_seed(found)
-    save(draw(groups), out)
+    save(draw_flatness(groups), out)
     if as_json:
         import json
 
