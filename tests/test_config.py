@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from gnpcli.config import WARMUP_STRATEGIES, RunConfig
+from gnpcli.config import STRATEGIES, RunConfig
 from gnpcli.config.checks import advice
 from gnpcli.config.loader import (
     Layer,
@@ -334,7 +334,7 @@ def test_a_learning_rate_warmup_longer_than_training_is_pointed_out():
     assert "3 epochs" in warning
 
 
-@pytest.mark.parametrize("strategy", sorted(WARMUP_STRATEGIES))
+@pytest.mark.parametrize("strategy", [name for name, how in STRATEGIES.items() if how.warms_up])
 @pytest.mark.parametrize("key", ["gr.warmup_epochs", "schedule.warmup_epochs"])
 @pytest.mark.parametrize("warmup", [3, 4.5])
 def test_a_gr_warmup_that_training_does_not_outlast_is_refused(strategy, key, warmup):

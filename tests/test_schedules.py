@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import typing
 from collections.abc import Callable
 
 import numpy as np
 import pytest
 
-from gnpcli.config import GrConfig, Strategy
+from gnpcli.config import STRATEGIES, GrConfig
 from gnpcli.config.schema import (
-    WARMUP_STRATEGIES,
     ConstantConfig,
     CosineConfig,
     ExponentialConfig,
@@ -31,7 +29,7 @@ SCHEDULES: dict[str, Callable[[float], ScheduleConfig]] = {
         name="exponential", warmup_epochs=warmup, final_factor=0.012
     ),
 }
-STRATEGIES = typing.get_args(Strategy)
+WARMUPS = [name for name, how in STRATEGIES.items() if how.warms_up]
 
 
 def values(schedule, steps=range(HORIZON.total_steps + 1)):
@@ -77,26 +75,40 @@ def gr(strategy, *, seed=0, **changes):
     return gr_schedule(section, HORIZON, seed)
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES)
+RAMP = np.minimum(np.arange(HORIZON.total_steps) / 40, 1)
+ONE = np.ones_like(RAMP)
+BY_HAND = {
+    "none": (200, ONE, ONE),
+    "constant": (0, 0.1 * ONE, 0.8 * ONE),
+    "sam": (0, 0.1 * ONE, ONE),
+    "lambda-warmup": (0, 0.1 * ONE, 0.8 * RAMP),
+    "r-warmup": (0, 0.1 * RAMP, 0.8 * ONE),
+    "zero-warmup": (40, 0.1 * ONE, 0.8 * ONE),
+}
+"""Of the papers' strategies: how many plain steps come first, and r and alpha at every step."""
+
+
+@pytest.mark.parametrize("strategy", BY_HAND)
 def test_gr_follows_its_strategy_at_every_step(strategy):
     schedule = gr(strategy, alpha=1.0 if strategy == "sam" else 0.8)
+    plain, r, alpha = BY_HAND[strategy]
     steps = range(schedule.plain_steps, HORIZON.total_steps)
-    ramp = np.minimum(np.arange(HORIZON.total_steps) / 40, 1)[schedule.plain_steps :]
-    one = np.ones_like(ramp)
-    plain, r, alpha = {
-        "none": (200, one, one),
-        "constant": (0, 0.1 * one, 0.8 * one),
-        "sam": (0, 0.1 * one, one),
-        "lambda-warmup": (0, 0.1 * one, 0.8 * ramp),
-        "r-warmup": (0, 0.1 * ramp, 0.8 * one),
-        "zero-warmup": (40, 0.1 * one, 0.8 * one),
-    }[strategy]
     assert schedule.plain_steps == plain
-    np.testing.assert_allclose(values(schedule.r, steps), r, rtol=1e-6)
-    np.testing.assert_allclose(values(schedule.alpha, steps), alpha, rtol=1e-6)
+    np.testing.assert_allclose(values(schedule.r, steps), r[plain:], rtol=1e-6)
+    np.testing.assert_allclose(values(schedule.alpha, steps), alpha[plain:], rtol=1e-6)
 
 
-@pytest.mark.parametrize("strategy", sorted(WARMUP_STRATEGIES))
+@pytest.mark.parametrize("strategy", [name for name in STRATEGIES if STRATEGIES[name].penalises])
+def test_every_strategy_is_at_full_strength_after_its_warmup(strategy):
+    schedule = gr(strategy)
+    steps = range(40, HORIZON.total_steps)
+    assert set(schedule.kinds[40:]) == {"gnp"}
+    np.testing.assert_allclose(values(schedule.r, steps), 0.1, rtol=1e-6)
+    np.testing.assert_allclose(values(schedule.alpha, steps), 0.8, rtol=1e-6)
+    assert schedule.r(0).dtype == schedule.alpha(0).dtype == np.float32
+
+
+@pytest.mark.parametrize("strategy", WARMUPS)
 def test_every_warmup_starts_from_plain_training(strategy):
     schedule = gr(strategy)
     assert schedule.plain_steps > 0 or float(schedule.r(0)) * float(schedule.alpha(0)) == 0

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from gnpcli.config.strategies import in_a_list
+
 if TYPE_CHECKING:
     from gnpcli.config import RunConfig
 
@@ -30,9 +32,7 @@ PresetOption = Annotated[
 ]
 GrOption = Annotated[
     str | None,
-    typer.Option(
-        "--gr", help="GR strategy: none, constant, sam, lambda-warmup, r-warmup or zero-warmup."
-    ),
+    typer.Option("--gr", help=f"GR strategy: {in_a_list()}."),
 ]
 DatasetOption = Annotated[
     str | None,

@@ -1,7 +1,6 @@
 """The typed configuration tree, read from layers of YAML and overrides."""
 
 from gnpcli.config.schema import (
-    WARMUP_STRATEGIES,
     CheckpointConfig,
     DataConfig,
     GrConfig,
@@ -10,13 +9,13 @@ from gnpcli.config.schema import (
     OptimizerConfig,
     RunConfig,
     ScheduleConfig,
-    Strategy,
     TrainConfig,
     Weights,
 )
+from gnpcli.config.strategies import STRATEGIES, Strategy
 
 __all__ = [
-    "WARMUP_STRATEGIES",
+    "STRATEGIES",
     "CheckpointConfig",
     "DataConfig",
     "GrConfig",

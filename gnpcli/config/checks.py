@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from gnpcli.config.schema import WARMUP_STRATEGIES, GrConfig, RunConfig, Section
+from gnpcli.config.schema import GrConfig, RunConfig, Section
 from gnpcli.errors import ConfigError
 
 
@@ -53,7 +53,7 @@ def check_together(config: RunConfig) -> RunConfig:
     warmup_epochs = (
         gr.warmup_epochs if gr.warmup_epochs is not None else config.schedule.warmup_epochs
     )
-    alpha = 1.0 if gr.strategy == "sam" else gr.alpha
+    alpha = gr.alpha if gr.how.alpha is None else gr.how.alpha
     if (gr.alpha or 0) > 0 and not gr.r:
         raise ConfigError(
             f"gr.alpha = {gr.alpha:g} needs a radius: set gr.r > 0 (the papers use gr.r=0.1 with "
@@ -64,22 +64,24 @@ def check_together(config: RunConfig) -> RunConfig:
         raise ConfigError(
             f"gr.r = {gr.r:g} needs a mixing weight: set gr.alpha (the papers use 0.8)", "gr.r"
         )
-    if gr.strategy != "none" and (gr.r is None or alpha is None):
+    if gr.how.penalises and (gr.r is None or alpha is None):
         raise ConfigError(
             f"gr.strategy: {gr.strategy} needs gr.r and gr.alpha (the papers use gr.r=0.1, "
             "gr.alpha=0.8)",
             "gr.strategy",
         )
-    if gr.strategy == "sam" and not gr.r:
-        raise ConfigError("gr.strategy: sam needs gr.r > 0 (SAM's paper uses 0.05)", "gr.strategy")
-    if gr.strategy in WARMUP_STRATEGIES and warmup_epochs == 0:
+    if gr.how.alpha and not gr.r:
+        raise ConfigError(
+            f"gr.strategy: {gr.strategy} needs gr.r > 0 (SAM's paper uses 0.05)", "gr.strategy"
+        )
+    if gr.how.warms_up and warmup_epochs == 0:
         raise ConfigError(
             f"gr.strategy: {gr.strategy} has nothing to warm up over: gr.warmup_epochs is 0"
             + ("" if gr.warmup_epochs is not None else " (taken from schedule.warmup_epochs)")
             + "; set gr.warmup_epochs or take gr.strategy=constant",
             "gr.strategy",
         )
-    if gr.strategy in WARMUP_STRATEGIES and gr.r and alpha and warmup_epochs >= train.epochs:
+    if gr.how.warms_up and gr.r and alpha and warmup_epochs >= train.epochs:
         key = "gr.warmup_epochs" if gr.warmup_epochs is not None else "schedule.warmup_epochs"
         raise ConfigError(
             f"the GR warmup of {warmup_epochs:g} epochs ({key}) leaves none of the {train.epochs} "
@@ -149,7 +151,7 @@ def advice(config: RunConfig) -> list[str]:
     gr, warmup, epochs = config.gr, config.schedule.warmup_epochs, config.train.epochs
     found = []
     adaptive = config.optimizer.name in ("adamw", "rmsprop")
-    if adaptive and warmup > 0 and gr.strategy in ("constant", "sam") and gr.r and gr.alpha:
+    if adaptive and warmup > 0 and gr.how.penalises and not gr.how.warms_up and gr.r and gr.alpha:
         found.append(
             f"gr.strategy={gr.strategy} is at full strength during the learning-rate warmup "
             f"({warmup:g} epochs) of an "

@@ -272,6 +272,9 @@ def _describe(problem: Any, layer: Layer, keys: Sequence[str]) -> str:
         case "literal_error":
             choices = [choice.strip("' ") for choice in re.split(r",| or ", context["expected"])]
             return f"{source}{key}: '{given}' is not one of {', '.join(choices)}{suggest(str(given), choices)}"
+        case "unknown_choice":
+            choices = list(context["choices"])
+            return f"{source}{key}: '{given}' is not one of {', '.join(choices)}{suggest(str(given), choices)}"
         case "greater_than" | "greater_than_equal" | "less_than" | "less_than_equal":
             sign, bound = next(iter((_SIGNS[name], value) for name, value in context.items()))
             return f"{source}{key}: {given} is out of range (must be {sign} {bound:g})"

@@ -31,7 +31,7 @@ def recipe(config: RunConfig) -> dict[str, Any]:
     Without gradient regularization the keys that say how it is done decide nothing, but for those
     that say how the batch is cut, which BatchNorm and dropout follow either way.
     """
-    is_plain = config.gr.strategy == "none"
+    is_plain = not config.gr.how.penalises
     return {
         key: value
         for key, value in flatten(config).items()

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
@@ -18,15 +19,10 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-Strategy = Literal["none", "constant", "sam", "lambda-warmup", "r-warmup", "zero-warmup"]
-"""Gradient regularization strategies; see `gnpcli.step.schedules.gr_schedule` for what each does
-step by step.
-"""
+from gnpcli.config.strategies import NONE, STRATEGIES, Strategy
 
 Weights = Literal["raw", "ema"]
 """The trained parameters themselves, or their moving average."""
-
-WARMUP_STRATEGIES: frozenset[str] = frozenset({"lambda-warmup", "r-warmup", "zero-warmup"})
 
 
 class Section(BaseModel):
@@ -289,12 +285,18 @@ Groups = Annotated[
 ]
 
 
+def _known_strategy(name: str) -> str:
+    if name not in STRATEGIES:
+        raise PydanticCustomError("unknown_choice", "unknown", {"choices": list(STRATEGIES)})
+    return name
+
+
 class GrConfig(Section):
     """Gradient regularization: the loss becomes ``L + lambda ||grad L||`` with ``lambda = alpha *
     r``.
     """
 
-    strategy: Strategy = "none"
+    strategy: Annotated[str, AfterValidator(_known_strategy)] = NONE
     """How r and alpha move during the GR warmup; ``none`` trains plainly, ``sam`` is alpha = 1."""
     r: Annotated[float, Field(ge=0)] | None = None
     """Perturbation radius: L2 norm of the step from the parameters to the perturbed point."""
@@ -355,6 +357,11 @@ class GrConfig(Section):
     """Whether BatchNorm normalises each group by its own statistics or all of them by those of the
     whole batch.
     """
+
+    @property
+    def how(self) -> Strategy:
+        """The strategy that `strategy` names."""
+        return STRATEGIES[self.strategy]
 
 
 class TrainConfig(Section):

@@ -105,7 +105,7 @@ def _with_radii(plan: Plan, configs: Sequence[RunConfig]) -> Plan:
 
 def _radius(config: RunConfig) -> float | None:
     """Return the radius that a run was regularized with."""
-    return config.gr.r if config.gr.strategy != "none" and config.gr.r else None
+    return config.gr.r if config.gr.how.penalises and config.gr.r else None
 
 
 class _Shared:

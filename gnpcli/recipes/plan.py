@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from gnpcli.config import WARMUP_STRATEGIES, GrConfig, RunConfig
+from gnpcli.config import GrConfig, RunConfig
 
 if TYPE_CHECKING:
     from gnpcli.data.base import DataInfo
@@ -22,19 +22,14 @@ def objective(config: RunConfig) -> str:
     gr, train = config.gr, config.train
     loss = "L" if not train.l2 else f"L + {train.l2 / 2:g} ||w||^2"
     strength = (gr.alpha or 0.0) * (gr.r or 0.0)
-    if gr.strategy == "none" or strength == 0:
+    if not gr.how.penalises or strength == 0:
         return loss
     stretch = "T " if gr.ascent == "adaptive" else ""
     inner = "(L + L2)" if train.l2 and gr.penalize_l2 else "L"
     notes = [f"alpha {gr.alpha:g}", f"r {gr.r:g}", gr.gradient, *_variant(config)]
     text = f"{loss} + {strength:g} ||{stretch}grad {inner}||  ({', '.join(notes)})"
-    if gr.strategy in WARMUP_STRATEGIES:
-        what = {
-            "lambda-warmup": "alpha rising from 0",
-            "r-warmup": "r rising from 0",
-            "zero-warmup": "plain",
-        }
-        text += f", {what[gr.strategy]} for the first {gr.warmup_epochs:g} epochs"
+    if gr.how.warms_up:
+        text += f", {gr.how.words} for the first {gr.warmup_epochs:g} epochs"
     return text + _which_steps(gr)
 
 

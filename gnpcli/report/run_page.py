@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from gnpcli import __version__
-from gnpcli.config import RunConfig
+from gnpcli.config import GrConfig, RunConfig
 from gnpcli.config.checks import advice
 from gnpcli.errors import DataError
 from gnpcli.recipes.plan import objective
@@ -20,14 +20,6 @@ from gnpcli.report.metrics import EVALUATED
 from gnpcli.runs.folder import CHECKPOINTS, ENVIRONMENT, SUMMARY
 from gnpcli.runs.history import History, read_history
 from gnpcli.runs.log import training_time_s
-
-_STRATEGIES = {
-    "constant": "at full strength from the first step",
-    "sam": "at full strength from the first step (SAM)",
-    "lambda-warmup": "α rising linearly from 0 during the first {epochs} epochs",
-    "r-warmup": "r rising linearly from 0 during the first {epochs} epochs",
-    "zero-warmup": "plain training for the first {epochs} epochs",
-}
 
 
 def write_report(folder: Path, out: Path | None) -> Path:
@@ -87,7 +79,7 @@ def run_page(history: History) -> str:
 
 
 def _headline(config: RunConfig) -> str:
-    how = "plain training" if config.gr.strategy == "none" else config.gr.strategy
+    how = config.gr.strategy if config.gr.how.penalises else "plain training"
     return f"{config.model.name} on {config.data.name}, {how}"
 
 
@@ -163,6 +155,13 @@ def _duration(seconds: float) -> str:
     return f"{minutes} min" if minutes < 120 else f"{hours:.1f} h"
 
 
+def _when(gr: GrConfig) -> str:
+    if not gr.how.warms_up:
+        return "at full strength from the first step"
+    words = gr.how.words.replace("alpha", "α")
+    return f"{words} for the first {gr.warmup_epochs:g} epochs"
+
+
 def formula(config: RunConfig) -> str:
     """Return the objective as a formula, what its letters are in this run, and the line that `gnp
     train` printed.
@@ -173,13 +172,13 @@ def formula(config: RunConfig) -> str:
     told = ["L is the mean cross-entropy"
             + (f" with label smoothing {train.label_smoothing:g}" if train.label_smoothing else "")]  # fmt: skip
     r, alpha = gr.r or 0.0, gr.alpha or 0.0
-    if gr.strategy == "none" or not r * alpha:
+    if not gr.how.penalises or not r * alpha:
         formula = inner
     else:
         gradient = f"∇[{inner}]" if train.l2 and gr.penalize_l2 else f"∇{loss}"
         gradient = f"<i>T</i>&#8202;{gradient}" if gr.ascent == "adaptive" else gradient
         formula = f"{inner} + <i>λ</i>·‖{gradient}‖₂"
-        how = _STRATEGIES[gr.strategy].format(epochs=f"{gr.warmup_epochs or 0:g}")
+        how = _when(gr)
         kind = (
             "a second gradient at distance r"
             if gr.gradient == "finite-difference"

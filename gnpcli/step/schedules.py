@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gnpcli.config import WARMUP_STRATEGIES, GrConfig, ScheduleConfig
+from gnpcli.config import GrConfig, ScheduleConfig, Strategy
 
 Step = jax.Array | int
 Schedule = Callable[[Step], jax.Array]
@@ -112,15 +112,10 @@ class GrSchedule:
 def gr_schedule(config: GrConfig, horizon: Horizon, seed: int) -> GrSchedule:
     """Return how r and alpha move over the run (arXiv 2406.09723), and which steps they act in.
 
-    With ``w = min(step / W, 1)`` over the W steps of ``gr.warmup_epochs``:
-
-    - constant, sam: r and alpha as configured, from the first step (sam: alpha is 1)
-    - lambda-warmup: r constant, ``alpha * w``
-    - r-warmup: ``r * w``, alpha constant
-    - zero-warmup: W plain steps, then r and alpha as configured
-    - none, and any strategy where lambda = alpha * r is 0: plain steps for the whole run
-
-    Every warmup starts from plain training: lambda is 0 at step 0.
+    The table `gnpcli.config.strategies.STRATEGIES` says what each strategy does. A warmup goes by
+    ``w = min(step / W, 1)`` over the W steps of ``gr.warmup_epochs``, and starts from plain
+    training: lambda is 0 at step 0. The whole run is plain where the strategy penalises nothing or
+    ``lambda = alpha * r`` is 0.
 
     After the plain steps, with ``gr.every`` k the steps 0, k, 2k, ... are penalised and those
     between are plain, or reuse (``gr.between``). With ``gr.probability`` p a step is penalised when
@@ -134,27 +129,12 @@ def gr_schedule(config: GrConfig, horizon: Horizon, seed: int) -> GrSchedule:
         seed: `train.seed`, for the coins.
     """
     warmup, total = horizon.steps(config.warmup_epochs or 0.0), horizon.total_steps
-    r, alpha = config.r or 0.0, config.alpha or 0.0
-
-    def constant(value: float) -> Schedule:
-        return lambda step: jnp.full_like(jnp.asarray(step, jnp.float32), value)
-
-    def rising(value: float) -> Schedule:
-        return lambda step: (
-            value * jnp.minimum(jnp.asarray(step, jnp.float32) / max(warmup, 1), 1.0)
-        )
-
-    match config.strategy:
-        case _ if config.strategy == "none" or r * alpha == 0:
-            return GrSchedule(["plain"] * total, constant(0.0), constant(0.0))
-        case "lambda-warmup":
-            rs, alphas = constant(r), rising(alpha)
-        case "r-warmup":
-            rs, alphas = rising(r), constant(alpha)
-        case _:
-            rs, alphas = constant(r), constant(alpha)
+    r, alpha, how = config.r or 0.0, config.alpha or 0.0, config.how
+    if not how.penalises or r * alpha == 0:
+        return GrSchedule(["plain"] * total, _constant(0.0), _constant(0.0))
+    rs, alphas = _warmed_up(how, r, alpha, warmup)
     steps = np.arange(total)
-    since = steps - (warmup if config.strategy == "zero-warmup" else 0)
+    since = steps - (warmup if how.is_plain_first else 0)
     is_gnp = (since >= 0) & (since % config.every == 0)
     if config.probability < 1 or config.probability_end is not None:
         is_gnp &= _coins(seed, total) < _probability(config, warmup, steps)
@@ -165,8 +145,29 @@ def gr_schedule(config: GrConfig, horizon: Horizon, seed: int) -> GrSchedule:
     return GrSchedule(kinds, rs, alphas)
 
 
+def _constant(value: float) -> Schedule:
+    return lambda step: jnp.full_like(jnp.asarray(step, jnp.float32), value)
+
+
+def _warmed_up(how: Strategy, r: float, alpha: float, warmup: int) -> tuple[Schedule, Schedule]:
+    """Return r and alpha as the strategy moves them over `warmup` steps."""
+    move = how.warmup
+    if move is None:
+        return _constant(r), _constant(alpha)
+
+    def schedule(index: int) -> Schedule:
+        def value(step: Step) -> jax.Array:
+            now = jnp.asarray(step, jnp.float32)
+            share = jnp.minimum(now / max(warmup, 1), 1.0)
+            return jnp.asarray(move(share, r, alpha)[index], jnp.float32)
+
+        return value
+
+    return schedule(0), schedule(1)
+
+
 def _probability(config: GrConfig, warmup: int, steps: np.ndarray) -> np.ndarray:
-    start = warmup if config.strategy in WARMUP_STRATEGIES else 0
+    start = warmup if config.how.warms_up else 0
     end = config.probability if config.probability_end is None else config.probability_end
     progress = np.clip((steps - start) / max(len(steps) - 1 - start, 1), 0, 1)
     return config.probability + (end - config.probability) * progress
