@@ -16,7 +16,8 @@ import pytest
 from gnpcli.config.schema import DataConfig
 from gnpcli.data.augment.basic import normalize, random_flip, random_reflect_crop, reflect_crop
 from gnpcli.data.base import DataSpec, Split
-from gnpcli.data.feeds.memory import InMemoryEvalFeed, InMemoryFeed, steps_per_epoch
+from gnpcli.data.feeds.base import steps_per_epoch
+from gnpcli.data.feeds.memory import InMemoryEvalFeed, InMemoryFeed
 from gnpcli.errors import ConfigError, DataError
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")

@@ -1,4 +1,4 @@
-"""The processes that decode: the same pieces as threads, no accelerator, and an end whatever
+"""The processes that decode: the same chunks as threads, no accelerator, and an end whatever
 happens.
 """
 
@@ -16,9 +16,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from gnpcli.data.feeds import reading
-from gnpcli.data.feeds.pieces import FileOrder, PackedPaths, Pieces, ShuffledOrder
-from gnpcli.data.feeds.reading import PieceReader
+from gnpcli.data.feeds import workers
+from gnpcli.data.feeds.chunks import ChunkSource, FileOrder, PackedPaths, ShuffledOrder
+from gnpcli.data.feeds.reading import ChunkReader
 from gnpcli.data.images.crops import Transform
 from gnpcli.errors import DataError
 
@@ -35,20 +35,18 @@ def paths(tmp_path: Path) -> list[str]:
     return paths
 
 
-def pieces(paths: list[str], rows: int = 8, *, skip: bool = False, size: int = 16) -> Pieces:
-    return Pieces(
+def chunks(paths: list[str], rows: int = 8, *, skip: bool = False, size: int = 16) -> ChunkSource:
+    return ChunkSource(
         paths=PackedPaths(paths),
         transform=Transform(size, min_area=0.3, flip=True),
         order=ShuffledOrder(len(paths), rows, (1, 2)),
         seed=(1, 2),
-        first_row=0,
-        num_rows=rows,
-        replace=True,
-        skip=skip,
+        rows=range(rows),
+        unreadable="replace" if skip else "error",
     )
 
 
-# --- pieces
+# --- chunks
 
 
 def test_paths_come_back_as_they_were_whatever_their_bytes() -> None:
@@ -84,31 +82,31 @@ def test_file_order_ends_with_what_is_left_and_then_nothing() -> None:
     assert [order(step).tolist() for step in range(5)] == [[0, 1], [2, 3], [4], [], []]
 
 
-def test_a_row_does_not_depend_on_its_piece_or_host(
+def test_a_row_does_not_depend_on_its_chunk_or_host(
     paths: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = pieces(paths)
+    whole = chunks(paths)
     assert whole.per_batch == 1
-    monkeypatch.setattr("gnpcli.data.feeds.pieces._PIECE_BYTES", 3 * 3 * 16 * 16)
-    parts = pieces(paths)
-    assert (parts.piece_rows, parts.per_batch) == (3, 3)
+    monkeypatch.setattr("gnpcli.data.feeds.chunks._CHUNK_BYTES", 3 * 3 * 16 * 16)
+    parts = chunks(paths)
+    assert (parts.chunk_rows, parts.per_batch) == (3, 3)
     for step in (0, 4):
         monkeypatch.undo()
         want = whole[step]
-        monkeypatch.setattr("gnpcli.data.feeds.pieces._PIECE_BYTES", 3 * 3 * 16 * 16)
+        monkeypatch.setattr("gnpcli.data.feeds.chunks._CHUNK_BYTES", 3 * 3 * 16 * 16)
         got = [parts[3 * step + part] for part in range(3)]
-        assert [len(piece["files"]) for piece in got] == [3, 3, 2]
+        assert [len(chunk["files"]) for chunk in got] == [3, 3, 2]
         np.testing.assert_array_equal(
-            np.concatenate([piece["images"] for piece in got]), want["images"]
+            np.concatenate([chunk["images"] for chunk in got]), want["images"]
         )
         np.testing.assert_array_equal(
-            np.concatenate([piece["files"] for piece in got]), want["files"]
+            np.concatenate([chunk["files"] for chunk in got]), want["files"]
         )
 
 
 def test_an_image_is_cropped_anew_in_every_step_and_row(paths: list[str]) -> None:
     same = [paths[0]] * 8
-    images = [row.tobytes() for step in range(3) for row in pieces(same)[step]["images"]]
+    images = [row.tobytes() for step in range(3) for row in chunks(same)[step]["images"]]
     assert len(set(images)) == len(images)
 
 
@@ -117,10 +115,10 @@ def test_the_next_file_takes_the_place_of_one_that_cannot_be_read(paths: list[st
     for index in bad:
         Path(paths[index]).write_text("no image")
     instead = {3: 5, 4: 5, COUNT - 1: 0}
-    skipping, whole = pieces(paths, COUNT, skip=True), ShuffledOrder(COUNT, COUNT, (1, 2))
-    piece = skipping[1]
-    assert piece["files"].tolist() == [instead.get(file, file) for file in whole(1).tolist()]
-    assert sorted(piece["skipped"].tolist()) == [
+    skipping, whole = chunks(paths, COUNT, skip=True), ShuffledOrder(COUNT, COUNT, (1, 2))
+    chunk = skipping[1]
+    assert chunk["files"].tolist() == [instead.get(file, file) for file in whole(1).tolist()]
+    assert sorted(chunk["skipped"].tolist()) == [
         3,
         4,
         4,
@@ -141,29 +139,29 @@ def test_the_next_file_takes_the_place_of_one_that_cannot_be_read(paths: list[st
 def test_too_little_shared_memory_means_fewer_processes_or_an_error(
     paths: list[str], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    source = pieces(paths, size=64)
+    source = chunks(paths, size=64)
 
-    def shared(num_pieces: int) -> None:
-        place = os.statvfs_result((1, 1, 0, 0, num_pieces * source.piece_bytes, 0, 0, 0, 0, 255))
+    def shared(num_chunks: int) -> None:
+        place = os.statvfs_result((1, 1, 0, 0, num_chunks * source.chunk_bytes, 0, 0, 0, 0, 255))
         monkeypatch.setattr(os, "statvfs", lambda path: place)
 
-    monkeypatch.setattr(reading, "usable_cores", lambda: 8)
+    monkeypatch.setattr(workers, "usable_cores", lambda: 8)
     shared(1000)
-    assert reading._number_of_processes(source, None, None) == 8
-    assert reading._number_of_processes(source, None, 3) == 3
-    assert reading._number_of_processes(source, 100, None) == 100
+    assert workers.number_of_processes(source, None, None) == 8
+    assert workers.number_of_processes(source, None, 3) == 3
+    assert workers.number_of_processes(source, 100, None) == 100
     shared(2 + 5 * 3)
     assert caplog.text == ""
-    assert reading._number_of_processes(source, None, None) == 3
+    assert workers.number_of_processes(source, None, None) == 3
     assert "/dev/shm has room for 3 of 8 processes that decode images" in caplog.text
     assert "--shm-size" in caplog.text
     with pytest.raises(
         DataError, match=r"/dev/shm has room for 3 of 4 processes .*, or set data\.workers lower"
     ):
-        PieceReader(source, 0, 4)
+        ChunkReader(source, 0, 4)
     shared(1)
-    assert reading._number_of_processes(source, None, None) == 0
-    assert reading._number_of_processes(source, 0, None) == 0
+    assert workers.number_of_processes(source, None, None) == 0
+    assert workers.number_of_processes(source, 0, None) == 0
 
 
 # --- processes, as a program has them
@@ -172,8 +170,8 @@ PROGRAM = """
 import multiprocessing, os, signal, subprocess, sys, time
 import numpy as np
 from gnpcli.data.images.crops import Transform
-from gnpcli.data.feeds.pieces import PackedPaths, Pieces, ShuffledOrder
-from gnpcli.data.feeds.reading import PieceReader
+from gnpcli.data.feeds.chunks import ChunkSource, PackedPaths, ShuffledOrder
+from gnpcli.data.feeds.reading import ChunkReader
 from gnpcli.errors import DataError
 from gnpcli.devices.process import stop_signals
 
@@ -186,20 +184,20 @@ def policy(image, rng):
     return Image.new("RGB", image.size, (has_started, os.getpid() % 251, 0))
 
 
-def pieces(paths, **transform):
-    return Pieces(
+def chunks(paths, **transform):
+    return ChunkSource(
         paths=PackedPaths(paths), transform=Transform(48, min_area=0.3, **transform), seed=(1,),
-        order=ShuffledOrder(len(paths), 8, (1,)), first_row=0, num_rows=8, replace=True, skip=False,
+        order=ShuffledOrder(len(paths), 8, (1,)), rows=range(8), unreadable="error",
     )
 
 
 def read(reader, count):
-    pieces = []
+    chunks = []
     for _ in range(count):
         images = np.empty((8, 48, 48, 3), np.uint8)
         files, _ = reader.read(images)
-        pieces.append((images.tobytes(), files.tolist()))
-    return pieces
+        chunks.append((images.tobytes(), files.tolist()))
+    return chunks
 
 
 def text(path):
@@ -218,7 +216,7 @@ def children():
 if __name__ == "__main__":
     paths = sys.argv[2:]
     if sys.argv[1] == "all":
-        threads, processes = PieceReader(pieces(paths), 5, 0), PieceReader(pieces(paths), 5, 2)
+        threads, processes = ChunkReader(chunks(paths), 5, 0), ChunkReader(chunks(paths), 5, 2)
         assert read(threads, 9) == read(processes, 9)
         assert len(children()) == 2
         processes.close()
@@ -226,20 +224,20 @@ if __name__ == "__main__":
         threads.close()
         assert children() == []
 
-        reader = PieceReader(pieces(paths, policy=policy), 0, 2)
+        reader = ChunkReader(chunks(paths, policy=policy), 0, 2)
         seen = {image[:2] for image, _ in read(reader, 4)}
         assert len(seen) == 2 and all(start[0] == 0 for start in seen), seen
         reader.close()
 
         open(paths[7], "w").write("no image")
-        reader = PieceReader(pieces(paths), 0, 2)
+        reader = ChunkReader(chunks(paths), 0, 2)
         try:
             read(reader, 4)
         except DataError as error:
             print(error)
         assert children() == []
     elif sys.argv[1] == "killed":
-        reader = PieceReader(pieces(paths), 0, 2)
+        reader = ChunkReader(chunks(paths), 0, 2)
         read(reader, 4)
         os.kill(children()[0], signal.SIGKILL)
         try:
@@ -249,7 +247,7 @@ if __name__ == "__main__":
         assert children() == []
     else:
         with stop_signals() as received:  # as training does
-            reader = PieceReader(pieces(paths), 0, 2)
+            reader = ChunkReader(chunks(paths), 0, 2)
             read(reader, 4)
             print(*children(), flush=True)
             while not received:

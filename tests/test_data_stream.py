@@ -11,6 +11,7 @@ from PIL import Image
 
 from gnpcli.config.schema import DataConfig
 from gnpcli.data.base import DataSpec, FileSplit
+from gnpcli.data.feeds.chunks import HostShare
 from gnpcli.data.feeds.streamed import StreamedEvalFeed, StreamedFeed
 from gnpcli.data.images.crops import centre_box, random_box
 from gnpcli.data.registry import describe, load_dataset
@@ -45,15 +46,13 @@ def config(**values: object) -> DataConfig:
 def train_feed(
     split: FileSplit, seed: int = 0, process: tuple[int, int] = (0, 1), **values: object
 ) -> StreamedFeed:
-    index, count = process
     return StreamedFeed(
         split,
         SPEC,
         config(**values),
         key=jax.random.key(seed),
         place=jax.device_put,
-        process_index=index,
-        process_count=count,
+        host=HostShare(*process),
     )
 
 

@@ -41,7 +41,7 @@ def count_steps(
 
     Args:
         config: The run.
-        steps_per_epoch: As `gnpcli.data.feeds.memory.steps_per_epoch` says.
+        steps_per_epoch: As `gnpcli.data.feeds.base.steps_per_epoch` says.
         until: Count the steps before this one; None counts all.
     """
     from gnpcli.step.schedules import Horizon, gr_schedule
@@ -91,7 +91,7 @@ def fit(config: RunConfig, data: DataInfo) -> tuple[Model, int]:
         ConfigError: Model, augmentation or batch size do not fit the data.
     """
     from gnpcli.data.augment.pipeline import check_pipeline
-    from gnpcli.data.feeds.memory import steps_per_epoch
+    from gnpcli.data.feeds.base import steps_per_epoch
     from gnpcli.models.registry import build_for
 
     check_pipeline(config.data, data.image_size, is_streamed=data.is_streamed)

@@ -10,7 +10,7 @@ import jax
 
 from gnpcli.bench.steps import time_steps
 from gnpcli.config import RunConfig
-from gnpcli.data.feeds.memory import steps_per_epoch
+from gnpcli.data.feeds.base import steps_per_epoch
 from gnpcli.data.registry import describe
 from gnpcli.errors import DataError
 from gnpcli.recipes.plan import count_steps

@@ -11,8 +11,24 @@ from typing import Protocol
 
 import jax
 
+from gnpcli.errors import ConfigError
+
 FeedData = dict[str, jax.Array]
 """What a step makes its batch of. It is an argument of the jitted step, never a constant of it."""
+
+
+def steps_per_epoch(num_train: int, batch_size: int) -> int:
+    """Return how many whole batches an epoch has; the remainder is dropped.
+
+    Raises:
+        ConfigError: If not even one batch is whole (``data.batch_size``).
+    """
+    if batch_size > num_train:
+        raise ConfigError(
+            f"data.batch_size {batch_size} is more than the {num_train} training images",
+            key="data.batch_size",
+        )
+    return num_train // batch_size
 
 
 class TrainFeed(Protocol):

@@ -22,7 +22,11 @@ def make_train_feed(
     key: jax.Array,
     dtype: DTypeLike,
 ) -> TrainFeed:
-    """Return the feed of a split in memory or streamed; arguments and errors as of `InMemoryFeed`."""
+    """Return the training feed of a split in memory or of a streamed one.
+
+    Arguments and errors are those of `InMemoryFeed` and
+    `gnpcli.data.feeds.streamed.StreamedFeed`. The mesh says where batches are placed.
+    """
     if isinstance(split, Split):
         return InMemoryFeed(split, spec, config, key=key, place=placer(mesh), dtype=dtype)
     from gnpcli.data.feeds.streamed import StreamedFeed
@@ -33,8 +37,10 @@ def make_train_feed(
 def make_eval_feed(
     split: Split | FileSplit, spec: DataSpec, config: DataConfig, mesh: Mesh, *, dtype: DTypeLike
 ) -> EvalFeed:
-    """Return the feed of a split in memory or streamed; arguments and errors as of
-    `InMemoryEvalFeed`.
+    """Return the evaluation feed of a split in memory or of a streamed one.
+
+    Arguments and errors are those of `InMemoryEvalFeed` and
+    `gnpcli.data.feeds.streamed.StreamedEvalFeed`. The mesh says where batches are placed.
     """
     if isinstance(split, Split):
         return InMemoryEvalFeed(split, spec, config, place=placer(mesh), dtype=dtype)

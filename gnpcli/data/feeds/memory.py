@@ -1,9 +1,8 @@
-"""Batches: a batch is a function of (configuration, key, step), with no iterator state to save.
+"""Batches of a data set that lives on the devices.
 
-A data set that fits lives on the devices: the whole split is placed once, as uint8, and a training
-step takes its batch inside the jitted step, by position in the epoch's order. Streamed images are
-decoded on the host, a batch ahead (`gnpcli.data.feeds.streamed`). Either way resuming in the middle
-of an epoch is passing the step number.
+The whole split is placed once, as uint8. A training step takes its batch inside the jitted step, by
+position in the epoch's order. A batch is a function of (configuration, key, step). There is no
+iterator state to save: to resume in the middle of an epoch is to pass the step number.
 """
 
 from __future__ import annotations
@@ -19,9 +18,9 @@ from gnpcli.config.schema import DataConfig
 from gnpcli.data.augment.basic import normalize
 from gnpcli.data.augment.pipeline import make_pipeline
 from gnpcli.data.base import DataSpec, Split
-from gnpcli.data.feeds.base import FeedData
+from gnpcli.data.feeds.base import FeedData, steps_per_epoch
 from gnpcli.devices.mesh import Place
-from gnpcli.errors import ConfigError, DataError
+from gnpcli.errors import DataError
 
 
 class InMemoryFeed:
@@ -64,7 +63,7 @@ class InMemoryFeed:
         self._order: tuple[int, jax.Array] | None = None
 
     def source(self, step: int) -> FeedData:
-        """Return what `batch` reads at `step`; cheap but for the first call of an epoch.
+        """Return what `batch` reads at `step`. Only the first call of an epoch costs time.
 
         Returns:
             ``images`` uint8 ``[N, H, W, C]``, ``labels`` int32 ``[N]`` and ``order`` int32 ``[N]``:
@@ -78,8 +77,7 @@ class InMemoryFeed:
     def batch(
         self, source: FeedData, step_in_epoch: jax.Array | int, key: jax.Array
     ) -> tuple[jax.Array, jax.Array]:
-        """Take, augment and normalise a batch. Pure; meant to be traced inside the jitted train
-        step.
+        """Take, augment and normalise a batch. Pure: it is traced inside the jitted step.
 
         Args:
             source: Of this epoch.
@@ -99,8 +97,9 @@ class InMemoryFeed:
 
 
 class InMemoryEvalFeed:
-    """Evaluation batches in the order of the split, every example exactly once; the last batch is
-    filled up.
+    """Evaluation batches in the order of the split, every example exactly once.
+
+    The last batch is filled up.
 
     Args:
         split: The images.
@@ -128,11 +127,12 @@ class InMemoryEvalFeed:
         self._batch_size = config.eval_batch_size or config.batch_size
         self.num_batches: int = -(-len(split) // self._batch_size)
         """Batches that cover the split."""
-        self._spec, self._dtype = spec, dtype
+        self._spec = spec
+        self._dtype = dtype
         self._data = {"images": place(split.images), "labels": place(split.labels)}
 
     def sources(self) -> Iterator[FeedData]:
-        """Yield ``images`` uint8 ``[N, H, W, C]`` and ``labels`` int32 ``[N]`` once for each batch."""
+        """Yield ``images`` uint8 ``[N, H, W, C]`` and ``labels`` int32 ``[N]`` for each batch."""
         for _ in range(self.num_batches):
             yield self._data
 
@@ -146,9 +146,9 @@ class InMemoryEvalFeed:
             index: 0 to `num_batches` - 1, an int or an int32 scalar, traced or not.
 
         Returns:
-            Images `dtype` ``[B, H, W, C]``, labels int32 ``[B]``, and a mask bool ``[B]``: True for
-            an example, False for a place beyond the end of the split, which repeats the last
-            example.
+            Images `dtype` ``[B, H, W, C]``, labels int32 ``[B]``, and a mask bool ``[B]``. It is
+            True for an example, and False for a place beyond the end of the split, which repeats
+            the last example.
         """
         size = source["labels"].shape[0]
         start = jnp.asarray(index, dtype=jnp.int32) * self._batch_size
@@ -161,27 +161,19 @@ class InMemoryEvalFeed:
         )
 
 
-def steps_per_epoch(num_train: int, batch_size: int) -> int:
-    """Return how many whole batches an epoch has; the remainder is dropped.
-
-    Raises:
-        ConfigError: If not even one batch is (``data.batch_size``).
-    """
-    if batch_size > num_train:
-        raise ConfigError(
-            f"data.batch_size {batch_size} is more than the {num_train} training images",
-            key="data.batch_size",
-        )
-    return num_train // batch_size
-
-
 def _check_shape(split: Split, spec: DataSpec) -> None:
-    expected = (spec.image_size, spec.image_size, spec.channels)
-    if split.images.shape[1:] != expected:
-        found, wanted = ("x".join(map(str, shape)) for shape in (split.images.shape[1:], expected))
+    """Check that the images of a split are of the size and channels that a model takes."""
+    found = split.images.shape[1:]
+    wanted = (spec.image_size, spec.image_size, spec.channels)
+    if found != wanted:
         raise DataError(
-            f"the images are {found} (rows x columns x channels), not {wanted} as the model expects"
+            f"the images are {_shape(found)} (rows x columns x channels), not {_shape(wanted)} as "
+            "the model expects"
         )
+
+
+def _shape(sides: Sequence[int]) -> str:
+    return "x".join(str(side) for side in sides)
 
 
 @partial(jax.jit, static_argnames="size")

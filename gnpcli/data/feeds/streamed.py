@@ -1,13 +1,13 @@
-"""Streamed batches: image files decoded on the host ahead of the step that takes them, normalised
-on the device.
+"""Streamed batches: files decoded on the host ahead of their step, normalised on the device.
 
 The batch of a step is a function of (split, configuration, key, step), whoever decodes it: see
-`gnpcli.data.feeds.pieces`. Nothing needs to be saved to go on in the middle of an epoch.
+`gnpcli.data.feeds.chunks`. Nothing needs to be saved to go on in the middle of an epoch.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -21,16 +21,25 @@ from gnpcli.data.augment.host import make_host_policy
 from gnpcli.data.augment.pipeline import make_pipeline
 from gnpcli.data.augment.policies import is_flipped
 from gnpcli.data.base import DataSpec, FileSplit, Images, Labels
-from gnpcli.data.feeds.base import FeedData
-from gnpcli.data.feeds.memory import steps_per_epoch
-from gnpcli.data.feeds.pieces import FileOrder, PackedPaths, Pieces, ShuffledOrder
-from gnpcli.data.feeds.reading import PieceReader
+from gnpcli.data.feeds.base import FeedData, steps_per_epoch
+from gnpcli.data.feeds.chunks import (
+    ChunkSource,
+    FileOrder,
+    HostShare,
+    Order,
+    PackedPaths,
+    Seed,
+    ShuffledOrder,
+)
+from gnpcli.data.feeds.reading import ChunkReader
 from gnpcli.data.images.crops import Transform
 from gnpcli.devices.mesh import Place
-from gnpcli.errors import ConfigError, DataError
+from gnpcli.errors import DataError
 
 _WORTH_A_PROCESS = 256
 """Files that are decoded in about the time in which a process starts and ends."""
+
+_ALL_ROWS = HostShare()
 
 
 class StreamedFeed:
@@ -40,16 +49,14 @@ class StreamedFeed:
         split: The training files.
         spec: Their size, mean and std.
         config: `batch_size`, everything about augmentation, `workers` and `unreadable`.
-        key: Key of the run's data order; crops, flips and policies are drawn from it, too.
-        place: Puts a host array on the mesh, split along its first axis; with several hosts each
+        key: Key of the run's data order. Crops, flips and policies are drawn from it, too.
+        place: Puts a host array on the mesh, split along its first axis. With several hosts each
             one gives its rows.
         dtype: Type of the images that `batch` returns.
-        process_index: Number of this host: it reads rows ``[p B / P, (p + 1) B / P)`` of every
-            global batch.
-        process_count: P.
+        host: Which rows of a batch this host reads.
 
     Raises:
-        ConfigError: If the batch is larger than the split or P does not divide it
+        ConfigError: If the batch is larger than the split or cannot be split between the hosts
             (``data.batch_size``), or augmentation does not fit the image size.
         DataError: If the images are not to be RGB.
     """
@@ -63,44 +70,40 @@ class StreamedFeed:
         key: jax.Array,
         place: Place,
         dtype: DTypeLike = jnp.float32,
-        process_index: int = 0,
-        process_count: int = 1,
+        host: HostShare = _ALL_ROWS,
     ) -> None:
         self.steps_per_epoch: int = steps_per_epoch(len(split), config.batch_size)
         self._augment = make_pipeline(config, spec, is_streamed=True, dtype=dtype)
         self._place = place
         seed = tuple(np.asarray(jax.random.key_data(key)).ravel().tolist())
-        rows = _rows(config.batch_size, process_count)
-        pieces = Pieces(
-            paths=PackedPaths(split.paths),
+        self._batches = _Batches(
+            split,
+            config,
             transform=train_transform(config, spec),
             order=ShuffledOrder(len(split), config.batch_size, seed),
             seed=seed,
-            first_row=process_index * rows,
-            num_rows=rows,
-            replace=True,
-            skip=config.unreadable == "skip",
+            host=host,
+            skipping="replace",
         )
-        self._batches = _Batches(split, spec, pieces, config.workers)
+        _check_colour(spec)
 
     @property
     def skipped(self) -> list[str]:
-        """Files that could not be read since this feed was made, each once, in the order in which
-        they were met.
-        """
+        """Files that could not be read since this feed was made, each once, in order of meeting."""
         return list(self._batches.skipped)
 
     def source(self, step: int) -> FeedData:
-        """Return what `batch` reads at `step`; any but the step after the last one starts reading
-        anew.
+        """Return what `batch` reads at `step`.
+
+        Any step but the one after the last starts reading anew.
 
         Returns:
             ``images`` uint8 ``[B, S, S, 3]``, cropped, flipped and changed by the policy, and
             ``labels`` int32 ``[B]``.
 
         Raises:
-            DataError: On a file that cannot be read, or that none can where they are skipped, and
-                as `PieceReader`.
+            DataError: On a file that cannot be read; where such files are skipped, if none can be
+                read; and as `ChunkReader`.
         """
         images, labels, _ = self._batches.read(step)
         return {"images": self._place(images), "labels": self._place(labels)}
@@ -108,8 +111,7 @@ class StreamedFeed:
     def batch(
         self, source: FeedData, step_in_epoch: jax.Array | int, key: jax.Array
     ) -> tuple[jax.Array, jax.Array]:
-        """Do to a batch what is left to the device. Pure; meant to be traced inside the jitted
-        train step.
+        """Do to a batch what is left to the device. Pure: it is traced inside the jitted step.
 
         Args:
             source: Of the step.
@@ -123,16 +125,18 @@ class StreamedFeed:
         return self._augment(key, source["images"], source["labels"])
 
     def close(self) -> None:
-        """End the processes or threads that decode; may be called again. `source` starts them anew."""
+        """End the processes or threads that decode; may be called again.
+
+        `source` starts them anew.
+        """
         self._batches.close()
 
 
 class StreamedEvalFeed:
-    """Evaluation batches in the order of the split, every file exactly once; the last batch is
-    filled up.
+    """Evaluation batches in the order of the split, every file exactly once.
 
-    The short side is resized to ``image_size / 0.875``, bilinear with antialiasing, and the centre
-    cut out.
+    The last batch is filled up. The short side of an image is resized to ``image_size / 0.875``,
+    bilinear with antialiasing, and the centre is cut out.
 
     Args:
         split: The files.
@@ -141,11 +145,10 @@ class StreamedEvalFeed:
             `unreadable`.
         place: As of `StreamedFeed`.
         dtype: Type of the images that `batch` returns.
-        process_index: As of `StreamedFeed`.
-        process_count: As of `StreamedFeed`.
+        host: As of `StreamedFeed`.
 
     Raises:
-        ConfigError: If `process_count` does not divide the batch.
+        ConfigError: If the batch cannot be split between the hosts.
         DataError: If the images are not to be RGB.
     """
 
@@ -157,27 +160,24 @@ class StreamedEvalFeed:
         *,
         place: Place,
         dtype: DTypeLike = jnp.float32,
-        process_index: int = 0,
-        process_count: int = 1,
+        host: HostShare = _ALL_ROWS,
     ) -> None:
         batch_size = config.eval_batch_size or config.batch_size
         self.num_batches: int = -(-len(split) // batch_size)
         """Batches that cover the split."""
-        self._spec, self._place, self._dtype = spec, place, dtype
-        rows = _rows(batch_size, process_count)
-        pieces = Pieces(
-            paths=PackedPaths(split.paths),
+        self._spec = spec
+        self._place = place
+        self._dtype = dtype
+        self._batches = _Batches(
+            split,
+            config,
             transform=Transform(spec.image_size),
             order=FileOrder(len(split), batch_size),
-            seed=(),
-            first_row=process_index * rows,
-            num_rows=rows,
-            replace=False,
-            skip=config.unreadable == "skip",
+            host=host,
+            skipping="mark",
+            most_workers=len(split) // _WORTH_A_PROCESS,
         )
-        self._batches = _Batches(
-            split, spec, pieces, config.workers, most=len(split) // _WORTH_A_PROCESS
-        )
+        _check_colour(spec)
 
     @property
     def skipped(self) -> list[str]:
@@ -185,11 +185,10 @@ class StreamedEvalFeed:
         return list(self._batches.skipped)
 
     def sources(self) -> Iterator[FeedData]:
-        """Yield ``images`` uint8 ``[B, S, S, 3]``, ``labels`` int32 ``[B]`` and ``mask`` bool
-        ``[B]`` of each batch.
+        """Yield ``images`` uint8 ``[B, S, S, 3]``, ``labels`` int32 ``[B]``, ``mask`` bool ``[B]``.
 
         Raises:
-            DataError: On a file that cannot be read, unless they are skipped, and as `PieceReader`.
+            DataError: On a file that cannot be read, unless they are skipped, and as `ChunkReader`.
         """
         self._batches.skipped.clear()
         try:
@@ -213,17 +212,18 @@ class StreamedEvalFeed:
             index: Not used: the source holds this batch alone.
 
         Returns:
-            Images `dtype` ``[B, S, S, 3]``, labels int32 ``[B]``, and a mask bool ``[B]``: True for
-            an image, False for one that could not be read and for a place beyond the end of the
-            split.
+            Images `dtype` ``[B, S, S, 3]``, labels int32 ``[B]``, and a mask bool ``[B]``. It is
+            True for an image, and False for one that could not be read and for a place beyond the
+            end of the split.
         """
         images = normalize(source["images"], self._spec.mean, self._spec.std, self._dtype)
         return images, source["labels"], source["mask"]
 
 
 def train_transform(config: DataConfig, spec: DataSpec) -> Transform:
-    """Return what is done to a training image on the host; without augmentation, what evaluation
-    does.
+    """Return what is done to a training image on the host.
+
+    Without augmentation it is what evaluation does.
     """
     return Transform(
         spec.image_size,
@@ -234,58 +234,85 @@ def train_transform(config: DataConfig, spec: DataSpec) -> Transform:
 
 
 class _Batches:
-    """Whole batches put together from pieces, in order or from any step on."""
+    """This host's rows of whole batches, put together from chunks, in order or from any step on.
+
+    Args:
+        split: The files.
+        config: `workers` and `unreadable` are used.
+        transform: From file to pixels.
+        order: Files of each step.
+        seed: Images' random numbers are drawn from it.
+        host: Which rows this host reads.
+        skipping: What is done about a file that cannot be read, where such files are skipped.
+        most_workers: Processes that are worth their start, where `workers` is null.
+    """
 
     def __init__(
         self,
         split: FileSplit,
-        spec: DataSpec,
-        pieces: Pieces,
-        workers: int | None,
-        most: int | None = None,
+        config: DataConfig,
+        *,
+        transform: Transform,
+        order: Order,
+        host: HostShare,
+        skipping: Literal["replace", "mark"],
+        seed: Seed = (),
+        most_workers: int | None = None,
     ) -> None:
-        if spec.channels != 3:
-            raise DataError(
-                f"streamed images are in colour, but the model takes {spec.channels} channel(s)"
-            )
-        self._split, self._pieces = split, pieces
-        self._workers, self._most = workers, most
-        self._reader: PieceReader | None = None
-        self._next = 0
+        self._split = split
+        self._source = ChunkSource(
+            paths=PackedPaths(split.paths),
+            transform=transform,
+            order=order,
+            seed=seed,
+            rows=host.rows(order.batch_size),
+            unreadable=skipping if config.unreadable == "skip" else "error",
+        )
+        self._workers = config.workers
+        self._most_workers = most_workers
+        self._reader: ChunkReader | None = None
+        self._next_step = 0
         self.skipped: dict[str, None] = {}
+        """Files that could not be read, each once, in order of meeting."""
 
     def read(self, step: int) -> tuple[Images, Labels, npt.NDArray[np.bool_]]:
         """Return this host's rows of a batch: images, labels, and which rows hold an image."""
-        pieces = self._pieces
-        if self._reader is None or step != self._next:
-            self.close()
-            self._reader = PieceReader(pieces, step * pieces.per_batch, self._workers, self._most)
+        reader = self._reader_at(step)
+        num_rows, size = len(self._source.rows), self._source.transform.image_size
         # A new array each time: the one before may still be on its way to the device, or be the
         # device's own.
-        images = np.empty((pieces.num_rows, *2 * (pieces.transform.image_size,), 3), np.uint8)
-        files = np.full(pieces.num_rows, -1)
-        at = 0
-        for _ in range(pieces.per_batch):
-            shown, skipped = self._reader.read(images[at:])
-            files[at : at + len(shown)] = shown
-            at += len(shown)
-            self.skipped.update((self._split.paths[file], None) for file in skipped.tolist())
-        images[at:] = 0
-        self._next = step + 1
+        images = np.empty((num_rows, size, size, 3), np.uint8)
+        files = np.full(num_rows, -1)
+        filled = 0
+        for _ in range(self._source.per_batch):
+            found, skipped = reader.read(images[filled:])
+            files[filled : filled + len(found)] = found
+            filled += len(found)
+            for file in skipped.tolist():
+                self.skipped[self._split.paths[file]] = None
+        images[filled:] = 0
+        self._next_step = step + 1
         mask = files >= 0
-        return images, np.where(mask, self._split.labels[files], 0).astype(np.int32), mask
+        labels = np.where(mask, self._split.labels[files], 0).astype(np.int32)
+        return images, labels, mask
+
+    def _reader_at(self, step: int) -> ChunkReader:
+        """Return a reader whose next chunk is the first one of `step`."""
+        if self._reader is None or step != self._next_step:
+            self.close()
+            start = step * self._source.per_batch
+            self._reader = ChunkReader(self._source, start, self._workers, self._most_workers)
+        return self._reader
 
     def close(self) -> None:
+        """End what decodes; may be called again."""
         if self._reader is not None:
             self._reader.close()
             self._reader = None
 
 
-def _rows(batch_size: int, process_count: int) -> int:
-    """Return how many rows of a global batch a host reads."""
-    if batch_size % process_count:
-        raise ConfigError(
-            f"the batch size {batch_size} is not divisible by {process_count} hosts",
-            "data.batch_size",
+def _check_colour(spec: DataSpec) -> None:
+    if spec.channels != 3:
+        raise DataError(
+            f"streamed images are in colour, but the model takes {spec.channels} channel(s)"
         )
-    return batch_size // process_count
