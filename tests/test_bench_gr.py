@@ -12,7 +12,7 @@ import pytest
 from gnpcli.bench.gr import PLAIN, VARIANTS, WHOLE
 from gnpcli.bench.steps import Timed, has_loop, regularized
 from gnpcli.config.loader import differences
-from gnpcli.models.layers.convolution import convolve
+from gnpcli.devices.convolution import convolve
 from gnpcli.recipes.presets import override, resolve
 from tests.conftest import Gnp, fails
 

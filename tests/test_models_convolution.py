@@ -6,11 +6,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AbstractMesh
 
 from gnpcli.config.schema import ModelConfig
-from gnpcli.models.layers import convolution
-from gnpcli.models.layers.convolution import LAYOUT, Conv, avg_pool, convolve, max_pool
+from gnpcli.devices import convolution, cpu
+from gnpcli.devices.convolution import LAYOUT, convolve
+from gnpcli.devices.mesh import on_mesh
+from gnpcli.models.layers.convolution import Conv
 from gnpcli.models.layers.dense import DTYPES
+from gnpcli.models.layers.pooling import avg_pool, max_pool
 from gnpcli.models.registry import build_model
 
 
@@ -35,6 +39,17 @@ def assert_same(actual, wanted, *arguments):
         np.testing.assert_array_equal(a, b)
 
 
+FORMS = ("tuned for a CPU", "for other backends", "without tuning")
+
+
+def take(form, monkeypatch):
+    """Make every convolution of a test take one of its forms, on whichever machine it runs."""
+    if form == "for other backends":
+        monkeypatch.setattr(cpu, "on_cpu", lambda own, default, *arguments: default(*arguments))
+    if form == "without tuning":
+        monkeypatch.setenv(cpu.VARIABLE, "0")
+
+
 def assert_same_hessian_product(function, wanted, x, kernel):
     def hessian_product(function):
         def loss(x, kernel):
@@ -48,11 +63,11 @@ def assert_same_hessian_product(function, wanted, x, kernel):
         np.testing.assert_array_equal(a, b)
 
 
-@pytest.mark.parametrize("backend", ["cpu", "gpu"])
+@pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("same", [False, True])
 @pytest.mark.parametrize(("stride", "side"), [(1, 5), (2, 5), (2, 6)])
-def test_pointwise_convolution_on_every_backend(monkeypatch, backend, same, stride, side):
-    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+def test_pointwise_convolution_in_every_form(monkeypatch, form, same, stride, side):
+    take(form, monkeypatch)
     x, kernel = integers(2, side, side, 3), integers(1, 1, 3, 4)
     numbers = ("NHWC", "HWIO", "NHWC")
     assert_same(
@@ -65,7 +80,7 @@ def test_pointwise_convolution_on_every_backend(monkeypatch, backend, same, stri
     )
 
 
-@pytest.mark.parametrize("backend", ["cpu", "gpu"])
+@pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("same", [False, True])
 @pytest.mark.parametrize(
     ("size", "stride", "sides"),
@@ -79,8 +94,8 @@ def test_pointwise_convolution_on_every_backend(monkeypatch, backend, same, stri
         (7, 2, (12, 11)),
     ],
 )
-def test_convolution_is_xlas_on_every_backend(monkeypatch, backend, same, size, stride, sides):
-    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+def test_convolution_is_xlas_in_every_form(monkeypatch, form, same, size, stride, sides):
+    take(form, monkeypatch)
     padding = "SAME" if same else ((size // 2, size // 2),) * 2
 
     def wanted(x, kernel):
@@ -98,8 +113,8 @@ def test_convolution_is_xlas_on_every_backend(monkeypatch, backend, same, size, 
 
 @pytest.mark.parametrize("images", [1, 2, 3, 6])
 @pytest.mark.parametrize(("stride", "inputs", "outputs"), [(1, 2, 4), (1, 4, 2), (2, 4, 2)])
-def test_a_batch_is_computed_in_pieces_that_fit(monkeypatch, images, stride, inputs, outputs):
-    """6 images of 8 x 7 pixels, in pieces of so many as fit, forward as well as backward."""
+def test_a_batch_is_computed_in_chunks_that_fit(monkeypatch, images, stride, inputs, outputs):
+    """6 images of 8 x 7 pixels, in chunks of so many as fit, forward as well as backward."""
     padding = ((1, 1), (1, 1))
 
     def wanted(x, kernel):
@@ -108,12 +123,13 @@ def test_a_batch_is_computed_in_pieces_that_fit(monkeypatch, images, stride, inp
         )
 
     windows = 8 * 7 if stride == 1 else 4 * 4
-    monkeypatch.setattr(convolution, "PIECE", images * windows * 9 * max(inputs, outputs))
+    monkeypatch.setattr(convolution, "CHUNK", images * windows * 9 * max(inputs, outputs))
     monkeypatch.setattr(convolution, "MIN_SIDE", 1)
     monkeypatch.setattr(convolution, "MIN_PAIRS", 1)
     x, kernel = integers(6, 8, 7, inputs), integers(3, 3, inputs, outputs)
     assert (
-        len(convolution._in_pieces(x, windows * max(inputs, outputs) // inputs, 3)) == 6 // images
+        len(convolution._in_chunks(x, windows * max(inputs, outputs) // inputs, 3, False))
+        == 6 // images
     )
     assert_same(lambda x, kernel: convolve(x, kernel, stride, False), wanted, x, kernel)
     assert_same_hessian_product(
@@ -121,19 +137,37 @@ def test_a_batch_is_computed_in_pieces_that_fit(monkeypatch, images, stride, inp
     )
 
 
-def test_a_batch_that_devices_share_is_one_piece(monkeypatch):
-    monkeypatch.setattr(convolution, "PIECE", 1)
+def test_a_batch_that_devices_share_is_one_chunk(monkeypatch):
+    monkeypatch.setattr(convolution, "CHUNK", 1)
     x = integers(6, 8, 7, 2)
-    assert convolution._in_pieces(x, 56, 3).shape == (6, 1, 8, 7, 2)
-    monkeypatch.setattr(jax, "device_count", lambda: 2)
-    assert convolution._in_pieces(x, 56, 3).shape == (1, 6, 8, 7, 2)
+    assert convolution._in_chunks(x, 56, 3, False).shape == (6, 1, 8, 7, 2)
+    assert convolution._in_chunks(x, 56, 3, True).shape == (1, 6, 8, 7, 2)
 
 
-def test_pieces_are_added_up_in_float32(monkeypatch):
-    """257 is no bfloat16 number: a sum of 512 ones that stops at each piece to be rounded would
+def loops(mesh, x, kernel):
+    """Return how many loops there are in a narrow convolution on a mesh, and in its gradients."""
+
+    @on_mesh(mesh)
+    def loss(x, kernel):
+        return jnp.sum(convolve(x, kernel, 1, False) ** 2)
+
+    return str(jax.make_jaxpr(jax.grad(loss, (0, 1)))(x, kernel)).count("length=2")
+
+
+def test_the_mesh_says_whether_devices_share_a_batch(monkeypatch):
+    """A loop over chunks would gather the batch on each of them."""
+    monkeypatch.setattr(convolution, "CHUNK", 16 * 16 * 9 * 32)
+    x, kernel = integers(2, 16, 16, 32), integers(3, 3, 32, 32)
+    alone, shared = (AbstractMesh((size,), ("data",)) for size in (1, 2))
+    assert loops(alone, x, kernel) == 3  # values, and both gradients
+    assert loops(shared, x, kernel) == 0
+
+
+def test_chunks_are_added_up_in_float32(monkeypatch):
+    """257 is no bfloat16 number: a sum of 512 ones that stops at each chunk to be rounded would
     stick at 256.
     """
-    monkeypatch.setattr(convolution, "PIECE", 1)
+    monkeypatch.setattr(convolution, "CHUNK", 1)
     x, kernel = jnp.ones((512, 8, 8, 1), jnp.bfloat16), jnp.ones((3, 3, 1, 1), jnp.bfloat16)
     chosen = jnp.zeros((512, 8, 8, 1), jnp.bfloat16).at[:, 4, 4].set(1)
     gradient = jax.grad(

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from gnpcli.config.schema import ModelConfig
-from gnpcli.models.layers.blocks import rematerialised, stored, stored_blocks
+from gnpcli.devices.cpu import stored, storing
+from gnpcli.models.layers.blocks import rematerialised
 from gnpcli.models.registry import MODELS, build_model
 
 SHAPE = (8, 8, 3)
@@ -66,7 +67,7 @@ def passes(model, params, state, train=True, is_rematerialised=False, is_stored=
 
     def loss(params):
         key = jax.random.key(1)
-        with rematerialised(is_rematerialised), stored_blocks(key) if is_stored else nullcontext():
+        with rematerialised(is_rematerialised), storing(key) if is_stored else nullcontext():
             logits, moved = model.apply(params, state, images(), train, key)
         return jnp.sin(logits).sum(), (logits, moved)
 
@@ -106,7 +107,6 @@ def test_rematerialised_blocks_compute_the_same(small, name):
     assert_close(compiled(again)(params), compiled(plain)(params))
 
 
-@pytest.mark.skipif(jax.default_backend() != "cpu", reason="blocks are stored on a CPU alone")
 @pytest.mark.parametrize("name", SMALL)
 def test_every_family_stores_what_each_block_answers(small, name):
     model = small(name)
@@ -128,7 +128,7 @@ def test_stored_blocks_compute_the_same(small, name):
 
 
 def deep(depth, x, weight, key):
-    with stored_blocks(key):
+    with storing(key):
         for _ in range(depth):
             x = stored(x + jnp.tanh(x @ weight))
     return (x**2).sum()
@@ -137,7 +137,7 @@ def deep(depth, x, weight, key):
 def test_storing_changes_no_bit_and_has_a_gradient_of_second_order():
     x = jnp.asarray([[0.0, -0.0, np.nan, np.inf, -np.inf, 1e-45, 0.1]], jnp.float32)
     for key in jax.random.split(jax.random.key(0), 3):
-        with stored_blocks(key):
+        with storing(key):
             np.testing.assert_array_equal(
                 np.asarray(stored(x)).view(np.int32), np.asarray(x).view(np.int32)
             )

@@ -20,11 +20,11 @@ import numpy as np
 from gnpcli.config import RunConfig
 from gnpcli.data.base import DataSpec, Split
 from gnpcli.data.registry import describe
+from gnpcli.devices import cpu
 from gnpcli.devices.mesh import make_mesh
 from gnpcli.devices.process import describe_environment
 from gnpcli.engine.task import build_task
 from gnpcli.errors import DataError
-from gnpcli.models.layers.convolution import canonical
 
 Report = Callable[[str], None]
 
@@ -299,7 +299,7 @@ def _count_flops(step: Any, state: Any, source: Any) -> float | None:
     def again(state: Any, source: Any) -> Any:
         return step.__wrapped__(state, source)
 
-    with canonical():
+    with cpu.tuning(False):
         counted = (jax.jit(again).lower(state, source).cost_analysis() or {}).get("flops")
     return None if counted is None else float(counted)
 

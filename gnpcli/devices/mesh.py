@@ -10,13 +10,15 @@ groups have a device each, and what a group computes is the same either way.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from gnpcli.config import RunConfig
 from gnpcli.config.checks import check_together
@@ -91,6 +93,28 @@ def _count_devices(config: RunConfig) -> int:
             f"mesh.devices = {count}, but this machine has {available}", "mesh.devices"
         )
     return count
+
+
+_devices: ContextVar[int] = ContextVar("devices", default=1)
+
+
+@contextmanager
+def on_mesh(mesh: Mesh | AbstractMesh) -> Iterator[None]:
+    """Say that a program which is traced inside runs on `mesh` and splits its batch over it.
+
+    What depends on how many devices share a batch asks `is_batch_split`. It is a context and not an
+    argument, so that no layer of a model has to carry it.
+    """
+    token = _devices.set(mesh.size)
+    try:
+        yield
+    finally:
+        _devices.reset(token)
+
+
+def is_batch_split() -> bool:
+    """Return whether several devices share the batch of what is traced now; see `on_mesh`."""
+    return _devices.get() > 1
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

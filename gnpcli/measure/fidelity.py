@@ -28,7 +28,7 @@ from jax.sharding import Mesh
 from gnpcli.config import RunConfig
 from gnpcli.data.base import DataSpec
 from gnpcli.data.feeds.make import make_train_feed
-from gnpcli.devices.mesh import make_mesh, replicated
+from gnpcli.devices.mesh import make_mesh, on_mesh, replicated
 from gnpcli.engine.evaluate import check_fit
 from gnpcli.engine.loading import load_with_progress, warn_of_skipped
 from gnpcli.errors import GnpError
@@ -243,7 +243,8 @@ def measure_fidelity(
             screen.line(f"batch {number + 1} of {batches}")
             step = first + number
             batch = batch_of(feed.source(step), jnp.asarray(step, jnp.int32))
-            measures.add(found, step, params, model_state, *batch)
+            with on_mesh(mesh):  # of the first batch, which the measures are traced for
+                measures.add(found, step, params, model_state, *batch)
         warn_of_skipped(screen, feed.skipped, "train")
     finally:
         feed.close()

@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 from gnpcli.config import RunConfig
 from gnpcli.data.base import DataSpec, FileSplit, Split
 from gnpcli.data.feeds.make import make_eval_feed
-from gnpcli.devices.mesh import replicated, split_batch
+from gnpcli.devices.mesh import on_mesh, replicated, split_batch
 from gnpcli.errors import DataError
 from gnpcli.models.base import Model, Params, State
 from gnpcli.step.losses import MetricSums, metric_sums, zero_sums
@@ -35,6 +35,7 @@ class Sums:
     """
 
     def __init__(self, model: Model, mesh: Mesh):
+        @on_mesh(mesh)
         def sums(params: Params, state: State, batch: Batch) -> MetricSums:
             images, labels, mask = split_batch(mesh, batch)
             logits, _ = model.apply(params, state, images, False, None)

@@ -10,8 +10,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from gnpcli.devices import cpu
 from gnpcli.models.base import ImageShape, Model, Params, State
-from gnpcli.models.layers.convolution import canonical
 
 
 @dataclass(frozen=True)
@@ -111,6 +111,6 @@ def _gflop(model: Model, params: Any, state: Any, image_shape: ImageShape) -> fl
     forward = jax.jit(
         lambda params, state, image: model.apply(params, state, image, False, None)[0]
     )
-    with canonical():
+    with cpu.tuning(False):
         flops = (forward.lower(params, state, image).cost_analysis() or {}).get("flops")
     return None if flops is None else float(flops) / 1e9

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from gnpcli.data.feeds.base import EvalFeed, FeedData, TrainFeed
-from gnpcli.devices.mesh import replicated, split_batch
+from gnpcli.devices.mesh import on_mesh, replicated, split_batch
 from gnpcli.models.base import Model
 from gnpcli.step.averaging import batch_statistics
 from gnpcli.step.batch import step_batch
@@ -25,6 +25,7 @@ def make_eval_step(model: Model, feed: EvalFeed, mesh: Mesh) -> Any:
     smoothing nor L2.
     """
 
+    @on_mesh(mesh)
     def step(
         sums: MetricSums, params: Any, model_state: Any, source: FeedData, index: jax.Array
     ) -> MetricSums:
@@ -46,6 +47,7 @@ def make_recalibration_step(model: Model, feed: TrainFeed, mesh: Mesh) -> Any:
         no batch moves.
     """
 
+    @on_mesh(mesh)
     def recalibrate(
         average: Any,
         params: Any,

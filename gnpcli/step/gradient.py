@@ -13,7 +13,8 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from gnpcli.config import GrConfig, TrainConfig
-from gnpcli.devices.mesh import GROUP, cut_batch, over_groups
+from gnpcli.devices import cpu
+from gnpcli.devices.mesh import GROUP, cut_batch, on_mesh, over_groups
 from gnpcli.gnp import (
     Scalar,
     accumulate,
@@ -25,7 +26,7 @@ from gnpcli.gnp import (
 )
 from gnpcli.gnp.trees import half_squared_norm
 from gnpcli.models.base import ApplyFn, Model
-from gnpcli.models.layers.blocks import rematerialised, stored_blocks
+from gnpcli.models.layers.blocks import rematerialised
 from gnpcli.models.layers.dense import batch_statistics_over
 from gnpcli.step.losses import cross_entropy, is_outside_top, main_class
 from gnpcli.step.optimizer import decay_mask
@@ -50,7 +51,7 @@ def make_objective(
     def objective(
         params: Any, model_state: Any, images: jax.Array, labels: jax.Array, key: jax.Array
     ) -> tuple[jax.Array, Any]:
-        with rematerialised(train.remat), stored_blocks(key):
+        with rematerialised(train.remat), cpu.storing(key):
             logits, new_model_state = model.apply(params, model_state, images, True, key)
         loss = jnp.mean(cross_entropy(logits, labels, train.label_smoothing))
         if train.l2 and gr.penalize_l2:
@@ -148,7 +149,8 @@ def make_value_and_grad(
         key: jax.Array,
     ) -> Any:
         images, labels = cut_batch(mesh, (images, labels), groups, pieces)
-        (loss, aux), grads, metrics = value_and_grad(params, model_state, images, labels, key)
+        with on_mesh(mesh):
+            (loss, aux), grads, metrics = value_and_grad(params, model_state, images, labels, key)
         if renews:
             aux, clean = aux
             component = orthogonal_component(grads, clean)

@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 
 from gnpcli.config import GrConfig, TrainConfig
 from gnpcli.data.feeds.base import FeedData, TrainFeed
+from gnpcli.devices import cpu
 from gnpcli.devices.mesh import replicated
 from gnpcli.gnp import global_norm
 from gnpcli.models.base import Model
@@ -87,7 +88,7 @@ def make_train_step(
         grad_norm = global_norm(grads)
         clipped = clip_by_norm(grads, grad_norm, train.clip_norm)
         directions, opt_state = optimizer.update(clipped, state.opt_state, state.params)
-        rate = _computed_once(lr(state.step))
+        rate = cpu.computed_once(lr(state.step))
         updates = jax.tree.map(lambda direction: -rate * direction, directions)
         update_norm = global_norm(updates)
         params = optax.apply_updates(state.params, updates)
@@ -120,19 +121,3 @@ def make_train_step(
         return new, {**metrics, **counts}
 
     return jax.jit(step, donate_argnums=0, out_shardings=replicated(mesh))
-
-
-def _computed_once(scalar: jax.Array) -> jax.Array:
-    """Return `scalar`, which XLA's CPU compiler would otherwise compute again in each of the
-    kernels that read it.
-
-    The learning rate is read in one for each array of the parameters, and its cosine was a seventh
-    of the compilation of a PyramidNet of 27 convolutions. A sort is never fused, and one of two
-    equal elements does nothing else.
-    """
-    if (
-        jax.default_backend() != "cpu"
-    ):  # elsewhere the compiler weighs what a computation costs that is made twice
-        return scalar
-    answer: jax.Array = jax.lax.sort(jnp.stack([scalar, scalar]))[0]
-    return answer

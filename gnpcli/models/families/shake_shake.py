@@ -19,9 +19,10 @@ import numpy as np
 from flax import linen as nn
 
 from gnpcli.config.schema import ModelConfig
+from gnpcli.devices.cpu import stored
 from gnpcli.models.base import Model
 from gnpcli.models.families.wide_resnet import STEM_CHANNELS, NormRelu, head_uniform
-from gnpcli.models.layers.blocks import as_block, stored
+from gnpcli.models.layers.blocks import as_block
 from gnpcli.models.layers.convolution import Conv
 from gnpcli.models.layers.dense import DTYPES, BatchNorm, Dense, compact
 from gnpcli.models.layers.shake import Factors, from_shaking, scale, shake_shake

@@ -21,10 +21,11 @@ import numpy as np
 from flax import linen as nn
 
 from gnpcli.config.schema import ModelConfig
+from gnpcli.devices.cpu import stored
 from gnpcli.errors import ConfigError
 from gnpcli.models.base import Model, Params, State, from_linen
 from gnpcli.models.families.vit import extract_patches
-from gnpcli.models.layers.blocks import as_block, stored
+from gnpcli.models.layers.blocks import as_block
 from gnpcli.models.layers.dense import DTYPES, Dense, Dropout, LayerNorm, compact, linear
 from gnpcli.models.layers.drop_path import DropPath, linear_rates
 from gnpcli.models.layers.transformer import FORMS, Form, Mlp, PatchEmbedding

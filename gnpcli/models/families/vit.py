@@ -19,9 +19,10 @@ import numpy as np
 from flax import linen as nn
 
 from gnpcli.config.schema import ModelConfig
+from gnpcli.devices.cpu import stored
 from gnpcli.errors import ConfigError
 from gnpcli.models.base import Model, Params, State, from_linen
-from gnpcli.models.layers.blocks import as_block, stored
+from gnpcli.models.layers.blocks import as_block
 from gnpcli.models.layers.dense import DTYPES, GELUS, Dense, Dropout, LayerNorm, compact, linear
 from gnpcli.models.torch.facts import Facts, Path, patches, resize_positions
 from gnpcli.models.torch.state_dict import StateDict

@@ -18,10 +18,12 @@ import numpy as np
 from flax import linen as nn
 
 from gnpcli.config.schema import ModelConfig
+from gnpcli.devices.cpu import stored
 from gnpcli.models.base import Model, Params, State, from_linen
-from gnpcli.models.layers.blocks import as_block, stored
-from gnpcli.models.layers.convolution import Conv, avg_pool
+from gnpcli.models.layers.blocks import as_block
+from gnpcli.models.layers.convolution import Conv
 from gnpcli.models.layers.dense import DTYPES, BatchNorm, Dense, Dropout, compact
+from gnpcli.models.layers.pooling import avg_pool
 from gnpcli.models.torch.convolutional import batch_norm, conv
 from gnpcli.models.torch.facts import Facts
 from gnpcli.models.torch.state_dict import StateDict

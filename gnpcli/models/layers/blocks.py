@@ -15,6 +15,8 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from gnpcli.devices.cpu import stored
+
 Block = TypeVar("Block", bound=Callable[..., Any])
 
 _is_rematerialised: ContextVar[bool] = ContextVar("is_rematerialised", default=False)
@@ -33,58 +35,6 @@ def rematerialised(is_on: bool) -> Iterator[None]:
         yield
     finally:
         _is_rematerialised.reset(token)
-
-
-_never: ContextVar[jax.Array | None] = ContextVar("never", default=None)
-
-
-@contextmanager
-def stored_blocks(key: jax.Array) -> Iterator[None]:
-    """Make `stored` store what is traced inside, on a CPU.
-
-    Args:
-        key: Any scalar key from `jax.random.key` that the compiler does not know the value of.
-    """
-    if (
-        jax.default_backend() != "cpu"
-    ):  # elsewhere the compiler weighs what a computation costs that is made twice
-        yield
-        return
-    bits = jax.random.key_data(key).reshape(-1)[0].astype(jnp.float32)
-    token = _never.set(bits * bits < -1)  # false, and no pass of the compiler sees it
-    try:
-        yield
-    finally:
-        _never.reset(token)
-
-
-def stored(x: jax.Array) -> jax.Array:
-    """Return `x`; under `stored_blocks` as an array that is written to memory once, and so is its
-    gradient.
-
-    XLA's CPU compiler fuses a sum into each kernel that reads it, with all that the sum is made of.
-    Along the residual branches of a network the kernels of a block so add up the answers of all
-    blocks before it, and in the backward pass the gradients of all blocks behind it: a cost that
-    grows with the square of the depth. A loop is nothing that it fuses, and this one runs no round;
-    optimization barriers are gone by the time it does. A plain forward-mode derivative (`jax.jvp`)
-    does not exist through it, forward over reverse does.
-    """
-    never = _never.get()
-    return x if never is None else _stored(x, never)
-
-
-def _through_a_loop(x: jax.Array, never: jax.Array) -> jax.Array:
-    start = (never, x)
-    return jax.lax.while_loop(
-        lambda carry: carry[0], lambda carry: (jnp.zeros_like(carry[0]), -carry[1]), start
-    )[1]
-
-
-_stored = jax.custom_vjp(_through_a_loop)
-_stored.defvjp(
-    lambda x, never: (_through_a_loop(x, never), never),
-    lambda never, dy: (_through_a_loop(dy, never), None),
-)
 
 
 def as_block(module: Block, *static: int) -> Block:
