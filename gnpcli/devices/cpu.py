@@ -130,7 +130,8 @@ def computed_once(scalar: jax.Array) -> jax.Array:
     cosine was a seventh of the compilation of a PyramidNet of 27 convolutions. XLA's CPU compiler
     never fuses a sort, and this sort of two equal elements does nothing else.
     """
-    return on_cpu(_sorted, lambda scalar: scalar, scalar)
+    once: jax.Array = on_cpu(_sorted, lambda scalar: scalar, scalar)
+    return once
 
 
 def _sorted(scalar: jax.Array) -> jax.Array:
