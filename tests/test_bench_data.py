@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from gnpcli.bench import data as bench_data
+from gnpcli.bench import streamed
 from tests.conftest import Gnp, fails
 
 
@@ -55,7 +55,7 @@ def test_the_usual_transforms_of_torchvision_are_what_they_are_measured_as(folde
     torch = pytest.importorskip("torch")
     pytest.importorskip("torchvision")
     threads = torch.get_num_threads()
-    loop = bench_data._torchvision_loop(32, 0.08)
+    loop = streamed._torchvision_loop(32, 0.08)
     try:
         assert loop is not None
         loop([str(path) for path in sorted(folder.rglob("*.JPEG"))], np.random.default_rng(0))

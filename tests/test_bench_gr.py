@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import pytest
 
 from gnpcli.bench.gr import PLAIN, VARIANTS, WHOLE
-from gnpcli.bench.steps import Timed, has_loop, regularized
+from gnpcli.bench.steps import has_loop, regularized
+from gnpcli.bench.timing import Timed
 from gnpcli.config.loader import differences
 from gnpcli.devices.convolution import convolve
 from gnpcli.recipes.presets import override, resolve

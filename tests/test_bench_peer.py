@@ -13,8 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gnpcli.bench.peer import PEERS, TorchSteps, _difference, bench_peer
+from gnpcli.bench.peer import TorchSteps, _difference, bench_peer
 from gnpcli.bench.steps import random_images
+from gnpcli.bench.torch_networks import PEERS
 from gnpcli.errors import ConfigError
 from gnpcli.gnp import penalize
 from gnpcli.models.registry import MODELS, find_model, resolve_model
@@ -67,8 +68,8 @@ def test_a_step_in_pytorch_is_a_gnp_step(alpha):
         torch,
         network,
         config,
-        images,
-        labels.astype(np.int64),
+        torch.from_numpy(images),
+        torch.from_numpy(labels.astype(np.int64)),
         alpha=alpha,
         is_compiled=False,
         nhwc=False,
@@ -134,7 +135,7 @@ def test_bench_peer_measures_both(gnp: Gnp, preset, model):
 def test_what_has_no_peer_is_refused(assignments, part):
     config = resolve("vit-ti-cifar10", assignments)
     with pytest.raises(ConfigError, match=part):
-        bench_peer(config, is_compiled=False, rounds=1, steps=1, report=print)
+        bench_peer(config, is_compiled=False, rounds=1, steps=1, notify=print)
 
 
 @pytest.mark.skipif(importlib.util.find_spec("torch") is not None, reason="PyTorch is installed")

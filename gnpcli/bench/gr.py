@@ -1,6 +1,4 @@
-"""What each form of gradient regularization costs beside plain training, in time and memory, in one
-interleaved run.
-"""
+"""What each form of gradient regularization costs beside plain training, in time and memory."""
 
 from __future__ import annotations
 
@@ -8,9 +6,8 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
-import jax
-
-from gnpcli.bench.steps import Report, Timed, has_loop, interleave, random_images, regularized
+from gnpcli.bench.steps import has_loop, random_images, regularized
+from gnpcli.bench.timing import Notify, Timed, interleave
 from gnpcli.config import RunConfig
 from gnpcli.devices.mesh import make_mesh
 from gnpcli.devices.process import describe_environment
@@ -20,9 +17,13 @@ from gnpcli.recipes.presets import override
 
 PLAIN = "plain"
 WHOLE = (
-    "gr.groups=1", "train.accumulate=1", "gr.every=1", "gr.between=plain",
-    "gr.probability=1", "gr.probability_end=null",
-)  # fmt: skip
+    "gr.groups=1",
+    "train.accumulate=1",
+    "gr.every=1",
+    "gr.between=plain",
+    "gr.probability=1",
+    "gr.probability_end=null",
+)
 """What every form starts from: each step penalised, on the whole batch at once."""
 
 VARIANTS: dict[str, tuple[str, ...]] = {
@@ -39,21 +40,20 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "reuse-4": ("gr.every=4", "gr.between=reuse"),
     "zero-warmup": ("gr.strategy=zero-warmup", "gr.warmup_epochs=1"),
 }
-"""What `bench_gr` can compare with plain training: settings on top of GR at full strength from the
-first step and of `WHOLE`.
+"""What `bench_gr` can compare with plain training.
 
-Of ``zero-warmup`` it is the plain steps of the warmup that are measured.
+The settings come on top of GR at full strength from the first step and of `WHOLE`. Of
+``zero-warmup`` the plain steps of the warmup are measured.
 """
 
 
 def bench_gr(
-    config: RunConfig, *, variants: Sequence[str], rounds: int, steps: int, report: Report
+    config: RunConfig, *, variants: Sequence[str], rounds: int, steps: int, notify: Notify
 ) -> dict[str, Any]:
     """Measure training steps of a configuration with every form of GR beside plain ones.
 
     A round times `steps` steps of each kind in turn (whole periods of a kind whose steps differ).
-    Ratios are medians over the rounds of ratios within a round, so that they survive a noisy
-    machine.
+    Ratios are medians over the rounds of ratios within a round: they survive a noisy machine.
 
     Args:
         config: Its own GR settings are kept where neither `WHOLE` nor a variant sets them; r and
@@ -62,14 +62,14 @@ def bench_gr(
         variants: Names out of `VARIANTS`.
         rounds: Rounds counted, after one that is not.
         steps: Steps of each kind in a round.
-        report: Told what is being done.
+        notify: Told what is being done.
 
     Returns:
         JSON-able: the sizes, `environment`, and `measurements`, plain training first, each with
         `name`, `settings`, `step_ms`, `images_per_s`, `compile_s`, `over_plain` with its
         `over_plain_min` and `over_plain_max` over the rounds, `cpu_over_plain` (the same ratio in
         processor time, which other work on the machine disturbs less; null on an accelerator),
-        `flops_over_plain` (of `gnpcli.bench.steps.Timed.flops`, null where that is), `peak_bytes`
+        `flops_over_plain` (of `gnpcli.bench.timing.Timed.flops`, null where that is), `peak_bytes`
         (arguments, results and temporaries of the compiled step, data set included) and
         `memory_over_plain`; null where the compiler does not say.
 
@@ -79,52 +79,58 @@ def bench_gr(
     """
     for name in variants:
         if name not in VARIANTS:
-            raise ConfigError(
-                f"unknown variant {name!r}{suggest(name, VARIANTS)} (choices: "
-                f"{', '.join(VARIANTS)})"
-            )
+            choices, hint = ", ".join(VARIANTS), suggest(name, VARIANTS)
+            raise ConfigError(f"unknown variant {name!r}{hint} (choices: {choices})")
     base = override(regularized(config), WHOLE)
     images, spec = random_images(config)
     kinds: dict[str, Timed] = {}
     settings = {PLAIN: ("gr.strategy=none",), **{name: VARIANTS[name] for name in variants}}
     for name, assignments in settings.items():
-        report(f"compiling {name}")
+        notify(f"compiling {name}")
         form = override(base, assignments)
         task = build_task(form, images, spec, make_mesh(form))
         cycle = [task.step_at(step) for step in range(task.config.gr.every)]
         kinds[name] = Timed(cycle, task.init(), task.feed.source(0), has_loop=has_loop(form))
-    interleave(list(kinds.values()), rounds=rounds, steps=steps, report=report)
-    plain = kinds[PLAIN]
-
-    def measured(name: str) -> dict[str, Any]:
-        timed = kinds[name]
-        ratios = timed.ratios(plain)
-        return {
-            "name": name,
-            "settings": list(settings[name]),
-            "step_ms": 1e3 * timed.step_s,
-            "images_per_s": config.data.batch_size / timed.step_s,
-            "compile_s": timed.compile_s,
-            "over_plain": statistics.median(ratios),
-            "over_plain_min": min(ratios),
-            "over_plain_max": max(ratios),
-            "cpu_over_plain": timed.cpu_over(plain) if jax.default_backend() == "cpu" else None,
-            "flops_over_plain": timed.flops / plain.flops if timed.flops and plain.flops else None,
-            "peak_bytes": timed.peak_bytes,
-            "memory_over_plain": timed.peak_bytes / plain.peak_bytes
-            if timed.peak_bytes and plain.peak_bytes
-            else None,
-        }
-
+    interleave(list(kinds.values()), rounds=rounds, steps=steps, notify=notify)
+    batch_size, plain = config.data.batch_size, kinds[PLAIN]
     return {
         "model": config.model.name,
-        "batch_size": config.data.batch_size,
+        "batch_size": batch_size,
         "dtype": config.train.dtype,
         "r": base.gr.r,
         "alpha": base.gr.alpha,
         "devices": make_mesh(base).size,
         "rounds": rounds,
         "steps_per_round": steps,
-        "measurements": [measured(name) for name in kinds],
+        "measurements": [
+            {
+                "name": name,
+                "settings": list(settings[name]),
+                **_beside_plain(timed, plain, batch_size),
+            }
+            for name, timed in kinds.items()
+        ],
         "environment": describe_environment(),
     }
+
+
+def _beside_plain(timed: Timed, plain: Timed, batch_size: int) -> dict[str, Any]:
+    """Return the figures of a form of GR, absolute and as multiples of plain training."""
+    ratios = timed.ratios(plain)
+    return {
+        "step_ms": 1e3 * timed.step_s,
+        "images_per_s": batch_size / timed.step_s,
+        "compile_s": timed.compile_s,
+        "over_plain": statistics.median(ratios),
+        "over_plain_min": min(ratios),
+        "over_plain_max": max(ratios),
+        "cpu_over_plain": timed.cpu_over(plain),
+        "flops_over_plain": _ratio(timed.flops, plain.flops),
+        "peak_bytes": timed.peak_bytes,
+        "memory_over_plain": _ratio(timed.peak_bytes, plain.peak_bytes),
+    }
+
+
+def _ratio(own: float | None, plain: float | None) -> float | None:
+    """Return a ratio; None where one of the two is not known."""
+    return own / plain if own and plain else None

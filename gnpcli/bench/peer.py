@@ -1,5 +1,4 @@
-"""A preset's steps beside the same network in PyTorch: a module of timm or torchvision under a loop
-of PyTorch's parts.
+"""A preset's steps beside the same network in PyTorch, under a loop of PyTorch's parts.
 
 PyTorch, torchvision and timm come with the optional extra ``parity``.
 """
@@ -8,8 +7,7 @@ from __future__ import annotations
 
 import copy
 import importlib
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from functools import partial
 from importlib import metadata
 from types import ModuleType
@@ -17,120 +15,35 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
-from gnpcli.bench.steps import Report, Rounds, compile_steps, interleave, random_images, regularized
+from gnpcli.bench.steps import compile_steps, random_images, regularized
+from gnpcli.bench.timing import Notify, Rounds, interleave, platform
+from gnpcli.bench.torch_networks import PEERS, Peer
 from gnpcli.config import RunConfig
-from gnpcli.config.schema import ModelConfig
-from gnpcli.data.base import DataSpec
+from gnpcli.data.base import DataSpec, Split
+from gnpcli.devices.mesh import make_mesh
 from gnpcli.devices.process import describe_environment
 from gnpcli.errors import ConfigError
-from gnpcli.models.families.resnet import STAGES as RESNET_STAGES
-from gnpcli.models.families.vgg import STAGES as VGG_STAGES
-from gnpcli.models.families.vgg import WIDTHS as VGG_WIDTHS
 from gnpcli.models.registry import build_for, find_model, resolve_model
-
-Build = Callable[[ModuleType, Mapping[str, int], ModelConfig, DataSpec], Any]
-"""``build(library's module, architecture, options, data) -> torch.nn.Module``."""
-
-
-@dataclass(frozen=True)
-class Peer:
-    """Where PyTorch's version of a family comes from.
-
-    Attributes:
-        library: Package on the package index.
-        module: Import path of what has the classes.
-        build: Makes the network.
-        is_convolutional: Whether its tensors should lie in memory as ``[B, H, W, C]``, which suits
-            convolutions.
-    """
-
-    library: str
-    module: str
-    build: Build
-    is_convolutional: bool = False
-
-
-def _vit(vit: ModuleType, sizes: Mapping[str, int], options: ModelConfig, data: DataSpec) -> Any:
-    gelu = importlib.import_module("torch.nn").GELU
-    return vit.VisionTransformer(
-        data.image_size, options.patch_size, data.channels, data.num_classes,
-        embed_dim=sizes["dim"], depth=sizes["depth"], num_heads=sizes["heads"], mlp_ratio=sizes["mlp"] / sizes["dim"],
-        act_layer=gelu if options.gelu == "exact" else partial(gelu, approximate="tanh"),
-        pos_drop_rate=options.dropout, proj_drop_rate=options.dropout, attn_drop_rate=options.attention_dropout,
-    )  # fmt: skip
-
-
-def _swin(swin: ModuleType, sizes: Mapping[str, int], options: ModelConfig, data: DataSpec) -> Any:
-    return swin.SwinTransformer(
-        data.image_size, options.patch_size, data.channels, data.num_classes,
-        embed_dim=sizes["dim"], depths=(2, 2, sizes["depth"], 2),
-        num_heads=tuple(sizes["heads"] * multiple for multiple in (1, 2, 4, 8)), window_size=options.window_size,
-        proj_drop_rate=options.dropout, attn_drop_rate=options.attention_dropout, drop_path_rate=options.drop_path,
-    )  # fmt: skip
-
-
-def _cait(cait: ModuleType, sizes: Mapping[str, int], options: ModelConfig, data: DataSpec) -> Any:
-    return cait.Cait(
-        data.image_size, options.patch_size, data.channels, data.num_classes,
-        embed_dim=sizes["dim"], depth=sizes["depth"], num_heads=sizes["heads"],
-        pos_drop_rate=options.dropout, proj_drop_rate=options.dropout, attn_drop_rate=options.attention_dropout,
-        drop_path_rate=options.drop_path,
-    )  # fmt: skip
-
-
-def _resnet(
-    resnet: ModuleType, sizes: Mapping[str, int], options: ModelConfig, data: DataSpec
-) -> Any:
-    nn = importlib.import_module("torch.nn")
-    block = resnet.Bottleneck if sizes["depth"] >= 50 else resnet.BasicBlock
-    model = resnet.ResNet(block, list(RESNET_STAGES[sizes["depth"]]), num_classes=data.num_classes)
-    if options.stem == "cifar":
-        model.conv1 = nn.Conv2d(data.channels, 64, 3, padding=1, bias=False)
-        model.maxpool = nn.Identity()
-    return model
-
-
-def _vgg(vgg: ModuleType, sizes: Mapping[str, int], options: ModelConfig, data: DataSpec) -> Any:
-    nn = importlib.import_module("torch.nn")
-    layers: list[int | str] = []
-    for convolutions, multiple in zip(VGG_STAGES[sizes["depth"]], VGG_WIDTHS, strict=True):
-        layers += [multiple * sizes["width"]] * convolutions + ["M"]
-    features = vgg.make_layers(layers, batch_norm=bool(sizes["batch_norm"]))
-    model = vgg.VGG(features, num_classes=data.num_classes, dropout=options.dropout)
-    model.avgpool = nn.Identity()  # it would blow a 1 x 1 map up to 7 x 7
-    side = data.image_size // 2 ** len(VGG_WIDTHS)
-    model.classifier[0] = nn.Linear(8 * sizes["width"] * side**2, sizes["hidden"])
-    return model
-
-
-PEERS: dict[str, Peer] = {
-    "vit": Peer("timm", "timm.models.vision_transformer", _vit),
-    "swin": Peer("timm", "timm.models.swin_transformer", _swin),
-    "cait": Peer("timm", "timm.models.cait", _cait),
-    "resnet": Peer("torchvision", "torchvision.models.resnet", _resnet, is_convolutional=True),
-    "vgg": Peer("torchvision", "torchvision.models.vgg", _vgg, is_convolutional=True),
-}
-"""By family; WideResNet, Shake-Shake and PyramidNet are in neither library."""
 
 
 def bench_peer(
-    config: RunConfig, *, is_compiled: bool, rounds: int, steps: int, report: Report
+    config: RunConfig, *, is_compiled: bool, rounds: int, steps: int, notify: Notify
 ) -> dict[str, Any]:
-    """Measure a configuration's plain and GNP steps beside those of the same network in PyTorch,
-    interleaved.
+    """Measure plain and GNP steps beside those of the same network in PyTorch, interleaved.
 
     Ours are those of `gnpcli.bench.steps.bench`, feed and augmentation included. PyTorch's get one
-    batch that lies ready in float32, which favours them: gradient (for GNP two, with the
-    perturbation between them by `torch._foreach_*`), clipping, the optimizer in its fused form,
-    which does L2 too. Both run in this process, one after the other.
+    batch that lies ready in float32, which favours them. Theirs take the gradient (for GNP two,
+    with the perturbation between them by `torch._foreach_*`), clip it, and update by the optimizer
+    in its fused form, which does L2 too. Both run in this process, one after the other.
 
     Args:
         config: As in `gnpcli.bench.steps.bench`.
         is_compiled: Whether PyTorch's network goes through `torch.compile`.
         rounds: Rounds counted, after one that is not.
         steps: Steps of each kind in a round.
-        report: Told what is being done.
+        notify: Told what is being done.
 
     Returns:
         JSON-able: the sizes, `environment`, `peer` (versions of its libraries), `is_compiled`,
@@ -153,38 +66,28 @@ def bench_peer(
         raise ConfigError(
             f"comparing needs PyTorch: pip install 'gnp[parity]' ({error})"
         ) from error
-    if jax.default_backend() == "gpu" and not torch.cuda.is_available():
-        raise ConfigError(
-            "jax has an accelerator here and PyTorch has not: install a build of PyTorch that has"
-        )
+    device = _torch_device(torch, make_mesh(config))
     images, spec = random_images(config)
     torch.manual_seed(config.train.seed)
     model = resolve_model(config.model)
     network = peer.build(library, find_model(model.name).architecture, model, spec)
     difference = _difference(torch, network, config, spec)
-    batch = images.images[: config.data.batch_size].astype(np.float32) / 255
-    batch = (
-        (batch - np.asarray(spec.mean, np.float32)) / np.asarray(spec.std, np.float32)
-    ).transpose(0, 3, 1, 2)
-    labels = images.labels[: config.data.batch_size].astype(np.int64)
-    kinds: dict[str, Rounds] = {}
-
-    def add(name: str, alpha: float) -> None:
-        kinds[name] = TorchSteps(
+    network = network.to(device)
+    batch = _first_batch(torch, images, spec, config.data.batch_size)
+    theirs = {
+        name: TorchSteps(
             torch,
             network,
             config,
-            batch,
-            labels,
+            *batch,
             alpha=alpha,
             is_compiled=is_compiled,
             nhwc=peer.is_convolutional,
         )
-
-    add("torch plain", 0.0)
-    add("torch gnp", config.gr.alpha or 0.0)
-    own = compile_steps(config, report)
-    interleave([*own.values(), *kinds.values()], rounds=rounds, steps=steps, report=report)
+        for name, alpha in (("plain", 0.0), ("gnp", config.gr.alpha or 0.0))
+    }
+    own = compile_steps(config, images, spec, notify)
+    interleave([*own.values(), *theirs.values()], rounds=rounds, steps=steps, notify=notify)
     return {
         "model": config.model.name,
         "batch_size": config.data.batch_size,
@@ -197,24 +100,51 @@ def bench_peer(
         "rounds": rounds,
         "steps_per_round": steps,
         "measurements": [
-            _compared(name, own[name], kinds[f"torch {name}"], config) for name in own
+            {"name": name, **_compared(own[name], theirs[name], config.data.batch_size)}
+            for name in own
         ],
         "environment": describe_environment(),
     }
 
 
-def _compared(name: str, own: Rounds, other: Rounds, config: RunConfig) -> dict[str, Any]:
+def _torch_device(torch: ModuleType, mesh: Mesh) -> str:
+    """Return PyTorch's name for the kind of device that a mesh is of.
+
+    Raises:
+        ConfigError: PyTorch cannot use it.
+    """
+    if platform(mesh) == "cpu":
+        return "cpu"
+    if not torch.cuda.is_available():
+        raise ConfigError(
+            "jax has an accelerator here and PyTorch has not: install a build of PyTorch that has"
+        )
+    return "cuda"
+
+
+def _first_batch(
+    torch: ModuleType, images: Split, spec: DataSpec, batch_size: int
+) -> tuple[Any, Any]:
+    """Return normalised images, float32 ``[B, C, H, W]``, and labels, int64 ``[B]``, as tensors."""
+    mean, std = np.asarray(spec.mean, np.float32), np.asarray(spec.std, np.float32)
+    pixels = images.images[:batch_size].astype(np.float32) / 255
+    pixels = ((pixels - mean) / std).transpose(0, 3, 1, 2)
+    labels = images.labels[:batch_size].astype(np.int64)
+    return torch.from_numpy(np.ascontiguousarray(pixels)), torch.from_numpy(labels)
+
+
+def _compared(own: Rounds, other: Rounds, batch_size: int) -> dict[str, Any]:
+    """Return the figures of our steps and of PyTorch's."""
     ratios = other.ratios(own)
     return {
-        "name": name,
-        "images_per_s": config.data.batch_size / own.step_s,
+        "images_per_s": batch_size / own.step_s,
         "step_ms": 1e3 * own.step_s,
-        "torch_images_per_s": config.data.batch_size / other.step_s,
+        "torch_images_per_s": batch_size / other.step_s,
         "torch_step_ms": 1e3 * other.step_s,
         "times_as_fast": other.over(own),
         "times_as_fast_min": min(ratios),
         "times_as_fast_max": max(ratios),
-        "cpu_times_as_fast": other.cpu_over(own) if jax.default_backend() == "cpu" else None,
+        "cpu_times_as_fast": other.cpu_over(own),
     }
 
 
@@ -234,8 +164,9 @@ def _find_peer(config: RunConfig) -> Peer:
 
 
 def _difference(torch: ModuleType, network: Any, config: RunConfig, spec: DataSpec) -> float:
-    """Return the largest difference of the logits of both networks with the same weights, over the
-    largest logit.
+    """Return how far the logits of both networks are apart with the same weights in eval mode.
+
+    The largest difference, over the largest logit.
     """
     images = np.random.default_rng(1).normal(
         size=(2, spec.image_size, spec.image_size, spec.channels)
@@ -256,45 +187,54 @@ def _difference(torch: ModuleType, network: Any, config: RunConfig, spec: DataSp
 
 
 class TorchSteps(Rounds):
-    """Training steps of a PyTorch network on one batch."""
+    """Training steps of a PyTorch network on one batch, on the device that the network is on."""
 
     def __init__(
-        self, torch: ModuleType, network: Any, config: RunConfig, images: np.ndarray, labels: np.ndarray,
-        *, alpha: float, is_compiled: bool, nhwc: bool,
-    ):  # fmt: skip
+        self,
+        torch: ModuleType,
+        network: Any,
+        config: RunConfig,
+        images: Any,
+        labels: Any,
+        *,
+        alpha: float,
+        is_compiled: bool,
+        nhwc: bool,
+    ):
         """Copy the network, and make its optimizer.
 
         Args:
             torch: The package.
             network: Stays as it is.
             config: Optimizer, clipping, label smoothing, compute type and r.
-            images: float32 ``[B, C, H, W]``, normalised.
-            labels: int64 ``[B]``.
+            images: Tensor float32 ``[B, C, H, W]``, normalised.
+            labels: Tensor int64 ``[B]``.
             alpha: GNP's weight of the perturbed gradient, 0 for plain steps.
             is_compiled: Whether the network goes through `torch.compile`.
             nhwc: Whether images and weights lie in memory as ``[B, H, W, C]``.
         """
         super().__init__()
-        device = "cuda" if jax.default_backend() == "gpu" else "cpu"
+        device = next(network.parameters()).device
         layout = torch.channels_last if nhwc else torch.contiguous_format
-        network = copy.deepcopy(network).train().to(device, memory_format=layout)
+        network = copy.deepcopy(network).train().to(memory_format=layout)
+        self._torch, self._device = torch, device
         self._parameters = list(network.parameters())
         self._network = torch.compile(network) if is_compiled else network
-        self._images = torch.from_numpy(np.ascontiguousarray(images)).to(
-            device, memory_format=layout
-        )
-        self._labels = torch.from_numpy(labels).to(device)
+        self._images = images.to(device, memory_format=layout)
+        self._labels = labels.to(device)
         self._optimizer = _optimizer(torch, self._parameters, config)
         self._loss = torch.nn.CrossEntropyLoss(label_smoothing=config.train.label_smoothing)
+        is_narrow = config.train.dtype == "bfloat16"
         self._autocast = partial(
-            torch.autocast, device, dtype=torch.bfloat16, enabled=config.train.dtype == "bfloat16"
+            torch.autocast, device.type, dtype=torch.bfloat16, enabled=is_narrow
         )
-        self._torch, self._r, self._alpha, self._clip = (
-            torch,
-            config.gr.r,
-            alpha,
-            config.train.clip_norm,
-        )
+        self._r, self._alpha = config.gr.r, alpha
+        self._clip_norm = config.train.clip_norm
+
+    @property
+    def is_on_cpu(self) -> bool:
+        """Whether the network is on the CPU."""
+        return bool(self._device.type == "cpu")
 
     def _gradient(self) -> list[Any]:
         for parameter in self._parameters:
@@ -305,21 +245,23 @@ class TorchSteps(Rounds):
         return [parameter.grad for parameter in self._parameters]
 
     def _step(self) -> None:
-        torch = self._torch
         grads = self._gradient()
         if self._alpha:
-            with torch.no_grad():
-                moves = torch._foreach_mul(grads, self._r / torch.nn.utils.get_total_norm(grads))
-                torch._foreach_add_(self._parameters, moves)
-            perturbed = self._gradient()
-            with torch.no_grad():
-                torch._foreach_sub_(self._parameters, moves)
-                torch._foreach_lerp_(
-                    perturbed, grads, 1 - self._alpha
-                )  # which are the parameters' gradients
-        if self._clip is not None:
-            torch.nn.utils.clip_grad_norm_(self._parameters, self._clip)
+            self._mix_in_perturbed(grads)
+        if self._clip_norm is not None:
+            self._torch.nn.utils.clip_grad_norm_(self._parameters, self._clip_norm)
         self._optimizer.step()
+
+    def _mix_in_perturbed(self, clean: list[Any]) -> None:
+        """Make the parameters' gradients those of GNP."""
+        torch = self._torch
+        with torch.no_grad():
+            steps = torch._foreach_mul(clean, self._r / torch.nn.utils.get_total_norm(clean))
+            torch._foreach_add_(self._parameters, steps)
+        perturbed = self._gradient()  # the parameters' own, which are mixed in place
+        with torch.no_grad():
+            torch._foreach_sub_(self._parameters, steps)
+            torch._foreach_lerp_(perturbed, clean, 1 - self._alpha)
 
     def _work(self, steps: int) -> int:
         for _ in range(steps):
@@ -327,19 +269,14 @@ class TorchSteps(Rounds):
         return steps
 
     def _wait(self) -> None:
-        if self._torch.cuda.is_available():
+        if not self.is_on_cpu:
             self._torch.cuda.synchronize()
 
 
 def _optimizer(torch: ModuleType, parameters: Sequence[Any], config: RunConfig) -> Any:
+    """Return the optimizer in its fused form."""
     optimizer = config.optimizer
-    decays = [p for p in parameters if config.train.decay_biases_and_norms or p.ndim > 1]
-    others = [p for p in parameters if not any(p is decaying for decaying in decays)]
-    groups = [
-        {"params": group, "weight_decay": decay}
-        for group, decay in ((decays, optimizer.weight_decay + config.train.l2), (others, 0.0))
-        if group
-    ]
+    groups = _decay_groups(parameters, config)
     if optimizer.name == "adamw":
         betas = (optimizer.b1, optimizer.b2)
         return torch.optim.AdamW(
@@ -352,3 +289,18 @@ def _optimizer(torch: ModuleType, parameters: Sequence[Any], config: RunConfig) 
         nesterov=optimizer.nesterov,
         fused=True,
     )
+
+
+def _decay_groups(parameters: Sequence[Any], config: RunConfig) -> list[dict[str, Any]]:
+    """Return PyTorch's groups: the parameters that decay, and the others, where there are any."""
+    decays: list[Any] = []
+    others: list[Any] = []
+    for parameter in parameters:
+        is_matrix = parameter.ndim > 1
+        (decays if config.train.decay_biases_and_norms or is_matrix else others).append(parameter)
+    decay = config.optimizer.weight_decay + config.train.l2
+    groups = [
+        {"params": decays, "weight_decay": decay},
+        {"params": others, "weight_decay": 0.0},
+    ]
+    return [group for group in groups if group["params"]]

@@ -1,4 +1,4 @@
-"""What watching a step costs: its metrics, the guard, and the statistics of an adaptive optimizer."""
+"""What a step's metrics, its guard and the statistics of an adaptive optimizer cost."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from typing import Any
 import jax
 import optax
 
-from gnpcli.bench.steps import Report, Timed, interleave, random_images
+from gnpcli.bench.steps import random_images
+from gnpcli.bench.timing import Notify, Timed, interleave
 from gnpcli.config import RunConfig
 from gnpcli.devices.mesh import make_mesh, replicated
 from gnpcli.devices.process import describe_environment
@@ -21,13 +22,12 @@ from gnpcli.step.state import TrainState
 
 
 def bench_telemetry(
-    config: RunConfig, *, rounds: int, steps: int, report: Report
+    config: RunConfig, *, rounds: int, steps: int, notify: Notify
 ) -> dict[str, Any]:
-    """Measure plain steps of `config` as they are against bare ones, which tell their loss and
-    guard nothing.
+    """Measure plain steps of `config` against bare ones, which tell their loss and guard nothing.
 
-    Plain, because telemetry then is the largest share of a step. Figures are medians over rounds as
-    in `gnpcli.bench.steps.bench`.
+    Steps are plain, because telemetry then is the largest share of a step. Figures are medians over
+    rounds as in `gnpcli.bench.steps.bench`.
 
     Returns:
         JSON-able: `environment`, the sizes, `step_ms` of a bare step, `step_over_bare` and
@@ -41,7 +41,7 @@ def bench_telemetry(
     config = config.model_copy(update={"gr": config.gr.model_copy(update={"strategy": "none"})})
     task = build_task(config, *random_images(config), make_mesh(config))
     source = task.feed.source(0)
-    report("compiling")
+    notify("compiling")
     bare = Timed([_bare_step(task)], task.init(), source)
     step = Timed([task.plain_step], task.init(), source)
     kinds = [bare, step]
@@ -51,7 +51,7 @@ def bench_telemetry(
         program = jax.jit(lambda state, _: (state, tell(state.opt_state)), donate_argnums=0)
         statistics = Timed([program], task.init(), source)
         kinds.append(statistics)
-    interleave(kinds, rounds=rounds, steps=steps, report=report)
+    interleave(kinds, rounds=rounds, steps=steps, notify=notify)
     every = config.train.log_every_steps
     return {
         "model": config.model.name,
@@ -62,7 +62,7 @@ def bench_telemetry(
         "steps_per_round": steps,
         "step_ms": 1e3 * bare.step_s,
         "step_over_bare": step.over(bare),
-        "cpu_step_over_bare": step.cpu_over(bare) if jax.default_backend() == "cpu" else None,
+        "cpu_step_over_bare": step.cpu_over(bare),
         "log_every_steps": every,
         "statistics_ms": None if statistics is None else 1e3 * statistics.step_s,
         "statistics_share": 0.0 if statistics is None else statistics.over(bare) / every,
@@ -71,8 +71,9 @@ def bench_telemetry(
 
 
 def _bare_step(task: Task) -> Any:
-    """Build a plain train step without metrics and without a guard: what
-    `gnpcli.step.train.make_train_step` adds to.
+    """Build a plain train step without metrics and without a guard.
+
+    `gnpcli.step.train.make_train_step` adds both.
     """
     config = task.config
     optimizer = build_optimizer(config.optimizer, config.train)
@@ -93,12 +94,9 @@ def _bare_step(task: Task) -> Any:
         params = optax.apply_updates(
             state.params, jax.tree.map(lambda direction: -rate * direction, directions)
         )
-        moved = {
-            "params": params,
-            "model_state": model_state,
-            "opt_state": opt_state,
-            "step": state.step + 1,
-        }
-        return state._replace(**moved), loss
+        updated = state._replace(
+            params=params, model_state=model_state, opt_state=opt_state, step=state.step + 1
+        )
+        return updated, loss
 
     return jax.jit(step, donate_argnums=0, out_shardings=replicated(task.mesh))

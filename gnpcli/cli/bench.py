@@ -40,7 +40,7 @@ def bench(
     config = _configure(preset, assignments)
     from gnpcli.bench.steps import bench as measure
 
-    _tell(measure(config, rounds=rounds, steps=steps, report=_report), as_json, _print_steps)
+    _tell(measure(config, rounds=rounds, steps=steps, notify=_notify), as_json, _print_steps)
 
 
 @app.command("data")
@@ -70,15 +70,17 @@ def data(
     files of a folder.
     """
     config = _configure(preset, assignments)
-    from gnpcli.bench.data import bench_in_memory, bench_streamed
-
     if images is None:
+        from gnpcli.bench.data import bench_in_memory
+
         result = bench_in_memory(
-            config, variants=_names(variants), rounds=rounds, steps=steps, report=_report
+            config, variants=_names(variants), rounds=rounds, steps=steps, notify=_notify
         )
         _tell(result, as_json, _print_in_memory)
     else:
-        result = bench_streamed(config, images, count=count, rounds=rounds, report=_report)
+        from gnpcli.bench.streamed import bench_streamed
+
+        result = bench_streamed(config, images, count=count, rounds=rounds, notify=_notify)
         _tell(result, as_json, _print_streamed)
 
 
@@ -97,7 +99,7 @@ def telemetry(
     from gnpcli.bench.telemetry import bench_telemetry
 
     _tell(
-        bench_telemetry(config, rounds=rounds, steps=steps, report=_report),
+        bench_telemetry(config, rounds=rounds, steps=steps, notify=_notify),
         as_json,
         _print_telemetry,
     )
@@ -123,7 +125,7 @@ def gr(
 
     names = list(VARIANTS) if variants is None else _names(variants)
     _tell(
-        bench_gr(config, variants=names, rounds=rounds, steps=steps, report=_report),
+        bench_gr(config, variants=names, rounds=rounds, steps=steps, notify=_notify),
         as_json,
         _print_gr,
     )
@@ -146,7 +148,7 @@ def peer(
     config = _configure(preset, assignments)
     from gnpcli.bench.peer import bench_peer
 
-    result = bench_peer(config, is_compiled=is_compiled, rounds=rounds, steps=steps, report=_report)
+    result = bench_peer(config, is_compiled=is_compiled, rounds=rounds, steps=steps, notify=_notify)
     _tell(result, as_json, _print_peer)
 
 
@@ -162,7 +164,7 @@ def _names(joined: str) -> list[str]:
     return [name.strip() for name in joined.split(",")]
 
 
-def _report(text: str) -> None:
+def _notify(text: str) -> None:
     typer.echo(text, err=True)
 
 

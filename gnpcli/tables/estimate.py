@@ -98,7 +98,7 @@ def _measure(config: RunConfig, report: Callable[[str], None]) -> Speed:
             update={"data": config.data.model_copy(update={"batch_size": size})}
         )
     report(f"measuring {config.model.name} at batch {size}")
-    kinds = time_steps(config, rounds=2, steps=1, report=lambda text: None)
+    kinds = time_steps(config, rounds=2, steps=1, notify=lambda text: None)
     return Speed(
         kinds["plain"].step_s / size,
         kinds["gnp"].step_s / size,
