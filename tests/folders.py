@@ -9,7 +9,7 @@ from PIL import Image
 
 from gnpcli.config.schema import DataConfig
 from gnpcli.data.base import Dataset
-from gnpcli.data.registry import describe, load_dataset
+from gnpcli.data.registry import describe_data, load_dataset
 
 
 def pixels(seed: int, size: int = 6, mode: str = "RGB") -> Image.Image:
@@ -29,7 +29,7 @@ def of(root: Path, **values: object) -> DataConfig:
 
 def check_described(config: DataConfig) -> Dataset:
     """Load a data set; assert that it is what its description says."""
-    info, data = describe(config), load_dataset(config)
+    info, data = describe_data(config), load_dataset(config)
     assert info is not None
     assert info.present
     assert info.num_train == len(data.train)

@@ -8,7 +8,7 @@ import jax
 import pytest
 
 from gnpcli.config import GrConfig
-from gnpcli.data.registry import describe
+from gnpcli.data.registry import describe_data
 from gnpcli.errors import ConfigError
 from gnpcli.models.base import parameter_shapes
 from gnpcli.models.registry import build_for
@@ -18,7 +18,7 @@ from gnpcli.step.perturbation import build_scales, count_perturbed, perturbed_ma
 
 def shapes(model: str):
     config = resolve(None, [f"model.name={model}"])
-    info = describe(config.data)
+    info = describe_data(config.data)
     assert info is not None
     return parameter_shapes(build_for(config, info), (8, 8, 1))
 

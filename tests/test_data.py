@@ -14,7 +14,7 @@ import pytest
 
 from gnpcli.config.schema import DataConfig
 from gnpcli.data.base import Dataset, DataSpec, Split
-from gnpcli.data.registry import SOURCES, check_data, describe, load_dataset
+from gnpcli.data.registry import SOURCES, check_data, describe_data, load_dataset
 from gnpcli.data.sources.cifar10 import CLASS_NAMES
 from gnpcli.data.statistics import channel_statistics
 from gnpcli.data.validation import carve_validation, validation_counts
@@ -44,7 +44,7 @@ def test_importing_the_package_imports_neither_jax_nor_numpy() -> None:
 def test_registered_names_are_described_without_data(name: str) -> None:
     config = DataConfig(name=name)
     check_data(config)
-    info = describe(config)
+    info = describe_data(config)
     assert info is not None
     assert info.name == name
 
@@ -70,7 +70,7 @@ def test_registered_names_are_described_without_data(name: str) -> None:
     ],
 )
 def test_unknown_name(name: str, message: str) -> None:
-    for function in (check_data, describe, load_dataset):
+    for function in (check_data, describe_data, load_dataset):
         with pytest.raises(ConfigError, match=message) as caught:
             function(DataConfig(name=name))
         assert caught.value.key == "data.name"
@@ -237,7 +237,7 @@ def test_digits_are_as_described(values: dict[str, object]) -> None:
 
 
 def test_cifar10_without_images_is_described_from_what_is_published(tmp_path: Path) -> None:
-    info = describe(DataConfig(name="cifar10", dir=str(tmp_path), validation_fraction=0.1))
+    info = describe_data(DataConfig(name="cifar10", dir=str(tmp_path), validation_fraction=0.1))
     assert info is not None
     assert not info.present
     assert (info.num_train, info.num_validation, info.num_test) == (45_000, 5_000, 10_000)
@@ -262,7 +262,7 @@ def test_cifar10_is_found(place: str, tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def test_cifar10_with_other_classes_is_refused(root: Path) -> None:
-    for function in (describe, load_dataset):
+    for function in (describe_data, load_dataset):
         with pytest.raises(
             DataError, match=r"is not CIFAR-10: it lacks airplane.*--dataset folder:"
         ):

@@ -14,7 +14,7 @@ from PIL import Image
 from gnpcli.config.schema import DataConfig
 from gnpcli.data.base import DataSpec
 from gnpcli.data.images.resize import resize
-from gnpcli.data.registry import describe, load_dataset
+from gnpcli.data.registry import describe_data, load_dataset
 from gnpcli.errors import ConfigError, DataError
 from tests.folders import check_described, of, pixels, put
 
@@ -67,7 +67,7 @@ def test_validation_can_stand_in_for_a_missing_test_split(root: Path) -> None:
     assert data.train.labels.tolist() == [0, 0, 1, 1]
     check_described(of(root, validation_fraction=0.3))
     with pytest.raises(ConfigError, match="leaves the validation split empty"):
-        describe(of(root, validation_fraction=0.1))
+        describe_data(of(root, validation_fraction=0.1))
 
 
 def test_other_files_are_passed_over_and_suffixes_read_in_either_case(root: Path) -> None:
@@ -175,7 +175,7 @@ def test_images_that_are_not_square_are_cropped_to_their_centre(root: Path) -> N
     wide[:, 5:11] = 200
     for path in root.glob("*/*/*.png"):
         Image.fromarray(wide).save(path)
-    for function in (describe, load_dataset):
+    for function in (describe_data, load_dataset):
         with pytest.raises(DataError, match=r"0\.png is 16x6, not square; set data\.image_size"):
             function(of(root))
     np.testing.assert_array_equal(load_dataset(of(root, image_size=3)).train.images, 200)
@@ -285,4 +285,4 @@ def test_images_beyond_memory_are_an_error_not_a_crash(root: Path) -> None:
 
 
 def test_absent_folder_is_described_as_unknown(tmp_path: Path) -> None:
-    assert describe(of(tmp_path / "nowhere")) is None
+    assert describe_data(of(tmp_path / "nowhere")) is None

@@ -18,7 +18,7 @@ from PIL import Image
 from gnpcli.config.schema import DataConfig
 from gnpcli.data.base import FileSplit
 from gnpcli.data.images.layout import Layout, SplitFiles, scan
-from gnpcli.data.registry import describe, load_dataset
+from gnpcli.data.registry import describe_data, load_dataset
 from gnpcli.data.sources import imagenet
 from gnpcli.errors import ConfigError, DataError
 
@@ -89,7 +89,7 @@ def test_a_flat_validation_folder_with_the_file_of_its_classes(root: Path, name:
 def test_the_file_of_classes_can_lie_anywhere(root: Path, tmp_path: Path, text: str) -> None:
     (tmp_path / "my classes").write_text(text, encoding="utf-8")
     (root / "val" / "LABEL").write_text("not looked at")
-    info = describe(DataConfig(name=f"folder:{root}", stream=True, val_labels="~/my classes"))
+    info = describe_data(DataConfig(name=f"folder:{root}", stream=True, val_labels="~/my classes"))
     assert info is not None
     assert (info.num_train, info.num_test, info.num_classes) == (4, 3, 2)
     data = load_dataset(DataConfig(name=f"folder:{root}", stream=True, val_labels="my classes"))
@@ -287,7 +287,7 @@ def test_bad_names_end_in_one_line_with_the_path(
     if message is None:  # a link to nowhere is no folder, like any other file beside the classes
         assert scan(str(root), validation_fraction=0).class_names == ("n01", "n02")
         return
-    for call in (describe, load_dataset):
+    for call in (describe_data, load_dataset):
         with pytest.raises(DataError, match=message) as caught:
             call(DataConfig(name=f"folder:{root}", stream=True))
         assert "\n" not in str(caught.value)
@@ -374,7 +374,7 @@ def test_large_images_are_streamed(
     photographs: Path, values: dict[str, object], streamed: bool, size: int
 ) -> None:
     config = DataConfig(name=f"folder:{photographs}", validation_fraction=0.25, **values)  # type: ignore[arg-type]
-    info, data = describe(config), load_dataset(config)
+    info, data = describe_data(config), load_dataset(config)
     assert info is not None
     assert (info.is_streamed, info.image_size, info.channels) == (streamed, size, 3)
     assert (info.num_train, info.num_validation, info.num_test, info.num_classes) == (6, 2, 2, 2)
@@ -394,13 +394,13 @@ def test_large_images_are_streamed(
 def test_the_first_image_decides_where_nothing_is_said(photographs: Path) -> None:
     config = DataConfig(name=f"folder:{photographs}")
     photograph(photographs / "train" / "n01" / "0.png", (400, 96))
-    for call in (describe, load_dataset):  # in memory images have to be squares, or resized
+    for call in (describe_data, load_dataset):  # in memory images have to be squares, or resized
         with pytest.raises(DataError, match=r"0\.png is 400x96, not square; set data\.image_size"):
             call(config)
     (photographs / "train" / "n01" / "0.png").write_text("no image")
     with pytest.raises(DataError, match=r"n01/0\.png is not a JPEG"):
-        describe(config)
-    info = describe(config.model_copy(update={"stream": True}))
+        describe_data(config)
+    info = describe_data(config.model_copy(update={"stream": True}))
     assert info is not None
     assert info.is_streamed
 

@@ -21,7 +21,7 @@ from gnpcli.config.schema import DataConfig
 from gnpcli.data.archives import prepare as prepare_module
 from gnpcli.data.archives.fetch import Origin
 from gnpcli.data.archives.published import PublishedDataset
-from gnpcli.data.registry import SOURCES, describe, load_dataset
+from gnpcli.data.registry import SOURCES, describe_data, load_dataset
 from gnpcli.data.statistics import channel_statistics
 from gnpcli.errors import DataError
 from tests.archives import (
@@ -166,7 +166,7 @@ def test_published_sizes_are_described_without_data(name: str, counts: dict[str,
     assert {
         split: sum(numbers) for split, numbers in published(name).class_counts.items()
     } == counts
-    info = describe(DataConfig(name=name, validation_fraction=0.1))
+    info = describe_data(DataConfig(name=name, validation_fraction=0.1))
     assert info is not None
     assert not info.present
     assert info.num_train + info.num_validation == counts["train"]
@@ -175,7 +175,7 @@ def test_published_sizes_are_described_without_data(name: str, counts: dict[str,
     )
     assert info.num_test == counts["test"]
     if "extra" in counts:
-        info = describe(DataConfig(name=name, train_split="train+extra", test_split="test"))
+        info = describe_data(DataConfig(name=name, train_split="train+extra", test_split="test"))
         assert info is not None
         assert info.num_train == counts["train"] + counts["extra"]
 
@@ -277,7 +277,7 @@ def test_extra_is_added_to_what_is_there(
     check_images(load_dataset(plain), here.images)
     assert [file for file, _ in here.server.requests] == ["train_32x32.mat", "test_32x32.mat"]
     before = tree(Path("d/svhn_cropped"))
-    info = describe(both)
+    info = describe_data(both)
     assert info is not None
     assert (info.present, info.num_train) == (False, 604_388)
 
@@ -290,7 +290,7 @@ def test_extra_is_added_to_what_is_there(
     check_images(data, here.images, ("train", "extra"))
     assert data.spec.mean == channel_statistics(data.train.images)[0]
     assert [file for file, _ in here.server.requests[-1:]] == ["extra_32x32.mat"]
-    info = describe(both)
+    info = describe_data(both)
     assert info is not None
     assert (info.present, info.num_train, info.num_test) == (True, 70, 20)
     check_images(load_dataset(plain), here.images)
@@ -317,7 +317,7 @@ def test_an_image_folder_counts_as_there(
         DataError,
         match=r"train is not CIFAR-100: it lacks aquarium_fish, baby, .*, \.\.\.; for other",
     ):
-        describe(DataConfig(name="cifar100"))
+        describe_data(DataConfig(name="cifar100"))
 
 
 def test_a_bar_on_a_terminal_shows_each_piece_of_work_and_nothing_else(
@@ -574,7 +574,7 @@ def test_a_killed_preparation_leaves_nothing_that_counts(
     process.communicate(timeout=60)
     assert process.returncode != 0
     assert temporary.exists() == (sent == signal.SIGKILL)
-    info = describe(DataConfig(name="cifar10", dir="d"))
+    info = describe_data(DataConfig(name="cifar10", dir="d"))
     assert info is not None
     assert not info.present
     here.server.requests.clear()

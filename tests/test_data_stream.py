@@ -14,7 +14,7 @@ from gnpcli.data.base import DataSpec, FileSplit
 from gnpcli.data.feeds.chunks import HostShare
 from gnpcli.data.feeds.streamed import StreamedEvalFeed, StreamedFeed
 from gnpcli.data.images.crops import centre_box, random_box
-from gnpcli.data.registry import describe, load_dataset
+from gnpcli.data.registry import describe_data, load_dataset
 from gnpcli.errors import ConfigError, DataError
 from tests.conftest import SHARED_DATA, Gnp, fails
 
@@ -249,7 +249,7 @@ def test_large_images_are_streamed_small_ones_are_not_and_the_key_decides(tmp_pa
         (small, True, True),
     ):
         data = DataConfig(name=f"folder:{root}", stream=stream)
-        info, dataset = describe(data), load_dataset(data)
+        info, dataset = describe_data(data), load_dataset(data)
         assert info is not None
         assert info.is_streamed == expected == isinstance(dataset.train, FileSplit)
         assert (info.num_train, info.num_test, info.num_classes) == (8, 4, 2)

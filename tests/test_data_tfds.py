@@ -24,7 +24,7 @@ from gnpcli.data.archives import records as records_module
 from gnpcli.data.archives import tfds as tfds_module
 from gnpcli.data.base import Dataset
 from gnpcli.data.images.resize import resize
-from gnpcli.data.registry import describe, load_dataset
+from gnpcli.data.registry import describe_data, load_dataset
 from gnpcli.data.sources.cifar10 import CLASS_NAMES, PUBLISHED
 from gnpcli.data.validation import validation_counts
 from gnpcli.errors import ConfigError, DataError
@@ -172,7 +172,7 @@ def test_images_are_resized(data_dir: Path) -> None:
         small.train.images, np.stack([resize(image, 8) for image in whole.train.images])
     )
     assert small.spec.image_size == 8
-    info = describe(of(data_dir, image_size=8))
+    info = describe_data(of(data_dir, image_size=8))
     assert info is not None
     assert info.image_size == 8
 
@@ -186,7 +186,7 @@ def test_images_beyond_memory_are_an_error_not_a_crash(data_dir: Path) -> None:
 
 def test_described_from_names_alone(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "tensorflow_datasets", None)
-    info = describe(of(data_dir))
+    info = describe_data(of(data_dir))
     assert info is not None
     assert info.present
     assert (info.num_train, info.num_validation, info.num_test) == (150, 0, 50)
@@ -198,7 +198,7 @@ def test_described_from_names_alone(data_dir: Path, monkeypatch: pytest.MonkeyPa
             s.update(shardLengths=["30000", "20000"]) for s in i["splits"] if s["name"] == "train"
         ],
     )
-    info = describe(of(data_dir, validation_fraction=0.1))
+    info = describe_data(of(data_dir, validation_fraction=0.1))
     assert info is not None
     assert (info.num_train, info.num_validation, info.num_test) == (45_000, 5_000, 50)
 
@@ -217,7 +217,7 @@ def test_validation_of_a_part_is_described_as_loaded(
     ):  # labels are found without the images, and the count is that of load_dataset
         if not decode:
             monkeypatch.setattr(records_module, "load_arrays", None)
-        info = describe(config)
+        info = describe_data(config)
         assert info is not None
         assert (info.num_train, info.num_validation) == (len(data.train), len(data.validation))
 
@@ -365,7 +365,7 @@ def test_bad_folder_is_refused_before_records_are_read(
 ) -> None:
     spoil(data_dir)
     monkeypatch.setitem(sys.modules, "tensorflow_datasets", None)
-    for function in (describe, load_dataset):
+    for function in (describe_data, load_dataset):
         with pytest.raises(DataError, match=message) as caught:
             function(of(data_dir))
         assert "\n" not in str(caught.value)
@@ -426,7 +426,7 @@ def test_where_neither_layout_is_the_archives_are_asked_for(tmp_path: Path) -> N
         DataError, match=r"cifar-10-binary\.tar\.gz cannot be fetched from http://127\.0\.0\.1:9/"
     ):
         load_dataset(of(tmp_path))
-    info = describe(of(tmp_path))
+    info = describe_data(of(tmp_path))
     assert info is not None
     assert not info.present
 
@@ -457,7 +457,9 @@ def test_default_places(
         data_dir.rename(where)
     elif place != "given":
         monkeypatch.setenv(place, str(data_dir))
-    info = describe(DataConfig(name="cifar10", dir=str(data_dir) if place == "given" else None))
+    info = describe_data(
+        DataConfig(name="cifar10", dir=str(data_dir) if place == "given" else None)
+    )
     assert info is not None
     assert info.present
     assert (info.num_train, info.num_test) == (150, 50)
@@ -482,6 +484,6 @@ def test_splits_that_make_no_sense(
         message = message.replace(
             "has no held-out split", "'test' would be trained on and tested on"
         )
-    for function in (describe, load_dataset):
+    for function in (describe_data, load_dataset):
         with pytest.raises((ConfigError, DataError), match=message):
             function(config)

@@ -11,7 +11,7 @@ from PIL import Image
 
 from gnpcli.config.schema import DataConfig
 from gnpcli.data.images.resize import resize
-from gnpcli.data.registry import describe, load_dataset
+from gnpcli.data.registry import describe_data, load_dataset
 from gnpcli.data.statistics import channel_statistics
 from gnpcli.errors import DataError
 from tests.archives import check_images, random_images, write_own_tfds, write_tfds
@@ -76,7 +76,7 @@ def test_held_out_where_there_is_no_test(tmp_path: Path) -> None:
     assert data.test is not None
     assert len(data.test) == 3
     config = own(tmp_path, "crows", train=SQUARE)
-    for function in (describe, load_dataset):
+    for function in (describe_data, load_dataset):
         with pytest.raises(
             DataError,
             match=r"crows/1\.0\.0 has no held-out split: set data\.test_split, or data\.val",
@@ -145,7 +145,7 @@ def test_absent_names_say_what_is_there(tmp_path: Path) -> None:
         ),
         ("birds", "tfds:birds has to be one of tfds:birds/big"),
     ):
-        assert describe(DataConfig(name=f"tfds:{name}", dir=str(tmp_path))) is None
+        assert describe_data(DataConfig(name=f"tfds:{name}", dir=str(tmp_path))) is None
         with pytest.raises(DataError, match=message):
             load_dataset(DataConfig(name=f"tfds:{name}", dir=str(tmp_path)))
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from gnpcli.config import RunConfig
 from gnpcli.data.base import DataSpec, FileSplit, Split
-from gnpcli.data.registry import describe
+from gnpcli.data.registry import describe_data
 from gnpcli.devices.mesh import make_mesh
 from gnpcli.engine.task import build_task
 
@@ -18,7 +18,7 @@ def trace(config: RunConfig) -> None:
     """Assert that plain and GNP step keep the shapes and types of the state and return scalars:
     float32, and counts.
     """
-    info = describe(config.data)
+    info = describe_data(config.data)
     assert info is not None, "the data set must be known without its files"
     count, shape = 2 * config.data.batch_size, (info.image_size, info.image_size, info.channels)
     labels = np.zeros(count, np.int32)

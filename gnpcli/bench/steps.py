@@ -13,7 +13,7 @@ import numpy as np
 from gnpcli.bench.timing import Notify, Timed, interleave, matmul_flops_per_s
 from gnpcli.config import RunConfig
 from gnpcli.data.base import DataSpec, Split
-from gnpcli.data.registry import describe
+from gnpcli.data.registry import describe_data
 from gnpcli.devices.mesh import make_mesh
 from gnpcli.devices.process import describe_environment
 from gnpcli.engine.task import build_task
@@ -132,7 +132,7 @@ def random_images(config: RunConfig) -> tuple[Split, DataSpec]:
     Raises:
         DataError: The shape of the data set is not known without its files, and they are missing.
     """
-    data = describe(config.data)
+    data = describe_data(config.data)
     if data is None:
         raise DataError(f"the image size of {config.data.name} is not known: give --data-dir")
     rng = np.random.default_rng(0)

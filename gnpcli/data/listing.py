@@ -1,5 +1,5 @@
-"""What data there is: the registered sources, and what else TFDS has prepared in the places where
-they are looked for.
+"""What data there is: the registered sources, and what else TFDS has prepared where they are
+looked for.
 
 Only names and small JSON files are read, so that the answer is quick also where a million images
 lie.
@@ -8,7 +8,7 @@ lie.
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from gnpcli.data.archives import tfds
 from gnpcli.data.archives.published import PublishedDataset
@@ -32,8 +32,9 @@ class Listing:
     where: str | None = None
     """Folder where it lies; None where it is absent, or is no folder."""
     format: str | None = None
-    """``bundled``, ``image folder``, or one of `gnpcli.data.archives.tfds.FORMATS`; None where it
-    is absent.
+    """``bundled``, ``image folder``, or one of `gnpcli.data.archives.tfds.FORMATS`.
+
+    None where the data is absent.
     """
     num_bytes: int | None = None
     """What it takes on disk."""
@@ -45,29 +46,30 @@ class Listing:
 
 def list_published(published: PublishedDataset, about: str, directory: str | None) -> Listing:
     """Return what is known of a published data set and where it lies, if it is present."""
-    required = [split for split in published.class_counts if split not in published.optional_splits]
+    required = published.required_splits
+    found, problem = None, None
     try:
-        found, problem = published.locate(directory, required), None
+        found = published.locate(directory, required)
     except DataError as error:
-        found, problem = None, str(error)
-    counts = {split: sum(published.class_counts[split]) for split in required}
-    archives = {
-        archive.filename: archive.num_bytes
-        for split in required
-        for archive in published.archives[split]
-    }
-    return Listing(
+        problem = str(error)
+    listing = Listing(
         name=published.name,
         about=about,
-        splits=counts if found is None or found.counts is None else found.counts,
+        splits={split: sum(published.class_counts[split]) for split in required},
         num_classes=len(published.class_names),
         image_size=published.image_size,
         channels=published.channels,
-        where=found.path if found is not None else None,
-        format=found.format if found is not None else None,
-        num_bytes=found.num_bytes if found is not None else None,
-        download_bytes=sum(archives.values()) if found is None else None,
         problem=problem,
+    )
+    if found is None:
+        archives = published.archives_of(required)
+        return replace(listing, download_bytes=sum(archive.num_bytes for archive in archives))
+    return replace(
+        listing,
+        splits=found.counts or listing.splits,
+        where=found.path,
+        format=found.format,
+        num_bytes=found.num_bytes,
     )
 
 
@@ -85,20 +87,16 @@ def list_bundled(info: DataInfo | None, about: str) -> Listing:
     )
 
 
-def list_image_folder(
-    name: str, about: str, where: str | None, published: DataInfo | None
-) -> Listing:
-    """Return what is known of a named source that is a folder of images, which may be a million and
-    are not counted.
+def list_absent_folder(name: str, about: str, published: DataInfo | None) -> Listing:
+    """Return what is published of an image folder that is absent.
 
     Args:
-        name: Of the source.
+        name: As in `data.name`.
         about: What it is.
-        where: The folder; None where it is absent.
-        published: Its published sizes, where it is absent.
+        published: Its sizes; None where they are not known.
     """
-    if where is not None or published is None:
-        return Listing(name=name, about=about, where=where, format="image folder")
+    if published is None:
+        return Listing(name=name, about=about)
     return Listing(
         name=name,
         about=about,
@@ -109,27 +107,30 @@ def list_image_folder(
 
 
 def list_prepared(directory: str | None) -> list[Listing]:
-    """Return the image classification sets that TFDS has prepared, as ``tfds:NAME``; others are
-    left out.
+    """Return the image classification sets that TFDS has prepared, as ``tfds:NAME``.
+
+    Other sets, and those that cannot be read, are left out.
     """
     found = []
     for name, root in sorted(prepared_names(directory).items()):
         try:
-            prepared = tfds.examine(root, name=name.partition("/")[0])
-            features = tfds.read_features(prepared)
+            found.append(_list_prepared_folder(name, root))
         except DataError:
             continue
-        height, width, channels = features.shape
-        found.append(
-            Listing(
-                name=f"tfds:{name}",
-                splits={split: count for split, count in prepared.counts.items() if count},
-                num_classes=len(features.class_names),
-                image_size=width if width == height else None,
-                channels=channels,
-                where=os.path.abspath(root),
-                format=prepared.format,
-                num_bytes=prepared.num_bytes,
-            )
-        )
     return found
+
+
+def _list_prepared_folder(name: str, root: str) -> Listing:
+    prepared = tfds.examine(root, name=name.partition("/")[0])
+    features = tfds.read_features(prepared)
+    height, width, channels = features.shape
+    return Listing(
+        name=f"tfds:{name}",
+        splits={split: count for split, count in prepared.counts.items() if count},
+        num_classes=len(features.class_names),
+        image_size=width if width == height else None,
+        channels=channels,
+        where=os.path.abspath(root),
+        format=prepared.format,
+        num_bytes=prepared.num_bytes,
+    )

@@ -5,18 +5,16 @@ from __future__ import annotations
 from typing import Protocol
 
 
-class Progress(Protocol):
-    """Called every now and then while data is fetched, prepared or decoded, and at the end of each
-    of these.
-    """
+class ProgressListener(Protocol):
+    """Called every now and then while data is fetched, prepared or decoded, and at the end of each."""
 
     def __call__(self, done: int, total: int, what: str = "reading", unit: str = "images") -> None:
-        """Take note of where a piece of work stands.
+        """Take note of how far a task is.
 
         Args:
-            done: Units done so far. Starts above 0 where earlier work is taken up, and may start
+            done: Units done so far. It starts above 0 where earlier work is taken up, and may start
                 over.
             total: Units in all; 0 where nobody knows.
-            what: The piece of work, such as ``downloading train_32x32.mat``; one follows the other.
+            what: The task, such as ``downloading train_32x32.mat``. One task follows the other.
             unit: ``images`` or ``bytes``.
         """

@@ -1,8 +1,8 @@
 """Data sources by name: check a `DataConfig`, describe what it names, load it.
 
-Importing this package imports neither jax nor numpy; a source is imported when it is used. The
-types are in `gnpcli.data.base`, the batches in `gnpcli.data.feeds.memory`. Adding a source is one
-module with `describe` and `load` (see `SourceModule`) and one line of `SOURCES`.
+Importing this module imports neither jax nor numpy; a source is imported when it is used. To add a
+source, write one module with `describe` and `load` (see `SourceModule`) and add one line to
+`SOURCES`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, cast
 
 from gnpcli.data.archives.places import data_dirs
-from gnpcli.data.progress import Progress
+from gnpcli.data.progress import ProgressListener
 from gnpcli.errors import ConfigError, suggest
 
 if TYPE_CHECKING:
@@ -28,16 +28,18 @@ class SourceModule(Protocol):
     """What a source's module holds."""
 
     def describe(self, config: DataConfig) -> DataInfo | None:
-        """Answer `gnpcli.data.registry.describe` for this source."""
+        """Answer `describe_data` for this source."""
 
-    def load(self, config: DataConfig, progress: Progress | None) -> Dataset:
-        """Read the images. A source with a validation split of its own refuses
-        `validation_fraction` itself.
+    def load(self, config: DataConfig, progress: ProgressListener | None) -> Dataset:
+        """Read the images of all splits.
+
+        `load_dataset` sets `validation_fraction` aside afterwards. A source with a validation split
+        of its own refuses that key itself.
         """
 
 
 @dataclass(frozen=True)
-class Source:
+class SourceEntry:
     """One line of the registry."""
 
     module: str
@@ -50,66 +52,70 @@ class Source:
     """Whether it has named splits: `data.train_split` and `data.test_split`."""
     takes_files: bool = False
     """Whether it is a folder of image files: `data.stream` and `data.val_labels`."""
+    argument: str = ""
+    """What stands behind the colon of ``scheme:WORD``, in words."""
     by_hand: str | None = None
-    """What a person has to do to have it; None where the module has a `PUBLISHED` that is
-    downloaded and prepared.
+    """What a person has to do to have it.
+
+    None where the module has a `PUBLISHED` that is downloaded and prepared.
     """
 
 
-SOURCES: dict[str, Source] = {
-    "digits": Source(
+SOURCES: dict[str, SourceEntry] = {
+    "digits": SourceEntry(
         "gnpcli.data.sources.digits",
         "handwritten digits, bundled with gnp",
         by_hand="it is bundled with gnp: nothing to do",
     ),
-    "cifar10": Source(
+    "cifar10": SourceEntry(
         "gnpcli.data.sources.cifar10",
         "photographs in 10 classes",
         takes_dir=True,
         takes_splits=True,
     ),
-    "cifar100": Source(
+    "cifar100": SourceEntry(
         "gnpcli.data.sources.cifar100",
         "photographs in 100 classes",
         takes_dir=True,
         takes_splits=True,
     ),
-    "svhn_cropped": Source(
+    "svhn_cropped": SourceEntry(
         "gnpcli.data.sources.svhn_cropped", "house numbers, SVHN", takes_dir=True, takes_splits=True
     ),
-    "fashion_mnist": Source(
+    "fashion_mnist": SourceEntry(
         "gnpcli.data.sources.fashion_mnist",
         "pictures of clothes",
         takes_dir=True,
         takes_splits=True,
     ),
-    "imagenet": Source(
+    "imagenet": SourceEntry(
         "gnpcli.data.sources.imagenet",
         "photographs in 1,000 classes, full size",
         takes_dir=True,
         takes_files=True,
-        by_hand="it takes an account at https://image-net.org: unpack ILSVRC2012_img_train.tar, and the tar of each "
-        "class in it, to DIR/train/<wnid>/*.JPEG, and ILSVRC2012_img_val.tar to "
-        "DIR/val/<wnid>/*.JPEG or, with "
-        "data.val_labels, to DIR/val/*.JPEG; then give --data-dir DIR",
+        by_hand="it takes an account at https://image-net.org: unpack ILSVRC2012_img_train.tar, "
+        "and the tar of each class in it, to DIR/train/<wnid>/*.JPEG, and ILSVRC2012_img_val.tar "
+        "to DIR/val/<wnid>/*.JPEG or, with data.val_labels, to DIR/val/*.JPEG; then give "
+        "--data-dir DIR",
     ),
-    "folder:DIR": Source(
+    "folder:DIR": SourceEntry(
         "gnpcli.data.sources.folder",
         "your own images: DIR/train/<class>/ and DIR/test/<class>/ or DIR/val/<class>/",
         takes_files=True,
+        argument="directory",
         by_hand="it is read as it is: put images into DIR/train/<class>/ and DIR/test/<class>/",
     ),
-    "tfds:NAME": Source(
+    "tfds:NAME": SourceEntry(
         "gnpcli.data.sources.tfds_any",
         "an image classification set that TFDS has prepared",
         takes_dir=True,
         takes_splits=True,
-        by_hand="it is read where TFDS has prepared it; where TensorFlow is installed, `tfds build NAME "
-        "--file_format=array_record` does so",
+        argument="data set",
+        by_hand="it is read where TFDS has prepared it; where TensorFlow is installed, `tfds build "
+        "NAME --file_format=array_record` does so",
     ),
 }
-"""Sources by name. ``scheme:WORD`` stands for every name that begins with ``scheme:`` and goes on.
-"""
+"""Sources by name. ``scheme:WORD`` stands for every name that begins with ``scheme:`` and goes on."""
 
 
 def check_data(config: DataConfig) -> None:
@@ -118,100 +124,106 @@ def check_data(config: DataConfig) -> None:
     Raises:
         ConfigError: On an unknown name (``data.name``, with the choices and the closest one), a
             scheme without its argument, or a key of the data section that the source has no use for
-            (`Source`).
+            (`SourceEntry`).
     """
-    _source(config)
+    _entry(config)
 
 
-def describe(config: DataConfig) -> DataInfo | None:
-    """Say how much data `config` names, without decoding images; None where the data is absent and
-    nothing is known.
+def describe_data(config: DataConfig) -> DataInfo | None:
+    """Return how much data `config` names; None where it is absent and nothing is known of it.
 
-    A source with published sizes answers from them where no images are present (`DataInfo.present`
-    is then False). Nothing is ever downloaded here.
+    No image is decoded and nothing is downloaded. A source with published sizes answers with them
+    where no images are present (`DataInfo.present` is False then).
 
     Raises:
-        ConfigError: As `check_data`; also a `validation_fraction` that the data cannot serve.
-        DataError: A folder that `load_dataset` would refuse, as far as its names and file sizes
+        ConfigError: As `check_data`, or on a `validation_fraction` that the data cannot serve.
+        DataError: On a folder that `load_dataset` would refuse, as far as its names and file sizes
             show it.
     """
     return _module(config).describe(config)
 
 
-def load_dataset(config: DataConfig, progress: Progress | None = None) -> Dataset:
-    """Load all splits into memory; sets `config.validation_fraction` of every training class aside
-    where it is not 0.
+def load_dataset(config: DataConfig, progress: ProgressListener | None = None) -> Dataset:
+    """Load all splits, decoded into memory or as names of files to stream.
+
+    Where `config.validation_fraction` is above 0, it is set aside of every training class. Where
+    `config.mean` and `config.std` are given, they replace the statistics.
 
     Args:
         config: Names the source; `batch_size` and `augment` play no part here.
-        progress: Called while images are fetched, prepared or decoded; not for what is bundled or
-            found in the cache.
+        progress: Called while images are fetched, prepared or decoded. It is not called for what is
+            bundled or found in the cache.
 
     Raises:
-        ConfigError: As `describe`.
-        DataError: Images that are missing and cannot be fetched, unreadable, or of different sizes.
+        ConfigError: As `describe_data`.
+        DataError: If images are missing and cannot be fetched, are unreadable, or differ in size.
     """
     from gnpcli.data.validation import carve_validation
 
     dataset = _module(config).load(config, progress)
     if config.mean is not None and config.std is not None:
         dataset = dataset.with_statistics(config.mean, config.std)
-    return (
-        carve_validation(dataset, config.validation_fraction)
-        if config.validation_fraction
-        else dataset
-    )
+    if config.validation_fraction > 0:
+        dataset = carve_validation(dataset, config.validation_fraction)
+    return dataset
 
 
 def list_sources(directory: str | None) -> list[Listing]:
-    """Return every source of the registry and what else TFDS has prepared, from names and small
-    files alone.
+    """Return every source of the registry, and what else TFDS has prepared.
+
+    Only names and small files are read.
 
     Args:
         directory: `data.dir`; None looks in the default places.
     """
+    from gnpcli.data.listing import list_prepared
+
+    rows = [_list_source(name, entry, directory) for name, entry in SOURCES.items()]
+    names = {row.name for row in rows}
+    for row in list_prepared(directory):
+        if row.name.removeprefix("tfds:") not in names:
+            rows.append(row)
+    return rows
+
+
+def _list_source(name: str, entry: SourceEntry, directory: str | None) -> Listing:
+    """Return what is known of one source from names and small files."""
     from gnpcli.config.schema import DataConfig
     from gnpcli.data import listing
-    from gnpcli.data.archives import places
+    from gnpcli.data.archives.places import image_folder
 
-    rows = []
-    for name, source in SOURCES.items():
-        if ":" in name:
-            rows.append(listing.Listing(name=name, about=source.about))
-        elif source.by_hand is None:
-            rows.append(listing.list_published(_published(source), source.about, directory))
-        elif source.takes_files:
-            where = places.image_folder(name, directory)
-            published = describe(DataConfig(name=name, dir=directory)) if where is None else None
-            rows.append(listing.list_image_folder(name, source.about, where, published))
-        else:
-            rows.append(listing.list_bundled(describe(DataConfig(name=name)), source.about))
-    names = {row.name for row in rows}
-    return rows + [
-        row
-        for row in listing.list_prepared(directory)
-        if row.name.removeprefix("tfds:") not in names
-    ]
+    if ":" in name:
+        return listing.Listing(name=name, about=entry.about)
+    if entry.by_hand is None:
+        return listing.list_published(_published(entry), entry.about, directory)
+    if not entry.takes_files:
+        return listing.list_bundled(describe_data(DataConfig(name=name)), entry.about)
+    where = image_folder(name, directory)
+    if where is not None:
+        return listing.Listing(name=name, about=entry.about, where=where, format="image folder")
+    info = describe_data(DataConfig(name=name, dir=directory))
+    return listing.list_absent_folder(name, entry.about, info)
 
 
 def list_published(name: str, directory: str | None) -> Listing | None:
-    """Return what is known of one published data set and where it lies; None for every other
-    source.
+    """Return what is known of a published data set and where it lies; None for any other source.
 
     Args:
         name: As in `data.name`.
         directory: `data.dir`; None looks in the default places.
     """
-    from gnpcli.data import listing
-
-    source = SOURCES.get(name)
-    if source is None or source.by_hand is not None:
+    entry = SOURCES.get(name)
+    if entry is None or entry.by_hand is not None:
         return None
-    return listing.list_published(_published(source), source.about, directory)
+    return _list_source(name, entry, directory)
 
 
 def prepare_source(
-    name: str, directory: str | None, splits: str | None, origin: Origin, progress: Progress | None
+    name: str,
+    directory: str | None,
+    splits: str | None,
+    origin: Origin,
+    progress: ProgressListener | None,
 ) -> tuple[Located, bool]:
     """Download and prepare a data set, unless it is there.
 
@@ -226,68 +238,80 @@ def prepare_source(
         Where it lies, and whether it was there already.
 
     Raises:
-        ConfigError: If it is no source, has no such splits, or is not prepared here, with what to
-            do by hand.
+        ConfigError: If it is no source, has no such splits, or is not prepared here. The message
+            says what to do by hand.
         DataError: If it cannot be fetched, unpacked or written.
     """
     from gnpcli.config.schema import DataConfig
     from gnpcli.data.archives.facts import split_names
 
-    source = _source(DataConfig(name=name))
-    if source.by_hand is not None:
-        raise ConfigError(f"{name} cannot be prepared for you: {source.by_hand}")
-    return _published(source).prepare(
-        directory, split_names(splits) if splits else (), origin, progress
-    )
+    entry = _entry(DataConfig(name=name))
+    if entry.by_hand is not None:
+        raise ConfigError(f"{name} cannot be prepared for you: {entry.by_hand}")
+    more = split_names(splits) if splits else ()
+    return _published(entry).prepare(directory, more, origin, progress)
 
 
-def _source(config: DataConfig) -> Source:
-    name = config.name
-    source = SOURCES.get(name) if ":" not in name else None
-    if source is None:
-        source = _scheme(name, config.dir)
-    if config.dir is not None and not source.takes_dir:
-        remedy = "the folder is part of the name" if ":" in name else f"{name} is bundled with gnp"
+def _entry(config: DataConfig) -> SourceEntry:
+    """Return the entry of `config`'s source; errors as `check_data`."""
+    entry = SOURCES.get(config.name)
+    if entry is None or ":" in config.name:
+        entry = _entry_of_scheme(config.name, config.dir)
+    if config.dir is not None and not entry.takes_dir:
+        is_scheme = ":" in config.name
+        remedy = "the folder is part of the name" if is_scheme else "it is not read from a folder"
         raise ConfigError(
-            f"data.dir is not used by {name!r}: {remedy}; leave it out", key="data.dir"
+            f"data.dir is not used by {config.name!r}: {remedy}; leave it out", key="data.dir"
         )
-    for key, is_taken, takers in (
-        ("train_split", source.takes_splits, "data sets of TFDS"),
-        ("test_split", source.takes_splits, "data sets of TFDS"),
-        ("val_labels", source.takes_files, "folders of images"),
-        ("stream", source.takes_files, "folders of images"),
-    ):
-        if getattr(config, key) and not is_taken:  # stream: false is what they do
-            raise ConfigError(
-                f"data.{key} is for {takers}, not for {name!r}: leave it out", key=f"data.{key}"
-            )
-    return source
+    for_splits = (entry.takes_splits, "data sets of TFDS")
+    for_files = (entry.takes_files, "folders of images")
+    _refuse("train_split", config.train_split, config.name, *for_splits)
+    _refuse("test_split", config.test_split, config.name, *for_splits)
+    _refuse("val_labels", config.val_labels, config.name, *for_files)
+    _refuse("stream", config.stream, config.name, *for_files)
+    return entry
 
 
-def _scheme(name: str, directory: str | None) -> Source:
-    schemes = {known.partition(":")[0]: known for known in SOURCES if ":" in known}
+def _refuse(key: str, value: str | bool | None, name: str, is_taken: bool, takers: str) -> None:
+    """Refuse a key that is set though the source has no use for it.
+
+    ``stream: false`` is what every other source does, and no value is an empty text: what is false
+    is as good as not set.
+    """
+    if value and not is_taken:
+        raise ConfigError(
+            f"data.{key} is for {takers}, not for {name!r}: leave it out", key=f"data.{key}"
+        )
+
+
+def _entry_of_scheme(name: str, directory: str | None) -> SourceEntry:
+    """Return the entry of a name such as ``folder:DIR``."""
     scheme, _, argument = name.partition(":")
-    if scheme in schemes:
-        known = schemes[scheme]
-        if not argument.strip():
-            what = {"DIR": "directory", "NAME": "data set"}[known.partition(":")[2]]
-            raise ConfigError(f"{name!r} names no {what}: write {known}", key="data.name")
-        return SOURCES[known]
-    hint = suggest(name, SOURCES)
-    if not hint and os.path.isdir(os.path.expanduser(name)):
-        hint = f" - did you mean 'folder:{name}'?"
-    elif not hint and any(
-        name and os.path.isdir(os.path.join(place, name)) for place in data_dirs(directory)
-    ):
-        hint = f" - did you mean 'tfds:{name}'?"
+    for known, entry in SOURCES.items():
+        if ":" in known and known.partition(":")[0] == scheme:
+            if not argument.strip():
+                raise ConfigError(
+                    f"{name!r} names no {entry.argument}: write {known}", key="data.name"
+                )
+            return entry
+    hint = suggest(name, SOURCES) or _folder_hint(name, directory)
     raise ConfigError(
         f"unknown data set {name!r}{hint} (choices: {', '.join(SOURCES)})", key="data.name"
     )
 
 
+def _folder_hint(name: str, directory: str | None) -> str:
+    """Return what to write for a name that is a folder; nothing where it is none."""
+    if os.path.isdir(os.path.expanduser(name)):
+        return f" - did you mean 'folder:{name}'?"
+    if name and any(os.path.isdir(os.path.join(place, name)) for place in data_dirs(directory)):
+        return f" - did you mean 'tfds:{name}'?"
+    return ""
+
+
 def _module(config: DataConfig) -> SourceModule:
-    return cast(SourceModule, importlib.import_module(_source(config).module))
+    return cast(SourceModule, importlib.import_module(_entry(config).module))
 
 
-def _published(source: Source) -> PublishedDataset:
-    return cast("PublishedDataset", importlib.import_module(source.module).PUBLISHED)
+def _published(entry: SourceEntry) -> PublishedDataset:
+    return cast("PublishedDataset", importlib.import_module(entry.module).PUBLISHED)

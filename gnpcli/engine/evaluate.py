@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 from gnpcli.config import RunConfig, Weights
 from gnpcli.data.base import DataInfo, Dataset, DataSpec, numbered
 from gnpcli.data.feeds.make import make_train_feed
-from gnpcli.data.registry import describe
+from gnpcli.data.registry import describe_data
 from gnpcli.devices.mesh import make_mesh
 from gnpcli.engine.evaluator import Evaluator, Recalibration
 from gnpcli.engine.loading import load_with_progress, warn_of_skipped
@@ -68,7 +68,7 @@ def evaluate(
     config = config.model_copy(update={"data": config.data.model_copy(update=data)})
     mesh = make_mesh(config)
     # What is known without reading images says whether it is worth reading, or downloading, them.
-    info = describe(config.data)
+    info = describe_data(config.data)
     if info is not None and info.is_streamed and config.data.image_size is None:
         config = config.model_copy(
             update={"data": config.data.model_copy(update={"image_size": spec.image_size})}

@@ -12,7 +12,7 @@ import jax
 from gnpcli.config import RunConfig
 from gnpcli.config.loader import differences
 from gnpcli.data.base import Dataset
-from gnpcli.data.registry import describe
+from gnpcli.data.registry import describe_data
 from gnpcli.devices.mesh import make_mesh, settle_groups
 from gnpcli.devices.process import describe_environment, stop_signals
 from gnpcli.engine.evaluator import Evaluator
@@ -80,7 +80,7 @@ def resume(run_dir: Path, *, max_steps: int | None = None, quiet: bool = False) 
 def _prepare(config: RunConfig, screen: Screen) -> tuple[Task, Dataset]:
     mesh = make_mesh(config)
     # What is wrong with the configuration shows before anything is downloaded or decoded.
-    if (info := describe(config.data)) is not None:
+    if (info := describe_data(config.data)) is not None:
         fit(config, info)
     dataset = load_with_progress(config, screen)
     return build_task(config, dataset.train, dataset.spec, mesh), dataset

@@ -108,7 +108,7 @@ def describe(config: RunConfig, run_dir: str) -> list[str]:
     Raises:
         ConfigError: As `fit`.
     """
-    from gnpcli.data.registry import describe as describe_data
+    from gnpcli.data.registry import describe_data
 
     train, checkpoint = config.train, config.checkpoint
     lines = [f"objective    {objective(config)}"]

@@ -11,7 +11,7 @@ import jax
 from gnpcli.bench.steps import time_steps
 from gnpcli.config import RunConfig
 from gnpcli.data.feeds.base import steps_per_epoch
-from gnpcli.data.registry import describe
+from gnpcli.data.registry import describe_data
 from gnpcli.errors import DataError
 from gnpcli.recipes.plan import count_steps
 from gnpcli.runs.folder import METRICS
@@ -108,7 +108,7 @@ def _measure(config: RunConfig, report: Callable[[str], None]) -> Speed:
 
 def _estimate(cell: Cell, state: State, speed: Speed) -> CellEstimate:
     config = cell.config
-    data = describe(config.data)
+    data = describe_data(config.data)
     if data is None:
         raise DataError(f"the size of {config.data.name} is not known: give --data-dir")
     plain, gnp = count_steps(config, steps_per_epoch(data.num_train, config.data.batch_size))

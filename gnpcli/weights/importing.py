@@ -12,7 +12,7 @@ import optax
 from gnpcli.config import CheckpointConfig, DataConfig, RunConfig
 from gnpcli.config.loader import Layer, located, merge, parse_overrides, validate
 from gnpcli.data.base import DataSpec, numbered
-from gnpcli.data.registry import check_data, describe
+from gnpcli.data.registry import check_data, describe_data
 from gnpcli.errors import CheckpointError, ConfigError
 from gnpcli.keys import run_keys
 from gnpcli.models.base import HEAD, starting_from
@@ -128,7 +128,7 @@ def _sizes(
     own.
     """
     if is_named and (num_classes is None or image_size is None):
-        info = describe(DataConfig(**data))
+        info = describe_data(DataConfig(**data))
         if info is None:
             raise ConfigError(
                 f"{data['name']} is not here to say its sizes: give --num-classes and "

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gnpcli.data.progress import Progress
+from gnpcli.data.progress import ProgressListener
 from gnpcli.errors import DataError
 
 if TYPE_CHECKING:
@@ -95,7 +95,11 @@ class _Broken(Exception):
 
 
 def fetch(
-    name: str, archives: Sequence[Archive], folder: str, origin: Origin, progress: Progress | None
+    name: str,
+    archives: Sequence[Archive],
+    folder: str,
+    origin: Origin,
+    progress: ProgressListener | None,
 ) -> dict[str, str]:
     """Make sure that `archives` lie in `folder`, downloading those that do not.
 
@@ -160,7 +164,9 @@ def format_bytes(count: int) -> str:
     )
 
 
-def _download(archive: Archive, path: Path, origin: Origin, progress: Progress | None) -> None:
+def _download(
+    archive: Archive, path: Path, origin: Origin, progress: ProgressListener | None
+) -> None:
     url, want = origin.url(archive), origin.sha256(archive)
     part = path.with_name(path.name + ".part")
     inherited = _length(part) > 0
@@ -178,7 +184,7 @@ def _download(archive: Archive, path: Path, origin: Origin, progress: Progress |
     os.replace(part, path)
 
 
-def _complete(url: str, part: Path, size: int | None, progress: Progress | None) -> None:
+def _complete(url: str, part: Path, size: int | None, progress: ProgressListener | None) -> None:
     """Download what is missing of `part`, going on at once where a connection breaks after it
     brought something.
     """
@@ -194,7 +200,7 @@ def _complete(url: str, part: Path, size: int | None, progress: Progress | None)
 
 
 def _transfer(
-    url: str, part: Path, start: int, size: int | None, progress: Progress | None
+    url: str, part: Path, start: int, size: int | None, progress: ProgressListener | None
 ) -> None:
     """Append to `part` the bytes of a file from `start` on, or write all of them where the server
     cannot do that.

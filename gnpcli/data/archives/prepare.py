@@ -28,7 +28,7 @@ from PIL import Image
 from gnpcli.data.archives import tfds
 from gnpcli.data.archives.facts import PublishedFacts
 from gnpcli.data.archives.fetch import Origin, fetch
-from gnpcli.data.progress import Progress
+from gnpcli.data.progress import ProgressListener
 from gnpcli.errors import DataError
 
 _log = logging.getLogger("gnpcli")
@@ -41,7 +41,7 @@ def prepare(
     data_dir: str,
     splits: Sequence[str],
     origin: Origin,
-    progress: Progress | None,
+    progress: ProgressListener | None,
 ) -> tfds.Prepared:
     """Prepare splits of a data set in ``data_dir/<name>/<version>``, unless they are there.
 
@@ -91,7 +91,7 @@ def _write(
     folder: str,
     splits: Sequence[str],
     paths: Mapping[str, str],
-    progress: Progress | None,
+    progress: ProgressListener | None,
 ) -> None:
     """Let TFDS prepare `splits` with `folder` as its data_dir."""
     try:
@@ -136,7 +136,10 @@ def _write(
 
 
 def _examples(
-    published: PublishedFacts, split: str, paths: Mapping[str, str], progress: Progress | None
+    published: PublishedFacts,
+    split: str,
+    paths: Mapping[str, str],
+    progress: ProgressListener | None,
 ) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yield (key, example), the key being the number of the image as in TFDS's own builders."""
     own = {archive.filename: paths[archive.filename] for archive in published.archives[split]}

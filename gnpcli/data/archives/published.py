@@ -16,7 +16,7 @@ from gnpcli.data.archives.facts import PublishedFacts, check_disjoint, split_nam
 from gnpcli.data.archives.fetch import Origin
 from gnpcli.data.base import DataInfo, Dataset, DataSpec, Split
 from gnpcli.data.images.layout import Layout, scan
-from gnpcli.data.progress import Progress
+from gnpcli.data.progress import ProgressListener
 from gnpcli.data.validation import validation_counts
 from gnpcli.errors import DataError
 
@@ -42,7 +42,7 @@ class PublishedDataset(PublishedFacts):
     """A data set that is described, found, prepared and loaded by its published facts."""
 
     def describe(self, config: DataConfig) -> DataInfo:
-        """Answer `gnpcli.data.registry.describe` from the images, or from the published sizes."""
+        """Answer `gnpcli.data.registry.describe_data` from the images, or from the published sizes."""
         train, test = self._splits(config)
         folder = self._image_folder(config.dir, (*train, test))
         if folder is not None:
@@ -65,7 +65,7 @@ class PublishedDataset(PublishedFacts):
             present=prepared is not None,
         )
 
-    def load(self, config: DataConfig, progress: Progress | None = None) -> Dataset:
+    def load(self, config: DataConfig, progress: ProgressListener | None = None) -> Dataset:
         """Return the splits found at `data.dir` or in a default place; prepare them where none are.
 
         An image folder goes before a prepared TFDS folder where both are there. It has no splits
@@ -106,7 +106,7 @@ class PublishedDataset(PublishedFacts):
         directory: str | None,
         splits: Sequence[str],
         origin: Origin,
-        progress: Progress | None,
+        progress: ProgressListener | None,
     ) -> tuple[Located, bool]:
         """Fetch and prepare `splits` and all that are not optional, unless they are there.
 
@@ -216,7 +216,7 @@ class PublishedDataset(PublishedFacts):
         train: tuple[str, ...],
         test: str,
         image_size: int | None,
-        progress: Progress | None,
+        progress: ProgressListener | None,
     ) -> Dataset:
         from gnpcli.data.archives.records import load_arrays
 
@@ -254,7 +254,9 @@ class PublishedDataset(PublishedFacts):
             validation_fraction=config.validation_fraction,
         )
 
-    def _load_folder(self, folder: str, config: DataConfig, progress: Progress | None) -> Dataset:
+    def _load_folder(
+        self, folder: str, config: DataConfig, progress: ProgressListener | None
+    ) -> Dataset:
         from gnpcli.data.images.assemble import decoded_dataset
 
         dataset = decoded_dataset(

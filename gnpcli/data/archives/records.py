@@ -23,7 +23,7 @@ from gnpcli.data.archives.tfds import Features, Prepared
 from gnpcli.data.base import Labels
 from gnpcli.data.images.cache import cache_key, read_cache, write_cache
 from gnpcli.data.images.decode import FORMATS, allocate, read_square
-from gnpcli.data.progress import Progress
+from gnpcli.data.progress import ProgressListener
 from gnpcli.data.statistics import channel_statistics
 from gnpcli.errors import DataError
 
@@ -36,7 +36,7 @@ def load_arrays(
     *,
     groups: Mapping[str, Sequence[str]],
     image_size: int | None,
-    progress: Progress | None,
+    progress: ProgressListener | None,
 ) -> dict[str, npt.NDArray[Any]]:
     """Read images and labels of some splits from the cache, or decode and cache them.
 
@@ -106,7 +106,7 @@ def _decode(
     groups: Mapping[str, Sequence[str]],
     lengths: Mapping[str, int],
     image_size: int | None,
-    progress: Progress | None,
+    progress: ProgressListener | None,
 ) -> dict[str, npt.NDArray[Any]]:
     height, width, channels = features.shape
     own = (

@@ -20,7 +20,7 @@ from gnpcli.data.base import (
 from gnpcli.data.images.cache import cache_key, read_cache, write_cache
 from gnpcli.data.images.decode import ColourFound, decode_files, read_header, short_side
 from gnpcli.data.images.layout import Layout, SplitFiles
-from gnpcli.data.progress import Progress
+from gnpcli.data.progress import ProgressListener
 from gnpcli.data.statistics import channel_statistics
 from gnpcli.data.validation import validation_counts
 
@@ -111,7 +111,7 @@ def streamed_dataset(layout: Layout, *, name: str, image_size: int | None) -> Da
 
 
 def decoded_dataset(
-    layout: Layout, *, name: str, image_size: int | None, progress: Progress | None
+    layout: Layout, *, name: str, image_size: int | None, progress: ProgressListener | None
 ) -> Dataset:
     """Return the images of every split with their labels, from the cache or decoded and cached.
 
@@ -144,7 +144,7 @@ def decoded_dataset(
 
 
 def _arrays(
-    layout: Layout, image_size: int | None, progress: Progress | None
+    layout: Layout, image_size: int | None, progress: ProgressListener | None
 ) -> dict[str, npt.NDArray[Any]]:
     """Return images uint8 ``[N, S, S, C]`` by split, and ``statistics`` float64 ``[2, C]``.
 
@@ -162,7 +162,9 @@ def _arrays(
     return arrays
 
 
-def _decode(layout: Layout, image_size: int | None, progress: Progress | None) -> dict[str, Images]:
+def _decode(
+    layout: Layout, image_size: int | None, progress: ProgressListener | None
+) -> dict[str, Images]:
     """Decode all splits in grey if the training images are, else in colour."""
     _, is_grey = read_header(layout.train.paths[0], image_size)
     if is_grey:
@@ -174,7 +176,7 @@ def _decode(layout: Layout, image_size: int | None, progress: Progress | None) -
 
 
 def _decode_splits(
-    layout: Layout, image_size: int | None, channels: int, progress: Progress | None
+    layout: Layout, image_size: int | None, channels: int, progress: ProgressListener | None
 ) -> dict[str, Images]:
     images: dict[str, Images] = {}
     total = sum(len(files.paths) for files in layout.splits.values())
@@ -192,7 +194,7 @@ def _decode_splits(
     return images
 
 
-def _tick(progress: Progress, before: int, total: int, done: int) -> None:
+def _tick(progress: ProgressListener, before: int, total: int, done: int) -> None:
     progress(before + done, total)
 
 

@@ -19,7 +19,6 @@ and what a demonstration of a minute can hope to solve.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +32,7 @@ from gnpcli.data.base import (
     Split,
 )
 from gnpcli.data.images.resize import resize
+from gnpcli.data.progress import ProgressListener
 from gnpcli.data.statistics import channel_statistics
 from gnpcli.data.validation import validation_counts
 
@@ -43,7 +43,7 @@ TRAIN_COUNTS = (136, 154, 151, 135, 143, 143, 151, 153, 138, 133)
 
 
 def describe(config: DataConfig) -> DataInfo:
-    """Answer `gnpcli.data.registry.describe` from constants."""
+    """Answer `gnpcli.data.registry.describe_data` from constants."""
     num_validation = sum(validation_counts(TRAIN_COUNTS, config.validation_fraction))
     return DataInfo(
         name="digits",
@@ -57,7 +57,7 @@ def describe(config: DataConfig) -> DataInfo:
     )
 
 
-def load(config: DataConfig, progress: Callable[[int, int], None] | None = None) -> Dataset:
+def load(config: DataConfig, progress: ProgressListener | None = None) -> Dataset:
     """Return 1,437 training and 360 test images; nothing is downloaded and `progress` is not
     called.
     """

@@ -15,11 +15,11 @@ from gnpcli.config.schema import DataConfig
 from gnpcli.data.base import DataInfo, Dataset
 from gnpcli.data.images import assemble
 from gnpcli.data.images.layout import Layout, scan
-from gnpcli.data.progress import Progress
+from gnpcli.data.progress import ProgressListener
 
 
 def describe(config: DataConfig) -> DataInfo | None:
-    """Answer `gnpcli.data.registry.describe` from file names and the first image's header.
+    """Answer `gnpcli.data.registry.describe_data` from file names and the first image's header.
 
     Returns None where the folder does not exist.
     """
@@ -35,7 +35,7 @@ def describe(config: DataConfig) -> DataInfo | None:
     )
 
 
-def load(config: DataConfig, progress: Progress | None = None) -> Dataset:
+def load(config: DataConfig, progress: ProgressListener | None = None) -> Dataset:
     """Return the folder's splits: decoded, or as file names where they are streamed."""
     layout = _scan(config)
     if _is_streamed(layout, config):

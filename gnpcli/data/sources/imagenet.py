@@ -14,14 +14,14 @@ from gnpcli.data.archives import places
 from gnpcli.data.base import DataInfo, Dataset
 from gnpcli.data.images import assemble
 from gnpcli.data.images.layout import Layout, scan
-from gnpcli.data.progress import Progress
+from gnpcli.data.progress import ProgressListener
 from gnpcli.errors import DataError
 
 NUM_TRAIN, NUM_VALIDATION, NUM_CLASSES = 1_281_167, 50_000, 1_000
 
 
 def describe(config: DataConfig) -> DataInfo:
-    """Answer `gnpcli.data.registry.describe` from the folder's file names, or the published sizes.
+    """Answer `gnpcli.data.registry.describe_data` from the folder's file names, or the published sizes.
 
     With the published sizes `num_validation` is right to a few images: classes differ in size.
     """
@@ -48,7 +48,7 @@ def describe(config: DataConfig) -> DataInfo:
     )
 
 
-def load(config: DataConfig, progress: Progress | None = None) -> Dataset:
+def load(config: DataConfig, progress: ProgressListener | None = None) -> Dataset:
     """Return the splits of the folder at `data.dir` or in a default place.
 
     Raises:

@@ -17,13 +17,13 @@ from gnpcli.config.schema import DataConfig
 from gnpcli.data.archives import places, tfds
 from gnpcli.data.archives.facts import check_disjoint, split_names
 from gnpcli.data.base import DataInfo, Dataset, DataSpec, Split
-from gnpcli.data.progress import Progress
+from gnpcli.data.progress import ProgressListener
 from gnpcli.data.validation import validation_counts
 from gnpcli.errors import ConfigError, DataError, suggest
 
 
 def describe(config: DataConfig) -> DataInfo | None:
-    """Answer `gnpcli.data.registry.describe` from dataset_info.json; from the records what that
+    """Answer `gnpcli.data.registry.describe_data` from dataset_info.json; from the records what that
     does not tell.
     """
     from gnpcli.data.archives.records import first_size, read_labels
@@ -57,7 +57,7 @@ def describe(config: DataConfig) -> DataInfo | None:
     )
 
 
-def load(config: DataConfig, progress: Progress | None = None) -> Dataset:
+def load(config: DataConfig, progress: ProgressListener | None = None) -> Dataset:
     """Return the splits of the prepared folder found at `data.dir` or in a default place.
 
     Raises:
