@@ -10,6 +10,7 @@ import pytest
 from gnpcli.config import STRATEGIES, RunConfig
 from gnpcli.config.checks import advice
 from gnpcli.config.loader import (
+    NAMED,
     Layer,
     differences,
     dump,
@@ -384,17 +385,8 @@ def test_suggestions_are_close_or_absent():
 
 
 def test_every_field_of_the_configuration_is_documented():
-    import typing
-
-    from gnpcli.config.loader import _models
-
     for section, info in RunConfig.model_fields.items():
-        for model in _models(info.annotation):
-            for key, field in model.model_fields.items():
-                if (
-                    typing.get_origin(field.annotation) is typing.Literal
-                    and key == "name"
-                    and section != "model"
-                ):
-                    continue
+        for kind in NAMED[section].values() if section in NAMED else [info.annotation]:
+            assert kind is not None
+            for key, field in kind.model_fields.items():
                 assert field.description, f"{section}.{key}"

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from gnpcli.config import GrConfig, TrainConfig
-from gnpcli.config.schema import AdamWConfig, ConstantConfig, OptimizerConfig, SgdConfig
+from gnpcli.config.optimizers import AdamWConfig, OptimizerConfig, SgdConfig
+from gnpcli.config.schedules import ConstantConfig
 from gnpcli.devices.mesh import make_mesh
 from gnpcli.models.base import Model
 from gnpcli.recipes.presets import resolve

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from gnpcli.config import STRATEGIES, GrConfig
-from gnpcli.config.schema import (
+from gnpcli.config.schedules import (
     ConstantConfig,
     CosineConfig,
     ExponentialConfig,

@@ -13,7 +13,8 @@ import optax
 import pytest
 
 from gnpcli.config import GrConfig, RunConfig, TrainConfig
-from gnpcli.config.schema import ConstantConfig, SgdConfig
+from gnpcli.config.optimizers import SgdConfig
+from gnpcli.config.schedules import ConstantConfig
 from gnpcli.devices.mesh import make_mesh, replicated
 from gnpcli.gnp import global_norm
 from gnpcli.models.base import Model

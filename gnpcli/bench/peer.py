@@ -21,6 +21,7 @@ from gnpcli.bench.steps import compile_steps, random_images, regularized
 from gnpcli.bench.timing import Notify, Rounds, interleave, platform
 from gnpcli.bench.torch_networks import PEERS, Peer
 from gnpcli.config import RunConfig
+from gnpcli.config.optimizers import AdamWConfig, SgdConfig
 from gnpcli.data.base import DataSpec, Split
 from gnpcli.devices.mesh import make_mesh
 from gnpcli.devices.process import describe_environment
@@ -156,7 +157,7 @@ def _find_peer(config: RunConfig) -> Peer:
             f"{', '.join(PEERS)}",
             key="model.name",
         )
-    if config.optimizer.name not in ("adamw", "sgd"):
+    if not isinstance(config.optimizer, AdamWConfig | SgdConfig):
         raise ConfigError(
             f"the comparison knows adamw and sgd, not {config.optimizer.name}", key="optimizer.name"
         )
@@ -277,11 +278,12 @@ def _optimizer(torch: ModuleType, parameters: Sequence[Any], config: RunConfig) 
     """Return the optimizer in its fused form."""
     optimizer = config.optimizer
     groups = _decay_groups(parameters, config)
-    if optimizer.name == "adamw":
+    if isinstance(optimizer, AdamWConfig):
         betas = (optimizer.b1, optimizer.b2)
         return torch.optim.AdamW(
             groups, lr=optimizer.lr, betas=betas, eps=optimizer.eps, fused=True
         )
+    assert isinstance(optimizer, SgdConfig), "no other has a peer"
     return torch.optim.SGD(
         groups,
         lr=optimizer.lr,

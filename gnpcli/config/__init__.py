@@ -1,20 +1,22 @@
 """The typed configuration tree, read from layers of YAML and overrides."""
 
+from gnpcli.config.optimizers import OPTIMIZERS, OptimizerConfig
+from gnpcli.config.schedules import SCHEDULES, ScheduleConfig
 from gnpcli.config.schema import (
     CheckpointConfig,
     DataConfig,
     GrConfig,
     MeshConfig,
     ModelConfig,
-    OptimizerConfig,
     RunConfig,
-    ScheduleConfig,
     TrainConfig,
     Weights,
 )
 from gnpcli.config.strategies import STRATEGIES, Strategy
 
 __all__ = [
+    "OPTIMIZERS",
+    "SCHEDULES",
     "STRATEGIES",
     "CheckpointConfig",
     "DataConfig",

@@ -4,9 +4,11 @@ are warned about.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
-from gnpcli.config.schema import GrConfig, RunConfig, Section
+from gnpcli.config.schedules import SteppedConfig
+from gnpcli.config.schema import GrConfig, RunConfig
+from gnpcli.config.section import Section
 from gnpcli.errors import ConfigError
 
 
@@ -28,10 +30,8 @@ def check_together(config: RunConfig) -> RunConfig:
             "say)",
             "train.evaluate_weights",
         )
-    if (
-        config.schedule.name == "stepped"
-        and sorted(set(config.schedule.boundaries)) != config.schedule.boundaries
-    ):
+    schedule = config.schedule
+    if isinstance(schedule, SteppedConfig) and not _rises(schedule.boundaries):
         raise ConfigError("schedule.boundaries must rise", "schedule.boundaries")
     mean, std = config.data.mean, config.data.std
     if (mean is None) != (std is None) or len(mean or ()) != len(std or ()):
@@ -96,6 +96,10 @@ def check_together(config: RunConfig) -> RunConfig:
     )
 
 
+def _rises(values: Sequence[float]) -> bool:
+    return sorted(set(values)) == list(values)
+
+
 def _check_which_steps(gr: GrConfig) -> None:
     """Refuse two answers to which steps are penalised, and reuse of what there is not."""
     end = gr.probability if gr.probability_end is None else gr.probability_end
@@ -150,7 +154,7 @@ def advice(config: RunConfig) -> list[str]:
     """Return warnings about settings that train, but not to what their user hopes for."""
     gr, warmup, epochs = config.gr, config.schedule.warmup_epochs, config.train.epochs
     found = []
-    adaptive = config.optimizer.name in ("adamw", "rmsprop")
+    adaptive = config.optimizer.is_adaptive
     if adaptive and warmup > 0 and gr.how.penalises and not gr.how.warms_up and gr.r and gr.alpha:
         found.append(
             f"gr.strategy={gr.strategy} is at full strength during the learning-rate warmup "

@@ -5,7 +5,6 @@ where known.
 from __future__ import annotations
 
 import re
-import types
 import typing
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,10 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
 from gnpcli.config.checks import check_together
+from gnpcli.config.optimizers import OPTIMIZERS
+from gnpcli.config.schedules import DEFAULT_SCHEDULE, SCHEDULES
 from gnpcli.config.schema import RunConfig
+from gnpcli.config.section import Choices, Section
 from gnpcli.errors import ConfigError, suggest
 
 Tree = dict[str, Any]
@@ -197,7 +199,7 @@ def validate(layer: Layer) -> RunConfig:
     if isinstance(schedule := values.get("schedule", {}), dict):
         values = {
             **values,
-            "schedule": {"name": "cosine", **schedule},
+            "schedule": {"name": DEFAULT_SCHEDULE, **schedule},
         }  # so that `schedule.warmup_epochs` alone will do
     try:
         config = RunConfig.model_validate(values)
@@ -243,10 +245,7 @@ def explain(error: ValidationError, layer: Layer, keys: Sequence[str]) -> Config
 
 
 def _describe(problem: Any, layer: Layer, keys: Sequence[str]) -> str:
-    # A discriminated union puts the chosen kind into the location: optimizer, adamw, lr.
     loc = [str(part) for part in problem["loc"]]
-    if len(loc) > 1 and loc[0] in _kinds() and loc[1] in _kinds()[loc[0]]:
-        del loc[1]
     key, given, context = ".".join(loc), problem["input"], problem.get("ctx", {})
     source = _source(key, layer)
     match problem["type"]:
@@ -262,13 +261,13 @@ def _describe(problem: Any, layer: Layer, keys: Sequence[str]) -> str:
             return f"{source}unknown key '{key}'{near}{listing}"
         case "missing":
             return f"{source}missing key '{key}'"
-        case "union_tag_not_found":
-            return f"{source}missing key '{key}.name' (one of {', '.join(_kinds()[key])})"
-        case "union_tag_invalid":
-            name = str(context["tag"])
-            choices = list(_kinds()[key])
+        case "name_missing":
+            return f"{source}missing key '{key}.name' (one of {', '.join(context['choices'])})"
+        case "name_unknown":
+            name, choices = context["name"], list(context["choices"])
             where = _source(f"{key}.name", layer)
-            return f"{where}unknown {key} '{name}'{suggest(name, choices)} (one of {', '.join(choices)})"
+            listing = f"(one of {', '.join(choices)})"
+            return f"{where}unknown {key} '{name}'{suggest(name, choices)} {listing}"
         case "literal_error":
             choices = [choice.strip("' ") for choice in re.split(r",| or ", context["expected"])]
             return f"{source}{key}: '{given}' is not one of {', '.join(choices)}{suggest(str(given), choices)}"
@@ -302,38 +301,37 @@ def _suggest_last(word: str, keys: Sequence[str]) -> str:
     return ""
 
 
+NAMED: Mapping[str, Choices] = {"optimizer": OPTIMIZERS, "schedule": SCHEDULES}
+"""Sections whose ``name`` chooses their class from a registry."""
+
+
 def _kinds() -> dict[str, dict[str, frozenset[str]]]:
-    """Sections whose ``name`` chooses their type, and the keys of each kind."""
+    """Return, for the sections of `NAMED`, the keys of each choice."""
     return {
-        section: {
-            typing.get_args(model.model_fields["name"].annotation)[0]: frozenset(model.model_fields)
-            for model in _models(info.annotation)
-        }
-        for section, info in RunConfig.model_fields.items()
-        if info.discriminator
+        section: {name: frozenset(kind.model_fields) for name, kind in choices.items()}
+        for section, choices in NAMED.items()
     }
 
 
-def _models(annotation: Any) -> Iterator[type[BaseModel]]:
-    if typing.get_origin(annotation) in (typing.Union, types.UnionType, typing.Annotated):
-        for arm in typing.get_args(annotation):
-            yield from _models(arm)
-    elif isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        yield annotation
-
-
 def known_keys(values: Tree) -> Iterator[str]:
-    """Every dotted key a configuration may have; in a section with kinds, those of the kind chosen
-    in `values`.
+    """Yield every dotted key that a configuration may have.
+
+    Of a section that is chosen by name, those are the keys of the choice in `values`; of all
+    choices where it names none.
     """
     for section, info in RunConfig.model_fields.items():
-        kinds = _kinds().get(section)
-        chosen = values.get(section)
-        name = chosen.get("name") if isinstance(chosen, dict) else None
-        for model in _models(info.annotation):
-            if kinds is None or kinds.get(str(name)) in (None, frozenset(model.model_fields)):
-                for key in model.model_fields:
-                    yield f"{section}.{key}"
+        for kind in _classes(section, info.annotation, values.get(section)):
+            for key in kind.model_fields:
+                yield f"{section}.{key}"
+
+
+def _classes(section: str, annotation: Any, given: Any) -> list[type[Section]]:
+    """Return the classes that a section may have, given its values."""
+    choices = NAMED.get(section)
+    if choices is None:
+        return [annotation]
+    name = str(given.get("name")) if isinstance(given, dict) else ""
+    return [choices[name]] if name in choices else list(choices.values())
 
 
 def dump(config: RunConfig) -> str:

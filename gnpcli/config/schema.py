@@ -10,37 +10,24 @@ from typing import Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
-    BaseModel,
-    ConfigDict,
     Field,
+    SerializeAsAny,
     ValidationError,
     ValidatorFunctionWrapHandler,
     WrapValidator,
 )
 from pydantic_core import PydanticCustomError
 
+from gnpcli.config.optimizers import OPTIMIZERS, OptimizerConfig
+from gnpcli.config.schedules import SCHEDULES, ScheduleConfig
+from gnpcli.config.section import ModelSection, Section, chosen_from
 from gnpcli.config.strategies import NONE, STRATEGIES, Strategy
 
 Weights = Literal["raw", "ema"]
 """The trained parameters themselves, or their moving average."""
 
 
-class Section(BaseModel):
-    """A frozen section that refuses unknown keys and never converts one type into another (but int
-    to float).
-    """
-
-    model_config = ConfigDict(
-        extra="forbid",
-        frozen=True,
-        strict=True,
-        allow_inf_nan=False,
-        use_attribute_docstrings=True,
-        protected_namespaces=(),
-    )
-
-
-class ModelConfig(Section):
+class ModelConfig(ModelSection):
     """The architecture. An option left at null takes the model's own default; one it does not have
     is an error.
     """
@@ -173,104 +160,6 @@ class DataConfig(Section):
     """What a streamed image that cannot be decoded does: stop the run, or be skipped with a warning
     and a count.
     """
-
-
-class OptimizerBase(Section):
-    weight_decay: Annotated[float, Field(ge=0)] = 0.0
-    """Decoupled weight decay: each step also subtracts ``lr * weight_decay * parameter``."""
-
-
-class SgdConfig(OptimizerBase):
-    """Stochastic gradient descent with momentum."""
-
-    name: Literal["sgd"]
-    lr: Annotated[float, Field(gt=0)] = 0.1
-    """Peak learning rate."""
-    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
-    """Decay of the velocity; 0 is plain gradient descent."""
-    nesterov: bool = False
-    """Nesterov's look-ahead form of the momentum."""
-
-
-class AdamWConfig(OptimizerBase):
-    """AdamW, arXiv 1711.05101."""
-
-    name: Literal["adamw"]
-    lr: Annotated[float, Field(gt=0)] = 1e-3
-    """Peak learning rate."""
-    b1: Annotated[float, Field(ge=0, lt=1)] = 0.9
-    """Decay of the first moment."""
-    b2: Annotated[float, Field(ge=0, lt=1)] = 0.999
-    """Decay of the second moment."""
-    eps: Annotated[float, Field(gt=0)] = 1e-8
-    """Added to the root of the second moment."""
-
-
-class RmsPropConfig(OptimizerBase):
-    """RMSProp with optional momentum."""
-
-    name: Literal["rmsprop"]
-    lr: Annotated[float, Field(gt=0)] = 1e-3
-    """Peak learning rate."""
-    decay: Annotated[float, Field(ge=0, lt=1)] = 0.9
-    """Decay of the mean of squared gradients."""
-    eps: Annotated[float, Field(gt=0)] = 1e-8
-    """Added to the mean square before its root."""
-    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Decay of the velocity; 0 is none."""
-    nesterov: bool = False
-    """Nesterov's look-ahead form of the momentum."""
-
-
-OptimizerConfig = Annotated[SgdConfig | AdamWConfig | RmsPropConfig, Field(discriminator="name")]
-
-
-class ScheduleBase(Section):
-    warmup_epochs: Annotated[float, Field(ge=0)] = 0.0
-    """Epochs over which the learning rate rises linearly from 0 to its peak."""
-
-
-class ConstantConfig(ScheduleBase):
-    """The peak learning rate after the warmup."""
-
-    name: Literal["constant"]
-
-
-class CosineConfig(ScheduleBase):
-    """Half a cosine from the peak, at the end of the warmup, to `final_factor` of it at the end of
-    training.
-    """
-
-    name: Literal["cosine"]
-    final_factor: Annotated[float, Field(ge=0, le=1)] = 0.0
-    """Learning rate at the last step as a share of the peak."""
-
-
-class SteppedConfig(ScheduleBase):
-    """The peak, multiplied by `factor` at each of the boundaries."""
-
-    name: Literal["stepped"]
-    boundaries: list[Annotated[float, Field(gt=0, lt=1)]] = [0.3, 0.6, 0.8]
-    """Where the rate drops, as shares of the whole training, rising (WideResNet's recipe: 0.3, 0.6,
-    0.8).
-    """
-    factor: Annotated[float, Field(gt=0, le=1)] = 0.2
-    """What each boundary multiplies the rate by."""
-
-
-class ExponentialConfig(ScheduleBase):
-    """An exponential decay from the peak, at the end of the warmup, to `final_factor` of it at the
-    end of training.
-    """
-
-    name: Literal["exponential"]
-    final_factor: Annotated[float, Field(gt=0, le=1)] = 0.012
-    """Learning rate at the end of training as a share of the peak."""
-
-
-ScheduleConfig = Annotated[
-    ConstantConfig | CosineConfig | SteppedConfig | ExponentialConfig, Field(discriminator="name")
-]
 
 
 def _groups_in_words(value: Any, validate: ValidatorFunctionWrapHandler) -> Any:
@@ -450,8 +339,8 @@ class RunConfig(Section):
 
     model: ModelConfig
     data: DataConfig
-    optimizer: OptimizerConfig
-    schedule: ScheduleConfig
+    optimizer: SerializeAsAny[Annotated[OptimizerConfig, WrapValidator(chosen_from(OPTIMIZERS))]]
+    schedule: SerializeAsAny[Annotated[ScheduleConfig, WrapValidator(chosen_from(SCHEDULES))]]
     gr: GrConfig = GrConfig()
     train: TrainConfig
     checkpoint: CheckpointConfig = CheckpointConfig()

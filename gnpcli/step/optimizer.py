@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from gnpcli.config import OptimizerConfig, TrainConfig
-from gnpcli.step.telemetry import adam_rates, mean_and_variance, rms_rates
+from gnpcli.step.telemetry import mean_and_variance
 
 
 def decay_mask(params: Any, *, biases_and_norms: bool) -> Any:
@@ -46,34 +46,20 @@ def clip_by_norm(grads: Any, norm: jax.Array, max_norm: float | None) -> Any:
 
 
 def build_optimizer(config: OptimizerConfig, train: TrainConfig) -> optax.GradientTransformation:
-    """Build the optimizer and then decoupled decay: what comes out is to be multiplied by minus the
-    learning rate.
+    """Build the optimizer and then decoupled decay.
 
-    Clipping comes before it and the learning rate after it, in the step, whose number is the run's
-    only clock: the optimizer counts its updates for its own bias correction alone, and so may skip
-    one.
+    What comes out is to be multiplied by minus the learning rate. The step does that, and clips
+    before it: its number is the run's only clock. The optimizer counts its updates for its own bias
+    correction alone, and so may skip one.
 
     Decoupled decay adds ``weight_decay * parameter`` to the update before the learning rate
     multiplies it (AdamW, arXiv 1711.05101), also for SGD and RMSProp.
 
     Args:
-        config: One of the typed optimizer sections.
+        config: The section, which is the optimizer itself.
         train: For `decay_biases_and_norms`.
     """
-    match config.name:
-        case "sgd":
-            scale = (
-                optax.trace(config.momentum, config.nesterov)
-                if config.momentum
-                else optax.identity()
-            )
-        case "adamw":
-            scale = optax.scale_by_adam(config.b1, config.b2, config.eps)
-        case "rmsprop":
-            scale = optax.scale_by_rms(config.decay, config.eps)
-            if config.momentum:
-                scale = optax.chain(scale, optax.trace(config.momentum, config.nesterov))
-    parts = [scale]
+    parts = [config.transform()]
     if config.weight_decay:
 
         def mask(params: Any) -> Any:
@@ -84,28 +70,20 @@ def build_optimizer(config: OptimizerConfig, train: TrainConfig) -> optax.Gradie
 
 
 def make_statistics(config: OptimizerConfig) -> Any | None:
-    """Build what an adaptive optimizer tells about itself between two steps; None for one that
-    adapts nothing (SGD).
+    """Build what an adaptive optimizer tells about itself between two steps.
 
     Returns:
-        Jitted, ``opt_state -> metrics``: float32 scalars over all parameters, of the adaptive
-        learning rate psi that the last update used (see `gnpcli.step.telemetry`):
-        `adaptive_lr_mean`, `adaptive_lr_variance` and `adaptive_lr_log_variance`, of ln psi. A few
-        parameters that have no gradient yet, with their psi of ``1 / eps``, are all that the first
-        two show; the last one weighs a factor the same wherever it is.
+        None for an optimizer that adapts nothing (SGD). Otherwise jitted, ``opt_state -> metrics``:
+        float32 scalars over all parameters, of their adaptive learning rate psi
+        (`OptimizerConfig.adaptive_rates`): `adaptive_lr_mean`, `adaptive_lr_variance` and
+        `adaptive_lr_log_variance`, of ln psi. A few parameters that have no gradient yet, with a
+        huge psi, dominate the first two; the last one weighs a factor the same wherever it is.
     """
-
-    def rates(opt_state: Any) -> Any:
-        second_moment = optax.tree.get(opt_state, "nu")
-        if config.name == "rmsprop":
-            return rms_rates(second_moment, eps=config.eps)
-        assert config.name == "adamw"
-        return adam_rates(
-            second_moment, optax.tree.get(opt_state, "count"), b2=config.b2, eps=config.eps
-        )
+    if not config.is_adaptive:
+        return None
 
     def statistics(opt_state: Any) -> dict[str, jax.Array]:
-        psi = rates(opt_state)
+        psi = config.adaptive_rates(opt_state)
         mean, variance = mean_and_variance(psi)
         _, log_variance = mean_and_variance(jax.tree.map(jnp.log, psi))
         return {
@@ -114,4 +92,4 @@ def make_statistics(config: OptimizerConfig) -> Any | None:
             "adaptive_lr_log_variance": log_variance,
         }
 
-    return None if config.name == "sgd" else jax.jit(statistics)
+    return jax.jit(statistics)

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gnpcli.config import GrConfig, ScheduleConfig, Strategy
+from gnpcli.config.schedules import Moment
 
 Step = jax.Array | int
 Schedule = Callable[[Step], jax.Array]
@@ -39,19 +40,12 @@ class Horizon:
 
 
 def lr_schedule(config: ScheduleConfig, peak: float, horizon: Horizon) -> Schedule:
-    """Return the learning rate: a linear warmup from 0 to `peak`, then the decay that `config`
-    names.
+    """Return the learning rate: a linear warmup from 0 to `peak`, then the decay of `config`.
 
-    With W warmup steps, T total steps and the progress ``p = (step - W) / (T - W)`` in [0, 1]:
-
-    - constant: ``peak``
-    - cosine: ``peak * (f + (1 - f) * (1 + cos(pi p)) / 2)`` with f = `final_factor`
-    - exponential: ``peak * f ** p`` with f = `final_factor`
-    - stepped: ``peak * factor ** k``, k being how many boundaries ``b * T`` the step has reached
-
-    During the warmup the rate is ``peak * step / W``, so that the first of W > 0 warmup steps
-    leaves the parameters as they are. Steps from T on keep the final value. A warmup as long as the
-    training never decays.
+    With W warmup steps and T total steps the rate is ``peak * step / W`` during the warmup, so that
+    the first of W > 0 warmup steps leaves the parameters as they are. Then it is ``peak *
+    config.decay(...)`` at the progress ``(step - W) / (T - W)`` in [0, 1]. Steps from T on keep the
+    final value. A warmup as long as the training never decays.
     """
     warmup, total = horizon.steps(config.warmup_epochs), horizon.total_steps
     decay_steps = max(total - warmup, 1)
@@ -59,22 +53,8 @@ def lr_schedule(config: ScheduleConfig, peak: float, horizon: Horizon) -> Schedu
     def schedule(step: Step) -> jax.Array:
         now = jnp.asarray(step, jnp.float32)
         progress = jnp.clip((now - warmup) / decay_steps, 0.0, 1.0)
-        match config.name:
-            case "constant":
-                factor = jnp.ones_like(now)
-            case "cosine":
-                factor = config.final_factor + (1 - config.final_factor) * 0.5 * (
-                    1 + jnp.cos(jnp.pi * progress)
-                )
-            case "exponential":
-                factor = config.final_factor**progress
-            case "stepped":
-                factor = jnp.ones_like(now)
-                for boundary in config.boundaries:
-                    factor = jnp.where(
-                        now >= round(boundary * total), factor * config.factor, factor
-                    )
-        return peak * jnp.where(now < warmup, now / max(warmup, 1), factor)
+        share = config.decay(Moment(now, progress, total))
+        return peak * jnp.where(now < warmup, now / max(warmup, 1), share)
 
     return schedule
 

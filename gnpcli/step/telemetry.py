@@ -42,30 +42,6 @@ def update_ratio(update_norm: jax.Array, grad_norm: jax.Array) -> jax.Array:
     )
 
 
-def adam_rates(second_moment: Any, count: jax.Array, *, b2: float, eps: float) -> Any:
-    """Return Adam's adaptive learning rate of every parameter, ``psi = 1 / (sqrt(v / (1 - b2^n)) +
-    eps)``.
-
-    It is what arXiv 1908.03265 (RAdam), section 3, calls the adaptive learning rate, whose variance
-    over the first steps the learning-rate warmup tames; the global learning rate is no part of it.
-
-    Args:
-        second_moment: v, the running mean of squared gradients, not corrected for its start at 0.
-        count: n, the updates that v has seen, int32 scalar; with none, psi is ``1 / eps``.
-        b2: Decay of v.
-        eps: As of the optimizer.
-    """
-    seen = 1 - jnp.asarray(b2, jnp.float32) ** jnp.maximum(count, 1).astype(jnp.float32)
-    return jax.tree.map(lambda v: 1 / (jnp.sqrt(v.astype(jnp.float32) / seen) + eps), second_moment)
-
-
-def rms_rates(second_moment: Any, *, eps: float) -> Any:
-    """Return RMSProp's adaptive learning rate of every parameter, ``1 / sqrt(v + eps)``, with v as
-    in `adam_rates`.
-    """
-    return jax.tree.map(lambda v: jax.lax.rsqrt(v.astype(jnp.float32) + eps), second_moment)
-
-
 def mean_and_variance(rates: Any) -> tuple[jax.Array, jax.Array]:
     """Return mean and (biased) variance over all elements of all leaves, each element counting
     once; float32 scalars.

@@ -16,7 +16,7 @@ from pydantic import Field, ValidationError
 
 from gnpcli.config import RunConfig
 from gnpcli.config.loader import Layer, Tree, explain, parse_overrides, read_yaml
-from gnpcli.config.schema import Section
+from gnpcli.config.section import Section
 from gnpcli.errors import ConfigError, suggest
 from gnpcli.recipes.presets import load_preset, preset_dir, resolve_layers
 
