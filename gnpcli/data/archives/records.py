@@ -1,8 +1,8 @@
-"""Records of a prepared TFDS folder to arrays: no TensorFlow, decoded once and cached.
+"""Records of a prepared TFDS folder to arrays, without TensorFlow.
 
-A record is a ``tf.train.Example``. Both formats hold the same: array_record files are read with the
-package of that name, tfrecord files with the few lines that their framing takes. Reading them and
-decoding with Pillow directly takes half the time of TFDS's own data source.
+A record is a ``tf.train.Example`` in both formats. The package array_record reads files of that
+name. The framing of tfrecord files takes a few lines, which are here. Reading them and decoding with
+Pillow takes half the time of TFDS's own data source. Arrays are cached.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import os
 import struct
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from itertools import islice
+from itertools import chain, islice
 from typing import Any
 
 import numpy as np
@@ -20,14 +20,20 @@ import numpy.typing as npt
 from PIL import Image, ImageFile
 
 from gnpcli.data.archives.tfds import Features, Prepared
-from gnpcli.data.base import Labels
+from gnpcli.data.base import Images, Labels
 from gnpcli.data.images.cache import cache_key, read_cache, write_cache
 from gnpcli.data.images.decode import FORMATS, allocate, read_square
 from gnpcli.data.progress import ProgressListener
 from gnpcli.data.statistics import channel_statistics
 from gnpcli.errors import DataError
 
-_BLOCK = 1000  # records per read: one at a time takes twice as long
+_RECORDS_PER_READ = 1000
+"""One at a time takes twice as long."""
+
+Record = tuple[bytes, int]
+"""An encoded image and its label."""
+Size = tuple[int, int]
+"""Width and height in pixels."""
 
 
 def load_arrays(
@@ -40,8 +46,8 @@ def load_arrays(
 ) -> dict[str, npt.NDArray[Any]]:
     """Read images and labels of some splits from the cache, or decode and cache them.
 
-    The record files' own checksums are verified for array_record; of tfrecord files only the
-    framing, the images and the range of the labels are, since the standard library has no CRC-32C.
+    The checksums of array_record files are verified. Those of tfrecord files are not, since the
+    standard library has no CRC-32C; their framing, images and range of labels are.
 
     Args:
         prepared: The folder.
@@ -64,16 +70,17 @@ def load_arrays(
     # All splits of a group stand in the key: another choice of splits is another entry.
     parts = " ".join(f"{group}={'+'.join(splits)}" for group, splits in groups.items())
     key = cache_key(prepared.root, {f"tfds {parts}": prepared}, image_size)
-    lengths = {
-        group: sum(prepared.counts[split] for split in splits) for group, splits in groups.items()
-    }
-    arrays = read_cache(
-        key, lengths | {f"{group}_labels": length for group, length in lengths.items()}
-    )
-    if arrays is None:
-        arrays = _decode(prepared, features, groups, lengths, image_size, progress)
-        arrays["statistics"] = np.asarray(channel_statistics(arrays["train"]))
-        write_cache(key, arrays)
+    lengths: dict[str, int] = {}
+    for group, splits in groups.items():
+        lengths[group] = sum(prepared.counts[split] for split in splits)
+        lengths[f"{group}_labels"] = lengths[group]
+    cached = read_cache(key, lengths)
+    if cached is not None:
+        return cached
+    decoder = _Decoder(prepared, features, groups, image_size, progress)
+    arrays = decoder.decode_all()
+    arrays["statistics"] = np.asarray(channel_statistics(arrays["train"]))
+    write_cache(key, arrays)
     return arrays
 
 
@@ -83,14 +90,17 @@ def read_labels(prepared: Prepared, features: Features, splits: Sequence[str]) -
     Raises:
         DataError: As `load_arrays`, but for the images.
     """
-    found = [label for split in splits for block in _blocks(prepared, split) for _, label in block]
+    found: list[int] = []
+    for split in splits:
+        for block in _blocks(prepared, split):
+            found += [label for _, label in block]
     labels = np.asarray(found, dtype=np.int32)
     _check_labels(prepared, labels, len(features.class_names))
     return labels
 
 
-def first_size(prepared: Prepared, split: str) -> tuple[int, int]:
-    """Return (width, height) of the first image of a split.
+def first_size(prepared: Prepared, split: str) -> Size:
+    """Return the size of the first image of a split.
 
     Raises:
         DataError: As `load_arrays`.
@@ -100,82 +110,109 @@ def first_size(prepared: Prepared, split: str) -> tuple[int, int]:
         return image.size
 
 
-def _decode(
-    prepared: Prepared,
-    features: Features,
-    groups: Mapping[str, Sequence[str]],
-    lengths: Mapping[str, int],
-    image_size: int | None,
-    progress: ProgressListener | None,
-) -> dict[str, npt.NDArray[Any]]:
-    height, width, channels = features.shape
-    own = (
-        (width, height)
-        if width is not None and height is not None
-        else first_size(prepared, groups["train"][0])
-    )
-    if image_size is None and own[0] != own[1]:
-        raise DataError(
-            f"{prepared.root} holds images of {own[0]}x{own[1]} pixels, not square; set "
-            "data.image_size to crop and "
-            "resize all images"
-        )
-    side = image_size or own[0]
-    arrays: dict[str, npt.NDArray[Any]] = {}
-    done = 0
-    for group, splits in groups.items():
-        images = allocate(lengths[group], side, channels)
-        labels: Labels = np.empty(lengths[group], dtype=np.int32)
-        index = 0
-        for split in splits:
-            for block in _blocks(prepared, split):
-                with _reading(prepared):
-                    for encoded, label in block:
-                        with _opened(encoded) as image:
-                            if image_size is None and image.size != own:
-                                raise _differs(prepared, own, image.size, fixed=width is not None)
-                            images[index] = read_square(image, side, channels)
-                        labels[index] = label
-                        index += 1
-                done += len(block)
-                if progress is not None:
-                    progress(done, sum(lengths.values()))
-        _check_labels(prepared, labels, len(features.class_names))
-        arrays |= {group: images, f"{group}_labels": labels}
-    return arrays
+class _Decoder:
+    """Decodes groups of splits into arrays of images of one size.
 
+    Arguments and errors are those of `load_arrays`.
+    """
 
-def _differs(
-    prepared: Prepared, own: tuple[int, int], found: tuple[int, int], *, fixed: bool
-) -> DataError:
-    if fixed:
+    def __init__(
+        self,
+        prepared: Prepared,
+        features: Features,
+        groups: Mapping[str, Sequence[str]],
+        image_size: int | None,
+        progress: ProgressListener | None,
+    ) -> None:
+        width, height = features.shape[1], features.shape[0]
+        self._prepared = prepared
+        self._features = features
+        self._groups = groups
+        self._image_size = image_size
+        self._progress = progress
+        self._is_fixed = width is not None and height is not None
+        if width is not None and height is not None:
+            self._own_size = (width, height)
+        else:
+            self._own_size = first_size(prepared, groups["train"][0])
+        if image_size is None and self._own_size[0] != self._own_size[1]:
+            raise DataError(
+                f"{prepared.root} holds images of {_pixels(self._own_size)} pixels, not square; "
+                "set data.image_size to crop and resize all images"
+            )
+        self._done = 0
+        self._total = sum(self._count(group) for group in groups)
+
+    def decode_all(self) -> dict[str, npt.NDArray[Any]]:
+        """Return images and labels of all groups by name."""
+        arrays: dict[str, npt.NDArray[Any]] = {}
+        for group in self._groups:
+            images, labels = self._decode_group(group)
+            arrays[group] = images
+            arrays[f"{group}_labels"] = labels
+        return arrays
+
+    def _count(self, group: str) -> int:
+        return sum(self._prepared.counts[split] for split in self._groups[group])
+
+    def _decode_group(self, group: str) -> tuple[Images, Labels]:
+        count = self._count(group)
+        side = self._image_size or self._own_size[0]
+        images = allocate(count, side, self._features.shape[2])
+        labels: Labels = np.empty(count, dtype=np.int32)
+        start = 0
+        for split in self._groups[group]:
+            for block in _blocks(self._prepared, split):
+                end = start + len(block)
+                self._decode_block(block, images[start:end], labels[start:end])
+                start = end
+        _check_labels(self._prepared, labels, len(self._features.class_names))
+        return images, labels
+
+    def _decode_block(self, block: Sequence[Record], images: Images, labels: Labels) -> None:
+        """Decode records into `images` and `labels`, which are as many."""
+        _, side, _, channels = images.shape
+        with _reading(self._prepared):
+            for index, (encoded, label) in enumerate(block):
+                with _opened(encoded) as image:
+                    if self._image_size is None and image.size != self._own_size:
+                        raise self._differs(image.size)
+                    images[index] = read_square(image, side, channels)
+                labels[index] = label
+        self._done += len(block)
+        if self._progress is not None:
+            self._progress(self._done, self._total)
+
+    def _differs(self, found: Size) -> DataError:
+        root = self._prepared.root
+        if self._is_fixed:
+            return DataError(
+                f"{root} holds an image of {_pixels(found)} pixels among "
+                f"{_pixels(self._own_size)}: prepare the data set anew"
+            )
         return DataError(
-            f"{prepared.root} holds an image of {found[0]}x{found[1]} pixels among "
-            f"{own[0]}x{own[1]}: prepare the data "
-            "set anew"
+            f"images of {root} differ in size: {_pixels(self._own_size)} and {_pixels(found)}; set "
+            "data.image_size to crop and resize all of them"
         )
-    return DataError(
-        f"images of {prepared.root} differ in size: {own[0]}x{own[1]} and {found[0]}x{found[1]}; "
-        "set data.image_size "
-        "to crop and resize all of them"
-    )
+
+
+def _pixels(size: Size) -> str:
+    return f"{size[0]}x{size[1]}"
 
 
 def _check_labels(prepared: Prepared, labels: Labels, num_classes: int) -> None:
     if labels.min() < 0 or labels.max() >= num_classes:
         raise DataError(
             f"{prepared.root} has labels outside 0 to {num_classes - 1}: choose labelled splits "
-            "(data.train_split, "
-            "data.test_split), or prepare the data set anew"
+            "(data.train_split, data.test_split), or prepare the data set anew"
         )
 
 
-def _blocks(prepared: Prepared, split: str) -> Iterator[list[tuple[bytes, int]]]:
-    """Yield (encoded image, label) of a split's records in order, in blocks, as many as
-    dataset_info.json promises.
+def _blocks(prepared: Prepared, split: str) -> Iterator[list[Record]]:
+    """Yield a split's records in order, in blocks, as many as dataset_info.json promises.
 
     Raises:
-        DataError: On whatever goes wrong in here; what the caller does with a block is not caught.
+        DataError: On whatever goes wrong in here. What the caller does with a block is not caught.
     """
     with _reading(prepared):
         from tensorflow_datasets.proto import tf_example_pb2
@@ -183,13 +220,16 @@ def _blocks(prepared: Prepared, split: str) -> Iterator[list[tuple[bytes, int]]]
         done, count = 0, prepared.counts[split]
         read = _array_records if prepared.format == "array_record" else _tfrecord_blocks
         for records in read(prepared.shards[split]):
-            found = [
-                tf_example_pb2.Example.FromString(record).features.feature for record in records
-            ]
-            done += len(found)
+            done += len(records)
             if done > count:
                 break
-            yield [(f["image"].bytes_list.value[0], f["label"].int64_list.value[0]) for f in found]
+            block = []
+            for record in records:
+                feature = tf_example_pb2.Example.FromString(record).features.feature
+                image = feature["image"].bytes_list.value[0]
+                label = feature["label"].int64_list.value[0]
+                block.append((image, label))
+            yield block
         if done != count:
             raise ValueError(f"{split} does not have {count} records")
 
@@ -202,19 +242,22 @@ def _array_records(paths: Sequence[str]) -> Iterator[list[bytes]]:
     from array_record.python.array_record_data_source import ArrayRecordDataSource
 
     with ArrayRecordDataSource(paths) as source:
-        for start in range(0, len(source), _BLOCK):
-            yield source.__getitems__(range(start, min(start + _BLOCK, len(source))))
+        for start in range(0, len(source), _RECORDS_PER_READ):
+            end = min(start + _RECORDS_PER_READ, len(source))
+            yield source.__getitems__(range(start, end))
 
 
 def _tfrecord_blocks(paths: Sequence[str]) -> Iterator[list[bytes]]:
-    records = (record for path in paths for record in _tfrecords(path))
-    while block := list(islice(records, _BLOCK)):
+    records = chain.from_iterable(_tfrecords(path) for path in paths)
+    while block := list(islice(records, _RECORDS_PER_READ)):
         yield block
 
 
 def _tfrecords(path: str) -> Iterator[bytes]:
-    """Yield the records of a file: length (8 bytes, little-endian), its CRC (4), the record, its
-    CRC (4).
+    """Yield the records of a file.
+
+    Each is framed by its length (8 bytes, little-endian), the length's CRC (4) before it, and its
+    own CRC (4) after it.
     """
     with open(path, "rb") as file:
         left = os.fstat(file.fileno()).st_size

@@ -1,10 +1,9 @@
-"""Image files to pixels: opened by content, one meaning for every colour model, whole sets into one
-array.
+"""Image files to pixels: opened by content, one meaning for every colour model.
 
-Pillow opens every file and says what it is. Sound JPEGs, grey or in colour, are then decoded by
-libjpeg-turbo through simplejpeg, which gives the same bits as Pillow in three quarters of the time;
-the rest, and every doubt, is Pillow's. The result of a file depends on the file, the number of
-channels and the size asked for, never on the order of work.
+Pillow opens every file and says what it is. libjpeg-turbo then decodes sound JPEGs, grey or in
+colour, through simplejpeg: the same bits as Pillow's in three quarters of the time. The rest, and
+every doubt, is Pillow's. The result depends on the file, the number of channels and the size asked
+for, never on the order of work.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import Literal
 
 import numpy as np
@@ -23,13 +22,16 @@ from gnpcli.data.base import Images
 from gnpcli.data.images.resize import resize
 from gnpcli.errors import DataError
 
-# What the suffixes of `gnpcli.data.images.layout` promise. Pillow goes by the content: a PNG named
-# .jpg is read as a PNG, and nothing else that Pillow knows is ever started by a file that lies
-# about its name.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF")
+"""What the suffixes of `gnpcli.data.images.layout` promise.
+
+Pillow goes by the content: a PNG named .jpg is read as a PNG. Nothing else that Pillow knows is
+ever started by a file that lies about its name.
+"""
 _JPEG_COLOURS = {"L": "GRAY", "RGB": "RGB"}
 """What simplejpeg calls Pillow's modes."""
-_CHUNK = 64  # files per task: a future costs as much as a tenth of a small image
+_FILES_PER_TASK = 64
+"""A future costs as much as a tenth of a small image."""
 
 
 class ColourFound(Exception):
@@ -37,8 +39,7 @@ class ColourFound(Exception):
 
 
 def read_header(path: str, image_size: int | None) -> tuple[int, bool]:
-    """Return (side in pixels, is grey) of an image file as it will be decoded, without decoding its
-    pixels.
+    """Return (side in pixels, is grey) of an image as it will be decoded. No pixel is decoded.
 
     Args:
         path: An image file.
@@ -77,10 +78,10 @@ def decode_files(
 ) -> Images:
     """Decode image files into one array, in the order of `paths`.
 
-    RGBA, CMYK and palette images become RGB (transparency is dropped), grey ones three equal
-    channels; with one channel every image becomes grey. The first frame of an animation is taken;
+    RGBA, CMYK and palette images become RGB: transparency is dropped. Grey ones become three equal
+    channels. With one channel every image becomes grey. The first frame of an animation is taken.
     EXIF rotation is not applied. With `image_size` an image that is not of that size is cut to its
-    centred square and resized, bilinear with antialiasing (a square image is resized whole).
+    centred square and resized, bilinear with antialiasing.
 
     Args:
         paths: At least one file.
@@ -105,31 +106,44 @@ def decode_files(
         len(paths), side, channels, remedy="set data.stream to true, or a smaller data.image_size"
     )
 
+    def decode(path: str) -> Images:
+        with opened(path) as image:
+            if only_grey and not is_grey(image):
+                raise ColourFound
+            if image_size is None and image.size != (side, side):
+                raise DataError(
+                    f"images differ in size: {like} is {side}x{side}, {path} is "
+                    f"{image.width}x{image.height}; set data.image_size to resize all of them"
+                )
+            return read_square(image, side, channels)
+
     def work(start: int) -> int:
-        end = min(start + _CHUNK, len(paths))
+        end = min(start + _FILES_PER_TASK, len(paths))
         for index in range(start, end):
-            with opened(paths[index]) as image:
-                if only_grey and not is_grey(image):
-                    raise ColourFound
-                if image_size is None and image.size != (side, side):
-                    raise DataError(
-                        f"images differ in size: {like} is {side}x{side}, {paths[index]} is "
-                        f"{image.width}x{image.height}; set data.image_size to resize all of them"
-                    )
-                images[index] = read_square(image, side, channels)
+            images[index] = decode(paths[index])
         return end
 
+    _run_tasks(work, range(0, len(paths), _FILES_PER_TASK), progress)
+    return images
+
+
+def _run_tasks(
+    work: Callable[[int], int], starts: Sequence[int], progress: Callable[[int], None] | None
+) -> None:
+    """Call `work` with each of `starts` in threads, and `progress` with what it returns, in order.
+
+    The order makes the first of several bad files the one that is named.
+    """
     with ThreadPoolExecutor(min(16, os.cpu_count() or 1), thread_name_prefix="gnp-decode") as pool:
-        tasks = [pool.submit(work, start) for start in range(0, len(paths), _CHUNK)]
+        tasks = [pool.submit(work, start) for start in starts]
         try:
-            for task in tasks:  # in order, so that of several bad files the first is named
+            for task in tasks:
                 done = task.result()
                 if progress is not None:
                     progress(done)
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
-    return images
 
 
 def allocate(
@@ -149,8 +163,7 @@ def allocate(
     except MemoryError:
         raise DataError(
             f"{count} images of {side}x{side} pixels take {num_bytes / 1e9:.1f} GB of memory, more "
-            "than there is: "
-            f"{remedy}"
+            f"than there is: {remedy}"
         ) from None
 
 
@@ -168,7 +181,7 @@ def is_grey(image: Image.Image) -> bool:
 
 
 def convert(image: Image.Image, mode: Literal["L", "RGB"]) -> Image.Image:
-    """Return an image in `mode`: transparency is dropped, of 16 bits the upper 8 are kept.
+    """Return an image in `mode`. Transparency is dropped, and the upper 8 of 16 bits are kept.
 
     Raises:
         ValueError: On 32-bit pixels, whose range the file does not tell.
@@ -183,31 +196,48 @@ def convert(image: Image.Image, mode: Literal["L", "RGB"]) -> Image.Image:
 
 
 def read_pixels(image: ImageFile.ImageFile, scale: int = 1) -> tuple[Images, int]:
-    """Decode an opened image, a JPEG at a part of its size if asked, which costs less.
+    """Decode an opened image. A JPEG can be decoded at a part of its size, which costs less.
 
     Args:
         image: From `opened`; transparency is dropped.
-        scale: 1, 2, 4 or 8: what the sides of a JPEG are divided by, rounded up.
+        scale: 1, 2, 4 or 8: the sides of a JPEG are divided by it and rounded up.
 
     Returns:
         uint8 ``[H, W, C]``, C = 1 for a grey image and 3 otherwise, and the scale that was used:
         `scale`, or 1.
     """
-    if image.format in ("JPEG", "MPO") and image.mode in _JPEG_COLOURS and image.fp is not None:
-        image.fp.seek(0)
-        smallest = {"min_width": -(-image.width // scale), "min_height": -(-image.height // scale)}
-        with suppress(ValueError):  # also for what Pillow would shrug off: it decides
-            return simplejpeg.decode_jpeg(
-                image.fp.read(), _JPEG_COLOURS[image.mode], min_factor=scale, **smallest
-            ), scale
-        image.fp.seek(0)
+    jpeg = _read_jpeg(image, scale)
+    if jpeg is not None:
+        return jpeg, scale
     pixels = np.asarray(convert(image, "L" if is_grey(image) else "RGB"))
     return pixels.reshape(*pixels.shape[:2], -1), 1
 
 
+def _read_jpeg(image: ImageFile.ImageFile, scale: int) -> Images | None:
+    """Decode an opened JPEG with simplejpeg.
+
+    Returns None where the image is none, or where simplejpeg has any doubt: Pillow decides then.
+    """
+    is_jpeg = image.format in ("JPEG", "MPO") and image.mode in _JPEG_COLOURS
+    if not is_jpeg or image.fp is None:
+        return None
+    image.fp.seek(0)
+    try:
+        pixels: Images = simplejpeg.decode_jpeg(
+            image.fp.read(),
+            _JPEG_COLOURS[image.mode],
+            min_factor=scale,
+            min_width=-(-image.width // scale),
+            min_height=-(-image.height // scale),
+        )
+    except ValueError:
+        image.fp.seek(0)
+        return None
+    return pixels
+
+
 def read_square(image: ImageFile.ImageFile, side: int, channels: int) -> Images:
-    """Decode an opened image, cut it to its centred square where it is not of the size asked for,
-    and resize that.
+    """Decode an opened image and resize its centred square where it is not of the size asked for.
 
     Args:
         image: From `opened`.
@@ -225,20 +255,18 @@ def read_square(image: ImageFile.ImageFile, side: int, channels: int) -> Images:
         short = min(width, height)
         left, top = (width - short) // 2, (height - short) // 2
         pixels = resize(pixels[top : top + short, left : left + short], side)
-    # Broadcasting takes a tenth of the time of a small image.
-    return (
-        pixels if pixels.shape[-1] == channels else np.broadcast_to(pixels, (side, side, channels))
-    )
+    if pixels.shape[-1] == channels:  # broadcasting takes a tenth of the time of a small image
+        return pixels
+    return np.broadcast_to(pixels, (side, side, channels))
 
 
 @contextmanager
 def opened(path: str) -> Iterator[ImageFile.ImageFile]:
-    """Open an image file by its content, whatever its name, among the formats that
-    `gnpcli.data.images.layout` looks for.
+    """Open an image file by its content, whatever its name, as one of `FORMATS`.
 
     Raises:
-        DataError: Also on what the body's decoding brings up: a file that is damaged, cannot be
-            read, or is no image.
+        DataError: If the file is damaged, cannot be read, or is no image. What the body's decoding
+            brings up counts, too.
     """
     try:
         with Image.open(path, formats=FORMATS) as image:
