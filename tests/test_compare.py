@@ -11,7 +11,7 @@ import pytest
 from gnpcli.errors import ConfigError
 from gnpcli.recipes.presets import resolve
 from gnpcli.runs.compare import compare
-from gnpcli.runs.folder import create_run
+from gnpcli.runs.folder import RunFolder
 from tests.conftest import Gnp, fails
 
 
@@ -19,7 +19,7 @@ def make_run(folder: Path, *assignments: str, errors: tuple[float, ...] = (0.5, 
     """Write the run folder of 44 steps an epoch, one epoch for each error; a session ended after
     the first.
     """
-    create_run(folder, resolve(None, [f"train.epochs={max(len(errors), 4)}", *assignments]))
+    RunFolder(folder).create(resolve(None, [f"train.epochs={max(len(errors), 4)}", *assignments]))
     lines: list[dict[str, Any]] = []
     for epoch, error in enumerate(errors, start=1):
         lines += [

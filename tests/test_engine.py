@@ -25,7 +25,8 @@ from gnpcli.engine.train import _prepare, resume, train
 from gnpcli.errors import CheckpointError, ConfigError, DivergenceError, Interrupted
 from gnpcli.recipes.presets import resolve
 from gnpcli.runs.checkpoint import Checkpoints
-from gnpcli.runs.folder import check_free, default_run_dir, locate
+from gnpcli.runs.folder import RunFolder, default_run_dir
+from gnpcli.runs.location import locate
 from gnpcli.runs.log import MetricsLog, read_metrics
 from gnpcli.step.schedules import lr_schedule
 from gnpcli.terminal.screen import Screen
@@ -508,7 +509,7 @@ def test_a_folder_with_a_run_is_never_written_to(whole, tmp_path):
     with pytest.raises(
         ConfigError, match=r"holds this very run already: continue it with `gnp resume"
     ):
-        check_free(whole, config())
+        RunFolder(whole).check_free(config())
     with pytest.raises(
         ConfigError, match=r"another configuration \(optimizer.lr: .* -> 0.5; train.seed: 0 -> 1\)"
     ):

@@ -24,7 +24,7 @@ from gnpcli.report.metrics import PANELS, Curve, choose_panels, default_panels, 
 from gnpcli.report.palette import COLOURS
 from gnpcli.report.plot import plot
 from gnpcli.report.run_page import formula, run_page, write_report
-from gnpcli.runs.folder import create_run
+from gnpcli.runs.folder import RunFolder
 from gnpcli.runs.history import read_histories, read_history
 from tests.browser import Browser, needs_browser
 from tests.conftest import Gnp, fails
@@ -73,7 +73,7 @@ def records(steps: int = 6, *, offset: float = 0.0, every: int = 1) -> list[dict
 
 
 def make_run(folder: Path, log: list[dict[str, Any]] | None = None, *assignments: str) -> Path:
-    create_run(folder, resolve(None, [*SETTINGS, *assignments]))
+    RunFolder(folder).create(resolve(None, [*SETTINGS, *assignments]))
     log = records() if log is None else log
     (folder / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in log))
     return folder

@@ -19,7 +19,7 @@ from gnpcli.config.loader import differences
 from gnpcli.errors import ConfigError
 from gnpcli.recipes.plan import count_steps
 from gnpcli.recipes.presets import preset_dir
-from gnpcli.runs.folder import create_run
+from gnpcli.runs.folder import RunFolder
 from gnpcli.tables.cells import check_folders, make_cells, run_dir
 from gnpcli.tables.outputs import write_outputs
 from gnpcli.tables.report import make_report, to_csv, to_latex, to_markdown
@@ -42,7 +42,7 @@ def pretend(
     """
     for (column, seed), value in values.items():
         folder = run_dir(out, "nano", column, seed)
-        create_run(folder, table.resolve("nano", column, seed, changes))
+        RunFolder(folder).create(table.resolve("nano", column, seed, changes))
         result = {"step": 704, "error_rate": value / 100, "loss": 0.1}
         summary = {
             "status": "finished",
@@ -342,9 +342,8 @@ def test_a_folder_with_another_configuration_is_refused_with_the_keys(tmp_path):
 def test_a_run_of_groups_per_device_is_the_cell_whatever_their_number(tmp_path):
     table, changes = write(tmp_path), Changes(assignments=("gr.groups=per-device",))
     (cell,) = make_cells(table, ["nano"], ["zero"], [0], changes, tmp_path)
-    create_run(
-        cell.run_dir, table.resolve("nano", "zero", 0, Changes(assignments=("gr.groups=2",)))
-    )
+    changed = table.resolve("nano", "zero", 0, Changes(assignments=("gr.groups=2",)))
+    RunFolder(cell.run_dir).create(changed)
     assert list(check_folders([cell]).values()) == ["begun"]
     (other,) = make_cells(table, ["nano"], ["zero"], [0], NO_CHANGES, tmp_path)
     with pytest.raises(ConfigError, match=r"gr\.groups: 2 -> 1"):

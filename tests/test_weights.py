@@ -16,7 +16,8 @@ from gnpcli.errors import CheckpointError, ConfigError
 from gnpcli.models.base import HEAD
 from gnpcli.models.families import vit
 from gnpcli.models.registry import MODELS, build_model
-from gnpcli.runs.folder import locate, read_config
+from gnpcli.runs.folder import RunFolder
+from gnpcli.runs.location import locate
 from gnpcli.runs.trained import open_trained
 from gnpcli.terminal.screen import Screen
 from gnpcli.weights.fit import fit
@@ -297,7 +298,7 @@ def test_a_run_starts_from_weights_and_needs_their_file_no_more(gnp, tmp_path):
     assert first.returncode == 0, first.stderr
     assert "new head for 2 classes: that of the weights is for 5" in first.stderr
     assert "resized bicubically: positions [1, 5, 64] -> [1, 17, 64]" in first.stderr
-    config = read_config(tmp_path / "run")
+    config = RunFolder(tmp_path / "run").config()
     wanted = read_pretrained(tmp_path / "w.safetensors", "vit-nano", Screen()).sha256
     assert config.train.init_sha256 == wanted
     assert config.data.mean == [0.485, 0.456, 0.406]
@@ -331,7 +332,7 @@ def test_a_run_starts_from_weights_and_needs_their_file_no_more(gnp, tmp_path):
     done = gnp("train", "--init-from", "run", *options, "--run-dir", "next", "--max-steps", 0)
     assert done.returncode == 0, done.stderr
     assert "step 8 of vit-nano on folder:" in done.stderr
-    assert read_config(tmp_path / "next").data.mean == [0.485, 0.456, 0.406]
+    assert RunFolder(tmp_path / "next").config().data.mean == [0.485, 0.456, 0.406]
     started = open_trained(locate(tmp_path / "next"), step=None, best=False, screen=Screen()).params
     jax.tree.map(np.testing.assert_array_equal, started, ends[0])
     fails(

@@ -123,7 +123,7 @@ def _open(
 ) -> tuple[RunConfig, Trained]:
     from gnpcli.errors import ConfigError
     from gnpcli.recipes.presets import override
-    from gnpcli.runs.folder import locate
+    from gnpcli.runs.location import locate
     from gnpcli.runs.trained import open_trained
 
     trained = open_trained(locate(path), step=None, best=False, screen=screen)

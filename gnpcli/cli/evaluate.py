@@ -78,7 +78,7 @@ def evaluate(
     keep_freed_memory()
     keep_compiled_programs()
     from gnpcli.engine.evaluate import evaluate as run
-    from gnpcli.runs.folder import locate
+    from gnpcli.runs.location import locate
 
     result = run(
         locate(path), data=given, split=split, step=step, best=best, quiet=quiet or as_json,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -21,6 +21,9 @@ from gnpcli.cli.options import (
     SetOption,
     resolve_options,
 )
+
+if TYPE_CHECKING:
+    from gnpcli.runs.contents import Evaluation, Summary
 
 
 def train(
@@ -97,19 +100,23 @@ def resume(
     _report(continue_run(run, max_steps=max_steps, quiet=quiet), as_json)
 
 
-def _report(summary: dict[str, Any], as_json: bool) -> None:
+def _report(summary: Summary, as_json: bool) -> None:
     if as_json:
         import json
 
         typer.echo(json.dumps(summary))
         return
-    for split in ("val", "test"):
-        if split in summary:
-            result = summary[split]
-            typer.echo(
-                f"{split} error {100 * result['error_rate']:.2f} %  loss {result['loss']:.4f}"
-                f"  ({result['num_examples']:,} images, step {result['step']})"
-            )
+    if "val" in summary:
+        typer.echo(_told("val", summary["val"]))
+    if "test" in summary:
+        typer.echo(_told("test", summary["test"]))
     typer.echo(f"{summary['status']} after {summary['elapsed_s']:.1f} s: {summary['run_dir']}")
     if summary["status"] == "stopped":
         typer.echo(f"continue with `gnp resume {summary['run_dir']}`")
+
+
+def _told(split: str, result: Evaluation) -> str:
+    return (
+        f"{split} error {100 * result['error_rate']:.2f} %  loss {result['loss']:.4f}"
+        f"  ({result['num_examples']:,} images, step {result['step']})"
+    )

@@ -16,7 +16,7 @@ from gnpcli.engine.evaluator import Evaluator, Recalibration
 from gnpcli.engine.loading import load_with_progress, warn_of_skipped
 from gnpcli.errors import CheckpointError, DataError
 from gnpcli.keys import run_keys
-from gnpcli.runs.folder import Location
+from gnpcli.runs.location import Location
 from gnpcli.runs.trained import Trained, open_trained
 from gnpcli.terminal.screen import Screen
 
@@ -35,7 +35,7 @@ def evaluate(
     """Evaluate a checkpoint on its own data set or on another.
 
     Args:
-        location: From `gnpcli.runs.folder.locate`.
+        location: From `gnpcli.runs.location.locate`.
         data: Keys of the `data` section to override, such as `name` and `dir`.
         split: ``test``, ``val`` or ``train``.
         step: Which checkpoint; None takes the one of `location`, else the last good one.

@@ -16,6 +16,7 @@ from gnpcli.engine.loading import warn_of_skipped
 from gnpcli.engine.task import Task
 from gnpcli.errors import CheckpointError, DivergenceError, GnpError
 from gnpcli.runs.checkpoint import Checkpoints
+from gnpcli.runs.contents import Evaluation, HeldOut, Status, Summary
 from gnpcli.runs.log import MetricsLog
 from gnpcli.step import guard, precision
 from gnpcli.step.state import TrainState
@@ -34,7 +35,7 @@ class Loop:
         self,
         task: Task,
         state: TrainState,
-        evaluators: dict[str, Evaluator],
+        evaluators: dict[HeldOut, Evaluator],
         checkpoints: Checkpoints,
         log: MetricsLog,
         screen: Screen,
@@ -46,14 +47,14 @@ class Loop:
             task.model, task.feed, task.mesh,
             seed=task.config.train.seed, num_batches=task.config.train.recalibrate_batches,
         )  # fmt: skip
-        self.results: dict[str, dict[str, Any]] = {}
+        self.results: dict[HeldOut, Evaluation] = {}
         self.skipped: dict[str, int] = {}
         self.saved_step: int | None = None
         self.meta = checkpoint_meta(task)
         self.rounding = task.rounding
         self.clock = Clock(task.config.data.batch_size)
 
-    def run(self, start: int, stop: int, received: list[signal.Signals]) -> dict[str, Any]:
+    def run(self, start: int, stop: int, received: list[signal.Signals]) -> Summary:
         """Run the steps from `start` to `stop`, or to a signal; return the summary."""
         task = self.task
         compiled: set[Any] = set()
@@ -230,27 +231,28 @@ class Loop:
             remedies.append("train.on_nonfinite=skip")
         return f"{last_good(self.checkpoints)}; try {', '.join(remedies[:-1])} or {remedies[-1]}"
 
-    def _summary(self, step: int, *, is_interrupted: bool) -> dict[str, Any]:
-        best = self.checkpoints.best_step()
-        status = (
-            "interrupted"
-            if is_interrupted
-            else "finished"
-            if step == self.task.horizon.total_steps
-            else "stopped"
-        )
-        return {
+    def _summary(self, step: int, *, is_interrupted: bool) -> Summary:
+        status: Status = "stopped"
+        if is_interrupted:
+            status = "interrupted"
+        elif step == self.task.horizon.total_steps:
+            status = "finished"
+        totals = self.clock.totals()
+        summary: Summary = {
             "status": status,
             "step": step,
             "epoch": self._epoch(step),
             "total_steps": self.task.horizon.total_steps,
             "num_parameters": sum(leaf.size for leaf in jax.tree.leaves(self.state.params)),
             "skipped_steps": int(self.state.skips.total),
-            **self.results,
-            "best_step": best,
+            "best_step": self.checkpoints.best_step(),
             "best_split": next(iter(self.evaluators), None),
-            **self.clock.totals(),
+            "elapsed_s": totals["elapsed_s"],
+            "images_per_s": totals["images_per_s"],
         }
+        for split, result in self.results.items():
+            summary[split] = result
+        return summary
 
 
 def checkpoint_meta(task: Task) -> dict[str, Any]:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import jax
 
 from gnpcli.config import RunConfig
 from gnpcli.config.loader import differences
-from gnpcli.data.base import Dataset
+from gnpcli.data.base import Dataset, FileSplit, Split
 from gnpcli.data.registry import describe_data
 from gnpcli.devices.mesh import make_mesh, settle_groups
 from gnpcli.devices.process import describe_environment, stop_signals
@@ -20,20 +18,11 @@ from gnpcli.engine.loading import load_with_progress
 from gnpcli.engine.loop import Loop, checkpoint_meta, last_good
 from gnpcli.engine.task import Task, build_task
 from gnpcli.errors import CheckpointError, DivergenceError, GnpError, Interrupted
-from gnpcli.files import write_atomically
 from gnpcli.keys import run_keys
 from gnpcli.recipes.plan import fit, objective
 from gnpcli.runs.checkpoint import Checkpoints
-from gnpcli.runs.folder import (
-    CHECKPOINTS,
-    SUMMARY,
-    check_free,
-    config_from_meta,
-    create_run,
-    note_session,
-    read_config,
-)
-from gnpcli.runs.log import MetricsLog
+from gnpcli.runs.contents import HeldOut, Summary
+from gnpcli.runs.folder import RunFolder, config_from_meta
 from gnpcli.step.state import TrainState
 from gnpcli.terminal.screen import Screen
 from gnpcli.weights.source import Pretrained, complete, fit_pretrained, open_pretrained
@@ -41,7 +30,7 @@ from gnpcli.weights.source import Pretrained, complete, fit_pretrained, open_pre
 
 def train(
     config: RunConfig, run_dir: Path, *, max_steps: int | None = None, quiet: bool = False
-) -> dict[str, Any]:
+) -> Summary:
     """Train `config` from the start into a new run folder.
 
     Args:
@@ -60,21 +49,24 @@ def train(
     screen = Screen(quiet=quiet)
     pretrained = open_pretrained(config, screen) if config.train.init_from is not None else None
     config = settle_groups(config if pretrained is None else complete(config, pretrained))
-    check_free(run_dir, config)
+    RunFolder(run_dir).check_free(config)
     # Everything that can be wrong with data, model and weights shows before a run folder exists.
     task, dataset = _prepare(config, screen)
     state = None if pretrained is None else _start_from(pretrained, task, screen)
-    create_run(run_dir, config)
-    return _run(task, dataset, run_dir.resolve(), screen, max_steps, state)
+    run = RunFolder(run_dir.resolve(), partial(_warn, screen))
+    run.create(config)
+    return _run(task, dataset, run, screen, max_steps, state)
 
 
-def resume(run_dir: Path, *, max_steps: int | None = None, quiet: bool = False) -> dict[str, Any]:
+def resume(run_dir: Path, *, max_steps: int | None = None, quiet: bool = False) -> Summary:
     """Continue a run from its last good checkpoint, bit for bit; arguments, result and errors as in
     `train`.
     """
     screen = Screen(quiet=quiet)
-    task, dataset = _prepare(read_config(run_dir), screen)
-    return _run(task, dataset, run_dir.resolve(), screen, max_steps)
+    task, dataset = _prepare(RunFolder(run_dir).config(), screen)
+    run = RunFolder(run_dir.resolve(), partial(_warn, screen))
+    run.set_aside_damaged()
+    return _run(task, dataset, run, screen, max_steps)
 
 
 def _prepare(config: RunConfig, screen: Screen) -> tuple[Task, Dataset]:
@@ -104,27 +96,27 @@ def _start_from(pretrained: Pretrained, task: Task, screen: Screen) -> TrainStat
 def _run(
     task: Task,
     dataset: Dataset,
-    run_dir: Path,
+    run: RunFolder,
     screen: Screen,
     max_steps: int | None,
     initial: TrainState | None = None,
-) -> dict[str, Any]:
+) -> Summary:
     """Run from the last checkpoint, else from `initial`, else from what the configuration starts
     from.
     """
     total = task.horizon.total_steps
-    checkpoints = Checkpoints(run_dir / CHECKPOINTS, task.config.checkpoint)
+    checkpoints = run.checkpoints(task.config.checkpoint)
     try:
         state = _restore(task, checkpoints, screen)
         start = 0 if state is None else int(state.step)
         stop = total if max_steps is None else min(total, max_steps)
-        summary = _read_summary(run_dir)
+        summary = run.summary()
         if (
             start >= stop
             and summary.get("step") == start
-            and summary.get("status") in ("finished", "stopped")
+            and summary["status"] in ("finished", "stopped")
         ):
-            screen.line(f"{run_dir} is already at step {start}: nothing to do", style="bold")
+            screen.line(f"{run} is already at step {start}: nothing to do", style="bold")
             return summary
         if state is None and task.config.train.init_from is not None:
             state = initial or _start_from(open_pretrained(task.config, screen), task, screen)
@@ -133,18 +125,20 @@ def _run(
             )  # so that resuming does not need the weights' own file
             checkpoints.wait()
         state = task.init() if state is None else state
-        note_session(run_dir, describe_environment(), start)
-        _introduce(task, dataset, run_dir, screen, state, start)
+        run.note_session(describe_environment(), start)
+        _introduce(task, dataset, run, screen, state, start)
+        splits: dict[HeldOut, Split | FileSplit | None] = {
+            "val": dataset.validation,
+            "test": dataset.test,
+        }
         evaluators = {
             name: Evaluator(split, task.spec, task.config, task.model, task.mesh)
-            for name, split in (("val", dataset.validation), ("test", dataset.test))
+            for name, split in splits.items()
             if split is not None
         }
         try:
             with (
-                MetricsLog(
-                    run_dir, start, on_damage=lambda what: screen.line(f"warning: {what}", "yellow")
-                ) as log,
+                run.open_log(start) as log,
                 screen.progress(total, start),
                 stop_signals() as received,
             ):
@@ -152,34 +146,27 @@ def _run(
                     start, stop, received
                 )
         except DivergenceError as error:
-            _write_summary(run_dir, {"status": "diverged", "error": str(error)})
+            run.write_summary({"status": "diverged", "error": str(error)})
             raise
         except OSError as error:
             raise GnpError(
-                f"cannot write to {run_dir}: {error.strerror}; {last_good(checkpoints)}"
+                f"cannot write to {run}: {error.strerror}; {last_good(checkpoints)}"
             ) from error
     finally:
         task.feed.close()
         checkpoints.close()
-    summary = _write_summary(run_dir, summary)
+    summary = run.write_summary(summary)
     if summary["status"] == "interrupted":
         raise Interrupted(
             f"stopped by {received[0].name} after step {summary['step']}, saved; continue with "
-            f"`gnp resume {run_dir}`",
+            f"`gnp resume {run}`",
             received[0],
         )
     return summary
 
 
-def _read_summary(run_dir: Path) -> dict[str, Any]:
-    path = run_dir / SUMMARY
-    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else {}
-
-
-def _write_summary(run_dir: Path, summary: dict[str, Any]) -> dict[str, Any]:
-    summary = {"run_dir": str(run_dir), **summary}
-    write_atomically(run_dir / SUMMARY, json.dumps(summary, indent=2) + "\n")
-    return summary
+def _warn(screen: Screen, text: str) -> None:
+    screen.line(f"warning: {text}", style="yellow")
 
 
 def _restore(task: Task, checkpoints: Checkpoints, screen: Screen) -> TrainState | None:
@@ -209,7 +196,7 @@ def _restore(task: Task, checkpoints: Checkpoints, screen: Screen) -> TrainState
 
 
 def _introduce(
-    task: Task, dataset: Dataset, run_dir: Path, screen: Screen, state: TrainState, start: int
+    task: Task, dataset: Dataset, run: RunFolder, screen: Screen, state: TrainState, start: int
 ) -> None:
     config, spec = task.config, task.spec
     count = sum(leaf.size for leaf in jax.tree.leaves(state.params))
@@ -222,7 +209,7 @@ def _introduce(
         )
         if split is not None
     )
-    screen.line(f"run        {run_dir}")
+    screen.line(f"run        {run}")
     screen.line(f"model      {config.model.name}, {count:,} parameters, {config.train.dtype}")
     screen.line(
         f"data       {config.data.name}: {sizes}, {spec.num_classes} classes, {spec.image_size} px"

@@ -21,7 +21,7 @@ from gnpcli.measure.flatness import Plan, Work, measure_flatness
 from gnpcli.measure.landscape import Landscape, Sums
 from gnpcli.models.base import State
 from gnpcli.models.registry import build_for
-from gnpcli.runs.folder import locate
+from gnpcli.runs.location import locate
 from gnpcli.runs.trained import Trained, open_trained
 from gnpcli.terminal.loading import LoadingDisplay
 from gnpcli.terminal.screen import Screen

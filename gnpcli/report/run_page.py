@@ -17,7 +17,8 @@ from gnpcli.report import page
 from gnpcli.report.bands import Group, panels_of
 from gnpcli.report.charts import check_place, inline_charts
 from gnpcli.report.metrics import EVALUATED
-from gnpcli.runs.folder import CHECKPOINTS, ENVIRONMENT, SUMMARY
+from gnpcli.runs.contents import Session, Summary
+from gnpcli.runs.folder import RunFolder
 from gnpcli.runs.history import History, read_history
 from gnpcli.runs.log import training_time_s
 
@@ -48,16 +49,18 @@ def write_report(folder: Path, out: Path | None) -> Path:
 
 def run_page(history: History) -> str:
     """Return the body of a run's page."""
-    summary = _read_json(history.folder / SUMMARY)
+    damage: list[str] = []
+    run = RunFolder(history.folder, damage.append)
+    summary, sessions = run.summary(), run.sessions()
     config = history.config
     group = Group(history.folder.resolve().name, (history,))
-    status = str(summary.get("status", "unfinished"))
+    status = summary["status"]
     bad = "" if status == "finished" else " bad"
     sections = [
         f"<header><h1>{html.escape(_headline(config))} <span "
         f'class="badge{bad}">{html.escape(status)}</span></h1>\n'
         f'<p class="sub">{html.escape(group.label)}</p></header>\n',
-        page.warnings(_warnings(history, summary)),
+        page.warnings([*damage, *_warnings(history, summary)]),
         page.tiles(_tiles(history, summary)),
         "<h2>Objective</h2>\n",
         formula(config),
@@ -66,11 +69,11 @@ def run_page(history: History) -> str:
         "<h2>Evaluation</h2>\n",
         _evaluations(history),
         "<h2>Checkpoints</h2>\n",
-        _checkpoints(history, summary),
+        _checkpoints(history, run.checkpoint_sizes(), summary),
         "<h2>Configuration</h2>\n",
         _configuration(config),
         "<h2>Where it ran</h2>\n",
-        _sessions(history.folder),
+        _sessions(sessions),
         f"<footer>Written by gnp {__version__} from the run folder; means over the global batch of "
         "a logged step, "
         "evaluations over the whole split.</footer>\n",
@@ -81,17 +84,6 @@ def run_page(history: History) -> str:
 def _headline(config: RunConfig) -> str:
     how = config.gr.strategy if config.gr.how.penalises else "plain training"
     return f"{config.model.name} on {config.data.name}, {how}"
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    """Return what a JSON file holds; nothing where it is missing or damaged, which a report
-    survives.
-    """
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
 
 
 def _evaluated(history: History, split: str) -> list[dict[str, Any]]:
@@ -106,16 +98,17 @@ def _percent(fraction: float) -> str:
     return f"{100 * fraction:.2f} %"
 
 
-def _warnings(history: History, summary: Mapping[str, Any]) -> list[str]:
+def _warnings(history: History, summary: Summary) -> list[str]:
     found = []
     if history.damage:
         found.append(f"The log is damaged: {history.damage}.")
-    if summary.get("status") == "diverged":
-        found.append(f"The run diverged: {summary.get('error')}")
-    elif not summary:
-        found.append("The run has not come to an end: it is still going on or was killed.")
-    elif summary.get("status") != "finished":
-        found.append(f"The run is {summary.get('status')} at step {summary.get('step')}.")
+    match summary["status"]:
+        case "diverged":
+            found.append(f"The run diverged: {summary.get('error', 'no reason was written')}")
+        case "unfinished":
+            found.append("The run has not come to an end: it is still going on or was killed.")
+        case "stopped" | "interrupted" as status:
+            found.append(f"The run is {status} at step {history.records[-1]['step']}.")
     lost = [record for record in history.records if record.get("non_finite")]
     if lost:
         found.append(
@@ -125,26 +118,29 @@ def _warnings(history: History, summary: Mapping[str, Any]) -> list[str]:
     return found + [f"Advice: {text}." for text in advice(history.config)]
 
 
-def _tiles(history: History, summary: Mapping[str, Any]) -> dict[str, str]:
+def _tiles(history: History, summary: Summary) -> dict[str, str]:
     tiles = {}
     for split in reversed(EVALUATED):
         if records := _evaluated(history, split):
             last, best = records[-1], min(records, key=lambda record: float(record["error_rate"]))
-            tiles[f"{split} error at epoch {last['epoch']:g}"] = _percent(last["error_rate"])
+            tiles[f"{split} error at epoch {last.get('epoch') or 0:g}"] = _percent(
+                last["error_rate"]
+            )
             if best["error_rate"] < last["error_rate"]:
-                tiles[f"lowest {split} error, epoch {best['epoch']:g}"] = _percent(
+                tiles[f"lowest {split} error, epoch {best.get('epoch') or 0:g}"] = _percent(
                     best["error_rate"]
                 )
-            tiles[f"{split} loss"] = f"{last['loss']:.4f}"
+            if last.get("loss") is not None:
+                tiles[f"{split} loss"] = f"{last['loss']:.4f}"
     last = history.records[-1]
-    total = summary.get("total_steps")
-    tiles["steps" if total in (None, last["step"]) else f"of {total:,} steps"] = f"{last['step']:,}"
-    if summary.get("num_parameters"):
-        tiles["parameters"] = f"{summary['num_parameters']:,}"
+    total = summary.get("total_steps", last["step"])
+    tiles["steps" if total == last["step"] else f"of {total:,} steps"] = f"{last['step']:,}"
+    if num_parameters := summary.get("num_parameters"):
+        tiles["parameters"] = f"{num_parameters:,}"
     if seconds := training_time_s(history.records):
         tiles["training time"] = _duration(seconds)
-    if summary.get("images_per_s"):
-        tiles["images/s in training"] = f"{summary['images_per_s']:,.0f}"
+    if images_per_s := summary.get("images_per_s"):
+        tiles["images/s in training"] = f"{images_per_s:,.0f}"
     return tiles
 
 
@@ -212,10 +208,10 @@ def _evaluations(history: History) -> str:
         top5, loss = record.get("top5_error_rate"), record.get("loss")
         rows.append(
             [
-                f"{record.get('epoch', 0):g}", f"{record['step']:,}", record["split"],
+                f"{record.get('epoch') or 0:g}", f"{record['step']:,}", record["split"],
                 "not finite" if rate is None else "lowest ▸ " * (rate == lowest[record["split"]]) + _percent(rate),
                 "" if top5 is None else _percent(top5),
-                "not finite" if loss is None else f"{loss:.4f}", f"{record.get('num_examples', 0):,}",
+                "not finite" if loss is None else f"{loss:.4f}", f"{record.get('num_examples') or 0:,}",
             ]
         )  # fmt: skip
     if not rows:
@@ -228,14 +224,8 @@ def _evaluations(history: History) -> str:
     return f"<details{' open' if len(rows) <= 20 else ''}><summary>{len(rows)} evaluations</summary>\n{listed}</details>\n"
 
 
-def _checkpoints(history: History, summary: Mapping[str, Any]) -> str:
-    folder = history.folder / CHECKPOINTS
-    steps = (
-        sorted(int(path.name) for path in folder.iterdir() if path.name.isdecimal())
-        if folder.is_dir()
-        else []
-    )
-    if not steps:
+def _checkpoints(history: History, sizes: Mapping[int, int], summary: Summary) -> str:
+    if not sizes:
         return "<p>None.</p>\n"
     rates = {
         record["step"]: record["error_rate"]
@@ -243,12 +233,9 @@ def _checkpoints(history: History, summary: Mapping[str, Any]) -> str:
         for record in _evaluated(history, split)
     }
     rows = []
-    for step in steps:
-        size = sum(
-            path.stat().st_size for path in (folder / str(step)).rglob("*") if path.is_file()
-        )
+    for step, size in sizes.items():
         what = ["best"] if step == summary.get("best_step") else []
-        what += ["last"] if step == steps[-1] else []
+        what += ["last"] if step == max(sizes) else []
         rows.append(
             [
                 f"{step:,}",
@@ -278,8 +265,7 @@ def _value(value: object) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
-def _sessions(folder: Path) -> str:
-    sessions: Sequence[dict[str, Any]] = _read_json(folder / ENVIRONMENT).get("sessions", [])
+def _sessions(sessions: Sequence[Session]) -> str:
     if not sessions:
         return "<p>Not recorded.</p>\n"
     keys = ("start_step", "devices", "backend", "platform", "python", "git_commit")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,10 +12,9 @@ from gnpcli.config.loader import flatten
 from gnpcli.config.recipe import DATA_KEYS
 from gnpcli.errors import ConfigError
 from gnpcli.recipes.plan import count_steps
-from gnpcli.runs.folder import ENVIRONMENT, METRICS, SUMMARY, read_config
-from gnpcli.runs.log import Record, read_metrics, training_time_s
-
-SPLITS = ("val", "test")
+from gnpcli.runs.contents import HELD_OUT, Record
+from gnpcli.runs.folder import RunFolder
+from gnpcli.runs.log import reached_epoch, training_time_s
 
 
 def compare(folders: Sequence[Path], warn: Callable[[str], None]) -> dict[str, Any]:
@@ -44,10 +42,11 @@ def compare(folders: Sequence[Path], warn: Callable[[str], None]) -> dict[str, A
     for index, place in enumerate(places):
         if place in places[:index]:
             raise ConfigError(f"{folders[index]} is given twice")
-    configs = [read_config(folder) for folder in folders]
+    opened = [RunFolder(folder, warn) for folder in folders]
+    configs = [run.config() for run in opened]
     runs = [
-        {"label": label, "folder": str(folder), **_run(folder, config, warn)}
-        for label, folder, config in zip(labels(places), folders, configs, strict=True)
+        {"label": label, "folder": str(run), **_run(run, config)}
+        for label, run, config in zip(labels(places), opened, configs, strict=True)
     ]
     flat = [flatten(config) for config in configs]
     keys = dict.fromkeys(key for values in flat for key in values)
@@ -71,25 +70,25 @@ def labels(places: Sequence[Path]) -> list[str]:
     return [str(place.relative_to(common)) if place != common else place.name for place in places]
 
 
-def _run(folder: Path, config: RunConfig, warn: Callable[[str], None]) -> dict[str, Any]:
-    records = read_metrics(folder / METRICS, warn)
-    summary = _read_json(folder / SUMMARY)
-    last = records[-1] if records else {"step": 0, "epoch": 0.0}
-    evaluations = {split: [r for r in records if r["split"] == split] for split in SPLITS}
+def _run(run: RunFolder, config: RunConfig) -> dict[str, Any]:
+    records, summary = run.records(), run.summary()
+    step = records[-1]["step"] if records else 0
+    epoch = reached_epoch(records) or 0.0
+    evaluations = {split: [r for r in records if r["split"] == split] for split in HELD_OUT}
     evaluations = {split: found for split, found in evaluations.items() if found}
     return {
-        "status": summary.get("status", "unfinished"),
-        "step": last["step"],
-        "epoch": last["epoch"],
+        "status": summary["status"],
+        "step": step,
+        "epoch": epoch,
         "total_steps": summary.get("total_steps"),
         "final": {split: _measured(found[-1]) for split, found in evaluations.items()},
         "best": {split: _measured(min(found, key=_error)) for split, found in evaluations.items()},
         "cost": {
             "training_time_s": round(training_time_s(records), 3),
             "images_per_s": summary.get("images_per_s"),
-            **_gradients(config, last),
+            **_gradients(config, step, epoch),
             "num_parameters": summary.get("num_parameters"),
-            "devices": _devices(folder),
+            "devices": _devices(run),
         },
     }
 
@@ -103,24 +102,18 @@ def _measured(record: Record) -> dict[str, Any]:
     return {key: record.get(key) for key in ("error_rate", "loss", "step", "epoch")}
 
 
-def _gradients(config: RunConfig, last: Record) -> dict[str, int]:
-    """Count the gradients taken up to the last record."""
-    if not last["step"]:
+def _gradients(config: RunConfig, step: int, epoch: float) -> dict[str, int]:
+    """Count the gradients taken up to a step; none where its epoch, and so the length of one, is
+    not known.
+    """
+    steps_per_epoch = round(step / epoch) if epoch > 0 else 0
+    if not steps_per_epoch:
         return {"plain_steps": 0, "gnp_steps": 0, "gradients": 0}
-    plain, gnp = count_steps(config, round(last["step"] / last["epoch"]), last["step"])
+    plain, gnp = count_steps(config, steps_per_epoch, step)
     return {"plain_steps": plain, "gnp_steps": gnp, "gradients": plain + 2 * gnp}
 
 
-def _devices(folder: Path) -> list[str]:
-    sessions = _read_json(folder / ENVIRONMENT).get("sessions", [])
-    return list(
-        dict.fromkeys(device for session in sessions for device in session.get("devices", []))
-    )
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return value if isinstance(value, dict) else {}
+def _devices(run: RunFolder) -> list[str]:
+    """Return the kinds of device that the run ran on, each once."""
+    kinds = [device for session in run.sessions() for device in session.get("devices", [])]
+    return list(dict.fromkeys(kinds))

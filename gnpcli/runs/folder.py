@@ -1,23 +1,239 @@
-"""The run folder: made once, never overwritten, found again from any path inside it."""
+"""A run folder: made once, never overwritten, and the only code that opens a file of it."""
 
 from __future__ import annotations
 
 import json
 import re
 import time
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from gnpcli.config import RunConfig
+from pydantic import TypeAdapter, ValidationError
+
+from gnpcli.config import CheckpointConfig, RunConfig
 from gnpcli.config.loader import Layer, differences, dump, read_yaml, validate
-from gnpcli.errors import CheckpointError, ConfigError
+from gnpcli.errors import ConfigError
 from gnpcli.files import write_atomically
 from gnpcli.models.registry import resolve_model
+from gnpcli.runs.contents import ENVIRONMENT, SUMMARY, Record, Session, Summary, reason
+from gnpcli.runs.log import MetricsLog, parse_records
 
-CONFIG, METRICS, SUMMARY, ENVIRONMENT, CHECKPOINTS = (
-    "config.yaml", "metrics.jsonl", "summary.json", "environment.json", "checkpoints",
-)  # fmt: skip
+if TYPE_CHECKING:
+    from gnpcli.runs.checkpoint import Checkpoints
+
+Content = TypeVar("Content")
+
+_CONFIG = "config.yaml"
+_SUMMARY = "summary.json"
+_ENVIRONMENT = "environment.json"
+_METRICS = "metrics.jsonl"
+_CHECKPOINTS = "checkpoints"
+
+
+class RunFolder:
+    """The folder of one run.
+
+    Damage has one behaviour. ``config.yaml`` is needed: an error names it and the reason. The
+    summary, the sessions and the log are not: what of them cannot be read is left out, and `warn`
+    is told so, once for each file. Reading changes nothing; `set_aside_damaged` does.
+
+    Args:
+        path: The folder, which may not be there yet.
+        warn: Told in a sentence which file is damaged; None tells nobody.
+    """
+
+    def __init__(self, path: Path, warn: Callable[[str], None] | None = None):
+        self.path = path
+        self._warn = warn
+        self._warned: set[str] = set()
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+    def exists(self) -> bool:
+        """Return whether a run has been started here."""
+        return (self.path / _CONFIG).is_file()
+
+    def config(self) -> RunConfig:
+        """Return the configuration of the run.
+
+        Raises:
+            ConfigError: This is not a run folder, or ``config.yaml`` holds no configuration.
+        """
+        if not self.exists():
+            raise ConfigError(f"{self.path} is not a run folder (it has no {_CONFIG})")
+        return _complete(validate(read_yaml(self.path / _CONFIG)))
+
+    def check_free(self, config: RunConfig) -> None:
+        """Refuse a folder that a new run of `config` must not be written into.
+
+        Raises:
+            ConfigError: The folder holds a run already (with the keys that differ, where any do) or
+                other files.
+        """
+        path = self.path
+        if path.exists() and not path.is_dir():
+            raise ConfigError(f"{path} is a file, not a folder")
+        if self.exists():
+            different = differences(self.config(), config)
+            if different:
+                raise ConfigError(
+                    f"{path} holds a run with another configuration ({'; '.join(different)}): take "
+                    "another --run-dir"
+                )
+            raise ConfigError(
+                f"{path} holds this very run already: continue it with `gnp resume {path}`, or "
+                "take another --run-dir"
+            )
+        if path.exists() and any(path.iterdir()):
+            raise ConfigError(
+                f"{path} is not empty and is not a run folder: take another --run-dir"
+            )
+
+    def create(self, config: RunConfig) -> None:
+        """Make the folder, which `check_free` has allowed, and write its ``config.yaml``.
+
+        Raises:
+            OSError: It cannot be written.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        write_atomically(self.path / _CONFIG, dump(config))
+
+    def summary(self) -> Summary:
+        """Return where the run ended; its status is ``unfinished`` where no summary can be read."""
+        found = self._read(_SUMMARY, SUMMARY)
+        return found if found is not None else {"status": "unfinished"}
+
+    def write_summary(self, summary: Summary) -> Summary:
+        """Write ``summary.json`` and return what it holds.
+
+        Raises:
+            OSError: It cannot be written.
+        """
+        written: Summary = {"run_dir": str(self.path), **summary}
+        write_atomically(self.path / _SUMMARY, json.dumps(written, indent=2) + "\n")
+        return written
+
+    def sessions(self) -> list[Session]:
+        """Return what the run ran on, a session for its start and for each resume."""
+        found = self._read(_ENVIRONMENT, ENVIRONMENT)
+        return found["sessions"] if found is not None else []
+
+    def note_session(self, environment: Mapping[str, Any], start_step: int) -> None:
+        """Append what the run runs on from `start_step` on to ``environment.json``.
+
+        Raises:
+            OSError: It cannot be written.
+        """
+        sessions = [*self.sessions(), {"start_step": start_step, **environment}]
+        text = json.dumps({"sessions": sessions}, indent=2)
+        write_atomically(self.path / _ENVIRONMENT, text + "\n")
+
+    def records(self) -> list[Record]:
+        """Return what the run has logged, in the order of the file, up to the first damaged line."""
+        try:
+            records, damage = parse_records(self.path / _METRICS)
+        except OSError as error:
+            self._tell_unreadable(_METRICS, error)
+            return []
+        if damage is not None:
+            self._tell(_METRICS, str(damage))
+        return records
+
+    def log_size(self) -> int:
+        """Return the bytes that the log has grown to; 0 where there is none."""
+        try:
+            return (self.path / _METRICS).stat().st_size
+        except OSError:
+            return 0
+
+    def open_log(self, start_step: int) -> MetricsLog:
+        """Open the log to go on after `start_step`; see `MetricsLog`."""
+        return MetricsLog(self.path, start_step, self._warn)
+
+    @property
+    def checkpoint_dir(self) -> Path:
+        """The folder of all checkpoints."""
+        return self.path / _CHECKPOINTS
+
+    def checkpoints(self, config: CheckpointConfig, *, read_only: bool = False) -> Checkpoints:
+        """Open the checkpoints of the run; arguments and errors as of `Checkpoints`."""
+        from gnpcli.runs.checkpoint import Checkpoints  # loads jax; reading the rest does not
+
+        return Checkpoints(self.checkpoint_dir, config, read_only=read_only)
+
+    def checkpoint_sizes(self) -> dict[int, int]:
+        """Return the bytes on disk of each saved step, rising."""
+        folder = self.checkpoint_dir
+        if not folder.is_dir():
+            return {}
+        steps = sorted(int(path.name) for path in folder.iterdir() if path.name.isdecimal())
+        return {step: _size(folder / str(step)) for step in steps}
+
+    def set_aside_damaged(self) -> None:
+        """Rename what is damaged to ``NAME.damaged`` and tell `warn`, so that the run can go on.
+
+        A log is kept up to its first damaged line. One whose last line alone is cut short, as a
+        kill leaves it, stays where it is.
+
+        Raises:
+            OSError: The folder cannot be written.
+        """
+        self._set_aside_damaged(_SUMMARY, SUMMARY)
+        self._set_aside_damaged(_ENVIRONMENT, ENVIRONMENT)
+        self._set_aside_damaged_log()
+
+    def _set_aside_damaged(self, name: str, content: TypeAdapter[Content]) -> None:
+        try:
+            _parse(self.path / name, content)
+        except (OSError, ValidationError) as error:
+            self._set_aside(name, error)
+
+    def _set_aside_damaged_log(self) -> None:
+        path = self.path / _METRICS
+        try:
+            records, damage = parse_records(path)
+        except OSError as error:
+            self._set_aside(_METRICS, error)
+            return
+        if damage is None or damage.is_cut:
+            return
+        target = self._rename(_METRICS)
+        write_atomically(path, "".join(json.dumps(record) + "\n" for record in records))
+        self._tell(_METRICS, f"{damage}; the damaged file is kept as {target.name}")
+
+    def _set_aside(self, name: str, error: OSError | ValidationError) -> None:
+        if isinstance(error, FileNotFoundError):
+            return
+        target = self._rename(name)
+        self._tell(name, f"{self.path / name} is damaged ({_why(error)}): moved to {target.name}")
+
+    def _rename(self, name: str) -> Path:
+        path = self.path / name
+        target = path.with_name(f"{name}.damaged")
+        number = 1
+        while target.exists():
+            number += 1
+            target = path.with_name(f"{name}.damaged{number}")
+        return path.rename(target)
+
+    def _read(self, name: str, content: TypeAdapter[Content]) -> Content | None:
+        """Return what a JSON file holds; None where it is missing or damaged."""
+        try:
+            return _parse(self.path / name, content)
+        except (OSError, ValidationError) as error:
+            self._tell_unreadable(name, error)
+            return None
+
+    def _tell_unreadable(self, name: str, error: OSError | ValidationError) -> None:
+        if not isinstance(error, FileNotFoundError):
+            self._tell(name, f"{self.path / name} is damaged ({_why(error)}): it is left out")
+
+    def _tell(self, name: str, text: str) -> None:
+        if self._warn is not None and name not in self._warned:
+            self._warned.add(name)
+            self._warn(text)
 
 
 def default_run_dir(config: RunConfig) -> Path:
@@ -36,51 +252,6 @@ def default_run_dir(config: RunConfig) -> Path:
     return path
 
 
-def check_free(run_dir: Path, config: RunConfig) -> None:
-    """Refuse a folder that a new run of `config` must not be written into.
-
-    Raises:
-        ConfigError: The folder holds a run already (with the keys that differ, where any do) or
-            other files.
-    """
-    if run_dir.exists() and not run_dir.is_dir():
-        raise ConfigError(f"{run_dir} is a file, not a folder")
-    if (run_dir / CONFIG).exists():
-        different = differences(read_config(run_dir), config)
-        if different:
-            raise ConfigError(
-                f"{run_dir} holds a run with another configuration ({'; '.join(different)}): take "
-                "another --run-dir"
-            )
-        raise ConfigError(
-            f"{run_dir} holds this very run already: continue it with `gnp resume {run_dir}`, or "
-            "take another --run-dir"
-        )
-    if run_dir.exists() and any(run_dir.iterdir()):
-        raise ConfigError(f"{run_dir} is not empty and is not a run folder: take another --run-dir")
-
-
-def create_run(run_dir: Path, config: RunConfig) -> None:
-    """Make a run folder, which `check_free` has allowed, and write its ``config.yaml``.
-
-    Raises:
-        OSError: It cannot be written.
-    """
-    run_dir.mkdir(parents=True, exist_ok=True)
-    write_atomically(run_dir / CONFIG, dump(config))
-
-
-def read_config(run_dir: Path) -> RunConfig:
-    """Return the configuration of a run folder.
-
-    Raises:
-        ConfigError: It is not a run folder, or its ``config.yaml`` does not hold a configuration.
-    """
-    if not (run_dir / CONFIG).is_file():
-        raise ConfigError(f"{run_dir} is not a run folder (it has no {CONFIG})")
-    return _complete(validate(read_yaml(run_dir / CONFIG)))
-
-
 def config_from_meta(meta: dict[str, Any]) -> RunConfig:
     """Return the configuration that a checkpoint was saved with."""
     return _complete(validate(Layer(meta["config"], {})))
@@ -91,47 +262,16 @@ def _complete(config: RunConfig) -> RunConfig:
     return config.model_copy(update={"model": resolve_model(config.model)})
 
 
-def note_session(run_dir: Path, environment: dict[str, Any], start_step: int) -> None:
-    """Append to ``environment.json`` what the run runs on from `start_step` on: one entry per start
-    and resume.
-    """
-    path = run_dir / ENVIRONMENT
-    sessions = json.loads(path.read_text(encoding="utf-8"))["sessions"] if path.exists() else []
-    sessions.append({"start_step": start_step, **environment})
-    write_atomically(path, json.dumps({"sessions": sessions}, indent=2) + "\n")
+def _parse(path: Path, content: TypeAdapter[Content]) -> Content:
+    """Return what a JSON file holds; raises OSError where it cannot be read, else ValidationError."""
+    return content.validate_json(path.read_bytes())
 
 
-@dataclass(frozen=True)
-class Location:
-    """Where checkpoints are: the folder of all of them, one step if the path named one, the run if
-    it is inside one.
-    """
-
-    checkpoints: Path
-    step: int | None
-    run_dir: Path | None
+def _why(error: OSError | ValidationError) -> str:
+    if isinstance(error, ValidationError):
+        return reason(error)
+    return error.strerror or type(error).__name__
 
 
-def locate(path: Path) -> Location:
-    """Find the checkpoints meant by a run folder, its ``checkpoints`` folder, or one step's folder.
-
-    Raises:
-        CheckpointError: Nothing there, or something else.
-    """
-    path = path.expanduser().resolve()
-    if not path.is_dir():
-        raise CheckpointError(f"{path}: no such folder")
-    if (path / CONFIG).is_file():
-        return Location(path / CHECKPOINTS, None, path)
-    if path.name.isdecimal() and not any(
-        child.name.isdecimal() for child in path.iterdir() if child.is_dir()
-    ):
-        checkpoints, step = path.parent, int(path.name)
-    elif any(child.name.isdecimal() for child in path.iterdir() if child.is_dir()):
-        checkpoints, step = path, None
-    else:
-        raise CheckpointError(
-            f"{path} is neither a run folder (no {CONFIG}) nor a checkpoint (no numbered step)"
-        )
-    run_dir = checkpoints.parent
-    return Location(checkpoints, step, run_dir if (run_dir / CONFIG).is_file() else None)
+def _size(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())

@@ -8,15 +8,15 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Literal, TypeGuard
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from gnpcli.config import RunConfig
 from gnpcli.errors import DataError
-from gnpcli.runs.folder import METRICS, read_config
-from gnpcli.runs.log import Record, read_metrics
+from gnpcli.runs.contents import Record, is_number
+from gnpcli.runs.folder import RunFolder
 
 Axis = Literal["step", "epoch", "time"]
 """What a curve is drawn over: steps, epochs, or seconds of wall time."""
@@ -44,7 +44,7 @@ class History:
             for record in self.records
             if record["split"] == split
             for key, value in record.items()
-            if _is_number(value)
+            if is_number(value)
         }
 
     def series(
@@ -63,7 +63,7 @@ class History:
         records = [record for record in self.records if record["split"] == split and key in record]
         steps = np.array([record["step"] for record in records], np.int64)
         y = np.array(
-            [record[key] if _is_number(record[key]) else np.nan for record in records], np.float64
+            [record[key] if is_number(record[key]) else np.nan for record in records], np.float64
         )
         if axis == "step":
             x = steps.astype(np.float64)
@@ -81,7 +81,7 @@ class History:
         """
         steps, seconds, before, last = [], [], 0.0, 0.0
         for record in self.records:
-            if _is_number(elapsed := record.get("elapsed_s")):
+            if is_number(elapsed := record.get("elapsed_s")):
                 if elapsed < last:  # a session's clock starts at 0
                     before += last
                 last = elapsed
@@ -97,12 +97,12 @@ def read_history(folder: Path) -> History:
         ConfigError: Not a run folder.
         DataError: Nothing has been logged yet, or nothing of it can be read.
     """
-    config = read_config(folder)
     damage: list[str] = []
-    records = read_metrics(folder / METRICS, damage.append)
+    run = RunFolder(folder, damage.append)
+    config, records = run.config(), run.records()
     if not records:
         why = f": {damage[0]}" if damage else ""
-        raise DataError(f"{folder} has no metrics yet ({METRICS} is empty or missing){why}")
+        raise DataError(f"{folder} has no metrics yet (metrics.jsonl is empty or missing){why}")
     return History(folder, config, records, damage[0] if damage else None)
 
 
@@ -116,7 +116,3 @@ def read_histories(folders: Iterable[Path]) -> list[History]:
             raise DataError(f"{folder} is given twice")
         histories[place] = read_history(folder)
     return list(histories.values())
-
-
-def _is_number(value: object) -> TypeGuard[float]:
-    return isinstance(value, int | float) and not isinstance(value, bool)

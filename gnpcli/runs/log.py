@@ -9,48 +9,89 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from gnpcli.files import write_atomically
+from gnpcli.runs.contents import Record, is_record
 
-Record = dict[str, Any]
+
+@dataclass(frozen=True)
+class Damage:
+    """The first line of a log that is not a record; a crash cuts the last line short, a full disk or
+    a power cut can leave worse.
+    """
+
+    path: Path
+    line: int
+    num_read: int
+    """Records before it."""
+    num_lost: int
+    """Lines after it."""
+    is_cut: bool
+    """Whether it is the last line, without its end."""
+
+    def __str__(self) -> str:
+        what = "is cut short" if self.is_cut else "is damaged"
+        text = f"line {self.line} of {self.path} {what}: the {self.num_read} record(s) before it are read"
+        return f"{text}, and {self.num_lost} line(s) after it are not" if self.num_lost else text
+
+
+def parse_records(path: Path) -> tuple[list[Record], Damage | None]:
+    """Return the records of a log up to the first line that is not one, and which line that is.
+
+    Raises:
+        OSError: The file cannot be read.
+    """
+    lines = path.read_bytes().split(b"\n")
+    whole, rest = lines[:-1], lines[-1]
+    records: list[Record] = []
+    for number, line in enumerate(whole, start=1):
+        record = _parse(line)
+        if record is None:
+            num_lost = len(whole) - number + bool(rest)
+            return records, Damage(path, number, len(records), num_lost, is_cut=False)
+        records.append(record)
+    last = _parse(rest)
+    if last is not None:
+        records.append(last)
+    elif rest:
+        return records, Damage(path, len(lines), len(records), num_lost=0, is_cut=True)
+    return records, None
+
+
+def _parse(line: bytes) -> Record | None:
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError):  # ValueError also where it is not UTF-8
+        return None
+    return record if is_record(record) else None
 
 
 def read_metrics(path: Path, on_damage: Callable[[str], None] | None = None) -> list[Record]:
-    """Return the records of a ``metrics.jsonl``, up to the first line that is not one; none where
-    there is no file.
+    """Return the records of a ``metrics.jsonl``, up to the first line that is not one.
 
     Args:
-        path: The file.
-        on_damage: Told in a sentence which line is damaged and how much was read, where one is: a
-            crash cuts the last line short, a full disk or a power cut can leave worse.
+        path: The file; none of it is read where it is missing.
+        on_damage: Told in a sentence which line is damaged and how much was read.
+
+    Raises:
+        OSError: The file is there and cannot be read.
     """
-    records: list[Record] = []
-    lines = path.read_bytes().split(b"\n") if path.exists() else []
-    for number, line in enumerate(lines, start=1):
-        if not line and number == len(lines):
-            break
-        try:
-            record = json.loads(line)
-            if not isinstance(record, dict) or not {"step", "split"} <= record.keys():
-                raise ValueError
-        except ValueError:  # also what is not UTF-8
-            if on_damage is not None:
-                what = "is cut short" if number == len(lines) else "is damaged"
-                left = (
-                    ""
-                    if number >= len(lines) - 1
-                    else f", and {len(lines) - number - 1} line(s) after it are not"
-                )
-                on_damage(
-                    f"line {number} of {path} {what}: the {len(records)} record(s) before it are "
-                    f"read{left}"
-                )
-            break
-        records.append(record)
+    if not path.exists():
+        return []
+    records, damage = parse_records(path)
+    if damage is not None and on_damage is not None:
+        on_damage(str(damage))
     return records
+
+
+def reached_epoch(records: Sequence[Record]) -> float | None:
+    """Return the epoch of the last record; None where there is none, or where it says none."""
+    epoch: float | None = records[-1].get("epoch") if records else None
+    return epoch
 
 
 def training_time_s(records: Sequence[Record]) -> float:

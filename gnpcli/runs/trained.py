@@ -15,7 +15,8 @@ from gnpcli.errors import CheckpointError
 from gnpcli.models.base import Model, Params, State
 from gnpcli.models.registry import build_for
 from gnpcli.runs.checkpoint import Checkpoints, DamagedCheckpoint
-from gnpcli.runs.folder import Location, config_from_meta, read_config
+from gnpcli.runs.folder import config_from_meta
+from gnpcli.runs.location import Location
 from gnpcli.terminal.screen import Screen
 
 
@@ -47,7 +48,7 @@ def open_trained(
     """Restore the model of a checkpoint; the optimizer's state stays on disk.
 
     Args:
-        location: From `gnpcli.runs.folder.locate`.
+        location: From `gnpcli.runs.location.locate`.
         step: Which checkpoint; None takes the one of `location`, else the last good one.
         best: Take the one with the lowest error instead.
         screen: Told which damaged ones were stepped over.
@@ -57,7 +58,7 @@ def open_trained(
         CheckpointError: Nothing usable, a checkpoint of another model than the run's, or no
             averaged weights in it.
     """
-    run_config = read_config(location.run_dir) if location.run_dir else None
+    run_config = location.run.config() if location.run is not None else None
     checkpoints = Checkpoints(location.checkpoints, CheckpointConfig(), read_only=True)
     try:
         step = step if step is not None else location.step
@@ -80,7 +81,7 @@ def open_trained(
                 raise CheckpointError(
                     f"the checkpoint of step {at} in {location.checkpoints} is of "
                     f"{config.model.name}, "
-                    f"but the run's {location.run_dir}/config.yaml says {run_config.model.name}: "
+                    f"but the run's {location.run}/config.yaml says {run_config.model.name}: "
                     + "; ".join(differences(config, run_config))
                 )
             chosen = weights or config.train.evaluate_weights

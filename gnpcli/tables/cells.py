@@ -6,12 +6,12 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from gnpcli.config import RunConfig
 from gnpcli.config.loader import differences, flatten
 from gnpcli.errors import ConfigError
-from gnpcli.runs.folder import CONFIG, SUMMARY, read_config
+from gnpcli.runs.folder import RunFolder
 from gnpcli.tables.spec import Changes, Table
 
 CELLS = "cells"
@@ -48,7 +48,7 @@ def run_dir(out: Path, row: str, column: str, seed: int) -> Path:
 
 def find_runs(out: Path) -> list[tuple[str, str, int]]:
     """Return row, column and seed of every run folder in a table's results, by seed."""
-    found = (path.parent for path in (out / CELLS).glob(f"*/*/seed*/{CONFIG}"))
+    found = (path for path in (out / CELLS).glob("*/*/seed*") if RunFolder(path).exists())
     runs = [
         (folder.parent.parent.name, folder.parent.name, int(seed))
         for folder in found
@@ -118,9 +118,9 @@ def check_folders(cells: Iterable[Cell]) -> dict[str, State]:
 
 
 def _state(cell: Cell) -> tuple[State, list[str]]:
-    if not (cell.run_dir / CONFIG).is_file():
+    if not RunFolder(cell.run_dir).exists():
         return "absent", []
-    recorded, wanted = read_config(cell.run_dir), cell.config
+    recorded, wanted = RunFolder(cell.run_dir).config(), cell.config
     if (
         wanted.gr.groups == "per-device"
     ):  # of the devices that the run began on: it recorded how many they were
@@ -128,16 +128,5 @@ def _state(cell: Cell) -> tuple[State, list[str]]:
             update={"gr": wanted.gr.model_copy(update={"groups": recorded.gr.groups})}
         )
     different = differences(recorded, wanted)
-    is_finished = read_summary(cell.run_dir).get("status") == "finished"
+    is_finished = RunFolder(cell.run_dir).summary()["status"] == "finished"
     return ("finished" if is_finished else "begun"), different
-
-
-def read_summary(folder: Path) -> dict[str, Any]:
-    """Return what ``summary.json`` holds; nothing where a run has not come to an end, or to none
-    that can be read.
-    """
-    try:
-        summary = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return summary if isinstance(summary, dict) else {}

@@ -14,8 +14,8 @@ from gnpcli.data.feeds.base import steps_per_epoch
 from gnpcli.data.registry import describe_data
 from gnpcli.errors import DataError
 from gnpcli.recipes.plan import count_steps
-from gnpcli.runs.folder import METRICS
-from gnpcli.runs.log import read_metrics
+from gnpcli.runs.folder import RunFolder
+from gnpcli.runs.log import reached_epoch
 from gnpcli.tables.cells import Cell, State
 
 CPU_BATCH = 32
@@ -122,5 +122,5 @@ def _estimate(cell: Cell, state: State, speed: Speed) -> CellEstimate:
 def _share_done(cell: Cell, state: State) -> float:
     if state != "begun":
         return float(state == "finished")
-    records = read_metrics(cell.run_dir / METRICS)
-    return min(records[-1].get("epoch", 0.0) / cell.config.train.epochs, 1.0) if records else 0.0
+    records = RunFolder(cell.run_dir).records()
+    return min((reached_epoch(records) or 0.0) / cell.config.train.epochs, 1.0)

@@ -6,17 +6,17 @@ Reads run folders and nothing else, so that a result can be told again at any ti
 
 from __future__ import annotations
 
-import json
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from gnpcli.config import RunConfig
-from gnpcli.runs.folder import ENVIRONMENT, METRICS, read_config
-from gnpcli.runs.log import read_metrics, training_time_s
-from gnpcli.tables.cells import find_runs, read_summary, run_dir
+from gnpcli.runs.contents import Session, Status, Summary
+from gnpcli.runs.folder import RunFolder
+from gnpcli.runs.log import reached_epoch, training_time_s
+from gnpcli.tables.cells import find_runs, run_dir
 from gnpcli.tables.deviations import (
     check_alike,
     check_comparable,
@@ -40,15 +40,15 @@ class Run:
     column: str
     seed: int
     folder: Path
-    status: str
-    """As in ``summary.json``; ``unfinished`` where there is none."""
+    status: Status
     value: float | None
     """The metric, error rates in percent; None unless finished."""
     epoch: float
     """How far its log goes; 0 before the first record."""
     training_time_s: float
     """Wall time of all its sessions."""
-    summary: dict[str, Any] = field(repr=False)
+    summary: Summary = field(repr=False)
+    sessions: tuple[Session, ...] = field(repr=False)
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ class TableResult:
     deviations: tuple[str, ...]
     environment: tuple[str, ...]
     damage: tuple[str, ...]
-    """Which ``metrics.jsonl`` were read in part only."""
+    """Which files of its runs were left out, or read in part only."""
 
     @property
     def is_complete(self) -> bool:
@@ -143,7 +143,7 @@ def collect(
                 for *place, seed in there
                 if place == [row, column]
             }
-            own = {seed: read_config(folder) for seed, folder in folders.items()}
+            own = {seed: RunFolder(folder).config() for seed, folder in folders.items()}
             check_alike(table, (row, column), own)
             if own:
                 configs[row, column] = next(iter(own.values()))
@@ -163,9 +163,7 @@ def collect(
         cells=cells,
         comparisons=tuple(_comparisons(table, rows, columns, cells)),
         deviations=(*told, *data_copies(configs.values())),
-        environment=tuple(
-            _environments(run.folder for cell in cells.values() for run in cell.runs)
-        ),
+        environment=tuple(_environments(run for cell in cells.values() for run in cell.runs)),
         damage=tuple(damage),
     )
 
@@ -173,12 +171,21 @@ def collect(
 def _run(
     table: Table, row: str, column: str, seed: int, folder: Path, on_damage: Callable[[str], None]
 ) -> Run:
-    summary = read_summary(folder)
-    status = summary.get("status", "unfinished")
-    value = final_value(folder, table.spec.metric) if status == "finished" else None
-    records = read_metrics(folder / METRICS, on_damage)
-    epoch = records[-1]["epoch"] if records else 0.0
-    return Run(row, column, seed, folder, status, value, epoch, training_time_s(records), summary)
+    run = RunFolder(folder, on_damage)
+    summary, records = run.summary(), run.records()
+    is_finished = summary["status"] == "finished"
+    return Run(
+        row=row,
+        column=column,
+        seed=seed,
+        folder=folder,
+        status=summary["status"],
+        value=final_value(run, table.spec.metric) if is_finished else None,
+        epoch=reached_epoch(records) or 0.0,
+        training_time_s=training_time_s(records),
+        summary=summary,
+        sessions=tuple(run.sessions()),
+    )
 
 
 def _cell(table: Table, row: str, column: str, runs: Sequence[Run]) -> CellResult:
@@ -278,21 +285,17 @@ def judge(
     return verdict, f"{sentence} ({says}): {verdict}"
 
 
-def _environments(folders: Any) -> list[str]:
+def _environments(runs: Iterable[Run]) -> list[str]:
     """Return what the runs ran on, one line for each kind of session, with how many sessions it
     was.
     """
     sessions: Counter[str] = Counter()
-    for folder in folders:
-        try:
-            noted = json.loads((folder / ENVIRONMENT).read_text(encoding="utf-8"))["sessions"]
-        except (OSError, ValueError, KeyError):
-            continue
-        sessions.update(_environment(session) for session in noted)
+    for run in runs:
+        sessions.update(_environment(session) for session in run.sessions)
     return [f"{line} ({count} session(s))" for line, count in sessions.most_common()]
 
 
-def _environment(session: Mapping[str, Any]) -> str:
+def _environment(session: Session) -> str:
     devices = Counter(session.get("devices", []))
     hardware = (
         ", ".join(f"{count} x {kind}" for kind, count in devices.items()) or "unknown devices"

@@ -17,8 +17,8 @@ from typing import Literal
 
 from gnpcli.devices.process import stop_signals
 from gnpcli.errors import Interrupted
-from gnpcli.runs.folder import METRICS
-from gnpcli.tables.cells import Cell, State, read_summary
+from gnpcli.runs.folder import RunFolder
+from gnpcli.tables.cells import Cell, State
 from gnpcli.tables.shares import Share
 from gnpcli.tables.spec import Metric
 from gnpcli.tables.values import final_value, latest_value
@@ -57,7 +57,7 @@ class _Job:
     process: subprocess.Popen[bytes]
     log_start: int
     looked: float = 0.0
-    seen: int = -1
+    seen: int = 0
 
 
 def run_cells(
@@ -85,9 +85,9 @@ def run_cells(
     progress = [Progress(cell) for cell in cells]
     for item in progress:
         if states[item.cell.name] == "finished":
-            item.status, item.value = "kept", final_value(item.cell.run_dir, metric)
+            item.status, item.value = "kept", final_value(RunFolder(item.cell.run_dir), metric)
         elif states[item.cell.name] == "begun":
-            item.epoch, item.value = latest_value(item.cell.run_dir, metric)
+            item.epoch, item.value = latest_value(RunFolder(item.cell.run_dir), metric)
     queue = deque(item for item in progress if item.status == "waiting")
     free, jobs = deque(shares), list[_Job]()
     told = False
@@ -158,11 +158,11 @@ def _look(job: _Job, metric: Metric) -> None:
     if time.monotonic() - job.looked < LOOK_EVERY_S:
         return
     job.looked = time.monotonic()
-    path = job.progress.cell.run_dir / METRICS
-    size = path.stat().st_size if path.exists() else -1
+    run = RunFolder(job.progress.cell.run_dir)
+    size = run.log_size()
     if size != job.seen:
         job.seen = size
-        job.progress.epoch, job.progress.value = latest_value(job.progress.cell.run_dir, metric)
+        job.progress.epoch, job.progress.value = latest_value(run, metric)
 
 
 def _settle(job: _Job, metric: Metric) -> None:
@@ -171,8 +171,8 @@ def _settle(job: _Job, metric: Metric) -> None:
     assert job.process.stdin is not None
     with contextlib.suppress(BrokenPipeError):
         job.process.stdin.close()
-    if status == 0 and read_summary(item.cell.run_dir).get("status") == "finished":
-        item.status, item.value = "finished", final_value(item.cell.run_dir, metric)
+    if status == 0 and RunFolder(item.cell.run_dir).summary()["status"] == "finished":
+        item.status, item.value = "finished", final_value(RunFolder(item.cell.run_dir), metric)
     elif status in (128 + signal.SIGINT, 128 + signal.SIGTERM):
         item.status = "stopped"
     else:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
-from gnpcli.runs.folder import METRICS
-from gnpcli.runs.log import Record, read_metrics
-from gnpcli.tables.cells import read_summary
+from gnpcli.runs.contents import Record
+from gnpcli.runs.folder import RunFolder
+from gnpcli.runs.log import reached_epoch
 from gnpcli.tables.spec import Metric
 
 
@@ -20,28 +18,27 @@ def scaled(metric: Metric, value: float) -> float:
     return 100 * value if is_percentage(metric) else value
 
 
-def final_value(run_dir: Path, metric: Metric) -> float | None:
+def final_value(run: RunFolder, metric: Metric) -> float | None:
     """Return the metric of a finished run, error rates in percent; None where it has none.
 
     Of a run whose ``metrics.jsonl`` is damaged the best value is that of the part before the
     damage.
     """
-    last = read_summary(run_dir).get(metric.split, {}).get(metric.name)
+    last = run.summary().get(metric.split, {}).get(metric.name)
     if metric.at == "last" or last is None:
         return None if last is None else scaled(metric, last)
-    values = [value for _, value in _evaluations(read_metrics(run_dir / METRICS), metric)]
+    values = [value for _, value in _evaluations(run.records(), metric)]
     return scaled(metric, min([last, *values]))
 
 
-def latest_value(run_dir: Path, metric: Metric) -> tuple[float | None, float | None]:
+def latest_value(run: RunFolder, metric: Metric) -> tuple[float | None, float | None]:
     """Return the epoch that a run has reached and the latest value of the metric, each None before
     the first.
     """
-    records = read_metrics(run_dir / METRICS)
+    records = run.records()
     values = _evaluations(records, metric)
-    return records[-1].get("epoch") if records else None, scaled(
-        metric, values[-1][1]
-    ) if values else None
+    value = scaled(metric, values[-1][1]) if values else None
+    return reached_epoch(records), value
 
 
 def _evaluations(records: list[Record], metric: Metric) -> list[tuple[int, float]]:

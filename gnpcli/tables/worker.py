@@ -18,7 +18,7 @@ from typing import Any
 
 from gnpcli.config.loader import Layer, validate
 from gnpcli.errors import explain
-from gnpcli.runs.folder import CONFIG
+from gnpcli.runs.folder import RunFolder
 
 
 def main() -> None:
@@ -48,7 +48,7 @@ def _run(task: dict[str, Any]) -> None:
     from gnpcli.engine.train import resume, train
 
     run_dir = Path(task["run_dir"])
-    if (run_dir / CONFIG).is_file():
+    if RunFolder(run_dir).exists():
         resume(run_dir)
     else:
         train(validate(Layer(task["config"])), run_dir)

@@ -21,7 +21,7 @@ from gnpcli.errors import CheckpointError, ConfigError
 from gnpcli.models.base import Params, State
 from gnpcli.models.registry import MODELS, find_model
 from gnpcli.models.torch.facts import Facts
-from gnpcli.runs.folder import locate
+from gnpcli.runs.location import locate
 from gnpcli.runs.trained import open_trained
 from gnpcli.terminal.screen import Screen
 from gnpcli.weights.files import read_tensors
@@ -67,7 +67,7 @@ def read_pretrained(path: Path, model: str, screen: Screen) -> Pretrained:
         it.
 
     Args:
-        path: See `gnpcli.runs.folder.locate` and `gnpcli.weights.files.read_tensors`.
+        path: See `gnpcli.runs.location.locate` and `gnpcli.weights.files.read_tensors`.
         model: Registered name; a file of tensors is read as its family's.
         screen: Told of damaged checkpoints that were stepped over.
 
