@@ -14,9 +14,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gnpcli.data.archives import fetch as fetch_module
-from gnpcli.data.archives.fetch import Archive, Origin, fetch, format_bytes
+from gnpcli.data.archives import download
+from gnpcli.data.archives.fetch import Archive, Origin, fetch
 from gnpcli.errors import DataError
+from gnpcli.terminal.words import size
 from tests.archives import Server, serve, write_sums
 
 CONTENT = np.random.default_rng(0).bytes(1_000_000)
@@ -245,7 +246,7 @@ def test_offline_says_what_to_put_where(url: str, reason: str, folder: Path) -> 
 def test_a_host_that_never_answers_is_given_up(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fetch_module, "_ANSWER_S", 0.3)
+    monkeypatch.setattr(download, "_ANSWER_S", 0.3)
     with socket.create_server(("127.0.0.1", 0)) as silent:  # accepts, and says nothing
         url = f"http://127.0.0.1:{silent.getsockname()[1]}"
         with pytest.raises(DataError, match="no answer within") as caught:
@@ -254,7 +255,7 @@ def test_a_host_that_never_answers_is_given_up(
 
 
 def test_the_deadline_is_within_ten_seconds() -> None:
-    assert fetch_module._ANSWER_S < 10
+    assert download._ANSWER_S < 10
 
 
 def test_http_errors_are_named(server: Server, folder: Path) -> None:
@@ -356,4 +357,4 @@ def test_an_interrupt_leaves_the_part(server: Server, folder: Path) -> None:
     ],
 )
 def test_sizes_as_people_write_them(count: int, text: str) -> None:
-    assert format_bytes(count) == text
+    assert size(count) == text

@@ -55,7 +55,7 @@ _COLUMNS = {
 
 
 def _cells(row: Listing) -> list[str]:
-    from gnpcli.data.archives.fetch import format_bytes
+    from gnpcli.terminal.words import size
 
     pixels = (
         f"{row.image_size}x{row.image_size}x{row.channels}" if row.image_size is not None else ""
@@ -66,16 +66,16 @@ def _cells(row: Listing) -> list[str]:
         str(row.num_classes or ""),
         pixels,
         row.format or "",
-        format_bytes(row.num_bytes) if row.num_bytes is not None else "",
+        size(row.num_bytes) if row.num_bytes is not None else "",
         row.where or row.problem or _how_to_get(row),
     ]
 
 
 def _how_to_get(row: Listing) -> str:
-    from gnpcli.data.archives.fetch import format_bytes
+    from gnpcli.terminal.words import size
 
     if row.download_bytes is not None:
-        return f"absent; gnp data prepare {row.name} downloads {format_bytes(row.download_bytes)}"
+        return f"absent; gnp data prepare {row.name} downloads {size(row.download_bytes)}"
     return (
         row.about
         if row.format or ":" in row.name
@@ -112,9 +112,10 @@ def prepare(
     """Download a data set and prepare it, unless it is there."""
     from rich.console import Console
 
-    from gnpcli.data.archives.fetch import Origin, format_bytes
+    from gnpcli.data.archives.fetch import Origin
     from gnpcli.data.registry import prepare_source
     from gnpcli.terminal.loading import LoadingDisplay
+    from gnpcli.terminal.words import size
 
     origin = Origin.of(mirror, str(checksums) if checksums is not None else None)
     console = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -125,11 +126,11 @@ def prepare(
     with LoadingDisplay(name, console, line, quiet=quiet) as display:
         found, was_there = prepare_source(name, data_dir, split, origin, display)
     counts = ", ".join(f"{count:,} {split}" for split, count in (found.counts or {}).items())
-    size = f", {format_bytes(found.num_bytes)}" if found.num_bytes is not None else ""
+    taken = f", {size(found.num_bytes)}" if found.num_bytes is not None else ""
     what = f"{counts} images" if counts else "images"
     typer.echo(
         f"{name} {'is there already' if was_there else 'is prepared'}: {what} in {found.path} "
-        f"({found.format}{size})"
+        f"({found.format}{taken})"
     )
     typer.echo(f"train on it with `{_next_command(name, data_dir)}`")
 
