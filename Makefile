@@ -3,17 +3,20 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-all lint format clean
+# Test files differ in length by minutes: a worker that has none left takes over tests of the other.
+PYTEST := $(BIN)/pytest -n 2 --dist worksteal
+
+.PHONY: demo test test-all lint format golden clean
 
 demo: $(VENV)/installed
 	$(BIN)/gnp train
 
 # The gate: format, lint, types and all but the slow tests, on both cores.
 test: lint
-	$(BIN)/pytest -n 2 --dist loadfile -m "not slow"
+	$(PYTEST) -m "not slow"
 
 test-all: lint
-	$(BIN)/pytest -n 2 --dist loadfile
+	$(PYTEST)
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff format --check .
@@ -23,6 +26,11 @@ lint: $(VENV)/installed-dev
 format: $(VENV)/installed-dev
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+# What a change of the code's shape must not change: `make golden BASE=main` runs this checkout and that revision.
+BASE ?= main
+golden: $(VENV)/installed-dev
+	$(BIN)/python -m tests.golden compare $(BASE)
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)

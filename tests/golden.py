@@ -135,6 +135,24 @@ def structure(value: Any) -> Any:
     return type(value).__name__
 
 
+def outline(value: Any) -> dict[str, Any]:
+    """Return the keys alone of a JSON value, or of its structure: the part that no machine changes.
+
+    A leaf has none. The elements of a list are taken together.
+    """
+    if isinstance(value, dict):
+        return {key: outline(inner) for key, inner in value.items()}
+    together: dict[str, Any] = {}
+    for element in value if isinstance(value, list) else ():
+        _merge(together, outline(element))
+    return together
+
+
+def _merge(into: dict[str, Any], other: dict[str, Any]) -> None:
+    for key, inner in other.items():
+        _merge(into.setdefault(key, {}), inner)
+
+
 def hash_arrays(checkpoint: Path) -> dict[str, str]:
     """Return the SHA-256 of each item of a checkpoint: of the paths, types, shapes and bytes of its
     arrays.
