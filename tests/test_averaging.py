@@ -19,7 +19,7 @@ from gnpcli.models.base import from_linen
 from gnpcli.models.layers.dense import BatchNorm
 from gnpcli.recipes.presets import resolve
 from gnpcli.runs.log import read_metrics
-from gnpcli.step.averaging import ema_decay, moved
+from gnpcli.step.averaging import ema_decay, ema_update
 from tests.conftest import Gnp, fails
 from tests.feeds import GivenFeed
 
@@ -42,7 +42,7 @@ def test_the_average_is_the_recursion():
         d = min(0.7, (1 + step) / (10 + step))
         expected = {name: d * expected[name] + (1 - d) * point[name] for name in point}
         leaves = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), point)
-        average = jax.jit(moved)(average, leaves, ema_decay(0.7, step))
+        average = jax.jit(ema_update)(average, leaves, ema_decay(0.7, step))
     for name in expected:
         np.testing.assert_allclose(average[name], expected[name], rtol=1e-5, atol=1e-6)
 

@@ -84,7 +84,7 @@ def test_steps_do_not_depend_on_the_number_of_devices(model, assignments):
             state = task.init()
             start = jax.tree.map(np.asarray, (state.params, state.model_state))
             for step in range(2):
-                state, metrics = task.gnp_step(state, task.feed.source(step))
+                state, metrics = task.steps["gnp"](state, task.parts.feed.source(step))
             assert len(state.params["head"]["kernel"].sharding.device_set) == devices
             end = jax.tree.map(np.asarray, (state.params, state.model_state))
             found.append((start, end, {{name: float(value) for name, value in metrics.items()}}))
@@ -142,6 +142,7 @@ def test_groups_and_pieces_do_not_depend_on_the_number_of_devices(cases, counts)
         from gnpcli.models.base import from_linen
         from gnpcli.models.layers.dense import BatchNorm, Dropout
         from gnpcli.step.gradient import make_value_and_grad
+        from gnpcli.step.parts import build_parts
         from gnpcli.recipes.presets import resolve
         from gnpcli.devices.mesh import make_mesh
 
@@ -153,6 +154,9 @@ def test_groups_and_pieces_do_not_depend_on_the_number_of_devices(cases, counts)
                 x = nn.Dense(8, use_bias=False)(images.reshape(images.shape[0], -1))
                 x = Dropout(self.dropout)(jnp.tanh(BatchNorm()(x, train)), train)
                 return nn.Dense(4)(x)
+
+        class NoFeed:
+            steps_per_epoch = 1
 
         size = 96
         scale = jnp.linspace(0.5, 2, size)[:, None, None, None]
@@ -167,9 +171,10 @@ def test_groups_and_pieces_do_not_depend_on_the_number_of_devices(cases, counts)
             ])
             mesh, model = make_mesh(config), from_linen(Network(dropout))
             params, state = model.init(jax.random.key(0), (2, 2, 3))
-            make = make_value_and_grad
+            parts = build_parts(config, model, NoFeed(), mesh)
+
             def gradient(r, *a):
-                return make(model, config.train, config.gr, mesh, kind=kind, r=r, alpha=0.8)(*a)
+                return make_value_and_grad(parts, kind, r=r, alpha=0.8)(*a)
 
             step = jax.jit(gradient)
             found = step(jnp.float32(r), params, state, {}, images, labels, jax.random.key(5))

@@ -30,6 +30,7 @@ from gnpcli.runs.location import locate
 from gnpcli.runs.log import MetricsLog, read_metrics
 from gnpcli.step.schedules import lr_schedule
 from gnpcli.terminal.screen import Screen
+from tests.programs import compilations
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore::DeprecationWarning"
@@ -228,7 +229,9 @@ def test_each_step_is_compiled_once(whole, tmp_path, monkeypatch):
     )
     train(config(), tmp_path / "run", max_steps=7, quiet=True)
     resume(tmp_path / "run", max_steps=12, quiet=True)
-    assert [(task.plain_step._cache_size(), task.gnp_step._cache_size()) for task in tasks] == [
+    assert [
+        (compilations(task.steps["plain"]), compilations(task.steps["gnp"])) for task in tasks
+    ] == [
         (1, 1),
         (0, 1),
     ]
@@ -258,7 +261,7 @@ def test_steps_of_either_kind_resume_bit_for_bit(tmp_path, monkeypatch, variant)
     assert_same_state(saved(tmp_path / "whole", 10), saved(tmp_path / "parts", 10))
     records = lines(tmp_path / "whole", "train")
     assert records == lines(tmp_path / "parts", "train")
-    kinds = tasks[0].gr.kinds
+    kinds = tasks[0].parts.schedule.kinds
     assert [record["r"] > 0 for record in records] == [kind == "gnp" for kind in kinds]
     assert [record["alpha"] > 0 for record in records] == [kind != "plain" for kind in kinds]
     assert 0 < sum(kind == "gnp" for kind in kinds) < 10
@@ -279,7 +282,7 @@ def test_a_run_without_gr_never_compiles_the_gnp_step(tmp_path, monkeypatch):
         "gnpcli.engine.train.build_task", lambda *args: tasks.append(build(*args)) or tasks[-1]
     )
     train(config("gr.strategy=none"), tmp_path / "run", max_steps=6, quiet=True)
-    assert (tasks[0].plain_step._cache_size(), tasks[0].gnp_step._cache_size()) == (1, 0)
+    assert (compilations(tasks[0].steps["plain"]), compilations(tasks[0].steps["gnp"])) == (1, 0)
 
 
 def test_alpha_zero_is_bit_identical_to_no_gr(tmp_path):

@@ -18,8 +18,9 @@ from gnpcli.models.base import Model
 from gnpcli.recipes.presets import resolve
 from gnpcli.step import guard
 from gnpcli.step.optimizer import build_optimizer
+from gnpcli.step.parts import Parts
 from gnpcli.step.probes import make_diagnosis
-from gnpcli.step.schedules import Horizon, Kind, gr_schedule, lr_schedule
+from gnpcli.step.schedules import Horizon, StepKind, gr_schedule, lr_schedule
 from gnpcli.step.state import TrainState, init_state
 from gnpcli.step.train import make_train_step
 from tests.test_steps import SIDE, FixedFeed, assert_same, small_model, source
@@ -113,13 +114,19 @@ class Run:
         )
         # A rate that moves: an update left out must not shift it.
         lr = lr_schedule(ConstantConfig(name="constant", warmup_epochs=1.0), config.lr, HORIZON)
-        kind: Kind = "plain" if is_plain else "gnp"
-        self.step = make_train_step(
-            model, MarkedFeed(), chain, self.train, gr_config, schedule, lr, mesh, kind=kind
+        kind: StepKind = "plain" if is_plain else "gnp"
+        parts = Parts(
+            model=model,
+            feed=MarkedFeed(),
+            optimizer=chain,
+            train=self.train,
+            gr=gr_config,
+            schedule=schedule,
+            lr=lr,
+            mesh=mesh,
         )
-        self.diagnosis = make_diagnosis(
-            model, MarkedFeed(), self.train, gr_config, schedule, mesh, kind=kind
-        )
+        self.step = make_train_step(parts, kind)
+        self.diagnosis = make_diagnosis(parts, kind)
         averages = self.train.ema_decay is not None
         self.state = init_state(model, (SIDE, SIDE, 1), chain, seed=0, averages=averages)
 

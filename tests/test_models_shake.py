@@ -23,6 +23,8 @@ from gnpcli.models.layers.shake import Factors, linear_rates, scale, shake_drop
 from gnpcli.models.layers.shake import shake_shake as shake_shake_factors
 from gnpcli.recipes.presets import resolve
 from gnpcli.step.gradient import make_value_and_grad
+from gnpcli.step.parts import build_parts
+from tests.test_steps import FixedFeed
 
 CIFAR = (32, 32, 3)
 # Compiling is what these tests spend their time on; unoptimised code compiles in half of it.
@@ -434,9 +436,8 @@ def test_the_clean_pass_takes_the_gradient_that_the_configuration_says(family):
     assert models["shaken"].clean_apply is None
 
     def of(model, alpha, r):
-        gradient = make_value_and_grad(
-            model, config.train, config.gr, mesh, kind="gnp", r=r, alpha=alpha
-        )
+        parts = build_parts(config, model, FixedFeed(), mesh)
+        gradient = make_value_and_grad(parts, "gnp", r=r, alpha=alpha)
         (loss, _), grads, metrics = gradient(params, state, {}, images, labels, key)
         return loss, grads, metrics
 

@@ -23,10 +23,13 @@ from gnpcli.step.evaluate import make_eval_step
 from gnpcli.step.gradient import make_value_and_grad
 from gnpcli.step.losses import cross_entropy, zero_sums
 from gnpcli.step.optimizer import build_optimizer
-from gnpcli.step.schedules import GrSchedule, Horizon, Kind, gr_schedule, lr_schedule
+from gnpcli.step.parts import Parts, build_parts
+from gnpcli.step.programs import TrainStep
+from gnpcli.step.schedules import GrSchedule, Horizon, StepKind, gr_schedule, lr_schedule
 from gnpcli.step.state import TrainState, init_state
 from gnpcli.step.train import make_train_step
 from tests.feeds import GivenEvalFeed, GivenFeed
+from tests.programs import compilations, flops_of
 
 CLASSES, SIDE = 4, 3
 HORIZON = Horizon(steps_per_epoch=5, epochs=2)
@@ -88,11 +91,11 @@ def small_model(dropout: float = 0.0, seen: list[Any] | None = None) -> Model:
 def build(
     model: Model | None = None,
     *,
-    kind: Kind = "gnp",
+    kind: StepKind = "gnp",
     gr: dict[str, Any] | None = None,
     train: dict[str, Any] | None = None,
     optimizer: dict[str, Any] | None = None,
-) -> tuple[TrainState, Any]:
+) -> tuple[TrainState, TrainStep]:
     """A state and a jitted step on one device, with SGD at a constant rate of 0.5."""
     model = model or small_model()
     train_config = TrainConfig(**{"epochs": 2, **(train or {})})
@@ -104,17 +107,17 @@ def build(
         SgdConfig(**{"name": "sgd", "momentum": 0.0, **(optimizer or {})}), train_config
     )
     config = resolve(None, ["mesh.devices=1"])
-    step = make_train_step(
-        model,
-        FixedFeed(),
-        chain,
-        train_config,
-        gr_config,
-        gr_schedule(gr_config, HORIZON, 0),
-        lr,
-        make_mesh(config),
-        kind=kind,
+    parts = Parts(
+        model=model,
+        feed=FixedFeed(),
+        optimizer=chain,
+        train=train_config,
+        gr=gr_config,
+        schedule=gr_schedule(gr_config, HORIZON, 0),
+        lr=lr,
+        mesh=make_mesh(config),
     )
+    step = make_train_step(parts, kind)
     return init_state(
         model, (SIDE, SIDE, 1), chain, seed=0, reuses=gr_config.between == "reuse"
     ), step
@@ -328,7 +331,7 @@ def test_a_reuse_step_adds_what_the_last_penalised_one_kept():
 
 
 def gradient(gr=None, kind="gnp", size=24, **changes):
-    """Value, gradient and metrics of a batch with one configuration of groups and pieces."""
+    """Value, gradient and metrics of a batch with one configuration of groups and microbatches."""
     keys = {f"gr.{key}": value for key, value in (gr or {}).items()}
     config = resolve(
         None,
@@ -337,15 +340,8 @@ def gradient(gr=None, kind="gnp", size=24, **changes):
     )
     model, batch = small_model(), source(size)
     params, model_state = model.init(jax.random.key(0), (SIDE, SIDE, 1))
-    value_and_grad = make_value_and_grad(
-        model,
-        config.train,
-        config.gr,
-        make_mesh(config),
-        kind=kind,
-        r=jnp.float32(0.1),
-        alpha=jnp.float32(0.8),
-    )
+    parts = build_parts(config, model, FixedFeed(), make_mesh(config))
+    value_and_grad = make_value_and_grad(parts, kind, r=jnp.float32(0.1), alpha=jnp.float32(0.8))
     result = jax.jit(value_and_grad)(
         params, model_state, {}, batch["images"], batch["labels"], jax.random.key(1)
     )
@@ -391,12 +387,12 @@ def test_groups_are_consecutive_rows_with_a_perturbation_each():
     )
 
 
-def test_pieces_of_a_group_share_its_perturbation():
+def test_microbatches_of_a_group_share_its_perturbation():
     _, (_, groups, _) = gradient({"groups": 2})
-    _, (_, pieces, _) = gradient({"groups": 2}, **{"train.accumulate": 4})
+    _, (_, microbatches, _) = gradient({"groups": 2}, **{"train.accumulate": 4})
     _, (_, finer, _) = gradient({"groups": 4})
     for name in groups:
-        np.testing.assert_allclose(pieces[name], groups[name], rtol=1e-4, atol=1e-6)
+        np.testing.assert_allclose(microbatches[name], groups[name], rtol=1e-4, atol=1e-6)
     assert float(optax.tree.norm(jax.tree.map(jnp.subtract, finer, groups))) > 1e-3
 
 
@@ -452,17 +448,17 @@ def test_a_step_depends_on_seed_and_step_number_alone():
     chain = build_optimizer(SgdConfig(name="sgd"), train)
 
     def run(seed: int, steps: int, state: TrainState | None = None) -> TrainState:
-        step = make_train_step(
-            model,
-            NoisyFeed(),
-            chain,
-            train,
-            gr,
-            gr_schedule(gr, HORIZON, 0),
-            lr,
-            make_mesh(config),
-            kind="gnp",
+        parts = Parts(
+            model=model,
+            feed=NoisyFeed(),
+            optimizer=chain,
+            train=train,
+            gr=gr,
+            schedule=gr_schedule(gr, HORIZON, 0),
+            lr=lr,
+            mesh=make_mesh(config),
         )
+        step = make_train_step(parts, "gnp")
         state = state if state is not None else init_state(model, (SIDE, SIDE, 1), chain, seed)
         for _ in range(steps):
             state, _ = step(state, source())
@@ -479,7 +475,7 @@ def test_the_state_is_donated_and_no_step_recompiles():
     for _ in range(6):
         old, (state, _) = state, step(state, source())
         assert old.params["w1"].is_deleted()
-    assert step._cache_size() == 1
+    assert compilations(step) == 1
 
 
 def test_evaluation_masks_padding_and_sees_neither_smoothing_nor_l2():
@@ -498,10 +494,10 @@ def test_evaluation_masks_padding_and_sees_neither_smoothing_nor_l2():
 
 def test_the_plain_step_costs_one_pass():
     flops = []
-    kinds: tuple[Kind, ...] = ("plain", "gnp")
+    kinds: tuple[StepKind, ...] = ("plain", "gnp")
     for kind in kinds:
         state, step = build(kind=kind)
-        flops.append(step.lower(state, source()).compile().cost_analysis()["flops"])
+        flops.append(flops_of(step.lower(state, source())))
     assert flops[0] < 0.7 * flops[1]
 
 

@@ -43,8 +43,8 @@ def trace(config: RunConfig) -> None:
             images = jax.ShapeDtypeStruct((size, *shape), np.uint8)
             source: Any = {"images": images, "labels": jax.ShapeDtypeStruct((size,), np.int32)}
         else:
-            source = task.feed.source(0)
-        for step in (task.plain_step, task.gnp_step):
+            source = task.parts.feed.source(0)
+        for step in (task.steps["plain"], task.steps["gnp"]):
             new_state, metrics = jax.eval_shape(step, state, source)
             assert jax.tree.map(lambda x: (x.shape, x.dtype), new_state) == jax.tree.map(
                 lambda x: (x.shape, x.dtype), state

@@ -68,9 +68,11 @@ def bench_in_memory(
         notify(f"compiling {name}")
         data = config.data.model_copy(update=VARIANTS[name])
         task = build_task(config.model_copy(update={"data": data}), images, spec, mesh)
-        source = task.feed.source(0)
-        feeds[name] = Timed([_empty_model(task.feed)], jnp.zeros((), jnp.int32), source, repeat=10)
-        whole[name] = Timed([task.plain_step], task.init(), source)
+        source = task.parts.feed.source(0)
+        feeds[name] = Timed(
+            [_empty_model(task.parts.feed)], jnp.zeros((), jnp.int32), source, repeat=10
+        )
+        whole[name] = Timed([task.steps["plain"]], task.init(), source)
     interleave([*feeds.values(), *whole.values()], rounds=rounds, steps=steps, notify=notify)
     batch_size = config.data.batch_size
     return {

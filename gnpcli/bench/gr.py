@@ -90,7 +90,7 @@ def bench_gr(
         form = override(base, assignments)
         task = build_task(form, images, spec, make_mesh(form))
         cycle = [task.step_at(step) for step in range(task.config.gr.every)]
-        kinds[name] = Timed(cycle, task.init(), task.feed.source(0), has_loop=has_loop(form))
+        kinds[name] = Timed(cycle, task.init(), task.parts.feed.source(0), has_loop=has_loop(form))
     interleave(list(kinds.values()), rounds=rounds, steps=steps, notify=notify)
     batch_size, plain = config.data.batch_size, kinds[PLAIN]
     return {

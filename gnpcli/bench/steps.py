@@ -18,6 +18,7 @@ from gnpcli.devices.mesh import make_mesh
 from gnpcli.devices.process import describe_environment
 from gnpcli.engine.task import build_task
 from gnpcli.errors import DataError
+from gnpcli.step.schedules import StepKind
 
 
 def bench(config: RunConfig, *, rounds: int, steps: int, notify: Notify) -> dict[str, Any]:
@@ -101,11 +102,12 @@ def compile_steps(
     """Return the plain and the GNP step of `config` on `images`, not timed yet."""
     config = regularized(config)
     task = build_task(config, images, spec, make_mesh(config))
-    source = task.feed.source(0)
+    source = task.parts.feed.source(0)
     kinds: dict[str, Timed] = {}
-    for name, step in (("plain", task.plain_step), ("gnp", task.gnp_step)):
+    names: tuple[StepKind, ...] = ("plain", "gnp")
+    for name in names:
         notify(f"compiling {name}")
-        kinds[name] = Timed([step], task.init(), source, has_loop=has_loop(config))
+        kinds[name] = Timed([task.steps[name]], task.init(), source, has_loop=has_loop(config))
     return kinds
 
 

@@ -16,8 +16,7 @@ from gnpcli.engine.task import Task, build_task
 from gnpcli.gnp import global_norm
 from gnpcli.step.batch import step_batch
 from gnpcli.step.gradient import make_value_and_grad
-from gnpcli.step.optimizer import build_optimizer, clip_by_norm
-from gnpcli.step.schedules import lr_schedule
+from gnpcli.step.optimizer import clip_by_norm
 from gnpcli.step.state import TrainState
 
 
@@ -40,10 +39,10 @@ def bench_telemetry(
     """
     config = config.model_copy(update={"gr": config.gr.model_copy(update={"strategy": "none"})})
     task = build_task(config, *random_images(config), make_mesh(config))
-    source = task.feed.source(0)
+    source = task.parts.feed.source(0)
     notify("compiling")
     bare = Timed([_bare_step(task)], task.init(), source)
-    step = Timed([task.plain_step], task.init(), source)
+    step = Timed([task.steps["plain"]], task.init(), source)
     kinds = [bare, step]
     statistics = None
     if task.statistics is not None:
@@ -57,7 +56,7 @@ def bench_telemetry(
         "model": config.model.name,
         "batch_size": config.data.batch_size,
         "dtype": config.train.dtype,
-        "devices": task.mesh.size,
+        "devices": task.parts.mesh.size,
         "rounds": rounds,
         "steps_per_round": steps,
         "step_ms": 1e3 * bare.step_s,
@@ -76,27 +75,24 @@ def _bare_step(task: Task) -> Any:
     `gnpcli.step.train.make_train_step` adds both.
     """
     config = task.config
-    optimizer = build_optimizer(config.optimizer, config.train)
-    lr = lr_schedule(config.schedule, config.optimizer.lr, task.horizon)
-    value_and_grad = make_value_and_grad(
-        task.model, config.train, config.gr, task.mesh, kind="plain", r=0.0, alpha=0.0
-    )
+    parts = task.parts
+    value_and_grad = make_value_and_grad(parts, "plain", r=0.0, alpha=0.0)
 
     def step(state: TrainState, source: Any) -> tuple[TrainState, jax.Array]:
-        images, labels, key = step_batch(state.key, state.step, task.feed, source, task.mesh)
-        (loss, (model_state, *_)), grads, _ = value_and_grad(
+        images, labels, key = step_batch(state.key, state.step, parts.feed, source, parts.mesh)
+        (loss, aux), grads, _ = value_and_grad(
             state.params, state.model_state, state.component, images, labels, key
         )
         if config.train.clip_norm is not None:
             grads = clip_by_norm(grads, global_norm(grads), config.train.clip_norm)
-        directions, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        rate = lr(state.step)
+        directions, opt_state = parts.optimizer.update(grads, state.opt_state, state.params)
+        rate = parts.lr(state.step)
         params = optax.apply_updates(
             state.params, jax.tree.map(lambda direction: -rate * direction, directions)
         )
         updated = state._replace(
-            params=params, model_state=model_state, opt_state=opt_state, step=state.step + 1
+            params=params, model_state=aux.model_state, opt_state=opt_state, step=state.step + 1
         )
         return updated, loss
 
-    return jax.jit(step, donate_argnums=0, out_shardings=replicated(task.mesh))
+    return jax.jit(step, donate_argnums=0, out_shardings=replicated(parts.mesh))

@@ -44,7 +44,7 @@ class Loop:
         self.checkpoints, self.log, self.screen = checkpoints, log, screen
         self.pending: deque[tuple[int, dict[str, jax.Array]]] = deque()
         self.recalibration = Recalibration(
-            task.model, task.feed, task.mesh,
+            task.parts.model, task.parts.feed, task.parts.mesh,
             seed=task.config.train.seed, num_batches=task.config.train.recalibrate_batches,
         )  # fmt: skip
         self.results: dict[HeldOut, Evaluation] = {}
@@ -65,8 +65,8 @@ class Loop:
             if step_fn not in compiled:
                 self._drain(0)
                 self.screen.status("compiling")
-            source = task.feed.source(step)
-            if self.rounding is not None and step >= measures_from and task.gr.kinds[step] == "gnp":
+            source = task.parts.feed.source(step)
+            if self.rounding is not None and step >= measures_from and task.kind_at(step) == "gnp":
                 self._measure_rounding(step, source)
                 measures_from = step + precision.EVERY_STEPS
             self.state, metrics = step_fn(self.state, source)
@@ -118,7 +118,7 @@ class Loop:
             return
         self._drain(0)
         error_rate = self._evaluate(step) if evaluate else None
-        skipped = {"train": self.task.feed.skipped}
+        skipped = {"train": self.task.parts.feed.skipped}
         skipped |= {split: evaluator.feed.skipped for split, evaluator in self.evaluators.items()}
         for split, paths in skipped.items():
             if len(paths) > self.skipped.get(

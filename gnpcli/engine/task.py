@@ -1,80 +1,84 @@
-"""What a configuration and its data amount to: model, feed, schedules and steps."""
+"""What a configuration and its data amount to: the parts of a run and its programs."""
 
 from __future__ import annotations
 
 import typing
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Protocol
 
 import jax
 from jax.sharding import Mesh
 
 from gnpcli.config import RunConfig
 from gnpcli.data.base import DataSpec, FileSplit, Split
-from gnpcli.data.feeds.base import TrainFeed
 from gnpcli.data.feeds.make import make_train_feed
 from gnpcli.devices.mesh import abstract, check_cut, replicated, settle_groups
 from gnpcli.keys import run_keys
 from gnpcli.models.base import Model, Params, State, parameter_shapes, starting_from
 from gnpcli.models.registry import build_for
-from gnpcli.step.optimizer import build_optimizer, make_statistics
+from gnpcli.step.optimizer import make_statistics
+from gnpcli.step.parts import Parts, build_parts
 from gnpcli.step.perturbation import perturbed_mask
 from gnpcli.step.probes import make_diagnosis, make_rounding_measure
-from gnpcli.step.schedules import GrSchedule, Horizon, Kind, gr_schedule, lr_schedule
+from gnpcli.step.programs import OptimizerStatistics, RoundingMeasure, TrainStep
+from gnpcli.step.schedules import Horizon, StepKind
 from gnpcli.step.state import TrainState, init_state
 from gnpcli.step.train import make_train_step
 
 
+class Init(Protocol):
+    """Makes the state before the first step."""
+
+    def __call__(self, weights: tuple[Params, State] | None = None) -> TrainState:
+        """Start from parameters and model state where they are given, else from drawn ones."""
+        ...
+
+
 @dataclass(frozen=True)
 class Task:
-    """What a configuration and its data amount to: the pieces that the loop puts together."""
+    """What a configuration and its data amount to. The loop puts it together."""
 
     config: RunConfig
-    mesh: Mesh
     spec: DataSpec
-    model: Model
-    feed: TrainFeed
-    horizon: Horizon
-    gr: GrSchedule
-    plain_step: Any
-    gnp_step: Any
-    reuse_step: Any
-    statistics: Any | None
-    """``opt_state -> metrics`` of an adaptive optimizer, for the steps that are logged."""
-    rounding: Any | None
-    """See `gnpcli.step.probes.make_rounding_measure`; None where nothing is perturbed or it is all
-    in float32.
-    """
-    init: Callable[..., TrainState]
-    """``init(weights=None)``: the state before the first step, from parameters and model state
-    where they are given.
-    """
+    """Of the data that is trained on."""
+    parts: Parts
+    """What the steps are made of."""
+    steps: Mapping[StepKind, TrainStep]
+    """A step of each kind. Those that the schedule does not call for are never compiled."""
+    statistics: OptimizerStatistics | None
+    """What an adaptive optimizer tells in the steps that are logged."""
+    rounding: RoundingMeasure | None
+    """None where nothing is perturbed, or everything is computed in float32."""
+    init: Init
 
-    def step_at(self, step: int) -> Any:
-        """Return the compiled step for `step`; one of two gradients only where they act."""
-        return {"plain": self.plain_step, "gnp": self.gnp_step, "reuse": self.reuse_step}[
-            self.gr.kinds[step]
-        ]
+    @property
+    def horizon(self) -> Horizon:
+        """Length of the run."""
+        return Horizon(self.parts.feed.steps_per_epoch, self.config.train.epochs)
+
+    def kind_at(self, step: int) -> StepKind:
+        """Return what `step`, counted from 0, takes."""
+        return self.parts.schedule.kinds[step]
+
+    def step_at(self, step: int) -> TrainStep:
+        """Return the program for `step`: one of two gradients only where both act."""
+        return self.steps[self.kind_at(step)]
 
     def abstract_state(self) -> TrainState:
         """Return shapes, dtypes and shardings of the state, allocating nothing."""
-        state: TrainState = abstract(self.init, self.mesh)
+        state: TrainState = abstract(self.init, self.parts.mesh)
         return state
 
-    def diagnose(self, state: TrainState, step: int) -> Any:
-        """Return the findings of `gnpcli.step.probes.make_diagnosis` about `step`, which began in
-        `state`.
-        """
-        config, kind = self.config, self.gr.kinds[step]
-        program = make_diagnosis(
-            self.model, self.feed, config.train, config.gr, self.gr, self.mesh, kind=kind
-        )
-        return jax.device_get(program(state, self.feed.source(step)))
+    def diagnose(self, state: TrainState, step: int) -> dict[str, Params]:
+        """Return what `gnpcli.step.probes.make_diagnosis` finds about `step`, begun in `state`."""
+        program = make_diagnosis(self.parts, self.kind_at(step))
+        findings: dict[str, Params] = jax.device_get(program(state, self.parts.feed.source(step)))
+        return findings
 
 
 def build_task(config: RunConfig, train: Split | FileSplit, spec: DataSpec, mesh: Mesh) -> Task:
-    """Build model, feed, optimizer, schedules and steps; nothing is compiled yet.
+    """Build model, feed, optimizer, schedules and steps. Nothing is compiled yet.
 
     Raises:
         ConfigError: Model, image size and batch size do not fit together, the batch cannot be cut
@@ -85,48 +89,40 @@ def build_task(config: RunConfig, train: Split | FileSplit, spec: DataSpec, mesh
     image_shape = (spec.image_size, spec.image_size, spec.channels)
     model = build_for(config, spec)
     if config.gr.perturb != "all":
-        perturbed_mask(
-            parameter_shapes(model, image_shape), config.gr.perturb
-        )  # a pattern may match nothing
-    order_key = run_keys(config.train.seed).order
-    feed = make_train_feed(train, spec, config.data, mesh, key=order_key, dtype=config.train.dtype)
-    horizon = Horizon(feed.steps_per_epoch, config.train.epochs)
-    lr = lr_schedule(config.schedule, config.optimizer.lr, horizon)
-    gr = gr_schedule(config.gr, horizon, config.train.seed)
-    optimizer = build_optimizer(config.optimizer, config.train)
-    plain_step, gnp_step, reuse_step = (
-        make_train_step(model, feed, optimizer, config.train, config.gr, gr, lr, mesh, kind=kind)
-        for kind in typing.get_args(Kind)
-    )
-    averages, reuses = config.train.ema_decay is not None, config.gr.between == "reuse"
-    visits = "gnp" in gr.kinds and config.gr.gradient == "finite-difference"
-    is_narrow = config.train.dtype != "float32"
-    rounding = (
-        make_rounding_measure(model, feed, config.train, config.gr, mesh)
-        if visits and is_narrow
-        else None
+        # A pattern may match nothing.
+        perturbed_mask(parameter_shapes(model, image_shape), config.gr.perturb)
+    order = run_keys(config.train.seed).order
+    feed = make_train_feed(train, spec, config.data, mesh, key=order, dtype=config.train.dtype)
+    parts = build_parts(config, model, feed, mesh)
+    kinds: tuple[StepKind, ...] = typing.get_args(StepKind)
+    return Task(
+        config=config,
+        spec=spec,
+        parts=parts,
+        steps={kind: make_train_step(parts, kind) for kind in kinds},
+        statistics=make_statistics(config.optimizer),
+        rounding=make_rounding_measure(parts) if _is_rounded(parts) else None,
+        init=_make_init(config, model, image_shape, parts),
     )
 
+
+def _is_rounded(parts: Parts) -> bool:
+    """Return whether the compute type may be too coarse for the perturbed point."""
+    visits = "gnp" in parts.schedule.kinds and parts.gr.gradient == "finite-difference"
+    return visits and parts.train.dtype != "float32"
+
+
+def _make_init(
+    config: RunConfig, model: Model, image_shape: tuple[int, int, int], parts: Parts
+) -> Init:
     def init(weights: tuple[Params, State] | None = None) -> TrainState:
-        start = model if weights is None else starting_from(model, *weights)
         return init_state(
-            start, image_shape, optimizer, config.train.seed, averages=averages, reuses=reuses
+            model if weights is None else starting_from(model, *weights),
+            image_shape,
+            parts.optimizer,
+            config.train.seed,
+            averages=config.train.ema_decay is not None,
+            reuses=config.gr.between == "reuse",
         )
 
-    init = jax.jit(init, out_shardings=replicated(mesh))
-    statistics = make_statistics(config.optimizer)
-    return Task(
-        config,
-        mesh,
-        spec,
-        model,
-        feed,
-        horizon,
-        gr,
-        plain_step,
-        gnp_step,
-        reuse_step,
-        statistics,
-        rounding,
-        init,
-    )
+    return jax.jit(init, out_shardings=replicated(parts.mesh))

@@ -83,7 +83,7 @@ def _start_from(pretrained: Pretrained, task: Task, screen: Screen) -> TrainStat
     became of them.
     """
     image_shape = (task.spec.image_size, task.spec.image_size, task.spec.channels)
-    init = partial(task.model.init, run_keys(task.config.train.seed).init, image_shape)
+    init = partial(task.parts.model.init, run_keys(task.config.train.seed).init, image_shape)
     params, model_state, notes = fit_pretrained(pretrained, task.config, init)
     screen.line(
         f"weights    {pretrained.about} in {pretrained.path}, SHA-256 {pretrained.sha256[:8]}"
@@ -132,7 +132,7 @@ def _run(
             "test": dataset.test,
         }
         evaluators = {
-            name: Evaluator(split, task.spec, task.config, task.model, task.mesh)
+            name: Evaluator(split, task.spec, task.config, task.parts.model, task.parts.mesh)
             for name, split in splits.items()
             if split is not None
         }
@@ -153,7 +153,7 @@ def _run(
                 f"cannot write to {run}: {error.strerror}; {last_good(checkpoints)}"
             ) from error
     finally:
-        task.feed.close()
+        task.parts.feed.close()
         checkpoints.close()
     summary = run.write_summary(summary)
     if summary["status"] == "interrupted":
@@ -217,6 +217,6 @@ def _introduce(
     screen.line(f"objective  {objective(config)}")
     screen.line(
         f"steps      {task.horizon.total_steps:,} ({task.horizon.steps_per_epoch} an epoch) on "
-        f"{task.mesh.size} {jax.default_backend()} device(s)"
+        f"{task.parts.mesh.size} {jax.default_backend()} device(s)"
         + (f", from step {start}" if start else "")
     )

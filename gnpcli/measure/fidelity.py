@@ -39,7 +39,7 @@ from gnpcli.models.base import Model, Params, State
 from gnpcli.models.registry import build_for
 from gnpcli.runs.trained import Trained
 from gnpcli.step.batch import step_batch
-from gnpcli.step.gradient import make_objective
+from gnpcli.step.objective import make_objective
 from gnpcli.step.perturbation import build_scales
 from gnpcli.terminal.screen import Screen
 

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from gnpcli.config import OptimizerConfig, TrainConfig
+from gnpcli.step.programs import Metrics, OptimizerStatistics
 from gnpcli.step.telemetry import mean_and_variance
 
 
@@ -69,7 +70,7 @@ def build_optimizer(config: OptimizerConfig, train: TrainConfig) -> optax.Gradie
     return optax.chain(*parts)
 
 
-def make_statistics(config: OptimizerConfig) -> Any | None:
+def make_statistics(config: OptimizerConfig) -> OptimizerStatistics | None:
     """Build what an adaptive optimizer tells about itself between two steps.
 
     Returns:
@@ -82,7 +83,7 @@ def make_statistics(config: OptimizerConfig) -> Any | None:
     if not config.is_adaptive:
         return None
 
-    def statistics(opt_state: Any) -> dict[str, jax.Array]:
+    def statistics(opt_state: Any) -> Metrics:
         psi = config.adaptive_rates(opt_state)
         mean, variance = mean_and_variance(psi)
         _, log_variance = mean_and_variance(jax.tree.map(jnp.log, psi))

@@ -59,9 +59,10 @@ def lr_schedule(config: ScheduleConfig, peak: float, horizon: Horizon) -> Schedu
     return schedule
 
 
-Kind = Literal["plain", "gnp", "reuse"]
-"""What a step takes: one gradient, two of them, or one with what an earlier step of two left
-behind.
+StepKind = Literal["plain", "gnp", "reuse"]
+"""What a step takes.
+
+``plain``: one gradient. ``gnp``: two. ``reuse``: one, and what the last gnp step left behind.
 """
 
 _COIN = 0x636F696E
@@ -74,7 +75,7 @@ the seed.
 class GrSchedule:
     """Gradient regularization step by step; see `gr_schedule`."""
 
-    kinds: Sequence[Kind]
+    kinds: Sequence[StepKind]
     """What each step of the run takes."""
     r: Schedule
     """Perturbation radius where a step is not plain."""
@@ -118,7 +119,7 @@ def gr_schedule(config: GrConfig, horizon: Horizon, seed: int) -> GrSchedule:
     is_gnp = (since >= 0) & (since % config.every == 0)
     if config.probability < 1 or config.probability_end is not None:
         is_gnp &= _coins(seed, total) < _probability(config, warmup, steps)
-    kinds: list[Kind] = [
+    kinds: list[StepKind] = [
         "gnp" if penalised else config.between if after >= 0 else "plain"
         for penalised, after in zip(is_gnp, since, strict=True)
     ]

@@ -1,110 +1,79 @@
-"""The train and evaluation steps: pure functions of state and data, jitted over the mesh, no input
-or output.
-"""
+"""The train step: a pure function of state and data, jitted over the mesh. No input or output."""
 
 from __future__ import annotations
-
-from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import Mesh
 
-from gnpcli.config import GrConfig, TrainConfig
-from gnpcli.data.feeds.base import FeedData, TrainFeed
+from gnpcli.config import TrainConfig
+from gnpcli.data.feeds.base import FeedData
 from gnpcli.devices import cpu
 from gnpcli.devices.mesh import replicated
-from gnpcli.gnp import global_norm
-from gnpcli.models.base import Model
-from gnpcli.step.averaging import ema_decay, moved
+from gnpcli.gnp import GnpMetrics, global_norm
+from gnpcli.models.base import Params
+from gnpcli.step.averaging import ema_decay, ema_update
 from gnpcli.step.batch import step_batch
 from gnpcli.step.gradient import make_value_and_grad
 from gnpcli.step.guard import guarded, is_finite, max_in_a_row
 from gnpcli.step.optimizer import clip_by_norm, clip_ratio
-from gnpcli.step.schedules import GrSchedule, Kind, Schedule
+from gnpcli.step.parts import Parts
+from gnpcli.step.programs import Metrics, TrainStep
+from gnpcli.step.schedules import StepKind
 from gnpcli.step.state import TrainState
 from gnpcli.step.telemetry import surrogate_gap, update_ratio
 
-TrainStep = Callable[[TrainState, Any], tuple[TrainState, dict[str, jax.Array]]]
-"""``(state, source) -> (state, metrics)``; the given state's buffers are reused and must not be
-touched again.
-"""
 
-
-def make_train_step(
-    model: Model,
-    feed: TrainFeed,
-    optimizer: optax.GradientTransformation,
-    train: TrainConfig,
-    gr: GrConfig,
-    gr_schedule: GrSchedule,
-    lr: Schedule,
-    mesh: Mesh,
-    *,
-    kind: Kind,
-) -> Any:
+def make_train_step(parts: Parts, kind: StepKind) -> TrainStep:
     """Build the jitted step from state t to state t + 1.
 
     The gradient is that of `make_value_and_grad` over the global batch. Both passes see the same
-    batch and the same dropout; the model's state comes from the clean pass. A step in which
-    something is not finite changes nothing (see `gnpcli.step.guard.guarded`).
+    batch and the same dropout. The model's state comes from the clean pass. A step in which
+    something is not finite changes nothing (`gnpcli.step.guard.guarded`).
 
     Args:
-        model: Traced with ``train=True``.
-        feed: Batch t is drawn from ``fold_in(state.key, t)``, so a resumed run sees the same
-            batches.
-        optimizer: Applied to the mixed gradient, clipped; its result is scaled by the learning
-            rate.
-        train: For everything that acts on loss, gradient and update.
-        gr: For everything but the strategy.
-        gr_schedule: r and alpha at step t.
-        lr: The learning rate at step t.
-        mesh: Where the batch is split; the state is replicated.
-        kind: What the step takes; one gradient costs half of two.
+        parts: Shared by the steps of a run.
+        kind: What the step takes. A plain step costs half of a gnp step.
 
     Returns:
-        A jitted `TrainStep` that donates the state. Its metrics are float32 scalars over the global
-        batch: `loss` and `perturbed_loss` (the objective of either pass), `cross_entropy` (clean
-        pass, neither smoothing nor L2), `error_rate` (clean pass; of mixed images against the class
-        with the largest share), `clean_grad_norm`, `perturbed_grad_norm`, `grad_cosine`,
-        `surrogate_gap`, `grad_norm` (mixed, before clipping), `clip_ratio`, `update_norm` (of what
-        is added to the parameters), `update_ratio`, `lr`, `r`, `alpha` and `lambda` as they acted
-        in this step (0 in a plain one, and all but `alpha` in one that reuses), and
-        `skips_in_a_row` and `skipped_steps` up to this step. With groups or pieces all but the
-        norms from `grad_norm` on are means over them, `clean_grad_norm` too.
-    """
+        A jitted `TrainStep` that donates the state. Its metrics are scalars over the global batch:
 
-    def step(state: TrainState, source: FeedData) -> tuple[TrainState, dict[str, jax.Array]]:
-        images, labels, model_key = step_batch(state.key, state.step, feed, source, mesh)
-        zero = jnp.zeros(())
-        r = gr_schedule.r(state.step) if kind == "gnp" else zero
-        alpha = zero if kind == "plain" else gr_schedule.alpha(state.step)
-        value_and_grad = make_value_and_grad(model, train, gr, mesh, kind=kind, r=r, alpha=alpha)
-        (loss, (model_state, component, measures)), grads, passes = value_and_grad(
+        - `loss`, `perturbed_loss`: the objective of either pass;
+        - `cross_entropy`: of the clean pass, with neither smoothing nor L2;
+        - `error_rate`: of the clean pass, for mixed images against the class with the largest
+          share;
+        - `clean_grad_norm`, `perturbed_grad_norm`, `grad_cosine`: of the gradients of the passes;
+        - `surrogate_gap`, `update_ratio`: see `gnpcli.step.telemetry`;
+        - `grad_norm`: of the mixed gradient before clipping, and `clip_ratio`;
+        - `update_norm`: of what is added to the parameters;
+        - `lr`, `r`, `alpha`, `lambda`: as they acted in this step. The last three are 0 in a plain
+          step, `r` and `lambda` in one that reuses;
+        - `skips_in_a_row`, `skipped_steps`: up to this step, int32.
+
+        With groups or microbatches the loss, the rates and what is said of the passes are means
+        over them. `grad_norm`, `clip_ratio` and what comes of the update are those of the mean
+        gradient.
+    """
+    train, limit = parts.train, max_in_a_row(parts.train)
+
+    def step(state: TrainState, source: FeedData) -> tuple[TrainState, Metrics]:
+        images, labels, model_key = step_batch(
+            state.key, state.step, parts.feed, source, parts.mesh
+        )
+        r, alpha = _strength(parts, kind, state.step)
+        value_and_grad = make_value_and_grad(parts, kind, r=r, alpha=alpha)
+        (loss, aux), grads, passes = value_and_grad(
             state.params, state.model_state, state.component, images, labels, model_key
         )
         grad_norm = global_norm(grads)
         clipped = clip_by_norm(grads, grad_norm, train.clip_norm)
-        directions, opt_state = optimizer.update(clipped, state.opt_state, state.params)
-        rate = cpu.computed_once(lr(state.step))
+        directions, opt_state = parts.optimizer.update(clipped, state.opt_state, state.params)
+        rate = cpu.computed_once(parts.lr(state.step))
         updates = jax.tree.map(lambda direction: -rate * direction, directions)
         update_norm = global_norm(updates)
         params = optax.apply_updates(state.params, updates)
-        ema = (
-            moved(state.ema, params, ema_decay(train.ema_decay, state.step))
-            if train.ema_decay is not None
-            else {}
-        )
         metrics = {
-            "loss": loss,
-            "perturbed_loss": passes.perturbed_loss,
-            **measures,
-            "clean_grad_norm": passes.clean_grad_norm,
-            "perturbed_grad_norm": passes.perturbed_grad_norm,
-            "grad_cosine": passes.cosine,
-            "surrogate_gap": surrogate_gap(loss, passes.perturbed_loss),
+            **_pass_metrics(loss, aux.measures, passes),
             "grad_norm": grad_norm,
             "clip_ratio": clip_ratio(grad_norm, train.clip_norm),
             "update_norm": update_norm,
@@ -114,10 +83,44 @@ def make_train_step(
             "alpha": alpha,
             "lambda": alpha * r,
         }
-        moves = {"params": params, "model_state": model_state, "opt_state": opt_state, "ema": ema}
-        new = state._replace(**moves, component=component)
-        new = guarded(state, new, is_finite(metrics, model_state), max_in_a_row(train))
-        counts = {"skips_in_a_row": new.skips.in_a_row, "skipped_steps": new.skips.total}
-        return new, {**metrics, **counts}
+        new = state._replace(
+            params=params,
+            model_state=aux.model_state,
+            opt_state=opt_state,
+            ema=_averaged(state, params, train),
+            component=aux.component,
+        )
+        new = guarded(state, new, is_finite(metrics, aux.model_state), limit)
+        skips = {"skips_in_a_row": new.skips.in_a_row, "skipped_steps": new.skips.total}
+        return new, {**metrics, **skips}
 
-    return jax.jit(step, donate_argnums=0, out_shardings=replicated(mesh))
+    return jax.jit(step, donate_argnums=0, out_shardings=replicated(parts.mesh))
+
+
+def _strength(parts: Parts, kind: StepKind, step: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Return r and alpha as they act in a step."""
+    zero = jnp.zeros(())
+    r = parts.schedule.r(step) if kind == "gnp" else zero
+    alpha = zero if kind == "plain" else parts.schedule.alpha(step)
+    return r, alpha
+
+
+def _pass_metrics(loss: jax.Array, measures: Metrics, passes: GnpMetrics) -> Metrics:
+    """Return what a step tells about its passes."""
+    return {
+        "loss": loss,
+        "perturbed_loss": passes.perturbed_loss,
+        **measures,
+        "clean_grad_norm": passes.clean_grad_norm,
+        "perturbed_grad_norm": passes.perturbed_grad_norm,
+        "grad_cosine": passes.cosine,
+        "surrogate_gap": surrogate_gap(loss, passes.perturbed_loss),
+    }
+
+
+def _averaged(state: TrainState, params: Params, train: TrainConfig) -> Params:
+    """Return the moving average after a step to `params`; an empty dict where none is kept."""
+    if train.ema_decay is None:
+        return {}
+    average: Params = ema_update(state.ema, params, ema_decay(train.ema_decay, state.step))
+    return average
