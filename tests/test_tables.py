@@ -21,12 +21,15 @@ from gnpcli.recipes.plan import count_steps
 from gnpcli.recipes.presets import preset_dir
 from gnpcli.runs.folder import RunFolder
 from gnpcli.tables.cells import check_folders, make_cells, run_dir
+from gnpcli.tables.formats import to_csv, to_dict, to_latex, to_markdown
 from gnpcli.tables.outputs import write_outputs
-from gnpcli.tables.report import make_report, to_csv, to_latex, to_markdown
-from gnpcli.tables.results import collect, judge, to_dict
+from gnpcli.tables.report import make_report
+from gnpcli.tables.results import collect
+from gnpcli.tables.schema import Claim
 from gnpcli.tables.shares import shares
-from gnpcli.tables.spec import Changes, Claim, Table, choose, load_table, table_names
-from gnpcli.tables.statistics import Interval, describe, interval, paired
+from gnpcli.tables.spec import Changes, Table, choose, load_table, table_names
+from gnpcli.tables.statistics import Interval, interval, paired, summarize
+from gnpcli.tables.verdicts import judge
 from tests.browser import Browser, needs_browser
 from tests.tables import NO_CHANGES, SMALL, write
 from tests.tracing import trace
@@ -369,7 +372,7 @@ def test_intervals_by_hand():
     """Differences 1, 2, 3: mean 2, deviation 1, t(0.975; 2) = 4.302653, half width 4.302653 /
     sqrt(3) = 2.484138.
     """
-    sample, mean = describe([1.0, 2.0, 3.0]), interval([1.0, 2.0, 3.0])
+    sample, mean = summarize([1.0, 2.0, 3.0]), interval([1.0, 2.0, 3.0])
     assert (sample.n, sample.mean, sample.std) == (3, 2.0, 1.0)
     assert mean.half_width == pytest.approx(2.484138, abs=1e-6)
     assert (mean.low, mean.high) == pytest.approx((-0.484138, 4.484138), abs=1e-6)
@@ -389,11 +392,11 @@ def test_intervals_are_scipys(n):
     ours = interval(paired(dict(enumerate(values)), dict(enumerate(against))))
     assert (ours.low, ours.high) == pytest.approx(tuple(pair.confidence_interval(0.95)))
     assert ours.excludes_zero == (pair.pvalue < 0.05)
-    assert describe(values.tolist()).std == pytest.approx(np.std(values, ddof=1))
+    assert summarize(values.tolist()).std == pytest.approx(np.std(values, ddof=1))
 
 
 def test_limit_cases_of_statistics():
-    assert describe([3.0]).std is None
+    assert summarize([3.0]).std is None
     alone = interval([3.0])
     assert (alone.n, alone.mean, alone.half_width, alone.low, alone.high) == (
         1,
@@ -406,7 +409,7 @@ def test_limit_cases_of_statistics():
     equal = interval([0.5, 0.5, 0.5])
     assert (equal.half_width, equal.excludes_zero) == (0.0, True)
     assert not interval([0.0, 0.0]).excludes_zero
-    for of_nothing in (describe, interval):
+    for of_nothing in (summarize, interval):
         with pytest.raises(ValueError, match="no values"):
             of_nothing([])
 

@@ -11,19 +11,20 @@ from rich.console import Console
 
 from gnpcli.tables.cells import Cell, make_cells
 from gnpcli.tables.display import TableDisplay
-from gnpcli.tables.runner import Progress
+from gnpcli.tables.runner import CellProgress
 from gnpcli.tables.spec import Table
-from gnpcli.tables.time_left import TimeLeft, duration, work
+from gnpcli.tables.time_left import TimeLeft, work
+from gnpcli.terminal.words import duration
 from tests.tables import NO_CHANGES, write
 
 
-def some_progress(table: Table) -> list[Progress]:
+def some_progress(table: Table) -> list[CellProgress]:
     cells = make_cells(table, ["nano"], ["adam", "zero"], [0, 1], NO_CHANGES, Path("out"))
     return [
-        Progress(cells[0], "kept", value=4.0),
-        Progress(cells[1], "running", epoch=3.0, value=55.0),
-        Progress(cells[2], "finished", value=5.0),
-        Progress(cells[3], "failed", problem="step 1: the loss is nan"),
+        CellProgress(cells[0], "kept", value=4.0),
+        CellProgress(cells[1], "running", epoch=3.0, value=55.0),
+        CellProgress(cells[2], "finished", value=5.0),
+        CellProgress(cells[3], "failed", problem="step 1: the loss is nan"),
     ]
 
 
@@ -94,7 +95,7 @@ def test_work_counts_two_gradients_of_a_penalised_step_and_the_size_of_the_model
 
 def test_time_left_is_told_from_the_work_done_since_the_start(tmp_path):
     cells = small_cells(tmp_path, ["adam"], [0, 1, 2, 3])
-    kept, resumed, running, waiting = (Progress(cell) for cell in cells)
+    kept, resumed, running, waiting = (CellProgress(cell) for cell in cells)
     kept.status, resumed.epoch = "kept", 8.0  # of 16, in an earlier session
     items = [kept, resumed, running, waiting]
     left = TimeLeft(start=100.0)
@@ -115,7 +116,7 @@ def test_time_left_is_told_from_the_work_done_since_the_start(tmp_path):
 
 def test_a_cell_of_a_larger_model_has_more_left(tmp_path):
     (small,) = small_cells(tmp_path, ["adam"], [0])
-    items = [Progress(small), Progress(with_model(small, "vit-ti"))]
+    items = [CellProgress(small), CellProgress(with_model(small, "vit-ti"))]
     left = TimeLeft(start=0.0)
     left(items, now=0.0)
     items[0].status = "finished"
@@ -124,7 +125,7 @@ def test_a_cell_of_a_larger_model_has_more_left(tmp_path):
 
 def test_a_terminal_tells_the_time_left(tmp_path):
     items = [
-        Progress(cell, "running", epoch=0.0) for cell in small_cells(tmp_path, ["adam"], [0, 1])
+        CellProgress(cell, "running", epoch=0.0) for cell in small_cells(tmp_path, ["adam"], [0, 1])
     ]
     console = Console(file=io.StringIO(), force_terminal=True, width=150)
     with TableDisplay(write(tmp_path), console, quiet=False) as display:

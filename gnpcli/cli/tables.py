@@ -12,9 +12,9 @@ from gnpcli.cli.options import DataDirOption, DatasetOption, JsonOption, QuietOp
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from gnpcli.tables.cells import Cell, State
+    from gnpcli.tables.cells import Cell, CellState
     from gnpcli.tables.results import TableResult
-    from gnpcli.tables.runner import Progress
+    from gnpcli.tables.runner import CellProgress
     from gnpcli.tables.spec import Table
 
 app = typer.Typer(help="The shipped tables.", no_args_is_help=True)
@@ -156,11 +156,11 @@ def _default_out(table: Table, variant: str | None) -> Path:
 def _run(
     table: Table,
     cells: Sequence[Cell],
-    states: dict[str, State],
+    states: dict[str, CellState],
     jobs: int,
     folder: Path,
     quiet: bool,
-) -> Sequence[Progress]:
+) -> Sequence[CellProgress]:
     import sys
 
     from rich.console import Console
@@ -177,7 +177,7 @@ def _run(
         return run_cells(cells, states, table.spec.metric, divided, display)
 
 
-def _complain(progress: Sequence[Progress]) -> None:
+def _complain(progress: Sequence[CellProgress]) -> None:
     from gnpcli.errors import GnpError
 
     failed = [item for item in progress if item.status == "failed"]
@@ -199,7 +199,7 @@ def _finish(
 ) -> None:
     """Tell the result of the cells in a folder, and write its files, if there is any."""
     from gnpcli.errors import ConfigError
-    from gnpcli.tables.results import collect, to_dict
+    from gnpcli.tables.results import collect
 
     result = collect(table, rows, columns, seeds, folder)
     if not any(cell.runs for cell in result.cells.values()):
@@ -210,6 +210,8 @@ def _finish(
     if as_json:
         import json
 
+        from gnpcli.tables.formats import to_dict
+
         typer.echo(json.dumps(to_dict(result), indent=2))
         return
     _print(result)
@@ -219,7 +221,8 @@ def _finish(
 def _print(result: TableResult) -> None:
     from rich.console import Console
 
-    from gnpcli.tables.report import make_report, to_rich
+    from gnpcli.tables.formats import to_rich
+    from gnpcli.tables.report import make_report
 
     report = make_report(result)
     console = Console(highlight=False)
@@ -238,14 +241,14 @@ def _print(result: TableResult) -> None:
 
 
 def _dry_run(
-    table: Table, cells: Sequence[Cell], states: dict[str, State], folder: Path, as_json: bool
+    table: Table, cells: Sequence[Cell], states: dict[str, CellState], folder: Path, as_json: bool
 ) -> None:
     from gnpcli.devices.process import keep_compiled_programs, keep_freed_memory
 
     keep_freed_memory()
     keep_compiled_programs()
     from gnpcli.tables.estimate import estimate
-    from gnpcli.tables.time_left import duration
+    from gnpcli.terminal.words import duration
 
     found, left_s = estimate(cells, states, lambda text: typer.echo(text, err=True))
     if as_json:

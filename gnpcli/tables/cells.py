@@ -1,4 +1,4 @@
-"""The cells of a table: one ordinary run folder for each row, column and seed, and how far it is."""
+"""The cells of a table: one ordinary run folder for each row, column and seed."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ from gnpcli.tables.spec import Changes, Table
 CELLS = "cells"
 """Folder of all run folders in the folder of a table's results."""
 
-State = Literal["absent", "begun", "finished"]
+CellState = Literal["absent", "begun", "finished"]
+"""How far the run folder of a cell is."""
 
 
 @dataclass(frozen=True)
@@ -48,12 +49,15 @@ def run_dir(out: Path, row: str, column: str, seed: int) -> Path:
 
 def find_runs(out: Path) -> list[tuple[str, str, int]]:
     """Return row, column and seed of every run folder in a table's results, by seed."""
-    found = (path for path in (out / CELLS).glob("*/*/seed*") if RunFolder(path).exists())
-    runs = [
-        (folder.parent.parent.name, folder.parent.name, int(seed))
-        for folder in found
-        if (seed := folder.name.removeprefix("seed")).isdecimal()
-    ]
+    runs = []
+    for folder in (out / CELLS).glob("*/*/seed*"):
+        row, column, seed = (
+            folder.parent.parent.name,
+            folder.parent.name,
+            folder.name.removeprefix("seed"),
+        )
+        if seed.isdecimal() and RunFolder(folder).exists():
+            runs.append((row, column, int(seed)))
     return sorted(runs, key=lambda run: run[2])
 
 
@@ -65,68 +69,71 @@ def make_cells(
     changes: Changes,
     out: Path,
 ) -> list[Cell]:
-    """Resolve the cells of a table, seed by seed, so that a table that is stopped early is whole
-    for its first seeds.
+    """Resolve the cells of a table, seed by seed.
+
+    So a table that is stopped early is whole for its first seeds.
 
     Raises:
         ConfigError: A cell that cannot be resolved, or two rows or columns that `changes` made the
             same.
     """
-    cells = [
-        Cell(
-            row,
-            column,
-            seed,
-            table.resolve(row, column, seed, changes),
-            run_dir(out, row, column, seed),
-        )
-        for seed in seeds
-        for row in rows
-        for column in columns
-    ]
-    seen: dict[str, Cell] = {}
-    for cell in cells:
-        key = json.dumps(flatten(cell.config), sort_keys=True)
-        if (other := seen.setdefault(key, cell)) is not cell:
-            raise ConfigError(
-                f"table {table.name}: {other.row} {other.column} and {cell.row} {cell.column} "
-                "would be the same run: "
-                "what tells them apart was overridden"
-            )
+    cells = []
+    for seed in seeds:
+        for row in rows:
+            for column in columns:
+                config = table.resolve(row, column, seed, changes)
+                cells.append(Cell(row, column, seed, config, run_dir(out, row, column, seed)))
+    _check_distinct(table, cells)
     return cells
 
 
-def check_folders(cells: Iterable[Cell]) -> dict[str, State]:
+def _check_distinct(table: Table, cells: Iterable[Cell]) -> None:
+    seen: dict[str, Cell] = {}
+    for cell in cells:
+        key = json.dumps(flatten(cell.config), sort_keys=True)
+        other = seen.setdefault(key, cell)
+        if other is not cell:
+            raise ConfigError(
+                f"table {table.name}: {other.row} {other.column} and {cell.row} {cell.column} "
+                "would be the same run: what tells them apart was overridden"
+            )
+
+
+def check_folders(cells: Iterable[Cell]) -> dict[str, CellState]:
     """Return how far each cell's run is, by `Cell.name`.
 
     Raises:
         ConfigError: A folder holds a run of another configuration, with the keys that differ.
     """
-    states: dict[str, State] = {}
+    states: dict[str, CellState] = {}
     others = []
     for cell in cells:
-        state, different = _state(cell)
-        states[cell.name] = state
+        run = RunFolder(cell.run_dir)
+        different = _differences(run, cell)
+        states[cell.name] = _state(run)
         if different:
-            others.append(
-                f"{cell.run_dir} holds a run with another configuration ({'; '.join(different)})"
-            )
+            keys = "; ".join(different)
+            others.append(f"{cell.run_dir} holds a run with another configuration ({keys})")
     if others:
         more = f" (and {len(others) - 1} more cells)" if len(others) > 1 else ""
         raise ConfigError(f"{others[0]}{more}: take another --out")
     return states
 
 
-def _state(cell: Cell) -> tuple[State, list[str]]:
-    if not RunFolder(cell.run_dir).exists():
-        return "absent", []
-    recorded, wanted = RunFolder(cell.run_dir).config(), cell.config
-    if (
-        wanted.gr.groups == "per-device"
-    ):  # of the devices that the run began on: it recorded how many they were
+def _differences(run: RunFolder, cell: Cell) -> list[str]:
+    """Return where a run's configuration differs from its cell's."""
+    if not run.exists():
+        return []
+    recorded, wanted = run.config(), cell.config
+    if wanted.gr.groups == "per-device":
+        # Of the devices that the run began on: it recorded how many they were.
         wanted = wanted.model_copy(
             update={"gr": wanted.gr.model_copy(update={"groups": recorded.gr.groups})}
         )
-    different = differences(recorded, wanted)
-    is_finished = RunFolder(cell.run_dir).summary()["status"] == "finished"
-    return ("finished" if is_finished else "begun"), different
+    return differences(recorded, wanted)
+
+
+def _state(run: RunFolder) -> CellState:
+    if not run.exists():
+        return "absent"
+    return "finished" if run.summary()["status"] == "finished" else "begun"

@@ -3,29 +3,28 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-import jax
-
 from gnpcli.bench.steps import time_steps
+from gnpcli.bench.timing import Notify, platform
 from gnpcli.config import RunConfig
 from gnpcli.data.feeds.base import steps_per_epoch
 from gnpcli.data.registry import describe_data
+from gnpcli.devices.mesh import make_mesh
 from gnpcli.errors import DataError
 from gnpcli.recipes.plan import count_steps
 from gnpcli.runs.folder import RunFolder
 from gnpcli.runs.log import reached_epoch
-from gnpcli.tables.cells import Cell, State
+from gnpcli.tables.cells import Cell, CellState
 
 CPU_BATCH = 32
-"""Images a step is measured with on a CPU, which is busy with that many: more take proportionally
-longer.
-"""
+"""Images a CPU device is measured with: it is busy, and more take longer in proportion."""
 
 EVALUATION = 1 / 3
-"""What evaluating an image costs of what a plain step spends on it: a forward pass of a forward and
-a backward one.
+"""What evaluating an image costs of what a plain step spends on it.
+
+A forward pass, of a forward and a backward one.
 """
 
 
@@ -43,7 +42,7 @@ class CellEstimate:
     """What a cell comes to."""
 
     cell: Cell
-    state: State
+    state: CellState
     plain_steps: int
     gnp_steps: int
     whole_s: float
@@ -53,10 +52,11 @@ class CellEstimate:
 
 
 def estimate(
-    cells: Sequence[Cell], states: dict[str, State], report: Callable[[str], None]
+    cells: Sequence[Cell], states: dict[str, CellState], notify: Notify
 ) -> tuple[list[CellEstimate], float]:
-    """Estimate every cell, measuring plain and GNP steps once for each distinct model and batch, on
-    random images.
+    """Estimate every cell.
+
+    Plain and GNP steps are measured once for each distinct model and batch, on random images.
 
     Returns:
         The cells, and the seconds that all of them take from now on, compilation included. It is
@@ -66,38 +66,44 @@ def estimate(
         DataError: The size of a data set is not known without its files, and they are missing.
     """
     speeds: dict[str, Speed] = {}
-    found, compile_s = [], 0.0
+    found = []
     for cell in cells:
         key = _kind(cell.config)
         if key not in speeds:
-            speeds[key] = _measure(cell.config, report)
-            compile_s += speeds[key].compile_s
+            speeds[key] = _measure(cell.config, notify)
         found.append(_estimate(cell, states[cell.name], speeds[key]))
     left_s = sum(each.left_s for each in found)
-    return found, left_s + (compile_s if left_s else 0.0)
+    if left_s:
+        left_s += sum(speed.compile_s for speed in speeds.values())
+    return found, left_s
 
 
 def _kind(config: RunConfig) -> str:
     """Return what the time of a step depends on."""
-    data, gr = (
-        config.data,
-        config.gr.model_dump(exclude={"strategy", "r", "alpha", "warmup_epochs"}),
-    )
+    data = config.data
     parts = [
-        config.model.model_dump(), data.name, data.image_size, data.batch_size, data.augment, data.mix, gr,
-        config.optimizer.name, config.train.dtype,
-    ]  # fmt: skip
+        config.model.model_dump(),
+        data.name,
+        data.image_size,
+        data.batch_size,
+        data.augment,
+        data.mix,
+        config.gr.model_dump(exclude={"strategy", "r", "alpha", "warmup_epochs"}),
+        config.optimizer.name,
+        config.train.dtype,
+    ]
     return json.dumps(parts, sort_keys=True)
 
 
-def _measure(config: RunConfig, report: Callable[[str], None]) -> Speed:
+def _measure(config: RunConfig, notify: Notify) -> Speed:
+    mesh = make_mesh(config)
     size = config.data.batch_size
-    if jax.default_backend() == "cpu":
-        size = min(size, CPU_BATCH * jax.local_device_count())
+    if platform(mesh) == "cpu":
+        size = min(size, CPU_BATCH * mesh.size)
         config = config.model_copy(
             update={"data": config.data.model_copy(update={"batch_size": size})}
         )
-    report(f"measuring {config.model.name} at batch {size}")
+    notify(f"measuring {config.model.name} at batch {size}")
     kinds = time_steps(config, rounds=2, steps=1, notify=lambda text: None)
     return Speed(
         kinds["plain"].step_s / size,
@@ -106,21 +112,22 @@ def _measure(config: RunConfig, report: Callable[[str], None]) -> Speed:
     )
 
 
-def _estimate(cell: Cell, state: State, speed: Speed) -> CellEstimate:
+def _estimate(cell: Cell, state: CellState, speed: Speed) -> CellEstimate:
     config = cell.config
     data = describe_data(config.data)
     if data is None:
         raise DataError(f"the size of {config.data.name} is not known: give --data-dir")
-    plain, gnp = count_steps(config, steps_per_epoch(data.num_train, config.data.batch_size))
-    evaluations = -(-config.train.epochs // config.train.eval_every_epochs)
+    batch_size, epochs = config.data.batch_size, config.train.epochs
+    plain, gnp = count_steps(config, steps_per_epoch(data.num_train, batch_size))
+    evaluations = -(-epochs // config.train.eval_every_epochs)
     evaluated = evaluations * (data.num_validation + data.num_test)
-    images_s = config.data.batch_size * (plain * speed.plain_s + gnp * speed.gnp_s)
-    whole_s = images_s + EVALUATION * evaluated * speed.plain_s
+    steps_s = batch_size * (plain * speed.plain_s + gnp * speed.gnp_s)
+    whole_s = steps_s + EVALUATION * evaluated * speed.plain_s
     return CellEstimate(cell, state, plain, gnp, whole_s, whole_s * (1 - _share_done(cell, state)))
 
 
-def _share_done(cell: Cell, state: State) -> float:
+def _share_done(cell: Cell, state: CellState) -> float:
     if state != "begun":
         return float(state == "finished")
-    records = RunFolder(cell.run_dir).records()
-    return min((reached_epoch(records) or 0.0) / cell.config.train.epochs, 1.0)
+    epoch = reached_epoch(RunFolder(cell.run_dir).records()) or 0.0
+    return min(epoch / cell.config.train.epochs, 1.0)

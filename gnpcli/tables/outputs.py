@@ -6,14 +6,17 @@ import json
 from pathlib import Path
 
 from gnpcli.files import write_atomically
+from gnpcli.tables.formats import to_csv, to_dict, to_latex, to_markdown, to_runs_csv
 from gnpcli.tables.page import to_html
-from gnpcli.tables.report import make_report, to_csv, to_latex, to_markdown, to_runs_csv
-from gnpcli.tables.results import TableResult, to_dict
+from gnpcli.tables.report import make_report
+from gnpcli.tables.results import TableResult
 
 
 def write_outputs(result: TableResult, out: Path) -> list[Path]:
-    """Write ``table.md``, ``.csv``, ``.tex``, ``.json`` and ``.html``, and ``runs.csv``; return
-    their paths.
+    """Write ``table.md``, ``.csv``, ``.tex``, ``.json`` and ``.html``, and ``runs.csv``.
+
+    Returns:
+        Their paths.
 
     Raises:
         OSError: A file cannot be written.

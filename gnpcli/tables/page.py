@@ -3,32 +3,34 @@
 from __future__ import annotations
 
 import html
+from collections.abc import Sequence
 
 from gnpcli.report.charts import learning_curves
 from gnpcli.report.page import document, table, warnings
-from gnpcli.tables.report import Grid, Report
+from gnpcli.tables.report import Grid, TableReport
 from gnpcli.tables.results import TableResult
 
 
-def to_html(report: Report, result: TableResult) -> str:
+def to_html(report: TableReport, result: TableResult) -> str:
     """Return ``table.html``, which needs nothing but a browser.
 
     Raises:
         DataError: As of `learning_curves`.
     """
-    verdicts, deviations, *rest = report.lists
-    parts = [
-        f"<header><h1>{html.escape(report.title)}</h1><p "
-        f"class=sub>{html.escape(report.about)}</p></header>\n",
-        warnings(result.damage),
-        _grid(report.values),
-        _section(verdicts[0], _verdicts(result) or f"<p>{html.escape(verdicts[1][0])}</p>\n"),
-        _section("Differences", _grid(report.differences)) if report.differences.rows else "",
-        _section(deviations[0], _list(deviations[1])),
-        *_curves(result),
-        *(_section(heading, _list(lines)) for heading, lines in rest),
-    ]
+    verdicts, deviations, *others = report.lists
+    parts = [_header(report), warnings(result.damage), _grid(report.values)]
+    parts.append(_section(verdicts[0], _verdicts(result) or _paragraph(verdicts[1][0])))
+    if report.differences.rows:
+        parts.append(_section("Differences", _grid(report.differences)))
+    parts.append(_section(deviations[0], _list(deviations[1])))
+    parts += _curves(result)
+    parts += [_section(heading, _list(lines)) for heading, lines in others]
     return document(report.title, "".join(parts))
+
+
+def _header(report: TableReport) -> str:
+    title, about = html.escape(report.title), html.escape(report.about)
+    return f"<header><h1>{title}</h1><p class=sub>{about}</p></header>\n"
 
 
 def _grid(grid: Grid) -> str:
@@ -40,33 +42,36 @@ def _section(heading: str, body: str) -> str:
     return f"<section><h2>{html.escape(heading)}</h2>\n{body}</section>\n"
 
 
+def _paragraph(text: str) -> str:
+    return f"<p>{html.escape(text)}</p>\n"
+
+
 def _verdicts(result: TableResult) -> str:
+    """Return a line for each comparison, with its verdict as a badge."""
     items = []
     for comparison in result.comparisons:
-        kind = "badge bad" if comparison.verdict == "not reproduced" else "badge"
-        sentence = comparison.sentence.removesuffix(f": {comparison.verdict}")
-        items.append(
-            f'<p><span class="{kind}">{comparison.verdict}</span> {html.escape(sentence)}</p>\n'
-        )
+        verdict = comparison.verdict
+        kind = "badge bad" if verdict == "not reproduced" else "badge"
+        sentence = html.escape(comparison.sentence.removesuffix(f": {verdict}"))
+        items.append(f'<p><span class="{kind}">{verdict}</span> {sentence}</p>\n')
     return "".join(items)
 
 
-def _list(lines: tuple[str, ...]) -> str:
-    return f"<ul>{''.join(f'<li>{html.escape(line)}</li>' for line in lines)}</ul>\n"
+def _list(lines: Sequence[str]) -> str:
+    items = "".join(f"<li>{html.escape(line)}</li>" for line in lines)
+    return f"<ul>{items}</ul>\n"
 
 
 def _curves(result: TableResult) -> list[str]:
     """Return the curves of each row: its columns, each with a band over its seeds."""
     sections = []
     for row in result.rows:
-        groups = {
-            result.table.label("columns", column): [
-                run.folder for run in result.cells[row, column].runs if run.epoch
-            ]
-            for column in result.columns
-        }
-        if curves := learning_curves(
-            {label: folders for label, folders in groups.items() if folders}
-        ):
+        groups = {}
+        for column in result.columns:
+            folders = [run.folder for run in result.cells[row, column].runs if run.epoch]
+            if folders:
+                groups[result.table.label("columns", column)] = folders
+        curves = learning_curves(groups)
+        if curves:
             sections.append(_section(f"Curves, {result.table.label('rows', row)}", curves))
     return sections

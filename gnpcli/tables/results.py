@@ -1,5 +1,4 @@
-"""What finished cells say: a value per cell, differences with intervals, verdicts, deviations, what
-it ran on.
+"""What finished cells say: values, differences with intervals, verdicts, deviations.
 
 Reads run folders and nothing else, so that a result can be told again at any time, anywhere.
 """
@@ -8,9 +7,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
 
 from gnpcli.config import RunConfig
 from gnpcli.runs.contents import Session, Status, Summary
@@ -18,22 +16,23 @@ from gnpcli.runs.folder import RunFolder
 from gnpcli.runs.log import reached_epoch, training_time_s
 from gnpcli.tables.cells import find_runs, run_dir
 from gnpcli.tables.deviations import (
+    Place,
     check_alike,
     check_comparable,
     data_copies,
+    deviation_text,
     deviations,
-    tell,
     variant_of,
 )
-from gnpcli.tables.spec import Claim, Table
-from gnpcli.tables.statistics import Interval, Sample, describe, interval, paired
-from gnpcli.tables.values import final_value, is_percentage
-
-Verdict = Literal["reproduced", "not reproduced", "not decided", "no claim"]
+from gnpcli.tables.schema import Claim
+from gnpcli.tables.spec import Table
+from gnpcli.tables.statistics import Interval, Sample, interval, paired, summarize
+from gnpcli.tables.values import final_value
+from gnpcli.tables.verdicts import Verdict, judge
 
 
 @dataclass(frozen=True)
-class Run:
+class CellRun:
     """One run of a cell."""
 
     row: str
@@ -57,7 +56,7 @@ class CellResult:
 
     row: str
     column: str
-    runs: tuple[Run, ...]
+    runs: tuple[CellRun, ...]
     sample: Sample | None
     """Over the finished runs; None without any."""
     published: float | None
@@ -96,20 +95,12 @@ class TableResult:
     """The one that its runs were run in."""
     rows: tuple[str, ...]
     columns: tuple[str, ...]
-    cells: dict[tuple[str, str], CellResult]
+    cells: dict[Place, CellResult]
     comparisons: tuple[Comparison, ...]
     deviations: tuple[str, ...]
     environment: tuple[str, ...]
     damage: tuple[str, ...]
     """Which files of its runs were left out, or read in part only."""
-
-    @property
-    def is_complete(self) -> bool:
-        """Whether every run that was begun is finished, and every cell has one."""
-        return all(
-            cell.sample is not None and len(cell.values) == len(cell.runs)
-            for cell in self.cells.values()
-        )
 
 
 def collect(
@@ -133,28 +124,17 @@ def collect(
             data or for another number of epochs: they are not averaged or compared.
     """
     damage: list[str] = []
-    cells: dict[tuple[str, str], CellResult] = {}
-    configs: dict[tuple[str, str], RunConfig] = {}
-    there = [run for run in find_runs(out) if seeds is None or run[2] in seeds]
-    for row in rows:
-        for column in columns:
-            folders = {
-                seed: run_dir(out, row, column, seed)
-                for *place, seed in there
-                if place == [row, column]
-            }
-            own = {seed: RunFolder(folder).config() for seed, folder in folders.items()}
-            check_alike(table, (row, column), own)
-            if own:
-                configs[row, column] = next(iter(own.values()))
-            runs = [
-                _run(table, row, column, seed, folder, damage.append)
-                for seed, folder in folders.items()
-            ]
-            cells[row, column] = _cell(table, row, column, runs)
+    cells: dict[Place, CellResult] = {}
+    configs: dict[Place, RunConfig] = {}
+    for place, folders in _find_folders(rows, columns, seeds, out).items():
+        own = {seed: RunFolder(folder).config() for seed, folder in folders.items()}
+        check_alike(table, place, own)
+        if own:
+            configs[place] = next(iter(own.values()))
+        cells[place] = _cell(table, place, folders, damage.append)
     variant = variant_of(table, configs.values())
     check_comparable(table, configs, variant)
-    told = [tell(deviation, table, configs) for deviation in deviations(table, configs)]
+    told = [deviation_text(each, table, configs) for each in deviations(table, configs)]
     return TableResult(
         table=table,
         variant=variant,
@@ -168,15 +148,48 @@ def collect(
     )
 
 
+def _find_folders(
+    rows: Sequence[str], columns: Sequence[str], seeds: Sequence[int] | None, out: Path
+) -> dict[Place, dict[int, Path]]:
+    """Return the run folders of each cell by seed, row by row; no folders for a cell not begun."""
+    folders: dict[Place, dict[int, Path]] = {
+        (row, column): {} for row in rows for column in columns
+    }
+    for row, column, seed in find_runs(out):
+        is_wanted = seeds is None or seed in seeds
+        if is_wanted and (row, column) in folders:
+            folders[row, column][seed] = run_dir(out, row, column, seed)
+    return folders
+
+
+def _cell(
+    table: Table, place: Place, folders: Mapping[int, Path], on_damage: Callable[[str], None]
+) -> CellResult:
+    runs = [_run(table, place, seed, folder, on_damage) for seed, folder in folders.items()]
+    values = [run.value for run in runs if run.value is not None]
+    published = table.published_value(*place)
+    to_published = None
+    if values and published is not None:
+        to_published = interval([value - published for value in values])
+    return CellResult(
+        row=place[0],
+        column=place[1],
+        runs=tuple(runs),
+        sample=summarize(values) if values else None,
+        published=published,
+        to_published=to_published,
+    )
+
+
 def _run(
-    table: Table, row: str, column: str, seed: int, folder: Path, on_damage: Callable[[str], None]
-) -> Run:
+    table: Table, place: Place, seed: int, folder: Path, on_damage: Callable[[str], None]
+) -> CellRun:
     run = RunFolder(folder, on_damage)
     summary, records = run.summary(), run.records()
     is_finished = summary["status"] == "finished"
-    return Run(
-        row=row,
-        column=column,
+    return CellRun(
+        row=place[0],
+        column=place[1],
         seed=seed,
         folder=folder,
         status=summary["status"],
@@ -188,107 +201,51 @@ def _run(
     )
 
 
-def _cell(table: Table, row: str, column: str, runs: Sequence[Run]) -> CellResult:
-    values = [run.value for run in runs if run.value is not None]
-    published = table.published_value(row, column)
-    return CellResult(
-        row=row,
-        column=column,
-        runs=tuple(runs),
-        sample=describe(values) if values else None,
-        published=published,
-        to_published=interval([value - published for value in values])
-        if values and published is not None
-        else None,
-    )
-
-
 def _comparisons(
     table: Table,
     rows: Sequence[str],
     columns: Sequence[str],
-    cells: Mapping[tuple[str, str], CellResult],
+    cells: Mapping[Place, CellResult],
 ) -> list[Comparison]:
-    """Compare every column with the baseline, and the columns of each claim, in every row where
-    both have runs.
-    """
-    spec = table.spec
-    claims = {frozenset((claim.better, claim.than)): claim for claim in spec.claims}
-    pairs = [(column, spec.baseline) for column in columns if column != spec.baseline]
-    pairs += [(c.better, c.than) for c in spec.claims if spec.baseline not in (c.better, c.than)]
+    """Compare columns in every row where both have runs of the same seed."""
+    claims = {frozenset((claim.better, claim.than)): claim for claim in table.spec.claims}
     found = []
     for row in rows:
-        for column, against in pairs:
-            if column not in columns or against not in columns:
-                continue
-            differences = paired(cells[row, column].values, cells[row, against].values)
-            if not differences:
-                continue
-            ours, theirs = table.published_value(row, column), table.published_value(row, against)
-            published = None if ours is None or theirs is None else ours - theirs
-            difference, claim = interval(differences), claims.get(frozenset((column, against)))
-            verdict, sentence = judge(table, row, (column, against), difference, published, claim)
-            found.append(
-                Comparison(row, column, against, difference, published, claim, verdict, sentence)
-            )
+        for column, against in _pairs(table, columns):
+            values, others = cells[row, column].values, cells[row, against].values
+            differences = paired(values, others)
+            if differences:
+                claim = claims.get(frozenset((column, against)))
+                found.append(_compare(table, row, (column, against), differences, claim))
     return found
 
 
-def judge(
+def _pairs(table: Table, columns: Sequence[str]) -> list[tuple[str, str]]:
+    """Return every column with the baseline, and the columns of each claim, where both are told."""
+    baseline = table.spec.baseline
+    pairs = [(column, baseline) for column in columns if column != baseline]
+    for claim in table.spec.claims:
+        if baseline not in (claim.better, claim.than):
+            pairs.append((claim.better, claim.than))
+    return [pair for pair in pairs if set(pair) <= set(columns)]
+
+
+def _compare(
     table: Table,
     row: str,
     pair: tuple[str, str],
-    difference: Interval,
-    published: float | None,
+    differences: Sequence[float],
     claim: Claim | None,
-) -> tuple[Verdict, str]:
-    """Return a verdict on one comparison, and the sentence that says it.
-
-    What is said to be so, by the sign of the published difference or else by the claim, is
-    *reproduced* if the interval lies on the same side of 0, *not reproduced* if it lies on the
-    other, and *not decided* if it includes 0 or if there is one seed only.
-
-    Args:
-        table: For labels and units.
-        row: The row.
-        pair: Column, and what it is compared with.
-        difference: The first less the second.
-        published: The published difference; None where there is none.
-        claim: What is said about the two without a number.
-    """
-    column, against = (table.label("columns", name) for name in pair)
-    unit = " points" if is_percentage(table.spec.metric) else ""
-    size = f"{abs(difference.mean):.2f}{unit}"
-    if difference.half_width is not None:
-        size = f"{abs(difference.mean):.2f} ± {difference.half_width:.2f}{unit}"
-    verb = "beats" if difference.mean < 0 else "loses to"
-    where = table.label("rows", row)
-    if published:
-        expected, says = published, f"{published:+.2f} published"
-    elif claim is not None:
-        expected = -1.0 if claim.better == pair[0] else 1.0
-        says = f"{claim.source} says {table.label('columns', claim.better)} is better"
-    else:
-        expected, says = 0.0, "no published difference to hold it against"
-    if difference.mean == 0:
-        sentence = f"{column} and {against} are equal on {where}"
-    else:
-        sentence = f"{column} {verb} {against} by {size} on {where}"
-    if difference.half_width is None:
-        return "not decided", f"{sentence} (one seed, no interval; {says}): not decided"
-    if not difference.excludes_zero:
-        return "not decided", f"{sentence} ({says}): not decided, the interval includes 0"
-    if not expected:
-        return "no claim", f"{sentence} ({says})"
-    agrees = (difference.mean < 0) == (expected < 0)
-    verdict: Verdict = "reproduced" if agrees else "not reproduced"
-    return verdict, f"{sentence} ({says}): {verdict}"
+) -> Comparison:
+    ours, theirs = (table.published_value(row, column) for column in pair)
+    published = None if ours is None or theirs is None else ours - theirs
+    difference = interval(differences)
+    verdict, sentence = judge(table, row, pair, difference, published, claim)
+    return Comparison(row, *pair, difference, published, claim, verdict, sentence)
 
 
-def _environments(runs: Iterable[Run]) -> list[str]:
-    """Return what the runs ran on, one line for each kind of session, with how many sessions it
-    was.
-    """
+def _environments(runs: Iterable[CellRun]) -> list[str]:
+    """Return what the runs ran on: a line for each kind of session, and how many there were."""
     sessions: Counter[str] = Counter()
     for run in runs:
         sessions.update(_environment(session) for session in run.sessions)
@@ -297,71 +254,17 @@ def _environments(runs: Iterable[Run]) -> list[str]:
 
 def _environment(session: Session) -> str:
     devices = Counter(session.get("devices", []))
-    hardware = (
-        ", ".join(f"{count} x {kind}" for kind, count in devices.items()) or "unknown devices"
-    )
+    hardware = ", ".join(f"{count} x {kind}" for kind, count in devices.items())
+    hardware = hardware or "unknown devices"
     processor = session.get("processor")
-    versions = ", ".join(
-        f"{name} {version}" for name, version in session.get("versions", {}).items() if version
-    )
-    return (
-        f"{hardware}{f' ({processor})' if processor else ''}; {session.get('platform')}; Python "
-        f"{session.get('python')}; {versions}; commit {session.get('git_commit') or 'unknown'}"
-    )
-
-
-def to_dict(result: TableResult) -> dict[str, Any]:
-    """Return a result as JSON types: ``table.json``."""
-    table, spec = result.table, result.table.spec
-    return {
-        "table": table.name,
-        "title": spec.title,
-        "variant": result.variant,
-        "metric": spec.metric.model_dump(),
-        "unit": "percent" if is_percentage(spec.metric) else "",
-        "baseline": spec.baseline,
-        "published_source": spec.published.source if spec.published else None,
-        "cells": [
-            {
-                "row": cell.row,
-                "column": cell.column,
-                "n": cell.sample.n if cell.sample else 0,
-                "mean": cell.sample.mean if cell.sample else None,
-                "std": cell.sample.std if cell.sample else None,
-                "published": cell.published,
-                "to_published": _interval(cell.to_published),
-                "runs": [
-                    {
-                        "seed": run.seed,
-                        "status": run.status,
-                        "value": run.value,
-                        "epoch": run.epoch,
-                        "steps": run.summary.get("step"),
-                        "training_time_s": run.training_time_s,
-                        "images_per_s": run.summary.get("images_per_s"),
-                    }
-                    for run in cell.runs
-                ],
-            }
-            for cell in result.cells.values()
-        ],
-        "comparisons": [
-            {
-                **asdict(comparison),
-                "difference": _interval(comparison.difference),
-                "claim": comparison.claim.model_dump() if comparison.claim else None,
-            }
-            for comparison in result.comparisons
-        ],
-        "deviations": list(result.deviations),
-        "unknown": list(spec.published.unknown) if spec.published else [],
-        "notes": list(spec.notes),
-        "environment": list(result.environment),
-        "damage": list(result.damage),
-    }
-
-
-def _interval(interval: Interval | None) -> dict[str, Any] | None:
-    if interval is None:
-        return None
-    return {"n": interval.n, "mean": interval.mean, "low": interval.low, "high": interval.high}
+    if processor:
+        hardware += f" ({processor})"
+    versions = session.get("versions", {}).items()
+    parts = [
+        hardware,
+        f"{session.get('platform')}",
+        f"Python {session.get('python')}",
+        ", ".join(f"{name} {version}" for name, version in versions if version),
+        f"commit {session.get('git_commit') or 'unknown'}",
+    ]
+    return "; ".join(parts)

@@ -1,4 +1,4 @@
-"""Runs the cells of a table, each in a process of its own: how one ends is no matter to the others."""
+"""Runs the cells of a table, each in a process of its own: how one ends is no matter to others."""
 
 from __future__ import annotations
 
@@ -18,24 +18,25 @@ from typing import Literal
 from gnpcli.devices.process import stop_signals
 from gnpcli.errors import Interrupted
 from gnpcli.runs.folder import RunFolder
-from gnpcli.tables.cells import Cell, State
+from gnpcli.tables.cells import Cell, CellState
+from gnpcli.tables.schema import Metric
 from gnpcli.tables.shares import Share
-from gnpcli.tables.spec import Metric
 from gnpcli.tables.values import final_value, latest_value
 
 POLL_S = 0.2
 LOOK_EVERY_S = 2.0
 """Seconds between two looks into the metrics of a running cell."""
 
-Status = Literal["waiting", "running", "kept", "finished", "failed", "stopped"]
+CellStatus = Literal["waiting", "running", "kept", "finished", "failed", "stopped"]
+"""Where a cell stands in this run of the table; ``kept`` was finished before."""
 
 
 @dataclass
-class Progress:
+class CellProgress:
     """Where a cell stands."""
 
     cell: Cell
-    status: Status = "waiting"
+    status: CellStatus = "waiting"
     epoch: float | None = None
     value: float | None = None
     """Of the metric: the latest while running, else the final one."""
@@ -43,30 +44,25 @@ class Progress:
     """Why it failed, in a line."""
 
     @property
+    def is_done(self) -> bool:
+        """Whether its run is finished."""
+        return self.status in ("kept", "finished")
+
+    @property
     def share(self) -> float:
         """Of the epochs that are done, 0 to 1."""
-        if self.status in ("kept", "finished"):
+        if self.is_done:
             return 1.0
         return min((self.epoch or 0.0) / self.cell.config.train.epochs, 1.0)
 
 
-@dataclass
-class _Job:
-    progress: Progress
-    share: Share
-    process: subprocess.Popen[bytes]
-    log_start: int
-    looked: float = 0.0
-    seen: int = 0
-
-
 def run_cells(
     cells: Sequence[Cell],
-    states: dict[str, State],
+    states: dict[str, CellState],
     metric: Metric,
     shares: Sequence[Share],
-    show: Callable[[Sequence[Progress]], None],
-) -> list[Progress]:
+    show: Callable[[Sequence[CellProgress]], None],
+) -> list[CellProgress]:
     """Bring every cell to its end that is not there yet, as many at a time as there are `shares`.
 
     Args:
@@ -82,55 +78,104 @@ def run_cells(
     Raises:
         Interrupted: After SIGINT or SIGTERM, when every running cell has saved its state.
     """
-    progress = [Progress(cell) for cell in cells]
-    for item in progress:
-        if states[item.cell.name] == "finished":
-            item.status, item.value = "kept", final_value(RunFolder(item.cell.run_dir), metric)
-        elif states[item.cell.name] == "begun":
-            item.epoch, item.value = latest_value(RunFolder(item.cell.run_dir), metric)
-    queue = deque(item for item in progress if item.status == "waiting")
-    free, jobs = deque(shares), list[_Job]()
-    told = False
+    progress = [_before(cell, states[cell.name], metric) for cell in cells]
+    pool = _Pool(progress, shares, metric)
     with stop_signals() as received:
         try:
-            while jobs or (queue and not received):
-                while queue and free and not received:
-                    jobs.append(_start(queue.popleft(), free.popleft()))
-                if received and not told:
-                    told = True
-                    for job in jobs:
-                        job.process.send_signal(signal.SIGINT)
-                for job in list(jobs):
-                    if job.process.poll() is None:
-                        _look(job, metric)
-                        continue
-                    _settle(job, metric)
-                    jobs.remove(job)
-                    free.append(job.share)
+            while pool.is_busy:
+                if received:
+                    pool.stop()
+                pool.start_waiting()
+                pool.look()
                 show(progress)
                 time.sleep(POLL_S)
             show(progress)
         finally:
-            for job in jobs:  # a second signal: what was saved is saved
-                job.process.kill()
-                job.process.wait()
+            pool.kill()  # a second signal: what was saved is saved
     if received:
-        done = sum(item.status in ("kept", "finished") for item in progress)
+        done = sum(item.is_done for item in progress)
         raise Interrupted(
             f"stopped by {received[0].name} with {done} of {len(cells)} cells finished, the others "
-            "saved; "
-            "the same command goes on",
+            "saved; the same command goes on",
             received[0],
         )
     return progress
 
 
-def _start(item: Progress, share: Share) -> _Job:
+def _before(cell: Cell, state: CellState, metric: Metric) -> CellProgress:
+    """Return where a cell stands before anything is run."""
+    item, run = CellProgress(cell), RunFolder(cell.run_dir)
+    if state == "finished":
+        item.status, item.value = "kept", final_value(run, metric)
+    elif state == "begun":
+        item.epoch, item.value = latest_value(run, metric)
+    return item
+
+
+@dataclass
+class _Job:
+    """The process of a cell."""
+
+    progress: CellProgress
+    share: Share
+    process: subprocess.Popen[bytes]
+    log_start: int
+    """Bytes of the cell's log that earlier processes wrote."""
+    looked: float = 0.0
+    """When its metrics were looked into, on the monotonic clock."""
+    seen: int = 0
+    """Bytes of its metrics then."""
+
+
+class _Pool:
+    """The processes of the cells that run, one for each share of the machine."""
+
+    def __init__(self, progress: Sequence[CellProgress], shares: Sequence[Share], metric: Metric):
+        self._waiting = deque(item for item in progress if item.status == "waiting")
+        self._free = deque(shares)
+        self._metric = metric
+        self._jobs: list[_Job] = []
+        self._is_stopping = False
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether a cell runs, or will."""
+        return bool(self._jobs or (self._waiting and not self._is_stopping))
+
+    def start_waiting(self) -> None:
+        """Start as many cells as there are free shares, unless the pool is stopping."""
+        while self._waiting and self._free and not self._is_stopping:
+            self._jobs.append(_start(self._waiting.popleft(), self._free.popleft()))
+
+    def look(self) -> None:
+        """Note how far the running cells are, and how those that ended did."""
+        for job in list(self._jobs):
+            if job.process.poll() is None:
+                _look(job, self._metric)
+                continue
+            _settle(job, self._metric)
+            self._jobs.remove(job)
+            self._free.append(job.share)
+
+    def stop(self) -> None:
+        """Ask every running cell, once, to save its state and to end."""
+        if not self._is_stopping:
+            self._is_stopping = True
+            for job in self._jobs:
+                job.process.send_signal(signal.SIGINT)
+
+    def kill(self) -> None:
+        """End what still runs."""
+        for job in self._jobs:
+            job.process.kill()
+            job.process.wait()
+
+
+def _start(item: CellProgress, share: Share) -> _Job:
     cell = item.cell
     cell.log.parent.mkdir(parents=True, exist_ok=True)
-    with open(
-        cell.log, "ab"
-    ) as log:  # closed here, so that the lock the worker takes on it is the worker's alone
+    # The log is closed here, so that the lock which the worker takes on it is the worker's alone.
+    with open(cell.log, "ab") as log:
         process = subprocess.Popen(
             [sys.executable, "-P", "-m", "gnpcli.tables.worker"],
             stdin=subprocess.PIPE,
@@ -148,7 +193,8 @@ def _start(item: Progress, share: Share) -> _Job:
     assert process.stdin is not None
     with contextlib.suppress(BrokenPipeError):  # it is dead already, which `_settle` will find
         process.stdin.write(json.dumps(task).encode() + b"\n")
-        process.stdin.flush()  # and left open: its end tells the worker that nobody waits for it any more
+        # It stays open: its end tells the worker that nobody waits for it any more.
+        process.stdin.flush()
     item.status = "running"
     return _Job(item, share, process, log_start)
 
@@ -167,25 +213,28 @@ def _look(job: _Job, metric: Metric) -> None:
 
 def _settle(job: _Job, metric: Metric) -> None:
     """Note how the process of a cell has ended."""
-    item, status = job.progress, job.process.returncode
+    item, code = job.progress, job.process.returncode
+    run = RunFolder(item.cell.run_dir)
     assert job.process.stdin is not None
     with contextlib.suppress(BrokenPipeError):
         job.process.stdin.close()
-    if status == 0 and RunFolder(item.cell.run_dir).summary()["status"] == "finished":
-        item.status, item.value = "finished", final_value(RunFolder(item.cell.run_dir), metric)
-    elif status in (128 + signal.SIGINT, 128 + signal.SIGTERM):
+    if code == 0 and run.summary()["status"] == "finished":
+        item.status, item.value = "finished", final_value(run, metric)
+    elif code in (128 + signal.SIGINT, 128 + signal.SIGTERM):
         item.status = "stopped"
     else:
-        item.status, item.problem = "failed", _why(status, item.cell.log, job.log_start)
+        item.status, item.problem = "failed", _why(code, item.cell.log, job.log_start)
 
 
-def _why(status: int, log: Path, start: int) -> str:
-    if status < 0:
-        hint = " (out of memory?)" if -status == signal.SIGKILL else ""
-        return f"killed by {signal.Signals(-status).name}{hint}"
+def _why(code: int, log: Path, start: int) -> str:
+    """Return why a process failed: the signal, its last error, or the last line that it printed."""
+    if code < 0:
+        hint = " (out of memory?)" if -code == signal.SIGKILL else ""
+        return f"killed by {signal.Signals(-code).name}{hint}"
     lines = log.read_bytes()[start:].decode(errors="replace").splitlines()
-    said = [line for line in lines if line.strip()]
+    said = [line.strip() for line in lines if line.strip()]
     errors = [line.removeprefix("error: ") for line in said if line.startswith("error: ")]
     if errors:
         return errors[-1]
-    return f"{said[-1].strip() if said else f'exit status {status}'} (see {log})"
+    last = said[-1] if said else f"exit status {code}"
+    return f"{last} (see {log})"

@@ -1,5 +1,6 @@
-"""The devices of this machine, divided among cells that run at the same time. jax is not asked: it
-would take them.
+"""The devices of this machine, divided among cells that run at the same time.
+
+jax is not asked: it would take the devices.
 """
 
 from __future__ import annotations
@@ -23,8 +24,9 @@ class Share:
 
 
 def shares(jobs: int) -> list[Share]:
-    """Divide the GPUs, or where there is none the cores, evenly among `jobs` processes; one process
-    takes them all.
+    """Divide the GPUs evenly among `jobs` processes, or the cores where there is no GPU.
+
+    One process takes them all.
 
     Raises:
         ConfigError: There are fewer than that.
@@ -32,36 +34,45 @@ def shares(jobs: int) -> list[Share]:
     if jobs == 1:
         return [Share()]
     gpus = _visible_gpus()
-    cores = (
-        sorted(os.sched_getaffinity(0))
-        if hasattr(os, "sched_getaffinity")
-        else list(range(os.cpu_count() or 1))
-    )
-    count, what = (len(gpus), "GPU(s)") if gpus else (len(cores), "core(s)")
+    if gpus:
+        _check_enough(jobs, len(gpus), "GPU(s)")
+        parts = [",".join(gpus[index::jobs]) for index in range(jobs)]
+        return [Share({"CUDA_VISIBLE_DEVICES": part}) for part in parts]
+    cores = _visible_cores()
+    _check_enough(jobs, len(cores), "core(s)")
+    return [Share(cpus=cores[index::jobs]) for index in range(jobs)]
+
+
+def _check_enough(jobs: int, count: int, what: str) -> None:
     if jobs > count:
         raise ConfigError(
             f"--jobs {jobs}, but there are {count} {what} here: at most one process for each"
         )
-    if gpus:
-        return [
-            Share({"CUDA_VISIBLE_DEVICES": ",".join(gpus[index::jobs])}) for index in range(jobs)
-        ]
-    return [Share(cpus=cores[index::jobs]) for index in range(jobs)]
+
+
+def _visible_cores() -> list[int]:
+    if hasattr(os, "sched_getaffinity"):  # not on macOS and Windows
+        return sorted(os.sched_getaffinity(0))
+    return list(range(os.cpu_count() or 1))
 
 
 def _visible_gpus() -> list[str]:
+    """Return the names of the GPUs as CUDA_VISIBLE_DEVICES has them."""
     if os.environ.get("JAX_PLATFORMS", "").startswith("cpu"):
         return []
-    if (chosen := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
+    chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if chosen is not None:
         return [name for name in chosen.split(",") if name.strip()]
     if shutil.which("nvidia-smi") is None:
         return []
+    return [str(index) for index in range(_count_gpus())]
+
+
+def _count_gpus() -> int:
+    """Return how many GPUs the driver lists; 0 where it does not answer."""
+    command = ["nvidia-smi", "-L"]
     try:
-        done = subprocess.run(
-            ["nvidia-smi", "-L"], capture_output=True, text=True, timeout=30, check=True
-        )
+        done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True)
     except (OSError, subprocess.SubprocessError):
-        return []
-    return [
-        str(index) for index, line in enumerate(done.stdout.splitlines()) if line.startswith("GPU ")
-    ]
+        return 0
+    return sum(line.startswith("GPU ") for line in done.stdout.splitlines())

@@ -20,10 +20,10 @@ class Sample:
     """Sample standard deviation, ``sqrt(sum((x - mean)^2) / (n - 1))``; None for n = 1."""
 
 
-def describe(values: Sequence[float]) -> Sample:
+def summarize(values: Sequence[float]) -> Sample:
     """Return number, mean and sample standard deviation.
 
-    >>> describe([1.0, 2.0, 4.0]).std
+    >>> summarize([1.0, 2.0, 4.0]).std
     1.5275252316519468
 
     Raises:
@@ -34,9 +34,8 @@ def describe(values: Sequence[float]) -> Sample:
     mean = math.fsum(values) / len(values)
     if len(values) == 1:
         return Sample(1, mean, None)
-    return Sample(
-        len(values), mean, math.sqrt(math.fsum((x - mean) ** 2 for x in values) / (len(values) - 1))
-    )
+    variance = math.fsum((x - mean) ** 2 for x in values) / (len(values) - 1)
+    return Sample(len(values), mean, math.sqrt(variance))
 
 
 @dataclass(frozen=True)
@@ -74,7 +73,7 @@ def interval(values: Sequence[float], confidence: float = CONFIDENCE) -> Interva
     Raises:
         ValueError: There are no values.
     """
-    sample = describe(values)
+    sample = summarize(values)
     if sample.std is None:
         return Interval(1, sample.mean, None)
     from scipy.special import stdtrit  # a fraction of what importing scipy.stats costs

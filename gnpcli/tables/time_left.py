@@ -8,32 +8,31 @@ from collections.abc import Sequence
 from gnpcli.config import RunConfig
 from gnpcli.models.registry import find_model
 from gnpcli.recipes.plan import count_steps
-from gnpcli.tables.runner import Progress
+from gnpcli.tables.runner import CellProgress
 
 STEPS_PER_EPOCH = 100
-"""An epoch is the same images in every cell of a table, in however many steps: any number compares
-them.
+"""Steps of an epoch, for `work`: any number compares the cells of a table.
+
+An epoch is the same images in every cell, in however many steps.
 """
 
 
 def work(config: RunConfig) -> float:
-    """Return what a run computes, comparable among the cells of a table: FLOP of its model times
-    gradients taken.
+    """Return what a run computes: FLOP of its model times gradients taken.
 
-    A model of the user's own that does not say its `gnpcli.models.registry.Entry.gflop` counts as
-    1.
+    It is comparable among the cells of a table. A model of the user's own that does not say its
+    `gnpcli.models.registry.Entry.gflop` counts as 1.
     """
     plain, gnp = count_steps(config, STEPS_PER_EPOCH)
     return (find_model(config.model.name).gflop or 1.0) * (plain + 2 * gnp)
 
 
 class TimeLeft:
-    """Seconds that the cells of a table still take; call it with where all of them stand, from the
-    start on.
+    """Seconds that the cells of a table still take.
 
-    The estimate is ``time passed * work left / work done in that time``, work being `work` times
-    the share of the epochs: compilation, evaluation and how many cells run at a time are in it as
-    they were up to now.
+    Call it with where all of them stand, from the start on. The estimate is ``time passed * work
+    left / work done in that time``. Work is `work` times the share of the epochs. Compilation,
+    evaluation and how many cells run at a time are in it as they were up to now.
     """
 
     def __init__(self, start: float):
@@ -42,24 +41,18 @@ class TimeLeft:
         self._work: dict[str, float] = {}
         self._at_start: dict[str, float] = {}
 
-    def __call__(self, progress: Sequence[Progress], now: float | None = None) -> float | None:
-        """Return the estimate; None before anything has been done. A cell that failed has nothing
-        left.
+    def __call__(self, progress: Sequence[CellProgress], now: float | None = None) -> float | None:
+        """Return the estimate; None before anything has been done.
+
+        A cell that failed has nothing left to do.
         """
-        done = left = 0.0
+        done = to_do = 0.0
         for item in progress:
             name = item.cell.name
             if name not in self._work:
                 self._work[name], self._at_start[name] = work(item.cell.config), item.share
             done += self._work[name] * (item.share - self._at_start[name])
-            left += self._work[name] * (0.0 if item.status == "failed" else 1 - item.share)
-        passed = (time.monotonic() if now is None else now) - self._start
-        return passed * left / done if done > 0 else None
-
-
-def duration(seconds: float) -> str:
-    """Return a length of time in its largest unit."""
-    for size, unit in ((86400, "days"), (3600, "h"), (60, "min")):
-        if seconds >= size:
-            return f"{seconds / size:.1f} {unit}"
-    return f"{seconds:.0f} s"
+            if item.status != "failed":
+                to_do += self._work[name] * (1 - item.share)
+        passed_s = (time.monotonic() if now is None else now) - self._start
+        return passed_s * to_do / done if done > 0 else None

@@ -1,8 +1,8 @@
-"""The process of one cell: ``python -m gnpcli.tables.worker``, with its task as a line of JSON on
-standard input.
+"""The process of one cell: ``python -m gnpcli.tables.worker``.
 
-Standard error is the cell's log. Standard input stays open for as long as the process that started
-this one lives: when it ends, however it ends, this one saves its state and stops as after Ctrl-C.
+Its task is a line of JSON on standard input. Standard error is the cell's log. Standard input stays
+open for as long as the process that started this one lives. When that ends, however it ends, this
+one saves its state and stops as after Ctrl-C.
 """
 
 from __future__ import annotations
@@ -62,8 +62,9 @@ def _read_line() -> bytes:
 
 
 def _stop_when_alone() -> None:
-    """Wait for the end of standard input, past Python's buffers: a thread that holds their lock
-    hangs the exit.
+    """Wait for the end of standard input, then stop.
+
+    It is read past Python's buffers: a thread that holds their lock hangs the exit.
     """
     with contextlib.suppress(OSError):
         while os.read(0, 4096):
@@ -72,8 +73,9 @@ def _stop_when_alone() -> None:
 
 
 def _have_to_oneself() -> None:
-    """Wait until no other process works on this cell: one that outlived its starter may still be
-    saving.
+    """Wait until no other process works on this cell.
+
+    One that outlived its starter may still be saving.
     """
     try:
         import fcntl
