@@ -247,6 +247,11 @@ def code_lines(tree: ast.Module, text: str) -> set[int]:
     } - documented
 
 
+def test_no_generated_page_is_kept():
+    """A result keeps what people read and its data; a command makes its page."""
+    assert [str(path) for path in (REPOSITORY / "docs").rglob("*.html")] == []
+
+
 def test_files_are_short():
     long = {str(path.relative_to(REPOSITORY)): len(path.read_text().splitlines()) for path in FILES}
     assert {name: lines for name, lines in long.items() if lines > MAX_FILE_LINES} == {}

@@ -22,6 +22,7 @@ from gnpcli.recipes.presets import preset_dir
 from gnpcli.runs.folder import RunFolder
 from gnpcli.tables.cells import check_folders, make_cells, run_dir
 from gnpcli.tables.formats import to_csv, to_dict, to_latex, to_markdown
+from gnpcli.tables.metrics import METRICS, MetricKind
 from gnpcli.tables.outputs import write_outputs
 from gnpcli.tables.report import make_report
 from gnpcli.tables.results import collect
@@ -643,6 +644,43 @@ def test_unfinished_and_damaged_runs_are_said(tmp_path):
     )  # a run that diverged at once has nothing to draw
     (second / "summary.json").write_text('{"status": "fin')
     assert told(table, tmp_path).cells["nano", "adam"].sample is None
+
+
+# --- metrics
+
+
+MARGIN = MetricKind("margin", "negative margin", is_fraction=False)
+"""A metric that this package does not have: a row is all that it takes."""
+
+
+@pytest.mark.parametrize("kind", [*METRICS.values(), MARGIN], ids=lambda kind: kind.name)
+def test_a_metric_is_a_row_that_schema_values_words_and_outputs_read(tmp_path, monkeypatch, kind):
+    monkeypatch.setitem(METRICS, kind.name, kind)
+    table = write(tmp_path, SMALL.replace("baseline:", f"metric: {{name: {kind.name}}}\nbaseline:"))
+    errors = {("adam", 0): 4.0, ("adam", 1): 5.0, ("zero", 0): 3.0, ("zero", 1): 3.5}
+    pretend(table, tmp_path, errors)
+    for (column, seed), value in errors.items():
+        path = run_dir(tmp_path, "nano", column, seed) / "summary.json"
+        summary = json.loads(path.read_text())
+        summary["test"][kind.name] = value / 8
+        path.write_text(json.dumps(summary))
+    result = told(table, tmp_path)
+    expected = [kind.shown(0.5), kind.shown(0.625)]
+    assert list(result.cells["nano", "adam"].values.values()) == expected
+    report = make_report(result)
+    assert report.about.startswith(f"test {kind.words}{' in %' if kind.is_fraction else ''}, ")
+    (comparison,) = result.comparisons
+    assert (" points on " in comparison.sentence) == kind.is_fraction
+    written = to_dict(result)
+    assert written["metric"]["name"] == kind.name
+    assert written["unit"] == ("percent" if kind.is_fraction else "")
+    assert f"{kind.shown(0.5625):.2f} ±" in to_markdown(report)
+
+
+def test_a_metric_that_there_is_not_is_refused_with_those_that_there_are(tmp_path):
+    text = SMALL.replace("baseline:", "metric: {name: eror_rate}\nbaseline:")
+    with pytest.raises(ConfigError, match=r"'eror_rate' is not one of error_rate, .*'error_rate'"):
+        write(tmp_path, text)
 
 
 # --- outputs
