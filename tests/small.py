@@ -11,7 +11,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from gnpcli.models.base import Model, from_linen
-from gnpcli.models.layers.dense import BatchNorm, Dropout
+from gnpcli.models.layers.dropout import Dropout
+from gnpcli.models.layers.norm import BatchNorm
 from gnpcli.models.registry import Entry
 
 

@@ -16,7 +16,7 @@ from gnpcli.devices.mesh import make_mesh
 from gnpcli.engine.evaluator import Recalibration
 from gnpcli.keys import augment_key, run_keys
 from gnpcli.models.base import from_linen
-from gnpcli.models.layers.dense import BatchNorm
+from gnpcli.models.layers.norm import BatchNorm
 from gnpcli.recipes.presets import resolve
 from gnpcli.runs.log import read_metrics
 from gnpcli.step.averaging import ema_decay, ema_update

@@ -140,7 +140,8 @@ def test_groups_and_pieces_do_not_depend_on_the_number_of_devices(cases, counts)
         import json, jax, jax.numpy as jnp, numpy as np
         from flax import linen as nn
         from gnpcli.models.base import from_linen
-        from gnpcli.models.layers.dense import BatchNorm, Dropout
+        from gnpcli.models.layers.dropout import Dropout
+        from gnpcli.models.layers.norm import BatchNorm
         from gnpcli.step.gradient import make_value_and_grad
         from gnpcli.step.parts import build_parts
         from gnpcli.recipes.presets import resolve

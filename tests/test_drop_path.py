@@ -9,7 +9,7 @@ import pytest
 
 from gnpcli.models.families import cait, swin
 from gnpcli.models.layers.dense import DTYPES
-from gnpcli.models.layers.drop_path import DropPath, drop_path, linear_rates
+from gnpcli.models.layers.dropout import DropPath, drop_path, linear_rates
 from gnpcli.models.layers.transformer import FORMS
 from tests.test_models import randomised
 

@@ -12,7 +12,7 @@ import pytest
 
 from gnpcli.config.schema import ModelConfig
 from gnpcli.errors import ConfigError
-from gnpcli.models.layers.dense import dropout
+from gnpcli.models.layers.dropout import dropout
 from gnpcli.models.registry import MODELS, build_model
 from tests.trees import same_structure
 

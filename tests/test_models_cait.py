@@ -12,8 +12,8 @@ from scipy.special import erf
 
 from gnpcli.config.schema import ModelConfig
 from gnpcli.models.families import cait
-from gnpcli.models.layers.dense import DTYPES, Dropout
-from gnpcli.models.layers.drop_path import DropPath
+from gnpcli.models.layers.dense import DTYPES
+from gnpcli.models.layers.dropout import Dropout, DropPath
 from gnpcli.models.layers.transformer import FORMS
 from tests.test_models import compiled, images_of, shapes_of
 from tests.test_models_swin import random_weights

@@ -19,7 +19,7 @@ from gnpcli.models.families import pyramidnet, shake_shake
 from gnpcli.models.families.pyramidnet import PyramidNet, bottleneck_widths
 from gnpcli.models.families.shake_shake import ShakeShake
 from gnpcli.models.layers.dense import DTYPES
-from gnpcli.models.layers.shake import Factors, linear_rates, scale, shake_drop
+from gnpcli.models.layers.shake import Factors, linear_decay, scale, shake_drop
 from gnpcli.models.layers.shake import shake_shake as shake_shake_factors
 from gnpcli.recipes.presets import resolve
 from gnpcli.step.gradient import make_value_and_grad
@@ -29,6 +29,11 @@ from tests.test_steps import FixedFeed
 CIFAR = (32, 32, 3)
 # Compiling is what these tests spend their time on; unoptimised code compiles in half of it.
 UNOPTIMISED = {"xla_backend_optimization_level": 0}
+
+
+def of_block(factors: Factors, index: int) -> Factors:
+    """Return the factors ``[B]`` of one block."""
+    return jax.tree.map(lambda leaf: leaf[index], factors)
 
 
 def pyramid_model(depth, widening, shape=CIFAR, num_classes=10, dtype="float32", **options):
@@ -254,7 +259,7 @@ def np_forward(module, params, state, images, key):
         factors = np.repeat(1 - rate * np.arange(1, blocks + 1)[:, None] / blocks, batch, axis=1)
         if train and rate:
             factors = shake_drop(
-                drawn_with, linear_rates(rate, blocks), batch, true_gradient=False
+                drawn_with, linear_decay(rate, blocks), batch, true_gradient=False
             ).forward
     wide: tuple[Any, Any, Any, Any] = jax.tree.map(
         lambda a: np.array(a, np.float64), (params, state["batch_stats"], images, factors)
@@ -306,7 +311,7 @@ def test_shake_drop_expectation_and_rates():
     l / (2 L).
     """
     blocks, batch = 5, 40000
-    rates = linear_rates(0.5, blocks)
+    rates = linear_decay(0.5, blocks)
     assert rates == pytest.approx([0.1, 0.2, 0.3, 0.4, 0.5])
     forward, backward = map(
         np.asarray, shake_drop(jax.random.key(1), rates, batch, true_gradient=False)
@@ -360,10 +365,10 @@ def test_branches_in_eval_mode_are_their_mean_in_train_mode(family):
 
     def combined(key):
         if family == "shakeshake":
-            factors = shake_shake_factors(key, 1, batch, true_gradient=False).of_block(0)
+            factors = of_block(shake_shake_factors(key, 1, batch, true_gradient=False), 0)
             return np.asarray(scale(first, factors) + scale(second, factors.complement()))
         return np.asarray(
-            scale(first, shake_drop(key, [0.3], batch, true_gradient=False).of_block(0))
+            scale(first, of_block(shake_drop(key, [0.3], batch, true_gradient=False), 0))
         )
 
     trained, evaluated = combined(jax.random.key(4)), combined(None)
@@ -505,10 +510,11 @@ def gradients(request):
 
     key_of_draws = drawing_key(module, key)
     if name == "shakeshake":
-        last = shake_shake_factors(key_of_draws, 3, 1, true_gradient=False).of_block(2)
+        last = of_block(shake_shake_factors(key_of_draws, 3, 1, true_gradient=False), 2)
         factors = {"branch_1": last, "branch_2": last.complement()}
     else:
-        last = shake_drop(key_of_draws, linear_rates(0.5, 3), 1, true_gradient=False).of_block(2)
+        drawn = shake_drop(key_of_draws, linear_decay(0.5, 3), 1, true_gradient=False)
+        last = of_block(drawn, 2)
         factors = {"conv_2": last, "act_3": last, "conv_3": last}
     return jax.jit(all_of, compiler_options=UNOPTIMISED)(params), factors
 
@@ -549,7 +555,7 @@ def test_exact_gradient_of_the_penalty_sees_the_shaking():
     rng = np.random.default_rng(0)
     x = jnp.asarray(rng.normal(size=(6, 5)), jnp.float32)
     w = {name: jnp.asarray(rng.normal(size=(5, 5)) / 2, jnp.float32) for name in "ab"}
-    factors = shake_drop(jax.random.key(0), [1.0], 6, true_gradient=False).of_block(0)
+    factors = of_block(shake_drop(jax.random.key(0), [1.0], 6, true_gradient=False), 0)
 
     def loss(w):
         return jnp.square(jnp.tanh(scale(jnp.tanh(x @ w["a"]), factors) @ w["b"])).mean()

@@ -22,7 +22,7 @@ from gnpcli.gnp import (
     with_gradient,
 )
 from gnpcli.models.base import ApplyFn, Params, State
-from gnpcli.models.layers.dense import batch_statistics_over
+from gnpcli.models.layers.norm import batch_statistics_over
 from gnpcli.step.objective import l2_term, make_objective
 from gnpcli.step.parts import Parts
 from gnpcli.step.perturbation import build_scales

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -25,11 +24,12 @@ from flax import linen as nn
 
 from gnpcli.config.schema import ModelConfig
 from gnpcli.models.base import Model, Params, State, from_linen
-from gnpcli.models.families.vit import attend, check_patches, split_heads
-from gnpcli.models.layers.blocks import as_block, run_blocks
-from gnpcli.models.layers.dense import DTYPES, Dense, Dropout, LayerNorm, compact, linear
-from gnpcli.models.layers.drop_path import DropPath
-from gnpcli.models.layers.transformer import FORMS, Form, Mlp, PatchEmbedding
+from gnpcli.models.layers.attention import Attention, fused_projection, scaled
+from gnpcli.models.layers.blocks import run
+from gnpcli.models.layers.dense import DTYPES, Dense, compact, linear
+from gnpcli.models.layers.dropout import Dropout, DropPath
+from gnpcli.models.layers.norm import LayerNorm
+from gnpcli.models.layers.transformer import FORMS, Form, Mlp, PatchEmbedding, check_patches
 from gnpcli.models.torch.facts import Facts, Path, patches, resize_positions
 from gnpcli.models.torch.state_dict import StateDict
 
@@ -92,11 +92,10 @@ class TalkingHeads(nn.Module):
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         """Map ``[B, T, D]`` to ``[B, T, D]``."""
         batch, tokens, features = x.shape
-        kernel = self.param("qkv_kernel", self.form.dense, (features, 3 * features), jnp.float32)
-        bias = self.param("qkv_bias", nn.initializers.zeros, (3 * features,), jnp.float32)
+        kernel, bias = fused_projection(self, self.form.dense, features)
         qkv = linear(x, kernel, bias, self.dtype).reshape(batch, tokens, 3, self.heads, -1)
         q, k, v = qkv.transpose(2, 3, 0, 1, 4)  # each [h, B, T, d]
-        scores = jnp.einsum("hbqd,hbkd->hbqk", q * np.asarray(q.shape[-1] ** -0.5, q.dtype), k)
+        scores = jnp.einsum("hbqd,hbkd->hbqk", scaled(q), k)
         scores = MixHeads(self.form, name="mix_scores")(scores.astype(jnp.float32))
         weights = jax.nn.softmax(scores, axis=-1).astype(self.dtype)
         weights = MixHeads(self.form, name="mix_weights")(weights)
@@ -104,31 +103,6 @@ class TalkingHeads(nn.Module):
         y = jnp.einsum("hbqk,hbkd->hbqd", weights, v).transpose(1, 2, 0, 3).reshape(x.shape)
         y = Dense(features, self.form.dense, dtype=self.dtype, name="out")(y)
         answer: jax.Array = Dropout(self.dropout)(y, train)
-        return answer
-
-
-class ClassAttention(nn.Module):
-    """Attention of the first token to all, section 3 of the paper, ``[B, T, D] -> [B, 1, D]``."""
-
-    heads: int
-    form: Form
-    dtype: np.dtype
-
-    @compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """Return the first token's answer."""
-        batch, _, features = x.shape
-        kernel = self.param("qkv_kernel", self.form.dense, (features, 3 * features), jnp.float32)
-        bias = self.param("qkv_bias", nn.initializers.zeros, (3 * features,), jnp.float32)
-        (q,) = split_heads(
-            linear(x[:, :1], kernel[:, :features], bias[:features], self.dtype), 1, self.heads
-        )
-        k, v = split_heads(
-            linear(x, kernel[:, features:], bias[features:], self.dtype), 2, self.heads
-        )
-        y = attend(q, k, v, drop=lambda weights: weights)
-        y = y.transpose(0, 2, 1, 3).reshape(batch, 1, features)
-        answer: jax.Array = Dense(features, self.form.dense, dtype=self.dtype, name="out")(y)
         return answer
 
 
@@ -158,7 +132,9 @@ class Block(nn.Module):
         y = LayerScale(self.layer_scale, name="scale_1")(attention(y, train))
         x = x + DropPath(self.drop_path, name="drop_path_1")(y, train)
         y = LayerNorm(EPS, self.dtype, name="ln_2")(x)
-        y = Mlp(MLP_RATIO * x.shape[-1], self.dropout, self.form, self.dtype, name="mlp")(y, train)
+        hidden = MLP_RATIO * x.shape[-1]
+        mlp = Mlp(hidden, self.dropout, self.form.mlp, self.form.gelu, self.dtype, name="mlp")
+        y = mlp(y, train)
         y = LayerScale(self.layer_scale, name="scale_2")(y)
         answer: jax.Array = x + DropPath(self.drop_path, name="drop_path_2")(y, train)
         return answer
@@ -178,10 +154,20 @@ class ClassBlock(nn.Module):
         D]``.
         """
         y = LayerNorm(EPS, self.dtype, name="ln_1")(jnp.concatenate([cls, x], axis=1))
-        y = ClassAttention(self.heads, self.form, self.dtype, name="attention")(y)
+        attention = Attention(
+            self.heads,
+            self.form.dense,
+            self.form.dense,
+            self.dtype,
+            first_only=True,
+            name="attention",
+        )
+        y = attention(y, train=False)
         cls = cls + LayerScale(self.layer_scale, name="scale_1")(y)
         y = LayerNorm(EPS, self.dtype, name="ln_2")(cls)
-        y = Mlp(MLP_RATIO * cls.shape[-1], 0.0, self.form, self.dtype, name="mlp")(y, train=False)
+        hidden = MLP_RATIO * cls.shape[-1]
+        mlp = Mlp(hidden, 0.0, self.form.mlp, self.form.gelu, self.dtype, name="mlp")
+        y = mlp(y, train=False)
         answer: jax.Array = cls + LayerScale(self.layer_scale, name="scale_2")(y)
         return answer
 
@@ -227,18 +213,20 @@ class Cait(nn.Module):
         )(images)
         positions = self.param("positions", self.form.tokens, (1, *x.shape[1:]), jnp.float32)
         x = Dropout(self.dropout)(x + positions.astype(self.dtype), train)
-        make = partial(
-            as_block(Block, 2),
-            heads=self.heads,
-            layer_scale=self.layer_scale,
-            dropout=self.dropout,
-            attention_dropout=self.attention_dropout,
-            drop_path=self.drop_path,
-            form=self.form,
-            dtype=self.dtype,
-        )
-        names = [f"block_{index}" for index in range(self.depth)]
-        x = run_blocks(self, make, names, x, train, is_scanned=self.scan)
+        blocks = [
+            Block(
+                heads=self.heads,
+                layer_scale=self.layer_scale,
+                dropout=self.dropout,
+                attention_dropout=self.attention_dropout,
+                drop_path=self.drop_path,
+                form=self.form,
+                dtype=self.dtype,
+                name=f"block_{index}",
+            )
+            for index in range(self.depth)
+        ]
+        x = run(blocks, x, train, is_scanned=self.scan)
         cls = self.param("cls", self.form.tokens, (1, 1, self.dim), jnp.float32).astype(self.dtype)
         cls = jnp.broadcast_to(cls, (x.shape[0], 1, self.dim))
         for index in range(CLASS_BLOCKS):

@@ -23,13 +23,15 @@ import numpy as np
 from flax import linen as nn
 
 from gnpcli.config.schema import ModelConfig
-from gnpcli.devices.cpu import stored
 from gnpcli.models.base import Model
-from gnpcli.models.families.wide_resnet import STEM_CHANNELS, NormRelu, head_uniform, pool_and_pad
-from gnpcli.models.layers.blocks import as_block
+from gnpcli.models.layers.blocks import run
 from gnpcli.models.layers.convolution import Conv
-from gnpcli.models.layers.dense import DTYPES, BatchNorm, Dense, compact
-from gnpcli.models.layers.shake import Factors, from_shaking, linear_rates, scale, shake_drop
+from gnpcli.models.layers.dense import DTYPES, Dense, compact, fan_out_uniform
+from gnpcli.models.layers.norm import BatchNorm, NormRelu
+from gnpcli.models.layers.pooling import pool_and_pad
+from gnpcli.models.layers.shake import Factors, from_shaking, linear_decay, scale, shake_drop
+
+STEM_CHANNELS = 16
 
 EXPANSION = 4
 """Channels that leave a block, over those of its bottleneck."""
@@ -71,7 +73,7 @@ class Block(nn.Module):
     dtype: np.dtype
 
     @compact
-    def __call__(self, x: jax.Array, factors: Factors | None, train: bool) -> jax.Array:
+    def __call__(self, x: jax.Array, train: bool, factors: Factors | None = None) -> jax.Array:
         """Map ``[B, H, W, C]`` to ``[B, ceil(H / stride), ceil(W / stride), 4 width]``, the branch
         times `factors`.
         """
@@ -121,24 +123,26 @@ class PyramidNet(nn.Module):
         factors = None
         if self.shake_drop:
             key = self.make_rng("dropout") if train else None
-            rates = linear_rates(self.shake_drop, len(widths))
+            rates = linear_decay(self.shake_drop, len(widths))
             factors = shake_drop(key, rates, len(images), true_gradient=self.true_gradient)
         x = Conv(STEM_CHANNELS, 3, dtype=self.dtype, name="stem")(images)
         if self.variant == "paper" or self.shake_drop is not None:
             x = BatchNorm(dtype=self.dtype, name="norm")(x, train)
+        blocks = []
         for index, width in enumerate(widths):
             group, index_in_group = divmod(index, len(widths) // 3)
-            block = as_block(Block, 3)(
+            block = Block(
                 width=width,
                 stride=2 if group > 0 and index_in_group == 0 else 1,
                 variant=self.variant,
                 dtype=self.dtype,
                 name=f"group_{group}_block_{index_in_group}",
             )
-            x = stored(block(x, None if factors is None else factors.of_block(index), train))
+            blocks.append(block)
+        x = run(blocks, x, train, factors)
         x = NormRelu(self.dtype, name="act")(x, train)
         x = x.astype(jnp.float32).mean(axis=(1, 2))
-        logits: jax.Array = Dense(self.num_classes, head_uniform, name="head")(x)
+        logits: jax.Array = Dense(self.num_classes, fan_out_uniform, name="head")(x)
         return logits
 
 

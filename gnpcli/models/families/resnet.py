@@ -23,11 +23,11 @@ import numpy as np
 from flax import linen as nn
 
 from gnpcli.config.schema import ModelConfig
-from gnpcli.devices.cpu import stored
 from gnpcli.models.base import Model, Params, State, from_linen
-from gnpcli.models.layers.blocks import as_block
+from gnpcli.models.layers.blocks import run
 from gnpcli.models.layers.convolution import Conv
-from gnpcli.models.layers.dense import DTYPES, BatchNorm, Dense, compact
+from gnpcli.models.layers.dense import DTYPES, Dense, compact
+from gnpcli.models.layers.norm import BatchNorm
 from gnpcli.models.layers.pooling import max_pool
 from gnpcli.models.torch.convolutional import batch_norm, conv
 from gnpcli.models.torch.facts import Facts
@@ -151,17 +151,19 @@ class ResNet(nn.Module):
             x = jax.nn.relu(x)
         if not small:
             x = max_pool(x, 3, same=upstream)
-        for stage, blocks in enumerate(self.stages):
-            for index in range(blocks):
-                block = as_block(Block, 2)(
-                    channels=2**stage * self.width,
-                    stride=2 if stage > 0 and index == 0 else 1,
-                    bottleneck=self.bottleneck,
-                    variant=self.variant,
-                    dtype=self.dtype,
-                    name=f"stage_{stage}_block_{index}",
-                )
-                x = stored(block(x, train))
+        blocks = [
+            Block(
+                channels=2**stage * self.width,
+                stride=2 if stage > 0 and index == 0 else 1,
+                bottleneck=self.bottleneck,
+                variant=self.variant,
+                dtype=self.dtype,
+                name=f"stage_{stage}_block_{index}",
+            )
+            for stage, count in enumerate(self.stages)
+            for index in range(count)
+        ]
+        x = run(blocks, x, train)
         x = x.astype(jnp.float32).mean(axis=(1, 2))
         logits: jax.Array = Dense(self.num_classes, HEAD_INIT[self.variant], name="head")(x)
         return logits

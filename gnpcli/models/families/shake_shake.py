@@ -19,13 +19,14 @@ import numpy as np
 from flax import linen as nn
 
 from gnpcli.config.schema import ModelConfig
-from gnpcli.devices.cpu import stored
 from gnpcli.models.base import Model
-from gnpcli.models.families.wide_resnet import STEM_CHANNELS, NormRelu, head_uniform
-from gnpcli.models.layers.blocks import as_block
+from gnpcli.models.layers.blocks import run
 from gnpcli.models.layers.convolution import Conv
-from gnpcli.models.layers.dense import DTYPES, BatchNorm, Dense, compact
+from gnpcli.models.layers.dense import DTYPES, Dense, compact, fan_out_uniform
+from gnpcli.models.layers.norm import BatchNorm, NormRelu
 from gnpcli.models.layers.shake import Factors, from_shaking, scale, shake_shake
+
+STEM_CHANNELS = 16
 
 
 class Branch(nn.Module):
@@ -97,7 +98,7 @@ class Block(nn.Module):
     dtype: np.dtype
 
     @compact
-    def __call__(self, x: jax.Array, factors: Factors, train: bool) -> jax.Array:
+    def __call__(self, x: jax.Array, train: bool, factors: Factors) -> jax.Array:
         """Map ``[B, H, W, C]`` to ``[B, ceil(H / stride), ceil(W / stride), channels]``."""
         sizes = (self.channels, self.stride, self.variant, self.dtype)
         activated = jax.nn.relu(x)
@@ -135,23 +136,25 @@ class ShakeShake(nn.Module):
     @compact
     def __call__(self, images: jax.Array, train: bool) -> jax.Array:
         """Return the logits."""
-        blocks = (self.depth - 2) // 2
+        count = (self.depth - 2) // 2
         key = self.make_rng("dropout") if train else None
-        factors = shake_shake(key, blocks, len(images), true_gradient=self.true_gradient)
+        factors = shake_shake(key, count, len(images), true_gradient=self.true_gradient)
         x = Conv(STEM_CHANNELS, 3, dtype=self.dtype, name="stem")(images)
         x = BatchNorm(dtype=self.dtype, name="norm")(x, train)
-        for index in range(blocks):
-            group, index_in_group = divmod(index, blocks // 3)
-            block = as_block(Block, 3)(
+        blocks = []
+        for index in range(count):
+            group, index_in_group = divmod(index, count // 3)
+            block = Block(
                 channels=2**group * self.width,
                 stride=2 if group > 0 and index_in_group == 0 else 1,
                 variant=self.variant,
                 dtype=self.dtype,
                 name=f"group_{group}_block_{index_in_group}",
             )
-            x = stored(block(x, factors.of_block(index), train))
+            blocks.append(block)
+        x = run(blocks, x, train, factors)
         x = jax.nn.relu(x).astype(jnp.float32).mean(axis=(1, 2))
-        logits: jax.Array = Dense(self.num_classes, head_uniform, name="head")(x)
+        logits: jax.Array = Dense(self.num_classes, fan_out_uniform, name="head")(x)
         return logits
 
 

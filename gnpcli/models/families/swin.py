@@ -21,14 +21,14 @@ import numpy as np
 from flax import linen as nn
 
 from gnpcli.config.schema import ModelConfig
-from gnpcli.devices.cpu import stored
 from gnpcli.errors import ConfigError
 from gnpcli.models.base import Model, Params, State, from_linen
-from gnpcli.models.families.vit import extract_patches
-from gnpcli.models.layers.blocks import as_block
-from gnpcli.models.layers.dense import DTYPES, Dense, Dropout, LayerNorm, compact, linear
-from gnpcli.models.layers.drop_path import DropPath, linear_rates
-from gnpcli.models.layers.transformer import FORMS, Form, Mlp, PatchEmbedding
+from gnpcli.models.layers.attention import attend, fused_projection
+from gnpcli.models.layers.blocks import run
+from gnpcli.models.layers.dense import DTYPES, Dense, compact, linear
+from gnpcli.models.layers.dropout import Dropout, DropPath, linear_rates
+from gnpcli.models.layers.norm import LayerNorm
+from gnpcli.models.layers.transformer import FORMS, Form, Mlp, PatchEmbedding, extract_patches
 from gnpcli.models.torch.facts import Facts, Path, patches, resize_grid
 from gnpcli.models.torch.state_dict import StateDict
 
@@ -97,45 +97,35 @@ class WindowAttention(nn.Module):
         batch, height, width, features = x.shape
         rows, columns, side = height // self.window, width // self.window, self.window
         head_dim = features // self.heads
-        kernel = self.param("qkv_kernel", self.form.dense, (features, 3 * features), jnp.float32)
-        qkv_bias = self.param("qkv_bias", nn.initializers.zeros, (3 * features,), jnp.float32)
-        table_shape = (2 * side - 1, 2 * side - 1, self.heads)
-        table = self.param(
-            "relative_positions", nn.initializers.normal(0.02), table_shape, jnp.float32
-        )
-
+        kernel, qkv_bias = fused_projection(self, self.form.dense, features)
         if self.shift:
             x = jnp.roll(x, (-self.shift, -self.shift), axis=(1, 2))
         # The projection is the same for every token, so one transposition after it cuts both
         # windows and heads.
-        qkv = linear(x, kernel, qkv_bias, self.dtype).reshape(
-            batch, rows, side, columns, side, 3, self.heads, head_dim
-        )
-        qkv = qkv.transpose(5, 0, 1, 3, 6, 2, 4, 7).reshape(
-            3, batch, rows * columns, self.heads, side**2, head_dim
-        )
-        q, k, v = qkv
-        scores = jnp.einsum("bwhqd,bwhkd->bwhqk", q * np.asarray(head_dim**-0.5, q.dtype), k)
-        bias = relative_bias(table)[None]
-        if self.shift:
-            regions = window_regions(height, width, side, self.shift)
-            together = regions[:, None, :, None] == regions[:, None, None, :]
-            bias = jnp.where(together, bias, np.float32(-1e9))
-        weights = jax.nn.softmax(scores.astype(jnp.float32) + bias[None], axis=-1).astype(
-            self.dtype
-        )
-        weights = Dropout(self.attention_dropout)(weights, train)
-        y = jnp.einsum("bwhqk,bwhkd->bwhqd", weights, v)
-        y = y.reshape(batch, rows, columns, self.heads, side, side, head_dim).transpose(
-            0, 1, 4, 2, 5, 3, 6
-        )
-        y = Dense(features, self.form.dense, dtype=self.dtype, name="out")(
-            y.reshape(batch, height, width, features)
-        )
+        qkv = linear(x, kernel, qkv_bias, self.dtype)
+        qkv = qkv.reshape(batch, rows, side, columns, side, 3, self.heads, head_dim)
+        qkv = qkv.transpose(5, 0, 1, 3, 6, 2, 4, 7)
+        q, k, v = qkv.reshape(3, batch, rows * columns, self.heads, side**2, head_dim)
+        drop_weights = Dropout(self.attention_dropout)
+        bias = self._bias(height, width)[None]
+        y = attend(q, k, v, lambda weights: drop_weights(weights, train), bias)
+        y = y.reshape(batch, rows, columns, self.heads, side, side, head_dim)
+        y = y.transpose(0, 1, 4, 2, 5, 3, 6).reshape(batch, height, width, features)
+        y = Dense(features, self.form.dense, dtype=self.dtype, name="out")(y)
         if self.shift:
             y = jnp.roll(y, (self.shift, self.shift), axis=(1, 2))
-        answer: jax.Array = Dropout(self.dropout)(y, train)
-        return answer
+        return Dropout(self.dropout)(y, train)
+
+    def _bias(self, height: int, width: int) -> jax.Array:
+        """Return what is added to the scores, ``[1 or H/w * W/w, h, N, N]``."""
+        shape = (2 * self.window - 1, 2 * self.window - 1, self.heads)
+        table = self.param("relative_positions", nn.initializers.normal(0.02), shape, jnp.float32)
+        bias = relative_bias(table)[None]
+        if not self.shift:
+            return bias
+        regions = window_regions(height, width, self.window, self.shift)
+        together = regions[:, None, :, None] == regions[:, None, None, :]
+        return jnp.where(together, bias, np.float32(-1e9))
 
 
 class Block(nn.Module):
@@ -166,7 +156,9 @@ class Block(nn.Module):
         )
         x = x + DropPath(self.drop_path, name="drop_path_1")(attention(y, train), train)
         y = LayerNorm(EPS, self.dtype, name="ln_2")(x)
-        y = Mlp(MLP_RATIO * x.shape[-1], self.dropout, self.form, self.dtype, name="mlp")(y, train)
+        hidden = MLP_RATIO * x.shape[-1]
+        mlp = Mlp(hidden, self.dropout, self.form.mlp, self.form.gelu, self.dtype, name="mlp")
+        y = mlp(y, train)
         answer: jax.Array = x + DropPath(self.drop_path, name="drop_path_2")(y, train)
         return answer
 
@@ -240,12 +232,12 @@ class SwinTransformer(nn.Module):
             if stage > 0:
                 x = PatchMerging(self.form, self.dtype, name=f"merge_{stage}")(x)
             window = min(self.window_size, *x.shape[1:3])
-            for index in range(depth):
-                is_shifted = index % 2 == 1 and window < min(x.shape[1:3])
-                block = as_block(Block, 2)(
+            shift = window // 2 if window < min(x.shape[1:3]) else 0
+            blocks = [
+                Block(
                     heads=2**stage * self.heads,
                     window=window,
-                    shift=window // 2 if is_shifted else 0,
+                    shift=shift if index % 2 == 1 else 0,
                     dropout=self.dropout,
                     attention_dropout=self.attention_dropout,
                     drop_path=next(rates),
@@ -253,7 +245,9 @@ class SwinTransformer(nn.Module):
                     dtype=self.dtype,
                     name=f"stage_{stage}_block_{index}",
                 )
-                x = stored(block(x, train))
+                for index in range(depth)
+            ]
+            x = run(blocks, x, train)
         x = LayerNorm(EPS, name="ln")(x).mean(axis=(1, 2))
         logits: jax.Array = Dense(self.num_classes, self.form.dense, name="head")(x)
         return logits

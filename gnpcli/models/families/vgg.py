@@ -27,7 +27,9 @@ from gnpcli.config.schema import ModelConfig
 from gnpcli.errors import ConfigError
 from gnpcli.models.base import Model, Params, State, from_linen
 from gnpcli.models.layers.convolution import Conv
-from gnpcli.models.layers.dense import DTYPES, BatchNorm, Dense, Dropout, compact
+from gnpcli.models.layers.dense import DTYPES, Dense, compact
+from gnpcli.models.layers.dropout import Dropout
+from gnpcli.models.layers.norm import BatchNorm
 from gnpcli.models.layers.pooling import max_pool
 from gnpcli.models.torch.convolutional import batch_norm, conv
 from gnpcli.models.torch.facts import Facts

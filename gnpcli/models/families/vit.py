@@ -11,7 +11,7 @@ of those measured on a CPU, and is made of the large matrix products that an acc
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
@@ -19,11 +19,13 @@ import numpy as np
 from flax import linen as nn
 
 from gnpcli.config.schema import ModelConfig
-from gnpcli.devices.cpu import stored
-from gnpcli.errors import ConfigError
 from gnpcli.models.base import Model, Params, State, from_linen
-from gnpcli.models.layers.blocks import as_block
-from gnpcli.models.layers.dense import DTYPES, GELUS, Dense, Dropout, LayerNorm, compact, linear
+from gnpcli.models.layers.attention import Attention
+from gnpcli.models.layers.blocks import run
+from gnpcli.models.layers.dense import DTYPES, GELUS, Dense, compact
+from gnpcli.models.layers.dropout import Dropout
+from gnpcli.models.layers.norm import LayerNorm
+from gnpcli.models.layers.transformer import Mlp, check_patches, extract_patches
 from gnpcli.models.torch.facts import Facts, Path, patches, resize_positions
 from gnpcli.models.torch.state_dict import StateDict
 
@@ -35,129 +37,52 @@ xavier_uniform = nn.initializers.xavier_uniform()
 fused_xavier_uniform = nn.initializers.lecun_uniform()
 
 
-def extract_patches(images: jax.Array, patch_size: int) -> jax.Array:
-    """Cut ``[B, H, W, C]`` into ``[B, H/P * W/P, P * P * C]``, patches and their pixels in
-    row-major order.
+class Block(nn.Module):
+    """Pre-norm encoder block, arXiv 2010.11929 equations 2 and 3.
 
-    A dense layer on the result is a P x P convolution of stride P whose kernel ``[P, P, C, D]`` is
-    flattened.
+    Attributes:
+        heads: Attention heads.
+        hidden: Hidden features of the MLP.
+        gelu: Activation of the MLP.
+        dropout: Rate of the answers of attention and MLP.
+        attention_dropout: Rate of the attention weights.
+        dtype: Compute type.
+        first_only: Whether the answer is that of the first token, without the others.
     """
-    batch, height, width, channels = images.shape
-    rows, columns = height // patch_size, width // patch_size
-    patches = images.reshape(batch, rows, patch_size, columns, patch_size, channels).transpose(
-        0, 1, 3, 2, 4, 5
-    )
-    return patches.reshape(batch, rows * columns, patch_size * patch_size * channels)
-
-
-def split_heads(x: jax.Array, parts: int, heads: int) -> jax.Array:
-    """Rearrange a fused projection ``[B, T, parts * h * d]`` to ``[parts, B, h, T, d]``."""
-    batch, tokens, features = x.shape
-    return x.reshape(batch, tokens, parts, heads, features // (parts * heads)).transpose(
-        2, 0, 3, 1, 4
-    )
-
-
-def attend(
-    q: jax.Array, k: jax.Array, v: jax.Array, drop: Callable[[jax.Array], jax.Array]
-) -> jax.Array:
-    """Scaled dot-product attention, arXiv 1706.03762 equation 1, with the softmax in float32.
-
-    Args:
-        q: Queries ``[B, h, Q, d]``.
-        k: Keys ``[B, h, T, d]``.
-        v: Values ``[B, h, T, d]``.
-        drop: Dropout of the attention weights ``[B, h, Q, T]``.
-
-    Returns:
-        ``[B, h, Q, d]`` in the type of `v`.
-    """
-    scores = jnp.einsum("bhqd,bhkd->bhqk", q * np.asarray(q.shape[-1] ** -0.5, q.dtype), k)
-    weights = jax.nn.softmax(scores.astype(jnp.float32), axis=-1).astype(v.dtype)
-    return jnp.einsum("bhqk,bhkd->bhqd", drop(weights), v)
-
-
-class SelfAttention(nn.Module):
-    """Multi-head self-attention, arXiv 1706.03762 section 3.2.2."""
 
     heads: int
-    dropout: float
-    attention_dropout: float
-    dtype: np.dtype
-
-    @compact
-    def __call__(self, x: jax.Array, train: bool, first_only: bool) -> jax.Array:
-        """Map ``[B, T, D]`` to ``[B, T, D]``, or to ``[B, 1, D]``: the first token's answer,
-        without the others'.
-        """
-        features = x.shape[-1]
-        kernel = self.param(
-            "qkv_kernel", fused_xavier_uniform, (features, 3 * features), jnp.float32
-        )
-        bias = self.param("qkv_bias", nn.initializers.zeros, (3 * features,), jnp.float32)
-        if first_only:
-            (q,) = split_heads(
-                linear(x[:, :1], kernel[:, :features], bias[:features], self.dtype), 1, self.heads
-            )
-            k, v = split_heads(
-                linear(x, kernel[:, features:], bias[features:], self.dtype), 2, self.heads
-            )
-        else:
-            q, k, v = split_heads(linear(x, kernel, bias, self.dtype), 3, self.heads)
-        drop_weights = Dropout(self.attention_dropout)
-        y = attend(q, k, v, lambda weights: drop_weights(weights, train))
-        y = y.transpose(0, 2, 1, 3).reshape(x.shape[0], -1, features)
-        y = Dense(features, xavier_uniform, dtype=self.dtype, name="out")(y)
-        answer: jax.Array = Dropout(self.dropout)(y, train)
-        return answer
-
-
-class Mlp(nn.Module):
-    """Two dense layers with a GELU between them, ``[B, T, D] -> [B, T, hidden] -> [B, T, D]``."""
-
     hidden: int
     gelu: str
     dropout: float
+    attention_dropout: float
     dtype: np.dtype
+    first_only: bool = False
 
     @compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        """Apply the layers and their dropout."""
-        bias_init = nn.initializers.normal(1e-6)
-        y = GELUS[self.gelu](
-            Dense(self.hidden, xavier_uniform, bias_init, self.dtype, name="up")(x)
+        """Map ``[B, T, D]`` to ``[B, T, D]``, or to ``[B, 1, D]`` with `first_only`."""
+        attention = Attention(
+            self.heads,
+            fused_xavier_uniform,
+            xavier_uniform,
+            self.dtype,
+            self.dropout,
+            self.attention_dropout,
+            self.first_only,
+            name="attention",
         )
-        y = Dropout(self.dropout)(y, train)
-        y = Dense(x.shape[-1], xavier_uniform, bias_init, self.dtype, name="down")(y)
-        answer: jax.Array = Dropout(self.dropout)(y, train)
-        return answer
-
-
-class Block(nn.Module):
-    """Pre-norm encoder block, arXiv 2010.11929 equations 2 and 3."""
-
-    heads: int
-    hidden: int
-    gelu: str
-    dropout: float
-    attention_dropout: float
-    dtype: np.dtype
-
-    @compact
-    def __call__(self, x: jax.Array, train: bool, first_only: bool) -> jax.Array:
-        """Map ``[B, T, D]`` to ``[B, T, D]``, or to ``[B, 1, D]``: the first token of it, without
-        the others.
-        """
-        y = LayerNorm(dtype=self.dtype, name="ln_1")(x)
-        attention = SelfAttention(
-            self.heads, self.dropout, self.attention_dropout, self.dtype, name="attention"
+        y = attention(LayerNorm(dtype=self.dtype, name="ln_1")(x), train)
+        x = (x[:, :1] if self.first_only else x) + y
+        mlp = Mlp(
+            self.hidden,
+            self.dropout,
+            xavier_uniform,
+            GELUS[self.gelu],
+            self.dtype,
+            nn.initializers.normal(1e-6),
+            name="mlp",
         )
-        x = (x[:, :1] if first_only else x) + attention(y, train, first_only)
-        y = LayerNorm(dtype=self.dtype, name="ln_2")(x)
-        answer: jax.Array = x + Mlp(self.hidden, self.gelu, self.dropout, self.dtype, name="mlp")(
-            y, train
-        )
-        return answer
+        return x + mlp(LayerNorm(dtype=self.dtype, name="ln_2")(x), train)
 
 
 class VisionTransformer(nn.Module):
@@ -203,42 +128,25 @@ class VisionTransformer(nn.Module):
             "positions", nn.initializers.normal(0.02), (1, x.shape[1], self.dim), jnp.float32
         )
         x = Dropout(self.dropout)(x + positions.astype(self.dtype), train)
-        for index in range(self.depth):
-            block = as_block(Block, 2, 3)(
+        # The head reads the class token alone: the last block computes no other, 5 % less time at
+        # depth 12.
+        blocks = [
+            Block(
                 self.heads,
                 self.mlp,
                 self.gelu,
                 self.dropout,
                 self.attention_dropout,
                 self.dtype,
+                first_only=index == self.depth - 1,
                 name=f"block_{index}",
             )
-            # The head reads the class token alone: the last block computes no other, 5 % less time
-            # at depth 12.
-            x = stored(block(x, train, index == self.depth - 1))
+            for index in range(self.depth)
+        ]
+        x = run(blocks, x, train)
         x = LayerNorm(name="ln")(x[:, 0])
         logits: jax.Array = Dense(self.num_classes, nn.initializers.zeros, name="head")(x)
         return logits
-
-
-def check_patches(image_size: int, patch_size: int) -> None:
-    """Refuse images that patches do not tile.
-
-    Raises:
-        ConfigError: With the sizes of either that fit.
-    """
-    if image_size % patch_size == 0:
-        return
-    below = image_size - image_size % patch_size
-    sizes = [size for size in (below, below + patch_size) if size > 0]
-    fitting = [size for size in range(1, image_size + 1) if image_size % size == 0]
-    raise ConfigError(
-        f"patches of {patch_size} pixels do not tile images of {image_size} x {image_size} pixels; "
-        "image sizes that "
-        f"fit: {', '.join(map(str, sizes))}; patch sizes that fit these images: "
-        f"{', '.join(map(str, fitting))}",
-        key="model.patch_size",
-    )
 
 
 def build(

@@ -18,43 +18,18 @@ import numpy as np
 from flax import linen as nn
 
 from gnpcli.config.schema import ModelConfig
-from gnpcli.devices.cpu import stored
 from gnpcli.models.base import Model, Params, State, from_linen
-from gnpcli.models.layers.blocks import as_block
+from gnpcli.models.layers.blocks import run
 from gnpcli.models.layers.convolution import Conv
-from gnpcli.models.layers.dense import DTYPES, BatchNorm, Dense, Dropout, compact
-from gnpcli.models.layers.pooling import avg_pool
+from gnpcli.models.layers.dense import DTYPES, Dense, compact, fan_out_uniform
+from gnpcli.models.layers.dropout import Dropout
+from gnpcli.models.layers.norm import NormRelu
+from gnpcli.models.layers.pooling import pool_and_pad
 from gnpcli.models.torch.convolutional import batch_norm, conv
 from gnpcli.models.torch.facts import Facts
 from gnpcli.models.torch.state_dict import StateDict
 
 STEM_CHANNELS = 16
-
-# Limit sqrt(3 * scale / fan_out): U(-1, 1) / sqrt(classes).
-head_uniform = nn.initializers.variance_scaling(1 / 3, "fan_out", "uniform")
-
-
-def pool_and_pad(x: jax.Array, channels: int, stride: int) -> jax.Array:
-    """Average over `stride` x `stride` windows, see `avg_pool`, and append zero channels up to
-    `channels`.
-    """
-    if stride > 1:
-        x = avg_pool(x, stride)
-    return jax.lax.pad(x, np.zeros((), x.dtype), [(0, 0, 0)] * 3 + [(0, channels - x.shape[-1], 0)])
-
-
-class NormRelu(nn.Module):
-    """BatchNorm, then ReLU."""
-
-    dtype: np.dtype
-
-    @compact
-    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        """Normalise ``[B, H, W, C]`` per channel."""
-        answer: jax.Array = jax.nn.relu(
-            BatchNorm(momentum=0.9, eps=1e-5, dtype=self.dtype, name="norm")(x, train)
-        )
-        return answer
 
 
 class Block(nn.Module):
@@ -122,29 +97,37 @@ class WideResNet(nn.Module):
     def __call__(self, images: jax.Array, train: bool) -> jax.Array:
         """Return the logits."""
         x = Conv(STEM_CHANNELS, 3, dtype=self.dtype, name="stem")(images)
+        x = run(self._blocks(x.shape[-1]), x, train)
+        x = NormRelu(self.dtype, name="act")(x, train)
+        x = x.astype(jnp.float32).mean(axis=(1, 2))
+        logits: jax.Array = Dense(self.num_classes, fan_out_uniform, name="head")(x)
+        return logits
+
+    def _blocks(self, channels: int) -> list[Block]:
+        """Return the blocks, the first of which takes so many channels."""
+        blocks: list[Block] = []
         for group in range(3):
-            channels = 2**group * STEM_CHANNELS * self.width
             for index in range((self.depth - 4) // 6):
-                # The paper's code activates before the split wherever the channels change, the GNP
-                # papers' code in the first block of all, which in the widths of both is such a
-                # place too.
-                changes = x.shape[-1] != channels
-                block = as_block(Block, 2)(
+                before, channels = channels, 2**group * STEM_CHANNELS * self.width
+                block = Block(
                     channels=channels,
                     stride=2 if group > 0 and index == 0 else 1,
-                    activate_first=changes
-                    if self.variant == "paper"
-                    else group == 0 and index == 0,
+                    activate_first=self._activates_first(not blocks, before != channels),
                     variant=self.variant,
                     dropout=self.dropout,
                     dtype=self.dtype,
                     name=f"group_{group}_block_{index}",
                 )
-                x = stored(block(x, train))
-        x = NormRelu(self.dtype, name="act")(x, train)
-        x = x.astype(jnp.float32).mean(axis=(1, 2))
-        logits: jax.Array = Dense(self.num_classes, head_uniform, name="head")(x)
-        return logits
+                blocks.append(block)
+        return blocks
+
+    def _activates_first(self, is_first: bool, changes: bool) -> bool:
+        """Return whether a block activates before the split, given whether its channels change.
+
+        The paper's code does wherever they change. The GNP papers' code does in the first block of
+        all, which in the widths of both is such a place too.
+        """
+        return changes if self.variant == "paper" else is_first
 
 
 def build(

@@ -1,7 +1,8 @@
-"""How the blocks of a network are run: one after another, scanned, stored, or computed again in the
-backward pass.
+"""How the blocks of a network are run, which no family has to know.
 
-What a network computes and what its parameters are called does not depend on it.
+They run one after another, or scanned. What each answers is stored on a CPU, and computed again in
+the backward pass under `rematerialised`. What a network computes and what its parameters are called
+does not depend on it.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any, TypeVar, cast
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -17,18 +18,15 @@ from flax import linen as nn
 
 from gnpcli.devices.cpu import stored
 
-Block = TypeVar("Block", bound=Callable[..., Any])
-
 _is_rematerialised: ContextVar[bool] = ContextVar("is_rematerialised", default=False)
 
 
 @contextmanager
 def rematerialised(is_on: bool) -> Iterator[None]:
-    """Make the blocks that are traced inside keep their input alone and compute the rest again for
-    the gradient.
+    """Make the blocks that are traced inside keep their input alone for the gradient.
 
-    A context and not an argument, because it is about how a step runs, and no model family has to
-    carry it.
+    The backward pass computes the rest again. It is a context and not an argument, because it is
+    about how a step runs, and no model family has to carry it.
     """
     token = _is_rematerialised.set(is_on)
     try:
@@ -37,58 +35,69 @@ def rematerialised(is_on: bool) -> Iterator[None]:
         _is_rematerialised.reset(token)
 
 
-def as_block(module: Block, *static: int) -> Block:
-    """Return the class of a block, or under `rematerialised` that of a block that is computed
-    again.
-
-    Args:
-        module: A Linen module.
-        static: Positions of the arguments of its call, counted from 1, that are no arrays.
-    """
-    return (
-        cast(Block, nn.remat(module, static_argnums=static)) if _is_rematerialised.get() else module
-    )
-
-
-def run_blocks(
-    root: nn.Module,
-    make: Callable[..., Any],
-    names: Sequence[str],
+def run(
+    blocks: Sequence[nn.Module],
     x: jax.Array,
     train: bool,
+    per_block: Any = None,
     *,
-    is_scanned: bool,
+    is_scanned: bool = False,
 ) -> jax.Array:
-    """Apply equal blocks without state in turn.
+    """Apply blocks in turn, each to the answer of the one before.
 
-    Scanned, the program has one block in place of all of them; the parameters, which keep their
-    names, are stacked as it runs, so that weights and checkpoints fit either way. Dropout then
-    draws from other keys.
+    A scanned program has one block in place of all of them. The parameters keep their names and are
+    stacked as the program runs, so weights and checkpoints fit either way. Dropout then draws from
+    other keys.
 
     Args:
-        root: The module that the blocks are submodules of.
-        make: A class of `as_block`, with the sizes of the blocks.
-        names: Of the blocks, in order.
-        x: What the first block is applied to, and each further one to the answer of the one before.
+        blocks: Submodules of one module, named, whose call is ``block(x, train)``, or ``block(x,
+            train, own)`` with `per_block`.
+        x: What the first block is applied to.
         train: Second argument of every block.
-        is_scanned: Whether to scan.
+        per_block: A tree of ``[L, ...]`` for L blocks, of which each is given its own ``[...]``.
+        is_scanned: Whether to scan. The blocks then differ in their names alone and have no state.
     """
-    if not is_scanned or root.is_initializing():
-        for name in names:
-            x = stored(make(name=name)(x, train))
-        return x
-    params = [root.variables["params"][name] for name in names]
+    if is_scanned and not blocks[0].is_initializing():
+        return _scan(blocks, x, train, per_block)
+    for index, block in enumerate(blocks):
+        own = () if per_block is None else (_of_block(per_block, index),)
+        x = stored(_apply(block, x, train, *own))
+    return x
+
+
+def _of_block(per_block: Any, index: int) -> Any:
+    return jax.tree.map(lambda leaf: leaf[index], per_block)
+
+
+def _apply(block: nn.Module, x: jax.Array, train: bool, *own: Any) -> jax.Array:
+    def call(block: Callable[..., jax.Array], x: jax.Array, *own: Any) -> jax.Array:
+        return block(x, train, *own)
+
+    if _is_rematerialised.get():
+        call = nn.remat(call)
+    return call(cast(Callable[..., jax.Array], block), x, *own)
+
+
+def _scan(blocks: Sequence[nn.Module], x: jax.Array, train: bool, per_block: Any) -> jax.Array:
+    root = blocks[0].parent
+    assert isinstance(root, nn.Module), "blocks are submodules"
+    params = [root.variables["params"][block.name] for block in blocks]
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *params)
-    keys = (
-        jax.random.split(root.make_rng("dropout"), len(names)) if root.has_rng("dropout") else None
-    )
-    one = make(parent=None)
+    keys = None
+    if root.has_rng("dropout"):
+        keys = jax.random.split(root.make_rng("dropout"), len(blocks))
+    one = blocks[0].clone(parent=None, name=None)
 
-    def step(x: jax.Array, layer: tuple[Any, jax.Array | None]) -> tuple[jax.Array, None]:
-        params, key = layer
-        return one.apply(
-            {"params": params}, x, train, rngs={} if key is None else {"dropout": key}
-        ), None
+    def apply(x: jax.Array, params: Any, key: jax.Array | None, own: Any) -> Any:
+        rngs = {} if key is None else {"dropout": key}
+        return one.apply({"params": params}, x, train, *own, rngs=rngs)
 
-    x, _ = jax.lax.scan(step, x, (stacked, keys))
+    if _is_rematerialised.get():
+        apply = jax.checkpoint(apply)
+
+    def step(x: jax.Array, layer: tuple[Any, jax.Array | None, Any]) -> tuple[jax.Array, None]:
+        return apply(x, *layer), None
+
+    own = () if per_block is None else (per_block,)
+    x, _ = jax.lax.scan(step, x, (stacked, keys, own))
     return x

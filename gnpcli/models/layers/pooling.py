@@ -56,3 +56,12 @@ def avg_pool(x: jax.Array, size: int) -> jax.Array:
         shares = np.asarray([1 / min(size, side - start) for start in starts], x.dtype)
         x = x * jnp.expand_dims(shares, tuple(other for other in range(x.ndim) if other != axis))
     return x
+
+
+def pool_and_pad(x: jax.Array, channels: int, stride: int) -> jax.Array:
+    """Average over `stride` x `stride` windows, see `avg_pool`, and append zero channels up to
+    `channels`.
+    """
+    if stride > 1:
+        x = avg_pool(x, stride)
+    return jax.lax.pad(x, np.zeros((), x.dtype), [(0, 0, 0)] * 3 + [(0, channels - x.shape[-1], 0)])

@@ -34,10 +34,6 @@ class Factors(NamedTuple):
     backward: jax.Array
     """Multiplies the gradient."""
 
-    def of_block(self, index: int) -> Factors:
-        """Return the ``[B]`` factors of one block."""
-        return Factors(self.forward[index], self.backward[index])
-
     def complement(self) -> Factors:
         """Return the factors of the other branch of a convex combination."""
         return Factors(1 - self.forward, 1 - self.backward)
@@ -107,7 +103,7 @@ def shake_drop(
 
     Args:
         key: None in eval mode, where the factor is the expectation of the forward one, 1 - rate.
-        rates: Probabilities ``1 - p_l`` of the L blocks, in ``[0, 1]``; see `linear_rates`.
+        rates: Probabilities ``1 - p_l`` of the L blocks, in ``[0, 1]``; see `linear_decay`.
         batch: B.
         true_gradient: See the module.
 
@@ -139,7 +135,7 @@ def from_shaking(module: nn.Module, config: ModelConfig) -> Model:
     return replace(model, clean_apply=from_linen(module.clone(true_gradient=True)).apply)
 
 
-def linear_rates(last: float, blocks: int) -> tuple[float, ...]:
+def linear_decay(last: float, blocks: int) -> tuple[float, ...]:
     """Return the rates of the L blocks, rising by ``last / L`` from block to block up to `last`
     (linear decay rule).
     """

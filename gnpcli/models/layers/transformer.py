@@ -13,8 +13,9 @@ import jax
 import numpy as np
 from flax import linen as nn
 
-from gnpcli.models.families.vit import extract_patches
-from gnpcli.models.layers.dense import Dense, Dropout, Initializer, compact, exact_gelu, tanh_gelu
+from gnpcli.errors import ConfigError
+from gnpcli.models.layers.dense import Dense, Initializer, compact, exact_gelu, tanh_gelu
+from gnpcli.models.layers.dropout import Dropout
 
 
 @dataclass(frozen=True)
@@ -55,24 +56,67 @@ FORMS = {
 """
 
 
+def extract_patches(images: jax.Array, patch_size: int) -> jax.Array:
+    """Cut ``[B, H, W, C]`` into ``[B, H/P * W/P, P * P * C]``, patches and their pixels in
+    row-major order.
+
+    A dense layer on the result is a P x P convolution of stride P whose kernel ``[P, P, C, D]`` is
+    flattened.
+    """
+    batch, height, width, channels = images.shape
+    rows, columns = height // patch_size, width // patch_size
+    patches = images.reshape(batch, rows, patch_size, columns, patch_size, channels).transpose(
+        0, 1, 3, 2, 4, 5
+    )
+    return patches.reshape(batch, rows * columns, patch_size * patch_size * channels)
+
+
+def check_patches(image_size: int, patch_size: int) -> None:
+    """Refuse images that patches do not tile.
+
+    Raises:
+        ConfigError: With the sizes of either that fit.
+    """
+    if image_size % patch_size == 0:
+        return
+    below = image_size - image_size % patch_size
+    sizes = [size for size in (below, below + patch_size) if size > 0]
+    fitting = [size for size in range(1, image_size + 1) if image_size % size == 0]
+    raise ConfigError(
+        f"patches of {patch_size} pixels do not tile images of {image_size} x {image_size} pixels; "
+        "image sizes that "
+        f"fit: {', '.join(map(str, sizes))}; patch sizes that fit these images: "
+        f"{', '.join(map(str, fitting))}",
+        key="model.patch_size",
+    )
+
+
 class Mlp(nn.Module):
-    """Two dense layers with a GELU between them, ``[..., D] -> [..., hidden] -> [..., D]``, each
-    with dropout.
+    """Two dense layers with a GELU between them, each with dropout.
+
+    Attributes:
+        hidden: Features between the layers.
+        dropout: Rate after each layer.
+        kernel: Initialiser of both kernels.
+        gelu: Activation.
+        dtype: Compute type.
+        bias: Initialiser of both biases.
     """
 
     hidden: int
     dropout: float
-    form: Form
+    kernel: Initializer
+    gelu: Callable[[jax.Array], jax.Array]
     dtype: np.dtype
+    bias: Initializer = nn.initializers.zeros
 
     @compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        """Apply the layers and their dropout."""
-        y = self.form.gelu(Dense(self.hidden, self.form.mlp, dtype=self.dtype, name="up")(x))
+        """Map ``[..., D]`` to ``[..., hidden]`` and back to ``[..., D]``."""
+        y = self.gelu(Dense(self.hidden, self.kernel, self.bias, self.dtype, name="up")(x))
         y = Dropout(self.dropout)(y, train)
-        y = Dense(x.shape[-1], self.form.mlp, dtype=self.dtype, name="down")(y)
-        answer: jax.Array = Dropout(self.dropout)(y, train)
-        return answer
+        y = Dense(x.shape[-1], self.kernel, self.bias, self.dtype, name="down")(y)
+        return Dropout(self.dropout)(y, train)
 
 
 class PatchEmbedding(nn.Module):
