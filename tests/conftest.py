@@ -16,7 +16,11 @@ import numpy as np
 import pytest
 from jaxtyping import install_import_hook
 
-CHECKED: list[str] = []
+CHECKED: list[str] = [
+    "gnpcli.measure.directions",
+    "gnpcli.measure.hessian",
+    "gnpcli.measure.landscape",
+]
 """The modules whose signatures are checked at each call in every test: shapes, dtypes, types."""
 
 install_import_hook(CHECKED, "beartype.beartype")  # before any of them is imported

@@ -1,6 +1,4 @@
-"""A contact sheet of what a model will see: images of a training step before and after
-augmentation, as one PNG.
-"""
+"""A contact sheet of what a model will see: images before and after augmentation, as one PNG."""
 
 from __future__ import annotations
 
@@ -20,7 +18,9 @@ from gnpcli.keys import augment_key, run_keys
 from gnpcli.terminal.screen import Screen
 
 CELL = 128
-"""Smallest side of an image on the sheet, in pixels; smaller images are enlarged by a whole factor.
+"""Smallest side of an image on the sheet, in pixels.
+
+Smaller images are enlarged by a whole factor.
 """
 _GAP, _LINE = 8, 14
 _FONT = ImageFont.load_default(size=11)
@@ -32,8 +32,8 @@ def preview(
     """Write `count` training images of a step, before and after augmentation, to a PNG.
 
     The images pass through the training feed itself, with the keys that the step of a run has. Only
-    the batch is smaller, `count` images, so that which images a step holds and who is mixed with
-    whom differ from a run's.
+    the batch is smaller, `count` images. So a step holds other images than a run's, and mixes
+    others with each other.
 
     Args:
         config: Resolved configuration; its data, seed and compute type are used.

@@ -14,8 +14,11 @@ from gnpcli.errors import ConfigError
 Vector = npt.NDArray[np.float32]
 
 TOLERANCE = 1e-3
-"""Residual, relative to the eigenvalue, at which the iteration ends. The error of an eigenvalue is
-of second order in it, so that about six digits are right where the eigenvalues are apart."""
+"""Residual, relative to the eigenvalue, at which the iteration ends.
+
+The error of an eigenvalue is of second order in it: about six digits are right where the
+eigenvalues are apart.
+"""
 MAX_RESTARTS = 20
 
 
@@ -25,14 +28,16 @@ class Spectrum:
 
     eigenvalues: tuple[float, ...]
     residuals: tuple[float, ...]
-    """``||H v - eigenvalue v||`` of each unit eigenvector v: an eigenvalue of H lies within this
-    distance.
+    """``||H v - eigenvalue v||`` of each unit eigenvector v.
+
+    An eigenvalue of H lies within this distance.
     """
     num_products: int
     """Hessian-vector products that it took."""
     num_missing: int
-    """Eigenvalues asked for that did not converge; they are smaller than those that did, or lie
-    close together.
+    """Eigenvalues asked for that did not converge.
+
+    They are smaller than those that did, or lie close together.
     """
 
 
@@ -46,8 +51,9 @@ def largest_eigenvalues(
 ) -> Spectrum:
     """Return the algebraically largest eigenvalues of a symmetric matrix.
 
-    The implicitly restarted Lanczos method of ARPACK (SIAM, 1998), in float32, which orthogonalises
-    each new vector against its whole basis. It keeps `basis_size` vectors of `size` on the host.
+    The method is ARPACK's implicitly restarted Lanczos iteration (SIAM, 1998) in float32, which
+    orthogonalises each new vector against its whole basis. It keeps `basis_size` vectors of `size`
+    on the host.
 
     Args:
         product: ``H v`` for float32 ``[size]``.
@@ -85,12 +91,9 @@ def largest_eigenvalues(
     except ArpackNoConvergence as error:
         values, vectors = error.eigenvalues, error.eigenvectors
     order = np.argsort(-values)
-    residuals = [
-        float(
-            np.linalg.norm(
-                counted(vectors[:, place]).astype(np.float64) - values[place] * vectors[:, place]
-            )
-        )
-        for place in order
-    ]
+    residuals = []
+    for place in order:
+        vector = vectors[:, place]
+        difference = counted(vector).astype(np.float64) - values[place] * vector
+        residuals.append(float(np.linalg.norm(difference)))
     return Spectrum(tuple(map(float, values[order])), tuple(residuals), calls, top - len(order))
