@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 
 from gnpcli.bench.steps import random_images
-from gnpcli.bench.timing import Notify, Timed, interleave
+from gnpcli.bench.timing import Notify, Step, Timed, interleave
 from gnpcli.config import RunConfig
-from gnpcli.data.feeds.base import TrainFeed
+from gnpcli.data.feeds.base import FeedData, TrainFeed
 from gnpcli.devices.mesh import make_mesh
 from gnpcli.devices.process import describe_environment
 from gnpcli.engine.task import build_task
@@ -97,13 +97,13 @@ def bench_in_memory(
     }
 
 
-def _empty_model(feed: TrainFeed) -> Any:
+def _empty_model(feed: TrainFeed) -> Step:
     """Return a jitted step whose model is the sum of its images.
 
     Its state is the step's number.
     """
 
-    def step(number: jax.Array, source: Any) -> tuple[jax.Array, jax.Array]:
+    def step(number: jax.Array, source: FeedData) -> tuple[jax.Array, jax.Array]:
         key = jax.random.fold_in(jax.random.key(0), number)
         images, labels = feed.batch(source, number % feed.steps_per_epoch, key)
         total = jnp.sum(images.astype(jnp.float32)) + jnp.sum(labels.astype(jnp.float32))

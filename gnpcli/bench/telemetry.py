@@ -8,8 +8,9 @@ import jax
 import optax
 
 from gnpcli.bench.steps import random_images
-from gnpcli.bench.timing import Notify, Timed, interleave
+from gnpcli.bench.timing import Notify, Step, Timed, interleave
 from gnpcli.config import RunConfig
+from gnpcli.data.feeds.base import FeedData
 from gnpcli.devices.mesh import make_mesh, replicated
 from gnpcli.devices.process import describe_environment
 from gnpcli.engine.task import Task, build_task
@@ -69,7 +70,7 @@ def bench_telemetry(
     }
 
 
-def _bare_step(task: Task) -> Any:
+def _bare_step(task: Task) -> Step:
     """Build a plain train step without metrics and without a guard.
 
     `gnpcli.step.train.make_train_step` adds both.
@@ -78,7 +79,7 @@ def _bare_step(task: Task) -> Any:
     parts = task.parts
     value_and_grad = make_value_and_grad(parts, "plain", r=0.0, alpha=0.0)
 
-    def step(state: TrainState, source: Any) -> tuple[TrainState, jax.Array]:
+    def step(state: TrainState, source: FeedData) -> tuple[TrainState, jax.Array]:
         images, labels, key = step_batch(state.key, state.step, parts.feed, source, parts.mesh)
         (loss, aux), grads, _ = value_and_grad(
             state.params, state.model_state, state.component, images, labels, key

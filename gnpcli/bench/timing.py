@@ -13,9 +13,16 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from gnpcli.devices import cpu
+from gnpcli.step.programs import Program
 
 Notify = Callable[[str], None]
 """Told what is being done now."""
+
+Step = Program[[Any, Any], tuple[Any, Any]]
+"""``(state, source) -> (state, result)``. The given state is donated.
+
+State and source are trees of the step's own.
+"""
 
 
 def platform(mesh: Mesh) -> str:
@@ -93,7 +100,7 @@ class Timed(Rounds):
 
     def __init__(
         self,
-        cycle: Sequence[Any],
+        cycle: Sequence[Step],
         state: Any,
         source: Any,
         *,
@@ -171,10 +178,12 @@ class Timed(Rounds):
         return max(peaks)
 
 
-def _count_flops(step: Any, state: Any, source: Any) -> float | None:
+def _count_flops(step: Step, state: Any, source: Any) -> float | None:
+    jitted: Any = step  # `Program` does not promise what jit wrapped
+
     # A function that jit has not traced yet: it would not trace `step` again.
     def again(state: Any, source: Any) -> Any:
-        return step.__wrapped__(state, source)
+        return jitted.__wrapped__(state, source)
 
     with cpu.tuning(False):
         analysis = jax.jit(again).lower(state, source).cost_analysis() or {}
