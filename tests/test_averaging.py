@@ -157,7 +157,7 @@ def test_a_run_without_an_average_says_so(gnp):
     )
     done = gnp("eval", "run", "--weights", "mean")
     assert done.returncode == 2
-    assert "must be raw or ema" in done.stderr
+    assert "is not one of 'raw', 'ema'" in done.stderr
     fails(
         gnp("train", *plain, "--set", "train.evaluate_weights=ema", "--dry-run"),
         "train.evaluate_weights: ema needs an average",

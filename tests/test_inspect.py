@@ -328,7 +328,7 @@ def test_radii_are_multiples_of_the_first_r_and_every_run_has_its_own():
 def test_cells_of_the_table():
     assert _told([0.5], ".3g") == "0.5"
     assert _told([1.0, 2.0, 3.0], ".3g") == "2 ± 1"
-    assert _told([0.01, 0.03], ".2%") == "2.00% ± 1.41%"
+    assert _told([0.01, 0.03], "%") == "2.00 % ± 1.41 %"
     assert _told(["digits", "digits"], "s") == "digits"
     assert _told([100, 2000], ",d") == "100, 2,000"
     assert _told([None], "g") == "-"

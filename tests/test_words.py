@@ -30,6 +30,6 @@ def test_a_value_that_is_not_there_is_a_dash(tell):
 
 def test_an_evaluation_names_its_top5_error_only_where_it_was_measured():
     result = {"error_rate": 0.1, "loss": 0.5}
-    assert words.evaluation("val", result) == "val error 10.00 %  loss 0.5000"
-    with_top5 = words.evaluation("val", result | {"top5_error_rate": 0.01})
+    assert words.evaluation(result, "val") == "val error 10.00 %  loss 0.5000"
+    with_top5 = words.evaluation(result | {"top5_error_rate": 0.01}, "val")
     assert with_top5 == "val error 10.00 %  top-5 error 1.00 %  loss 0.5000"

@@ -9,20 +9,8 @@ from typing import Annotated
 import typer
 
 from gnpcli import __version__
-from gnpcli.cli import (
-    bench,
-    check,
-    compare,
-    data,
-    evaluate,
-    import_weights,
-    inspect,
-    models,
-    presets,
-    report,
-    tables,
-    train,
-)
+from gnpcli.cli.commands import add_commands
+from gnpcli.cli.output import fail
 from gnpcli.errors import explain
 
 app = typer.Typer(
@@ -32,21 +20,6 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-app.command("train")(train.train)
-app.command("resume")(train.resume)
-app.command("eval")(evaluate.evaluate)
-app.command("inspect")(inspect.inspect)
-app.command("plot")(report.plot)
-app.command("report")(report.report)
-app.command("check")(check.check)
-app.command("compare")(compare.compare)
-app.command("reproduce-table")(tables.reproduce_table)
-app.command("import-weights")(import_weights.import_weights)
-app.add_typer(bench.app, name="bench")
-app.add_typer(presets.app, name="presets")
-app.add_typer(models.app, name="models")
-app.add_typer(tables.app, name="tables")
-app.add_typer(data.app, name="data")
 
 
 def _show_version(is_asked: bool) -> None:
@@ -73,14 +46,15 @@ def options(
 
 
 def main() -> None:
-    """Run the command line; a failure that a user can cause ends in one line on stderr and exit
-    status 1.
+    """Run the command line.
+
+    A failure that a user can cause ends in one line on stderr and exit status 1.
     """
     try:
-        app()
+        add_commands(app)(prog_name="gnp")
     except Exception as error:
         message, status = explain(error)
         if message is None or os.environ.get("GNP_DEBUG"):
             raise
-        typer.secho(f"error: {message}", fg=typer.colors.RED, err=True)
+        fail(message)
         sys.exit(status)

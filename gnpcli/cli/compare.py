@@ -2,91 +2,79 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Annotated, Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
-import typer
+from gnpcli.cli.options import JsonOption, RunsArgument
+from gnpcli.cli.output import print_json, print_table, warn
+from gnpcli.terminal import words
 
-from gnpcli.cli.options import JsonOption
+if TYPE_CHECKING:
+    from gnpcli.terminal.grid import Cell
 
 
-def compare(
-    runs: Annotated[
-        list[Path], typer.Argument(metavar="RUN...", help="Folders made by gnp train.")
-    ],
-    as_json: JsonOption = False,
-) -> None:
-    """Show several runs side by side: what differs in their configuration, final and best errors,
-    and cost.
+def compare(runs: RunsArgument, as_json: JsonOption = False) -> None:
+    """Show runs side by side.
+
+    The lines are what differs in their configuration, their final and best errors, and their cost.
     """
     from gnpcli.runs.compare import compare as run
 
-    result = run(
-        runs, lambda text: typer.secho(f"warning: {text}", fg=typer.colors.YELLOW, err=True)
-    )
+    result = run(runs, warn)
     if as_json:
-        import json
+        print_json(result)
+    else:
+        _print(result)
 
-        typer.echo(json.dumps(result, indent=2))
-        return
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
 
-    grid = Table(box=None, pad_edge=False)
-    for name in ("", *(one["label"] for one in result["runs"])):
-        grid.add_column(Text(name, style="bold"), overflow="fold")
+def _print(result: dict[str, Any]) -> None:
+    from gnpcli.terminal.grid import Styled
+
+    rows: list[list[Cell]] = []
     for key, values in result["differences"].items():
-        grid.add_row(
-            Text(key, style="cyan"),
-            *(Text("-" if value is None else str(value)) for value in values),
-        )
-    grid.add_section()
-    for name, texts in _measurements(result["runs"]):
-        grid.add_row(name, *texts)
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console.width = 400
-    console.print(grid)
+        told = [words.NOTHING if value is None else str(value) for value in values]
+        rows.append([Styled(key, "cyan"), *told])
+    rows += [[name, *texts] for name, texts in _measurements(result["runs"])]
+    print_table(["", *(one["label"] for one in result["runs"])], rows)
 
 
-def _measurements(runs: list[dict[str, Any]]) -> list[tuple[str, list[str]]]:
+def _measurements(runs: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[str]]]:
     """Return the lines below the configuration: a name, and a text for each run."""
     lines = [("status", [f"{one['status']}, epoch {one['epoch']:g}" for one in runs])]
     for split in ("val", "test"):
         if any(split in one["final"] for one in runs):
-            lines += [
-                (f"{split} error", [_percent(one["final"].get(split)) for one in runs]),
-                (
-                    f"best {split} error",
-                    [_percent(one["best"].get(split), with_epoch=True) for one in runs],
-                ),
-                (
-                    f"{split} loss",
-                    [_number(one["final"].get(split, {}).get("loss"), ".4f") for one in runs],
-                ),
-            ]
-    costs = [one["cost"] for one in runs]
+            lines += _errors(runs, split)
+    return lines + _costs([one["cost"] for one in runs])
+
+
+def _errors(runs: Sequence[Mapping[str, Any]], split: str) -> list[tuple[str, list[str]]]:
+    final = [one["final"].get(split, {}) for one in runs]
+    best = [one["best"].get(split, {}) for one in runs]
+    losses = [words.number(measured.get("loss"), ".4f") for measured in final]
     return [
-        *lines,
-        ("parameters", [_number(cost["num_parameters"], ",") for cost in costs]),
-        (
-            "steps, plain + GNP",
-            [f"{cost['plain_steps']:,} + {cost['gnp_steps']:,}" for cost in costs],
-        ),
-        ("gradients", [f"{cost['gradients']:,}" for cost in costs]),
-        ("training time", [f"{cost['training_time_s']:,.0f} s" for cost in costs]),
-        ("images/s", [_number(cost["images_per_s"], ",.0f") for cost in costs]),
-        ("devices", [", ".join(cost["devices"]) or "-" for cost in costs]),
+        (f"{split} error", [words.percent(measured.get("error_rate")) for measured in final]),
+        (f"best {split} error", [_with_epoch(measured) for measured in best]),
+        (f"{split} loss", losses),
     ]
 
 
-def _percent(measured: dict[str, Any] | None, *, with_epoch: bool = False) -> str:
-    if measured is None or measured["error_rate"] is None:
-        return "-"
-    epoch = f" (epoch {measured['epoch']:g})" if with_epoch else ""
-    return f"{100 * measured['error_rate']:.2f} %{epoch}"
+def _with_epoch(measured: Mapping[str, Any]) -> str:
+    error_rate = measured.get("error_rate")
+    if error_rate is None:
+        return words.NOTHING
+    return f"{words.percent(error_rate)} (epoch {measured['epoch']:g})"
 
 
-def _number(value: float | None, spec: str) -> str:
-    return "-" if value is None else format(value, spec)
+def _costs(costs: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[str]]]:
+    steps = [
+        f"{words.number(cost['plain_steps'])} + {words.number(cost['gnp_steps'])}" for cost in costs
+    ]
+    devices = [", ".join(cost["devices"]) or words.NOTHING for cost in costs]
+    return [
+        ("parameters", [words.number(cost["num_parameters"]) for cost in costs]),
+        ("steps, plain + GNP", steps),
+        ("gradients", [words.number(cost["gradients"]) for cost in costs]),
+        ("training time", [words.duration(cost["training_time_s"]) for cost in costs]),
+        ("images/s", [words.number(cost["images_per_s"], ",.0f") for cost in costs]),
+        ("devices", devices),
+    ]

@@ -2,155 +2,132 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from gnpcli.cli.options import DataDirOption, JsonOption, QuietOption
+from gnpcli.cli.output import print_json, print_table, tell
 from gnpcli.cli.preview import preview
+from gnpcli.terminal import words
 
 if TYPE_CHECKING:
+    from gnpcli.data.archives.published import Located
     from gnpcli.data.listing import Listing
 
-app = typer.Typer(help="The data sets: what there is, and preparing it.", no_args_is_help=True)
-app.command("preview")(preview)
+app = typer.Typer(no_args_is_help=True)
+
+SourceArgument = Annotated[str, typer.Argument(help="A data set of gnp data list.")]
+SplitsOption = Annotated[
+    str | None,
+    typer.Option("--split", help="Splits besides train and test, for example train+extra."),
+]
+MirrorOption = Annotated[
+    str | None,
+    typer.Option("--mirror", envvar="GNP_MIRROR", help="Address to fetch the archives from."),
+]
+ChecksumsOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--checksums",
+        envvar="GNP_CHECKSUMS",
+        help="File of sha256sum. Its sums are accepted in place of the published ones.",
+    ),
+]
 
 
 @app.command("list")
 def list_data(data_dir: DataDirOption = None, as_json: JsonOption = False) -> None:
-    """List the data sets: images, classes, and what is present, where, in which format and how big."""
+    """List the data sets: images, classes, format, size, and where they lie."""
     from gnpcli.data.registry import list_sources
 
     rows = list_sources(data_dir)
     if as_json:
-        import json
         from dataclasses import asdict
 
-        typer.echo(json.dumps([asdict(row) for row in rows], indent=2))
+        print_json([asdict(row) for row in rows])
         return
-    table = [list(_COLUMNS), *map(_cells, rows)]
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    for number, (*cells, where) in enumerate(table):
-        parts = zip(cells, widths, _COLUMNS.values(), strict=False)
-        line = "  ".join(
-            cell.rjust(width) if is_number else cell.ljust(width)
-            for cell, width, is_number in parts
-        )
-        if not sys.stdout.isatty():
-            typer.echo(f"{line}  {where}")
-            continue
-        # On a terminal a folder has a line of its own: it may be as long as that, and is copied
-        # whole.
-        typer.echo(line.rstrip())
-        if number > 0:
-            typer.echo(f"    {where}")
+    header = ("name", "images", "classes", "pixels", "format", "on disk", "where")
+    numbers = ("images", "classes", "on disk")
+    print_table(header, [_row(row) for row in rows], numbers=numbers, has_notes=True)
 
 
-_COLUMNS = {
-    "name": False, "images": True, "classes": True, "pixels": True, "format": False, "on disk": True, "where": False,
-}  # fmt: skip
-"""Of the list, and whether it is one of numbers."""
-
-
-def _cells(row: Listing) -> list[str]:
-    from gnpcli.terminal.words import size
-
-    pixels = (
-        f"{row.image_size}x{row.image_size}x{row.channels}" if row.image_size is not None else ""
-    )
+def _row(row: Listing) -> list[str]:
+    counts = (row.splits or {}).values()
+    has_size = row.image_size is not None
     return [
         row.name,
-        " + ".join(f"{count:,}" for count in row.splits.values()) if row.splits else "",
+        " + ".join(words.number(count) for count in counts),
         str(row.num_classes or ""),
-        pixels,
+        f"{row.image_size}x{row.image_size}x{row.channels}" if has_size else "",
         row.format or "",
-        size(row.num_bytes) if row.num_bytes is not None else "",
+        words.size(row.num_bytes) if row.num_bytes is not None else "",
         row.where or row.problem or _how_to_get(row),
     ]
 
 
 def _how_to_get(row: Listing) -> str:
-    from gnpcli.terminal.words import size
-
+    command = f"gnp data prepare {row.name}"
     if row.download_bytes is not None:
-        return f"absent; gnp data prepare {row.name} downloads {size(row.download_bytes)}"
-    return (
-        row.about
-        if row.format or ":" in row.name
-        else f"absent; gnp data prepare {row.name} tells how to get it"
-    )
+        return f"absent; {command} downloads {words.size(row.download_bytes)}"
+    if row.format or ":" in row.name:
+        return row.about
+    return f"absent; {command} tells how to get it"
+
+
+app.command("preview")(preview)
 
 
 @app.command("prepare")
 def prepare(
-    name: Annotated[str, typer.Argument(help="A data set of gnp data list.")],
+    name: SourceArgument,
     data_dir: DataDirOption = None,
-    split: Annotated[
-        str | None,
-        typer.Option("--split", help="Splits besides train and test, for example train+extra."),
-    ] = None,
-    mirror: Annotated[
-        str | None,
-        typer.Option(
-            "--mirror",
-            envvar="GNP_MIRROR",
-            help="Address that serves the archives in place of their own.",
-        ),
-    ] = None,
-    checksums: Annotated[
-        Path | None,
-        typer.Option(
-            "--checksums",
-            envvar="GNP_CHECKSUMS",
-            help="File of sha256sum: sums that are accepted in place of the published ones.",
-        ),
-    ] = None,
+    split: SplitsOption = None,
+    mirror: MirrorOption = None,
+    checksums: ChecksumsOption = None,
     quiet: QuietOption = False,
 ) -> None:
     """Download a data set and prepare it, unless it is there."""
-    from rich.console import Console
-
     from gnpcli.data.archives.fetch import Origin
     from gnpcli.data.registry import prepare_source
+    from gnpcli.terminal.console import messages
     from gnpcli.terminal.loading import LoadingDisplay
-    from gnpcli.terminal.words import size
 
     origin = Origin.of(mirror, str(checksums) if checksums is not None else None)
-    console = Console(stderr=True, highlight=False, soft_wrap=True)
-
-    def line(text: str) -> None:
-        typer.echo(text, err=True)
-
-    with LoadingDisplay(name, console, line, quiet=quiet) as display:
+    with LoadingDisplay(name, messages(), tell, quiet=quiet) as display:
         found, was_there = prepare_source(name, data_dir, split, origin, display)
-    counts = ", ".join(f"{count:,} {split}" for split, count in (found.counts or {}).items())
-    taken = f", {size(found.num_bytes)}" if found.num_bytes is not None else ""
-    what = f"{counts} images" if counts else "images"
-    typer.echo(
-        f"{name} {'is there already' if was_there else 'is prepared'}: {what} in {found.path} "
-        f"({found.format}{taken})"
-    )
+    state = "is there already" if was_there else "is prepared"
+    typer.echo(f"{name} {state}: {_found(found)}")
     typer.echo(f"train on it with `{_next_command(name, data_dir)}`")
 
 
+def _found(found: Located) -> str:
+    counts = ", ".join(f"{count:,} {split}" for split, count in (found.counts or {}).items())
+    facts = [found.format]
+    if found.num_bytes is not None:
+        facts.append(words.size(found.num_bytes))
+    return f"{counts} images in {found.path} ({', '.join(facts)})".lstrip()
+
+
 def _next_command(name: str, data_dir: str | None) -> str:
-    """Return the first preset of the data set as a command, with what it takes to find the data
-    again.
-    """
-    import contextlib
+    """Return a command that trains on the data: with its first preset, and where it lies."""
     import shlex
+
+    preset = _first_preset(name)
+    choice = f"--preset {preset}" if preset is not None else f"--dataset {name}"
+    place = f" --data-dir {shlex.quote(data_dir)}" if data_dir is not None else ""
+    return f"gnp train {choice}{place}"
+
+
+def _first_preset(dataset: str) -> str | None:
+    import contextlib
 
     from gnpcli.errors import GnpError
     from gnpcli.recipes.presets import preset_names, resolve
 
-    choice = f"--dataset {name}"
-    for preset in preset_names():
+    for name in preset_names():
         with contextlib.suppress(GnpError):
-            if resolve(preset).data.name == name:
-                choice = f"--preset {preset}"
-                break
-    return f"gnp train {choice}" + (
-        f" --data-dir {shlex.quote(data_dir)}" if data_dir is not None else ""
-    )
+            if resolve(name).data.name == dataset:
+                return name
+    return None

@@ -2,101 +2,115 @@
 
 from __future__ import annotations
 
-import typing
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
-from gnpcli.cli.options import DataDirOption, DatasetOption, JsonOption, QuietOption
-from gnpcli.config import Weights
+from gnpcli.cli.options import (
+    BestOption,
+    DataDirOption,
+    DatasetOption,
+    JsonOption,
+    QuietOption,
+    StepOption,
+    check_one_checkpoint,
+)
+from gnpcli.cli.output import print_json, start_process
+from gnpcli.config import DataConfig, Weights
+from gnpcli.terminal import words
+
+CheckpointArgument = Annotated[
+    Path,
+    typer.Argument(metavar="RUN|CHECKPOINT", help="A run folder, or one of its checkpoints."),
+]
+SplitOption = Annotated[
+    Literal["test", "val", "train"], typer.Option("--split", help="Which images.")
+]
+WeightsOption = Annotated[
+    Weights | None,
+    typer.Option("--weights", help="Which weights.", show_default="what the run itself evaluated"),
+]
+RecalibrateOption = Annotated[
+    int | None,
+    typer.Option(
+        "--recalibrate",
+        min=0,
+        help="Take BatchNorm statistics anew from this many training batches; 0 keeps them.",
+    ),
+]
+BatchSizeOption = Annotated[
+    int | None, typer.Option("--batch-size", min=1, help="Images at a time.")
+]
+
+OF_ONE_DATA_SET = (
+    "dir",
+    "image_size",
+    "train_split",
+    "test_split",
+    "val_labels",
+    "stream",
+    "mean",
+    "std",
+)
+"""Keys of ``data`` that another data set does not share."""
 
 
 def evaluate(
-    path: Annotated[
-        Path,
-        typer.Argument(metavar="RUN|CHECKPOINT", help="A run folder, or one of its checkpoints."),
-    ],
+    path: CheckpointArgument,
     dataset: DatasetOption = None,
     data_dir: DataDirOption = None,
-    split: Annotated[str, typer.Option("--split", help="test, val or train.")] = "test",
-    step: Annotated[
-        int | None, typer.Option("--step", min=0, help="Which checkpoint. [default: the last]")
-    ] = None,
-    best: Annotated[
-        bool, typer.Option("--best", help="The checkpoint with the lowest error.")
-    ] = False,
-    weights: Annotated[
-        str | None,
-        typer.Option("--weights", help="raw or ema. [default: what the run itself evaluated]"),
-    ] = None,
-    recalibrate: Annotated[
-        int | None,
-        typer.Option(
-            "--recalibrate",
-            min=0,
-            help="Training batches to take BatchNorm statistics anew from; 0 is none.",
-        ),
-    ] = None,
-    batch_size: Annotated[
-        int | None, typer.Option("--batch-size", min=1, help="Images at a time.")
-    ] = None,
+    split: SplitOption = "test",
+    step: StepOption = None,
+    best: BestOption = False,
+    weights: WeightsOption = None,
+    recalibrate: RecalibrateOption = None,
+    batch_size: BatchSizeOption = None,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Print the error and loss of a trained model on its own data set, or on another that fits it."""
-    from gnpcli.devices.process import keep_compiled_programs, keep_freed_memory
+    """Print the error and loss of a trained model.
 
-    if split not in ("test", "val", "train"):
-        raise typer.BadParameter("must be test, val or train", param_hint="--split")
-    if weights not in (None, *typing.get_args(Weights)):
-        raise typer.BadParameter("must be raw or ema", param_hint="--weights")
-    if best and step is not None:
-        raise typer.BadParameter(
-            "--best and --step name two checkpoints: give one", param_hint="--best"
-        )
-    data: dict[str, Any] = {"name": dataset, "dir": data_dir, "eval_batch_size": batch_size}
-    given = {key: value for key, value in data.items() if value is not None}
-    if dataset is not None:
-        from gnpcli.config import DataConfig
-        from gnpcli.data.registry import check_data
-
-        # Another data set lives elsewhere, keeps its own image size and splits, and has nothing
-        # carved out of it.
-        own = (
-            "dir",
-            "image_size",
-            "train_split",
-            "test_split",
-            "val_labels",
-            "stream",
-            "mean",
-            "std",
-        )
-        given = {"validation_fraction": 0.0, **dict.fromkeys(own)} | given
-        check_data(DataConfig(name=dataset, dir=data_dir))
-    keep_freed_memory()
-    keep_compiled_programs()
+    The images are those of its own data set, or of another that fits the model.
+    """
+    check_one_checkpoint(step, best)
+    data = _data(dataset, data_dir, batch_size)
+    start_process()
     from gnpcli.engine.evaluate import evaluate as run
     from gnpcli.runs.location import locate
 
     result = run(
-        locate(path), data=given, split=split, step=step, best=best, quiet=quiet or as_json,
-        weights=typing.cast(Weights | None, weights), recalibrate=recalibrate,
-    )  # fmt: skip
-    if as_json:
-        import json
-
-        typer.echo(json.dumps(result))
-        return
-    top5 = (
-        f"  top-5 error {100 * result['top5_error_rate']:.2f} %"
-        if "top5_error_rate" in result
-        else ""
+        locate(path),
+        data=data,
+        split=split,
+        step=step,
+        best=best,
+        quiet=quiet or as_json,
+        weights=weights,
+        recalibrate=recalibrate,
     )
+    if as_json:
+        print_json(result)
+    else:
+        _print(result)
+
+
+def _data(dataset: str | None, data_dir: str | None, batch_size: int | None) -> dict[str, Any]:
+    """Return the keys of ``data`` to evaluate under in place of the run's own."""
+    options = {"name": dataset, "dir": data_dir, "eval_batch_size": batch_size}
+    given = {key: value for key, value in options.items() if value is not None}
+    if dataset is None:
+        return given
+    from gnpcli.data.registry import check_data
+
+    check_data(DataConfig(name=dataset, dir=data_dir))
+    return {"validation_fraction": 0.0, **dict.fromkeys(OF_ONE_DATA_SET), **given}
+
+
+def _print(result: dict[str, Any]) -> None:
+    images = words.number(result["num_examples"])
     averaged = ", averaged weights" if result["weights"] == "ema" else ""
     typer.echo(
-        f"{result['dataset']} {result['split']}: error {100 * result['error_rate']:.2f} %{top5}"
-        f"  loss {result['loss']:.4f}  ({result['num_examples']:,} images, step "
-        f"{result['step']}{averaged})"
+        f"{result['dataset']} {result['split']}: {words.evaluation(result)}"
+        f"  ({images} images, step {result['step']}{averaged})"
     )

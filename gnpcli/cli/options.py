@@ -8,10 +8,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from gnpcli.cli.output import warn
 from gnpcli.config.strategies import in_a_list
 
 if TYPE_CHECKING:
     from gnpcli.config import RunConfig
+
+
+def split_names(text: str) -> list[str]:
+    """Return the names in a text that joins them by commas."""
+    return [name for part in text.split(",") if (name := part.strip())]
 
 
 def _with_value(assignments: list[str]) -> list[str]:
@@ -27,7 +33,8 @@ PresetOption = Annotated[
     typer.Option(
         "--preset",
         "-p",
-        help="Preset name, or a YAML file such as a run's config.yaml. [default: the demo]",
+        help="Preset name, or a YAML file such as a run's config.yaml.",
+        show_default="the demo",
     ),
 ]
 GrOption = Annotated[
@@ -39,7 +46,7 @@ DatasetOption = Annotated[
     typer.Option("--dataset", help="Data set of gnp data list, folder:DIR or tfds:NAME."),
 ]
 DataDirOption = Annotated[
-    str | None, typer.Option("--data-dir", help="Folder where the data set lives, or is prepared.")
+    str | None, typer.Option("--data-dir", help="Folder that holds the data set.")
 ]
 EpochsOption = Annotated[
     int | None, typer.Option("--epochs", help="Passes over the training data.")
@@ -54,13 +61,23 @@ SetOption = Annotated[
         help="Set any key, for example --set optimizer.lr=0.01.",
     ),
 ]
+NOTHING_SET: list[str] = []
+"""The default of `SetOption`, which typer copies."""
+
 MaxStepsOption = Annotated[
     int | None,
     typer.Option(
         "--max-steps",
         min=0,
-        help="Stop after this many steps in all; schedules keep the length of --epochs.",
+        help="Stop after this many steps in all. Schedules keep the length of --epochs.",
     ),
+]
+StepOption = Annotated[
+    int | None, typer.Option("--step", min=0, help="Which checkpoint.", show_default="the last")
+]
+BestOption = Annotated[bool, typer.Option("--best", help="The checkpoint with the lowest error.")]
+DryRunOption = Annotated[
+    bool, typer.Option("--dry-run", help="Print what would be done, and exit.")
 ]
 QuietOption = Annotated[
     bool, typer.Option("--quiet", "-q", help="Print only warnings and the result.")
@@ -70,11 +87,20 @@ RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="A folder made 
 RunsArgument = Annotated[
     list[Path], typer.Argument(metavar="RUN...", help="Folders made by gnp train.")
 ]
+PictureOption = Annotated[
+    Path, typer.Option("--out", "-o", help="The picture: .png, .svg or .pdf.")
+]
+TableArgument = Annotated[
+    str, typer.Argument(metavar="TABLE", help="Name of gnp tables list, or a YAML file.")
+]
 
 
-def warn(text: str) -> None:
-    """Print a warning on stderr."""
-    typer.secho(f"warning: {text}", fg=typer.colors.YELLOW, err=True)
+def check_one_checkpoint(step: int | None, best: bool) -> None:
+    """Refuse `StepOption` and `BestOption` together."""
+    if best and step is not None:
+        raise typer.BadParameter(
+            "--best and --step name two checkpoints: give one", param_hint="--best"
+        )
 
 
 def resolve_options(
@@ -88,10 +114,10 @@ def resolve_options(
     seed: int | None = None,
     flags: Mapping[str, tuple[str, Any]] | None = None,
 ) -> RunConfig:
-    """Resolve a preset under the short flags and the ``--set`` assignments, and print what is
-    doubtful about it.
+    """Resolve a preset under the short flags and the ``--set`` assignments.
 
-    `flags` are those of one command alone, as in `gnpcli.recipes.presets.resolve`.
+    What is doubtful about the configuration is printed as warnings. `flags` are those of one
+    command alone, as in `gnpcli.recipes.presets.resolve`.
     """
     from gnpcli.config.checks import advice
     from gnpcli.recipes.presets import resolve

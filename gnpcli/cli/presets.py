@@ -2,54 +2,41 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from gnpcli.cli.options import JsonOption
+from gnpcli.cli.output import print_json, print_table
 
-app = typer.Typer(help="The shipped recipes.", no_args_is_help=True)
+app = typer.Typer(no_args_is_help=True)
 
 
 @app.command("list")
 def list_presets(as_json: JsonOption = False) -> None:
-    """List the presets: model, data set, epochs, GR and purpose."""
-    from gnpcli.recipes.presets import load_preset, preset_names, resolve
+    """List the presets: model, data set, epochs, GR strategy and purpose."""
+    from gnpcli.recipes.presets import preset_names
 
-    rows = []
-    for name in preset_names():
-        config = resolve(name)
-        rows.append(
-            {
-                "name": name,
-                "model": config.model.name,
-                "dataset": config.data.name,
-                "epochs": config.train.epochs,
-                "gr": config.gr.strategy,
-                "purpose": load_preset(name).purpose,
-            }
-        )
+    rows = [_facts(name) for name in preset_names()]
     if as_json:
-        import json
-
-        typer.echo(json.dumps(rows, indent=2))
+        print_json(rows)
         return
-    from rich.console import Console
-    from rich.table import Table
+    texts = [[str(value) for value in row.values()] for row in rows]
+    print_table(list(rows[0]), texts, numbers=["epochs"], has_notes=True)
 
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in rows[0]:
-        table.add_column(
-            column, justify="right" if column == "epochs" else "left", no_wrap=column != "purpose"
-        )
-    for row in rows:
-        table.add_row(*map(str, row.values()))
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console.width = (
-            400  # piped output is for other programs: a row is a line, whatever its length
-        )
-    console.print(table)
+
+def _facts(name: str) -> dict[str, Any]:
+    from gnpcli.recipes.presets import load_preset, resolve
+
+    config = resolve(name)
+    return {
+        "name": name,
+        "model": config.model.name,
+        "dataset": config.data.name,
+        "epochs": config.train.epochs,
+        "gr": config.gr.strategy,
+        "purpose": load_preset(name).purpose,
+    }
 
 
 @app.command("show")

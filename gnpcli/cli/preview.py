@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from gnpcli.cli.options import (
+    NOTHING_SET,
     DataDirOption,
     DatasetOption,
     PresetOption,
@@ -16,9 +17,15 @@ from gnpcli.cli.options import (
     SetOption,
     resolve_options,
 )
+from gnpcli.terminal import words
 
 if TYPE_CHECKING:
     from gnpcli.config import DataConfig
+
+OutOption = Annotated[Path, typer.Option("--out", "-o", help="The PNG to write.")]
+CountOption = Annotated[int, typer.Option("--count", min=1, max=400, help="Number of images.")]
+StepOption = Annotated[int, typer.Option("--step", min=0, help="Step of the run, from 0.")]
+ColumnsOption = Annotated[int, typer.Option("--columns", min=1, help="Images side by side.")]
 
 
 def preview(
@@ -26,17 +33,16 @@ def preview(
     dataset: DatasetOption = None,
     data_dir: DataDirOption = None,
     seed: SeedOption = None,
-    assignments: SetOption = [],  # noqa: B006 - typer copies it
-    out: Annotated[Path, typer.Option("--out", "-o", help="The PNG to write.")] = Path(
-        "preview.png"
-    ),
-    count: Annotated[int, typer.Option("--count", min=1, max=400, help="Images.")] = 16,
-    step: Annotated[int, typer.Option("--step", min=0, help="Step of the run, from 0.")] = 0,
-    columns: Annotated[int, typer.Option("--columns", min=1, help="Images side by side.")] = 8,
+    assignments: SetOption = NOTHING_SET,
+    out: OutOption = Path("preview.png"),
+    count: CountOption = 16,
+    step: StepOption = 0,
+    columns: ColumnsOption = 8,
     quiet: QuietOption = False,
 ) -> None:
-    """Write a contact sheet (PNG) of training images, each before (above) and after (below)
-    augmentation.
+    """Write a contact sheet of training images as a PNG.
+
+    Each image stands above what augmentation makes of it.
     """
     config = resolve_options(preset, assignments, dataset=dataset, data_dir=data_dir, seed=seed)
     if not out.absolute().parent.is_dir():
@@ -44,14 +50,12 @@ def preview(
     from gnpcli.measure.augmentation import preview as run
 
     shown = run(config, out, count=count, step=step, columns=columns, quiet=quiet)
-    typer.echo(
-        f"{out}: {shown} images of {config.data.name}, before and after "
-        f"{_augmentation(config.data)}"
-    )
+    augmentation = _augmentation(config.data)
+    typer.echo(f"{out}: {shown} images of {config.data.name}, before and after {augmentation}")
 
 
 def _augmentation(data: DataConfig) -> str:
     names: list[str] = [name for name in (data.augment, data.mix) if name != "none"]
     if data.random_erasing:
         names.append("random erasing")
-    return " and ".join(names) or "no augmentation"
+    return words.listing(names) or "no augmentation"

@@ -7,35 +7,51 @@ from typing import Annotated, Literal
 
 import typer
 
-from gnpcli.cli.options import RunArgument, RunsArgument, warn
+from gnpcli.cli.options import PictureOption, RunArgument, RunsArgument, split_names
+from gnpcli.cli.output import warn
 
 
 def _names(texts: list[str]) -> list[str]:
-    return [name for text in texts for part in text.split(",") if (name := part.strip())]
+    return [name for text in texts for name in split_names(text)]
+
+
+MetricsOption = Annotated[
+    list[str],
+    typer.Option(
+        "--metrics",
+        "-m",
+        callback=_names,
+        help="Panels (loss, error, norms, cosine, lr, ...) or keys of metrics.jsonl, joined by "
+        "commas.",
+        show_default="what the runs have logged",
+    ),
+]
+AxisOption = Annotated[
+    Literal["step", "epoch", "time"], typer.Option("--x", help="The horizontal axis.")
+]
+BandOption = Annotated[
+    Literal["range", "std"],
+    typer.Option("--band", help="Band over seeds: lowest to highest, or one standard deviation."),
+]
+ColumnsOption = Annotated[int, typer.Option("--columns", min=1, help="Panels side by side.")]
+PageOption = Annotated[
+    Path | None,
+    typer.Option("--out", "-o", help="The page.", show_default="report.html in the run folder"),
+]
+EVERY_PANEL: list[str] = []
 
 
 def plot(
     runs: RunsArgument,
-    out: Annotated[Path, typer.Option("--out", "-o", help="The picture: .png, .svg or .pdf.")] = Path("plot.png"),
-    metrics: Annotated[
-        list[str],
-        typer.Option(
-            "--metrics", "-m", callback=_names,
-            help="Panels (loss, error, norms, cosine, lr, ...) or keys of metrics.jsonl, joined by commas. "
-            "[default: what the runs have logged]",
-        ),
-    ] = [],  # noqa: B006 - typer copies it
-    axis: Annotated[Literal["step", "epoch", "time"], typer.Option("--x", help=("What the curves "
-        "are over."))] = "epoch",
-    spread: Annotated[
-        Literal["range", "std"],
-        typer.Option("--band", help=("Band over seeds: lowest to highest, or a standard deviation "
-            "either way.")),
-    ] = "range",
-    columns: Annotated[int, typer.Option("--columns", min=1, help="Panels side by side.")] = 3,
-) -> None:  # fmt: skip
-    """Draw loss, error, gradient norms, cosine and schedules of runs; seeds of one configuration
-    become a band.
+    out: PictureOption = Path("plot.png"),
+    metrics: MetricsOption = EVERY_PANEL,
+    axis: AxisOption = "epoch",
+    spread: BandOption = "range",
+    columns: ColumnsOption = 3,
+) -> None:
+    """Draw the curves of runs: loss, error, gradient norms, cosine and schedules.
+
+    Runs that differ only in their seed become one curve with a band.
     """
     from gnpcli.report.plot import plot as run
 
@@ -44,15 +60,10 @@ def plot(
     )
 
 
-def report(
-    run: RunArgument,
-    out: Annotated[
-        Path | None,
-        typer.Option("--out", "-o", help="The page. [default: report.html in the run folder]"),
-    ] = None,
-) -> None:
-    """Write one self-contained HTML page about a run: figures, objective, curves, configuration,
-    where it ran.
+def report(run: RunArgument, out: PageOption = None) -> None:
+    """Write one self-contained HTML page about a run.
+
+    It shows figures, objective, curves, configuration, and where the run ran.
     """
     from gnpcli.report.run_page import write_report
 

@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from gnpcli.cli.options import (
+    NOTHING_SET,
     DataDirOption,
     DatasetOption,
+    DryRunOption,
     EpochsOption,
     GrOption,
     JsonOption,
@@ -21,9 +23,25 @@ from gnpcli.cli.options import (
     SetOption,
     resolve_options,
 )
+from gnpcli.cli.output import print_json, start_process
+from gnpcli.terminal import words
 
 if TYPE_CHECKING:
+    from gnpcli.config import RunConfig
     from gnpcli.runs.contents import Evaluation, Summary
+
+InitFromOption = Annotated[
+    str | None,
+    typer.Option(
+        "--init-from",
+        metavar="RUN|CHECKPOINT|FILE",
+        help="Start from the weights of a run, a checkpoint or a file (see gnp import-weights).",
+    ),
+]
+RunDirOption = Annotated[
+    Path | None,
+    typer.Option("--run-dir", help="New folder for the run.", show_default="a new one in runs/"),
+]
 
 
 def train(
@@ -33,55 +51,38 @@ def train(
     data_dir: DataDirOption = None,
     epochs: EpochsOption = None,
     seed: SeedOption = None,
-    init_from: Annotated[
-        str | None,
-        typer.Option(
-            "--init-from",
-            metavar="RUN|CHECKPOINT|FILE",
-            help=(
-                "Start from these weights: a run, a checkpoint, or a file of tensors (see gnp "
-                "import-weights)."
-            ),
-        ),
-    ] = None,
-    assignments: SetOption = [],  # noqa: B006 - typer copies it
-    run_dir: Annotated[
-        Path | None,
-        typer.Option("--run-dir", help="New folder for the run. [default: a new one in runs/]"),
-    ] = None,
+    init_from: InitFromOption = None,
+    assignments: SetOption = NOTHING_SET,
+    run_dir: RunDirOption = None,
     max_steps: MaxStepsOption = None,
-    dry_run: Annotated[
-        bool,
-        typer.Option(
-            "--dry-run", help="Print the resolved configuration and what it would do, and exit."
-        ),
-    ] = False,
+    dry_run: DryRunOption = False,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Train a preset; with none, a small ViT on the bundled digits in about a minute on a CPU."""
+    """Train a preset.
+
+    With none, a small ViT is trained on the bundled digits, in about a minute on a CPU.
+    """
     config = resolve_options(
-        preset, assignments, gr=gr, dataset=dataset, data_dir=data_dir, epochs=epochs, seed=seed,
+        preset,
+        assignments,
+        gr=gr,
+        dataset=dataset,
+        data_dir=data_dir,
+        epochs=epochs,
+        seed=seed,
         flags={"train.init_from": ("--init-from", init_from)},
-    )  # fmt: skip
+    )
     from gnpcli.runs.folder import default_run_dir
 
     folder = run_dir if run_dir is not None else default_run_dir(config)
     if dry_run:
-        from gnpcli.config.loader import dump
-        from gnpcli.recipes.plan import describe
-
-        typer.echo(dump(config))
-        for line in describe(config, str(folder)):
-            typer.echo(f"# {line}")
+        _print_plan(config, folder)
         return
-    from gnpcli.devices.process import keep_compiled_programs, keep_freed_memory
-
-    keep_freed_memory()
-    keep_compiled_programs()
+    start_process()
     from gnpcli.engine.train import train as run
 
-    _report(run(config, folder, max_steps=max_steps, quiet=quiet), as_json)
+    _print_summary(run(config, folder, max_steps=max_steps, quiet=quiet), as_json)
 
 
 def resume(
@@ -91,32 +92,35 @@ def resume(
     quiet: QuietOption = False,
 ) -> None:
     """Continue a run from its last good checkpoint, bit for bit."""
-    from gnpcli.devices.process import keep_compiled_programs, keep_freed_memory
-
-    keep_freed_memory()
-    keep_compiled_programs()
+    start_process()
     from gnpcli.engine.train import resume as continue_run
 
-    _report(continue_run(run, max_steps=max_steps, quiet=quiet), as_json)
+    _print_summary(continue_run(run, max_steps=max_steps, quiet=quiet), as_json)
 
 
-def _report(summary: Summary, as_json: bool) -> None:
+def _print_plan(config: RunConfig, folder: Path) -> None:
+    from gnpcli.config.loader import dump
+    from gnpcli.recipes.plan import describe
+
+    typer.echo(dump(config))
+    for line in describe(config, str(folder)):
+        typer.echo(f"# {line}")
+
+
+def _print_summary(summary: Summary, as_json: bool) -> None:
     if as_json:
-        import json
-
-        typer.echo(json.dumps(summary))
+        print_json(summary)
         return
     if "val" in summary:
-        typer.echo(_told("val", summary["val"]))
+        typer.echo(_told(summary["val"], "val"))
     if "test" in summary:
-        typer.echo(_told("test", summary["test"]))
-    typer.echo(f"{summary['status']} after {summary['elapsed_s']:.1f} s: {summary['run_dir']}")
+        typer.echo(_told(summary["test"], "test"))
+    passed, folder = words.duration(summary["elapsed_s"]), summary["run_dir"]
+    typer.echo(f"{summary['status']} after {passed}: {folder}")
     if summary["status"] == "stopped":
-        typer.echo(f"continue with `gnp resume {summary['run_dir']}`")
+        typer.echo(f"continue with `gnp resume {folder}`")
 
 
-def _told(split: str, result: Evaluation) -> str:
-    return (
-        f"{split} error {100 * result['error_rate']:.2f} %  loss {result['loss']:.4f}"
-        f"  ({result['num_examples']:,} images, step {result['step']})"
-    )
+def _told(result: Evaluation, split: str) -> str:
+    images = words.number(result["num_examples"])
+    return f"{words.evaluation(result, split)}  ({images} images, step {result['step']})"

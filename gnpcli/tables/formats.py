@@ -6,14 +6,11 @@ import csv
 import io
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from gnpcli.tables.report import Grid, TableReport
 from gnpcli.tables.results import CellResult, CellRun, TableResult
 from gnpcli.tables.statistics import Interval
-
-if TYPE_CHECKING:
-    from rich.table import Table as RichTable
 
 
 def to_markdown(report: TableReport) -> str:
@@ -224,19 +221,3 @@ def _interval(interval: Interval | None) -> dict[str, Any] | None:
     if interval is None:
         return None
     return {"n": interval.n, "mean": interval.mean, "low": interval.low, "high": interval.high}
-
-
-def to_rich(grid: Grid) -> RichTable:
-    """Return a grid for a terminal."""
-    from rich.table import Table as RichTable
-    from rich.text import Text
-
-    table = RichTable(
-        title=grid.title, title_justify="left", title_style="", box=None, pad_edge=False
-    )
-    for index, name in enumerate(grid.header):
-        justify: Any = "right" if index in grid.numbers else "left"
-        table.add_column(Text(name, style="bold"), justify=justify)
-    for row in grid.rows:
-        table.add_row(*map(Text, row))
-    return table

@@ -6,7 +6,7 @@ import sys
 
 from rich.console import Console
 
-PIPED_WIDTH = 400
+PIPED_WIDTH = 10_000
 """Columns of a result that goes to a file or a pipe: another program reads a row as one line."""
 
 

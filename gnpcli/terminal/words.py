@@ -138,18 +138,18 @@ def listing(items: Iterable[Any], last: str = "and") -> str:
     return f"{', '.join(words[:-1])} {last} {words[-1]}"
 
 
-def evaluation(split: str, result: Mapping[str, Any]) -> str:
-    """Return an evaluation's error and loss, the top-5 error where it was measured.
+def evaluation(result: Mapping[str, Any], split: str = "") -> str:
+    """Return an evaluation's error and loss, and the top-5 error where it was measured.
 
     Args:
-        split: What was evaluated, as it shall be called.
         result: ``error_rate`` in [0, 1], ``loss`` and, if there is one, ``top5_error_rate``.
+        split: What was evaluated, if that is to be told.
 
-    >>> evaluation("test", {"error_rate": 0.034, "loss": 0.123})
+    >>> evaluation({"error_rate": 0.034, "loss": 0.123}, "test")
     'test error 3.40 %  loss 0.1230'
     """
-    parts = [f"{split} error {percent(result['error_rate'])}"]
+    parts = [f"error {percent(result['error_rate'])}"]
     if result.get("top5_error_rate") is not None:
         parts.append(f"top-5 error {percent(result['top5_error_rate'])}")
     parts.append(f"loss {number(result['loss'], '.4f')}")
-    return "  ".join(parts)
+    return " ".join(filter(None, [split, "  ".join(parts)]))

@@ -1,0 +1,86 @@
+"""The commands, a line each, and how they are loaded: a module is imported when its command runs.
+
+``gnp --help`` imports none of them.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any, NamedTuple
+
+import typer
+from typer.core import TyperCommand, TyperGroup
+from typer.main import get_command, get_group
+
+
+class Command(NamedTuple):
+    """A line of the table."""
+
+    name: str
+    """As it is typed."""
+    place: str
+    """``module:name`` below `gnpcli.cli`: a function, or a `typer.Typer` with commands of its own."""
+    help: str
+    """Its line of ``gnp --help``."""
+
+
+COMMANDS = (
+    Command("train", "train:train", "Train a preset, or the demo on the bundled digits."),
+    Command("resume", "train:resume", "Continue a run from its last good checkpoint."),
+    Command("eval", "evaluate:evaluate", "Print the error and loss of a trained model."),
+    Command("compare", "compare:compare", "Show runs side by side: settings, errors and cost."),
+    Command("plot", "report:plot", "Draw the curves of runs."),
+    Command("report", "report:report", "Write an HTML page about a run."),
+    Command("inspect", "inspect:inspect", "Measure how flat the minimum of a run is."),
+    Command("check", "check:check", "Tell for which r the penalty's gradient is accurate."),
+    Command("bench", "bench:app", "Measure the speed and memory of training steps."),
+    Command("reproduce-table", "reproduce:reproduce_table", "Run a table of the papers."),
+    Command("tables", "tables:app", "List and show the tables."),
+    Command("presets", "presets:app", "List and show the presets."),
+    Command("models", "models:app", "List and show the models."),
+    Command("data", "data:app", "List, prepare and preview the data sets."),
+    Command("import-weights", "import_weights:import_weights", "Import published weights."),
+)
+
+
+class _LazyCommand(TyperCommand):
+    """Stands for a command in the list of all; the command itself takes over when it is called."""
+
+    def __init__(self, command: Command):
+        super().__init__(name=command.name, help=command.help)
+        self._command = command
+
+    def make_context(self, *args: Any, **options: Any) -> Any:
+        return load(self._command).make_context(*args, **options)
+
+
+def load(command: Command) -> Any:
+    """Import a command; what comes back is one of click, in whichever copy typer brings."""
+    module, _, name = command.place.partition(":")
+    found = getattr(import_module(f"gnpcli.cli.{module}"), name)
+    if isinstance(found, typer.Typer):
+        group = get_group(found)
+        group.help = group.help or command.help
+        for inner in (group, *group.commands.values()):
+            inner.help = _unwrap(inner.help)
+        return group
+    app = typer.Typer(add_completion=False)
+    app.command(command.name)(found)
+    single = get_command(app)
+    single.help = _unwrap(single.help)
+    return single
+
+
+def _unwrap(text: str | None) -> str:
+    """Return a docstring with each paragraph on one line: the terminal breaks it where it is wide."""
+    paragraphs = (text or "").split("\n\n")
+    return "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
+
+
+def add_commands(app: typer.Typer) -> TyperGroup:
+    """Return an app with all commands added."""
+    group = get_command(app)
+    assert isinstance(group, TyperGroup)
+    for command in COMMANDS:
+        group.add_command(_LazyCommand(command))
+    return group

@@ -1,0 +1,84 @@
+"""What commands print, and how a process that computes starts. Heavy imports come when called."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from gnpcli.terminal.grid import Cell, Grid
+
+
+def start_process() -> None:
+    """Set up a process that trains or measures: freed memory and compiled programs are kept."""
+    from gnpcli.devices.process import keep_compiled_programs, keep_freed_memory
+
+    keep_freed_memory()
+    keep_compiled_programs()
+
+
+def start_measuring() -> None:
+    """Set up a process that times steps: freed memory is kept, every program is compiled anew."""
+    from gnpcli.devices.process import keep_freed_memory
+
+    keep_freed_memory()
+
+
+def print_json(value: Any) -> None:
+    """Print a value as JSON on stdout."""
+    import json
+
+    typer.echo(json.dumps(value, indent=2))
+
+
+def print_grid(grid: Grid) -> None:
+    """Print a grid on stdout; without a terminal, each row is one line."""
+    from gnpcli.terminal.console import results
+    from gnpcli.terminal.grid import show
+
+    show(grid, results())
+
+
+def print_table(
+    header: Sequence[str],
+    rows: Sequence[Sequence[Cell]],
+    *,
+    numbers: Sequence[str] = (),
+    title: str = "",
+    has_notes: bool = False,
+) -> None:
+    """Print rows and columns on stdout.
+
+    Args:
+        header: Names of the columns.
+        rows: As many cells each.
+        numbers: Names of the columns that are set to the right.
+        title: A line above.
+        has_notes: Whether the last column may stand below its row on a narrow terminal.
+    """
+    from gnpcli.terminal.grid import Grid
+
+    right = {index for index, name in enumerate(header) if name in numbers}
+    print_grid(Grid(header, rows, title=title, numbers=right, has_notes=has_notes))
+
+
+def print_heading(text: str) -> None:
+    """Print a line that stands out on a terminal."""
+    typer.secho(text, bold=True)
+
+
+def tell(text: str) -> None:
+    """Print a line about what goes on, on stderr."""
+    typer.echo(text, err=True)
+
+
+def warn(text: str) -> None:
+    """Print a warning on stderr."""
+    typer.secho(f"warning: {text}", fg=typer.colors.YELLOW, err=True)
+
+
+def fail(text: str) -> None:
+    """Print what went wrong on stderr."""
+    typer.secho(f"error: {text}", fg=typer.colors.RED, err=True)

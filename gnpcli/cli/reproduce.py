@@ -1,0 +1,324 @@
+"""``gnp reproduce-table``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from gnpcli.cli.options import (
+    NOTHING_SET,
+    DataDirOption,
+    DatasetOption,
+    DryRunOption,
+    JsonOption,
+    QuietOption,
+    SetOption,
+    TableArgument,
+    split_names,
+)
+from gnpcli.cli.output import (
+    print_grid,
+    print_heading,
+    print_json,
+    print_table,
+    start_process,
+    tell,
+)
+from gnpcli.terminal import words
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from gnpcli.tables.cells import Cell, CellState
+    from gnpcli.tables.estimate import CellEstimate
+    from gnpcli.tables.results import TableResult
+    from gnpcli.tables.runner import CellProgress
+    from gnpcli.tables.spec import Table
+
+RowsOption = Annotated[
+    str | None,
+    typer.Option("--models", "--rows", metavar="ROW,...", help="Rows to run.", show_default="all"),
+]
+ColumnsOption = Annotated[
+    str | None,
+    typer.Option("--columns", metavar="COLUMN,...", help="Columns to run.", show_default="all"),
+]
+SeedsOption = Annotated[
+    str | None,
+    typer.Option("--seeds", metavar="SEED,...", help="0,1,2 or 0-4.", show_default="the table's"),
+]
+EpochsOption = Annotated[
+    int | None,
+    typer.Option(
+        "--epochs", help="Passes over the training data. Warmups keep their share of them."
+    ),
+]
+VariantOption = Annotated[
+    str | None,
+    typer.Option(
+        "--variant", help="A variant of the table, see gnp tables show.", show_default="the first"
+    ),
+]
+OutOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--out", "-o", help="Folder of cells and results.", show_default="tables/TABLE[-VARIANT]"
+    ),
+]
+JobsOption = Annotated[
+    int,
+    typer.Option(
+        "--jobs", "-j", min=1, help="Cells at a time. They share the GPUs, or else the cores."
+    ),
+]
+RenderOption = Annotated[
+    bool,
+    typer.Option(
+        "--render", help="Run nothing. Print the result of the cells in --out, or of those chosen."
+    ),
+]
+
+
+@dataclass(frozen=True)
+class _Part:
+    """The part of a table that was asked for, and where it lies."""
+
+    table: Table
+    rows: list[str]
+    columns: list[str]
+    folder: Path
+
+
+def reproduce_table(
+    name: TableArgument,
+    models: RowsOption = None,
+    columns: ColumnsOption = None,
+    seeds: SeedsOption = None,
+    epochs: EpochsOption = None,
+    dataset: DatasetOption = None,
+    data_dir: DataDirOption = None,
+    variant: VariantOption = None,
+    assignments: SetOption = NOTHING_SET,
+    out: OutOption = None,
+    jobs: JobsOption = 1,
+    dry_run: DryRunOption = False,
+    render: RenderOption = False,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Run a table of the papers: rows x columns x seeds.
+
+    The result has error bars and verdicts. The same command goes on where it was stopped, by Ctrl-C
+    or otherwise: finished cells are kept.
+    """
+    from gnpcli.tables.spec import Changes, choose, load_table
+
+    if render and dry_run:
+        raise typer.BadParameter("there is nothing to run with --render", param_hint="--dry-run")
+    table = load_table(name)
+    row_names = choose(table, "rows", "--models", _names(models))
+    column_names = choose(table, "columns", "--columns", _names(columns))
+    chosen = _seeds(seeds)
+    changes = Changes(table.variant(variant), epochs, dataset, data_dir, tuple(assignments))
+    folder = out if out is not None else _default_out(table, changes.variant)
+    part = _Part(table, row_names, column_names, folder)
+    if render:
+        _finish(part, chosen, as_json)
+        return
+    from gnpcli.tables.cells import check_folders, make_cells
+
+    cells = make_cells(table, row_names, column_names, chosen or table.spec.seeds, changes, folder)
+    states = check_folders(cells)
+    if dry_run:
+        _dry_run(part, cells, states, as_json)
+    else:
+        _run_all(part, cells, states, jobs, as_json, quiet)
+
+
+def _names(text: str | None) -> list[str] | None:
+    if text is None:
+        return None
+    names = split_names(text)
+    if not names:
+        raise typer.BadParameter("names none")
+    return names
+
+
+def _seeds(text: str | None) -> list[int] | None:
+    """Read ``0,1,2`` and ``0-4``."""
+    if text is None:
+        return None
+    seeds: list[int] = []
+    for word in split_names(text):
+        first, dash, last = word.partition("-")
+        if not first.isdecimal() or (dash and not last.isdecimal()):
+            raise typer.BadParameter(
+                f"'{word}' is not a seed: write 0,1,2 or 0-4", param_hint="--seeds"
+            )
+        seeds += range(int(first), int(last) + 1) if dash else [int(first)]
+    if not seeds or len(set(seeds)) < len(seeds):
+        raise typer.BadParameter(f"'{text}' names a seed twice, or none", param_hint="--seeds")
+    return seeds
+
+
+def _default_out(table: Table, variant: str | None) -> Path:
+    is_first = variant is None or variant == next(iter(table.spec.variants))
+    return Path("tables") / (table.name if is_first else f"{table.name}-{variant}")
+
+
+def _run_all(
+    part: _Part,
+    cells: Sequence[Cell],
+    states: dict[str, CellState],
+    jobs: int,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    from gnpcli.errors import Interrupted
+    from gnpcli.tables.cells import find_runs
+
+    stopped: Interrupted | None = None
+    progress: Sequence[CellProgress] = ()
+    try:
+        progress = _run(part, cells, states, jobs, quiet)
+    except Interrupted as error:
+        stopped = error
+    if there := find_runs(part.folder):
+        _finish(_with_runs(part, there), None, as_json)
+    if stopped is not None:
+        raise stopped
+    _complain(progress)
+
+
+def _with_runs(part: _Part, runs: Sequence[tuple[str, str, int]]) -> _Part:
+    """Return what was asked for and what the folder holds already: its files tell all of it."""
+    rows = {*part.rows, *(row for row, _, _ in runs)}
+    columns = {*part.columns, *(column for _, column, _ in runs)}
+    spec = part.table.spec
+    return _Part(
+        part.table,
+        [row for row in spec.rows if row in rows],
+        [column for column in spec.columns if column in columns],
+        part.folder,
+    )
+
+
+def _run(
+    part: _Part, cells: Sequence[Cell], states: dict[str, CellState], jobs: int, quiet: bool
+) -> Sequence[CellProgress]:
+    from gnpcli.tables.display import TableDisplay
+    from gnpcli.tables.runner import run_cells
+    from gnpcli.tables.shares import shares
+    from gnpcli.terminal.console import messages
+
+    divided = shares(jobs)
+    if not quiet:
+        tell(f"{part.table.name}: {words.plural(len(cells), 'cell')} in {part.folder}")
+    with TableDisplay(part.table, messages(), quiet=quiet) as display:
+        return run_cells(cells, states, part.table.spec.metric, divided, display)
+
+
+def _complain(progress: Sequence[CellProgress]) -> None:
+    from gnpcli.errors import GnpError
+
+    failed = [item for item in progress if item.status == "failed"]
+    if failed:
+        raise GnpError(
+            f"{len(failed)} of {len(progress)} cells failed, the first is {failed[0].cell.name}: "
+            f"{failed[0].problem}; the same command tries them again"
+        )
+
+
+def _finish(part: _Part, seeds: Sequence[int] | None, as_json: bool) -> None:
+    """Tell the result of the cells in a folder, and write its files, if there is any."""
+    from gnpcli.errors import ConfigError
+    from gnpcli.tables.results import collect
+
+    result = collect(part.table, part.rows, part.columns, seeds, part.folder)
+    if not any(cell.runs for cell in result.cells.values()):
+        raise ConfigError(f"{part.folder} holds no cell of table {part.table.name} yet")
+    from gnpcli.tables.outputs import write_outputs
+
+    paths = write_outputs(result, part.folder)
+    if as_json:
+        from gnpcli.tables.formats import to_dict
+
+        print_json(to_dict(result))
+        return
+    _print(result)
+    typer.echo(f"\nwritten: {part.folder}/{{{','.join(path.name for path in paths)}}}")
+
+
+def _print(result: TableResult) -> None:
+    from gnpcli.tables.report import make_report
+    from gnpcli.terminal.grid import Grid
+
+    report = make_report(result)
+    print_heading(report.title)
+    typer.echo(report.about)
+    for grid in (report.values, report.differences):
+        if grid.rows:
+            typer.echo()
+            print_grid(Grid(grid.header, grid.rows, title=grid.title, numbers=grid.numbers))
+    for heading, lines in report.lists:
+        print_heading(f"\n{heading}")
+        for line in lines:
+            typer.echo(f"  {line}")
+
+
+def _dry_run(
+    part: _Part, cells: Sequence[Cell], states: dict[str, CellState], as_json: bool
+) -> None:
+    start_process()
+    from gnpcli.tables.estimate import estimate
+
+    found, left_s = estimate(cells, states, tell)
+    if as_json:
+        facts = {"table": part.table.name, "out": str(part.folder), "left_s": left_s}
+        print_json({**facts, "cells": [_facts(each) for each in found]})
+        return
+    _print_estimates(found)
+    count = words.plural(len(found), "cell")
+    typer.echo(
+        f"{count} in {part.folder}, about {words.duration(left_s)} left on this machine, from a "
+        "few steps on random images; nothing was run"
+    )
+
+
+def _facts(each: CellEstimate) -> dict[str, Any]:
+    return {
+        "row": each.cell.row,
+        "column": each.cell.column,
+        "seed": each.cell.seed,
+        "state": each.state,
+        "run_dir": str(each.cell.run_dir),
+        "plain_steps": each.plain_steps,
+        "gnp_steps": each.gnp_steps,
+        "whole_s": each.whole_s,
+        "left_s": each.left_s,
+    }
+
+
+def _print_estimates(found: Sequence[CellEstimate]) -> None:
+    places: dict[tuple[str, str], list[CellEstimate]] = {}
+    for each in found:
+        places.setdefault((each.cell.row, each.cell.column), []).append(each)
+    rows = []
+    for place, seeds in places.items():
+        finished = sum(each.state == "finished" for each in seeds)
+        rows.append(
+            [
+                *place,
+                ",".join(str(each.cell.seed) for each in seeds),
+                words.number(seeds[0].plain_steps),
+                words.number(seeds[0].gnp_steps),
+                words.duration(seeds[0].whole_s),
+                str(finished),
+                words.duration(sum(each.left_s for each in seeds)),
+            ]
+        )
+    header = ["row", "column", "seeds", "plain steps", "GNP steps", "a cell", "finished", "left"]
+    print_table(header, rows, numbers=header[2:])
