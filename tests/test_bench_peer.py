@@ -140,4 +140,4 @@ def test_what_has_no_peer_is_refused(assignments, part):
 
 @pytest.mark.skipif(importlib.util.find_spec("torch") is not None, reason="PyTorch is installed")
 def test_without_pytorch_it_says_how_to_get_it(gnp: Gnp):
-    fails(gnp("bench", "peer"), "pip install 'gnp[parity]'")
+    fails(gnp("bench", "peer"), "pip install 'gnpcli[parity]'")

@@ -14,6 +14,7 @@ import jax
 import numpy as np
 import pytest
 
+from gnpcli import __version__
 from gnpcli.config import RunConfig
 from gnpcli.config.loader import read_yaml, validate
 from gnpcli.data.feeds.make import make_train_feed
@@ -109,6 +110,7 @@ def test_a_run_folder_holds_what_the_run_was(whole):
     (session,) = json.loads((whole / "environment.json").read_text())["sessions"]
     assert session["start_step"] == 0
     assert session["versions"]["jax"] == jax.__version__
+    assert session["versions"]["gnpcli"] == __version__
     summary = json.loads((whole / "summary.json").read_text())
     assert (summary["step"], summary["total_steps"], summary["epoch"]) == (20, 20, 4)
     assert summary["test"]["num_examples"] == 360

@@ -65,7 +65,7 @@ def bench_peer(
         torch, library = importlib.import_module("torch"), importlib.import_module(peer.module)
     except ImportError as error:
         raise ConfigError(
-            f"comparing needs PyTorch: pip install 'gnp[parity]' ({error})"
+            f"comparing needs PyTorch: pip install 'gnpcli[parity]' ({error})"
         ) from error
     device = _torch_device(torch, make_mesh(config))
     images, spec = random_images(config)

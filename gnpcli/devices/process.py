@@ -15,6 +15,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from gnpcli import __version__
+
 _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8
 
 
@@ -54,8 +56,8 @@ def describe_environment() -> dict[str, Any]:
     """
     import jax
 
-    names = ("gnp", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "pillow")
-    versions: dict[str, str | None] = {}
+    names = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "pillow")
+    versions: dict[str, str | None] = {"gnpcli": __version__}
     for name in names:
         try:
             versions[name] = metadata.version(name)

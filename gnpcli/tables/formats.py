@@ -1,4 +1,4 @@
-"""A result as Markdown, LaTeX, CSV, JSON, or for a terminal."""
+"""A result as Markdown, LaTeX, CSV and JSON."""
 
 from __future__ import annotations
 
