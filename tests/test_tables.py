@@ -583,7 +583,7 @@ def test_deviations_name_the_cells_where_they_hold(tmp_path):
 
 
 def test_a_copy_of_a_published_data_set_is_told(tmp_path, monkeypatch):
-    from gnpcli.tables.deviations import data_copies
+    from gnpcli.tables.copies import data_copies
 
     table = load_table("adam-vs-gr")
     config = table.resolve("vit-ti", "adam", 0, Changes(data_dir=str(tmp_path / "data")))

@@ -5,27 +5,15 @@ It is told under every result.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, replace
+from typing import Any
 
 from gnpcli.config import RunConfig
 from gnpcli.config.loader import flatten
-from gnpcli.config.recipe import DATA_KEYS, recipe
-from gnpcli.errors import ConfigError
+from gnpcli.config.recipe import recipe
 from gnpcli.tables.schema import Variant
-from gnpcli.tables.spec import Changes, Table
-from gnpcli.terminal.words import listing
-
-if TYPE_CHECKING:
-    from gnpcli.data.listing import Listing
-
-Place = tuple[str, str]
-"""Row and column."""
-
-_COMPARABLE = (*DATA_KEYS, "train.epochs")
-"""Keys that the columns of a row must agree on, unless the table itself has them differ."""
+from gnpcli.tables.spec import Changes, Place, Table
 
 
 @dataclass(frozen=True)
@@ -33,71 +21,10 @@ class RecipeDeviation:
     """One key whose value is another than the recipe's."""
 
     key: str
-    published: Any
-    ours: Any
+    published: object
+    ours: object
     places: tuple[Place, ...]
     """The cells where it is so."""
-
-
-def check_alike(table: Table, place: Place, configs: Mapping[int, RunConfig]) -> None:
-    """Refuse to average runs of one cell that differ in more than the seed.
-
-    Args:
-        table: Its name is in the message.
-        place: The cell.
-        configs: By seed.
-
-    Raises:
-        ConfigError: Naming the cell, both seeds and the keys.
-    """
-    recipes = {seed: recipe(config) for seed, config in configs.items()}
-    for seed, other in recipes.items():
-        first_seed = next(iter(recipes))
-        first = recipes[first_seed]
-        keys = [key for key in first if first[key] != other.get(key)]
-        if keys:
-            told = "; ".join(f"{key}: {first[key]} and {other.get(key)}" for key in keys)
-            raise ConfigError(
-                f"table {table.name}, {' '.join(place)}: seeds {first_seed} and {seed} differ in "
-                f"{told}: not averaged"
-            )
-
-
-def check_comparable(table: Table, configs: Mapping[Place, RunConfig], variant: str | None) -> None:
-    """Refuse to compare columns of one row that differ in their data or their number of epochs.
-
-    Raises:
-        ConfigError: Naming row, columns and key.
-    """
-    by_row: dict[str, list[str]] = {}
-    for row, column in configs:
-        by_row.setdefault(row, []).append(column)
-    for row, columns in by_row.items():
-        for column in columns[1:]:
-            _check_pair(table, row, columns[0], column, configs, variant)
-
-
-def _check_pair(
-    table: Table,
-    row: str,
-    first: str,
-    other: str,
-    configs: Mapping[Place, RunConfig],
-    variant: str | None,
-) -> None:
-    meant_first, meant_other = (
-        flatten(table.resolve(row, column, 0, Changes(variant=variant)))
-        for column in (first, other)
-    )
-    ours_first, ours_other = flatten(configs[row, first]), flatten(configs[row, other])
-    for key in _COMPARABLE:
-        is_meant = meant_first[key] != meant_other[key]
-        if ours_first[key] != ours_other[key] and not is_meant:
-            raise ConfigError(
-                f"table {table.name}, row {row}: {first} has {key} {ours_first[key]}, but "
-                f"{other} has {ours_other[key]}: they are not compared; run both alike, in "
-                "another --out"
-            )
 
 
 def variant_of(table: Table, configs: Iterable[RunConfig]) -> str | None:
@@ -133,20 +60,21 @@ def deviations(table: Table, configs: Mapping[Place, RunConfig]) -> list[RecipeD
     """
     published = table.spec.published
     reference = Changes(variant=published.variant if published else None)
-    places: dict[tuple[str, str, str], list[Place]] = {}
-    values: dict[tuple[str, str, str], tuple[Any, Any]] = {}
+    found: dict[str, RecipeDeviation] = {}
     for place, config in configs.items():
         theirs, ours = recipe(table.resolve(*place, 0, reference)), recipe(config)
         for key in sorted(theirs.keys() | ours.keys()):
-            before, after = theirs.get(key), ours.get(key)
-            if before == after:
-                continue
-            change = (key, repr(before), repr(after))
-            values[change] = (before, after)
-            places.setdefault(change, []).append(place)
-    return [
-        RecipeDeviation(change[0], *values[change], tuple(own)) for change, own in places.items()
-    ]
+            new = RecipeDeviation(key, theirs.get(key), ours.get(key), (place,))
+            if new.published != new.ours:
+                _add(found, new)
+    return list(found.values())
+
+
+def _add(found: dict[str, RecipeDeviation], new: RecipeDeviation) -> None:
+    """Add a deviation, to one of the same values where there is one."""
+    group = f"{new.key} {new.published!r} {new.ours!r}"
+    known = found.get(group)
+    found[group] = new if known is None else replace(new, places=known.places + new.places)
 
 
 def deviation_text(deviation: RecipeDeviation, table: Table, shown: Iterable[Place]) -> str:
@@ -175,45 +103,7 @@ def _where(places: Sequence[Place], table: Table, shown: set[Place]) -> list[str
     ]
 
 
-def _text(value: Any) -> str:
+def _text(value: object) -> str:
     if value is None:
         return "none"
     return f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def data_copies(configs: Iterable[RunConfig]) -> list[str]:
-    """Say which published data sets were read from a folder of images.
-
-    Such a copy may hold other pixels than the original. Where the folder is not here any more, that
-    is said: a result must not pass for more than is known of it.
-    """
-    from gnpcli.data.registry import list_published
-
-    names = sorted({(config.data.name, config.data.dir or "") for config in configs})
-    lines = []
-    for name, directory in names:
-        found = list_published(name, directory or None)
-        line = None if found is None else _copy_text(name, found)
-        if line is not None:
-            lines.append(line)
-    return lines
-
-
-def _copy_text(name: str, found: Listing) -> str | None:
-    """Return what is to be said about a published data set; None where it is the original."""
-    if found.where is None:
-        return f"data: {name} is not on this machine now, so that its copy cannot be told"
-    if found.format != "image folder":
-        return None
-    kinds = _suffixes(found.where)
-    files = listing(kinds) or "image"
-    lossy = ", re-encoded with losses" if {"jpg", "jpeg"} & set(kinds) else ""
-    return f"data: a copy of {name} in a folder of {files} files{lossy}"
-
-
-def _suffixes(folder: str) -> Sequence[str]:
-    """Return the kinds of files in the first class of a folder of images."""
-    with os.scandir(os.path.join(folder, "train")) as entries:
-        first = next((entry.path for entry in entries if entry.is_dir()), None)
-    names = os.listdir(first)[:100] if first else []
-    return sorted({name.rpartition(".")[2].lower() for name in names if "." in name})

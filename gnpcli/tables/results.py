@@ -15,17 +15,11 @@ from gnpcli.runs.contents import Session, Status, Summary
 from gnpcli.runs.folder import RunFolder
 from gnpcli.runs.log import reached_epoch, training_time_s
 from gnpcli.tables.cells import find_runs, run_dir
-from gnpcli.tables.deviations import (
-    Place,
-    check_alike,
-    check_comparable,
-    data_copies,
-    deviation_text,
-    deviations,
-    variant_of,
-)
+from gnpcli.tables.comparable import check_alike, check_comparable
+from gnpcli.tables.copies import data_copies
+from gnpcli.tables.deviations import deviation_text, deviations, variant_of
 from gnpcli.tables.schema import Claim
-from gnpcli.tables.spec import Table
+from gnpcli.tables.spec import Place, Table
 from gnpcli.tables.statistics import Interval, Sample, interval, paired, summarize
 from gnpcli.tables.values import final_value
 from gnpcli.tables.verdicts import Verdict, judge

@@ -22,6 +22,9 @@ from gnpcli.tables.schema import RowOrColumn, TableSpec
 Part = Literal["rows", "columns"]
 """The rows or the columns of a table."""
 
+Place = tuple[str, str]
+"""Row and column of a cell."""
+
 
 @dataclass(frozen=True)
 class Changes:
