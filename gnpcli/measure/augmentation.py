@@ -86,43 +86,58 @@ def _pixels(images: jax.Array, spec: DataSpec) -> Images:
 
 
 def _captions(labels: np.ndarray, spec: DataSpec) -> list[str]:
-    """Name each image's class, or its classes with their shares, the largest first, a line each."""
+    """Name each image's class; of mixed images the classes with their shares, a line each."""
     if labels.ndim == 1:
         return [spec.class_names[label] for label in labels]
-    return [
-        "\n".join(
-            f"{spec.class_names[k]}: {row[k]:.2f}"
-            for k in np.argsort(-row, kind="stable")
-            if row[k] >= 0.005
-        )
-        for row in labels
-    ]
+    return [_shares(row, spec) for row in labels]
+
+
+def _shares(row: np.ndarray, spec: DataSpec) -> str:
+    """Return the classes of a mixed image with their shares, the largest first."""
+    shown = [k for k in np.argsort(-row, kind="stable") if row[k] >= 0.005]
+    return "\n".join(f"{spec.class_names[k]}: {row[k]:.2f}" for k in shown)
 
 
 def _sheet(shown: list[tuple[Images, list[str]]], columns: int) -> Image.Image:
     """Draw the pairs: the first of `shown` above, the second below it, each with its caption."""
-    count, size, _, channels = shown[0][0].shape
-    scale = max(1, -(-CELL // size))
-    side = size * scale
+    count, size, _, _ = shown[0][0].shape
+    side = size * max(1, -(-CELL // size))
     columns = min(columns, count)
-    # Of each row its captions' lines; the next row, or pair, begins below them.
-    lines = [max(text.count("\n") + 1 for text in captions) for _, captions in shown]
-    tops = [sum(side + _LINE * number for number in lines[:row]) for row in range(len(lines) + 1)]
+    tops = _tops(side, [captions for _, captions in shown])
     width, height = side + _GAP, tops[-1] + 2 * _GAP
-    sheet = Image.new(
-        "RGB", (columns * width + _GAP, -(-count // columns) * height + _GAP), "white"
-    )
-    draw = ImageDraw.Draw(sheet)
+    area = (columns * width + _GAP, -(-count // columns) * height + _GAP)
+    sheet = Image.new("RGB", area, "white")
     for index in range(count):
         left, top = _GAP + index % columns * width, _GAP + index // columns * height
-        for row, (images, captions) in enumerate(shown):
-            pixels = images[index, ..., 0] if channels == 1 else images[index]
-            image = Image.fromarray(pixels).resize((side, side), Image.Resampling.NEAREST)
-            sheet.paste(image, (left, top + tops[row]))
-            for number, line in enumerate(captions[index].splitlines()):
-                y = top + tops[row] + side + number * _LINE
-                draw.text((left, y), _fit(line, side), fill="black", font=_FONT)
+        for below, (images, captions) in zip(tops, shown, strict=False):
+            _paste(sheet, (left, top + below), side, images[index], captions[index])
     return sheet
+
+
+def _tops(side: int, captions: list[list[str]]) -> list[int]:
+    """Return where each image of a pair begins, and where the pair ends.
+
+    The next one begins below the longest caption of all pairs.
+    """
+    tops = [0]
+    for texts in captions:
+        lines = max(text.count("\n") + 1 for text in texts)
+        tops.append(tops[-1] + side + _LINE * lines)
+    return tops
+
+
+def _paste(
+    sheet: Image.Image, place: tuple[int, int], side: int, pixels: Images, caption: str
+) -> None:
+    """Put an image with its caption below it onto the sheet."""
+    left, top = place
+    is_grey = pixels.shape[-1] == 1
+    image = Image.fromarray(pixels[..., 0] if is_grey else pixels)
+    sheet.paste(image.resize((side, side), Image.Resampling.NEAREST), place)
+    draw = ImageDraw.Draw(sheet)
+    for number, line in enumerate(caption.splitlines()):
+        y = top + side + number * _LINE
+        draw.text((left, y), _fit(line, side), fill="black", font=_FONT)
 
 
 def _fit(text: str, width: int) -> str:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from gnpcli.tables.results import CellResult, CellRun, Comparison, TableResult
 from gnpcli.tables.statistics import CONFIDENCE, Interval
-from gnpcli.terminal.words import NOTHING, spread
+from gnpcli.terminal.words import NOTHING, rough_percent, spread
 
 
 @dataclass(frozen=True)
@@ -96,10 +96,11 @@ def _why_no_value(run: CellRun) -> str:
 
 
 def _how_to_read(result: TableResult) -> list[str]:
+    level = rough_percent(CONFIDENCE)
     lines = [
         "± after a mean is the sample standard deviation over the seeds (n runs); after a "
-        f"difference it is half the {100 * CONFIDENCE:g} % confidence interval of Student's t, "
-        "paired by seed between columns",
+        f"difference it is half the {level} confidence interval of Student's t, paired by seed "
+        "between columns",
         "intervals are not corrected for their number: of twenty true differences of nothing, one "
         "is expected to look decided",
     ]

@@ -55,8 +55,12 @@ def _run(task: dict[str, Any]) -> None:
 
 
 def _read_line() -> bytes:
+    """Read past Python's buffers, a byte at a time: what follows the line is not read."""
     line = b""
-    while not line.endswith(b"\n") and (byte := os.read(0, 1)):
+    while not line.endswith(b"\n"):
+        byte = os.read(0, 1)
+        if not byte:
+            break
         line += byte
     return line
 
