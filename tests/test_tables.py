@@ -47,7 +47,7 @@ def pretend(
     for (column, seed), value in values.items():
         folder = run_dir(out, "nano", column, seed)
         RunFolder(folder).create(table.resolve("nano", column, seed, changes))
-        result = {"step": 704, "error_rate": value / 100, "loss": 0.1}
+        result = {"step": 704, "error_rate": value / 100, "loss": 0.1, "num_examples": 360}
         summary = {
             "status": "finished",
             "step": 704,

@@ -86,6 +86,8 @@ def read_yaml(path: Path) -> Layer:
         raise ConfigError(f"{path}:{line}: not valid YAML: {error.problem}") from error
     except yaml.YAMLError as error:
         raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
+    except RecursionError as error:
+        raise ConfigError(f"{path}: not a configuration: it is nested too deeply") from error
     return Layer(values, where)
 
 

@@ -17,7 +17,7 @@ from gnpcli.devices.mesh import replicated
 from gnpcli.errors import DataError
 from gnpcli.keys import run_keys
 from gnpcli.models.base import Model
-from gnpcli.runs.contents import Evaluation
+from gnpcli.runs.contents import Measured
 from gnpcli.step.evaluate import make_eval_step, make_recalibration_step
 from gnpcli.step.losses import zero_sums
 
@@ -33,7 +33,7 @@ class Evaluator:
         self._sharding = replicated(mesh)
         self._num_classes, self._num_examples = spec.num_classes, len(split.labels)
 
-    def __call__(self, params: Any, model_state: Any) -> Evaluation:
+    def __call__(self, params: Any, model_state: Any) -> Measured:
         """Return `error_rate`, `loss` (mean cross-entropy), `num_examples`, and `top5_error_rate`
         beyond 5 classes.
 
@@ -51,7 +51,7 @@ class Evaluator:
                 f"none of the {self._num_examples} images could be read, the first is "
                 f"{self.feed.skipped[0]}"
             )
-        result: Evaluation = {
+        result: Measured = {
             "error_rate": int(sums.errors) / count,
             "loss": float(sums.loss) / count,
             "num_examples": count,

@@ -21,7 +21,7 @@ from gnpcli.errors import CheckpointError, DivergenceError, GnpError, Interrupte
 from gnpcli.keys import run_keys
 from gnpcli.recipes.plan import fit, objective
 from gnpcli.runs.checkpoint import Checkpoints
-from gnpcli.runs.contents import HeldOut, Summary
+from gnpcli.runs.contents import HeldOut, Summary, is_done
 from gnpcli.runs.folder import RunFolder, config_from_meta
 from gnpcli.step.state import TrainState
 from gnpcli.terminal.screen import Screen
@@ -111,13 +111,9 @@ def _run(
         start = 0 if state is None else int(state.step)
         stop = total if max_steps is None else min(total, max_steps)
         summary = run.summary()
-        if (
-            start >= stop
-            and summary.get("step") == start
-            and summary["status"] in ("finished", "stopped")
-        ):
+        if start >= stop and is_done(summary, start):
             screen.line(f"{run} is already at step {start}: nothing to do", style="bold")
-            return summary
+            return {**summary, "run_dir": str(run)}
         if state is None and task.config.train.init_from is not None:
             state = initial or _start_from(open_pretrained(task.config, screen), task, screen)
             checkpoints.save(

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Literal, Required, TypeGuard, get_args
+from typing import Any, Literal, NotRequired, Required, TypeGuard, get_args
 
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
 from typing_extensions import TypedDict  # pydantic cannot read typing's before Python 3.12
 
 Status = Literal["finished", "stopped", "interrupted", "diverged", "unfinished"]
@@ -25,23 +25,31 @@ was not finite. ``weights`` is a text; ``non_finite`` lists the names of such va
 _STRICT = ConfigDict(strict=True, extra="allow", allow_inf_nan=False)
 
 
-class Evaluation(TypedDict, total=False):
-    """The last evaluation of a split; rates are fractions, means are over the whole split."""
+@with_config(_STRICT)
+class Measured(TypedDict):
+    """What is measured of a model on a split."""
 
-    __pydantic_config__ = _STRICT  # type: ignore[misc]
-
-    step: int
-    weights: str
     error_rate: float
-    top5_error_rate: float
+    """In [0, 1]."""
+    top5_error_rate: NotRequired[float]
+    """In [0, 1]; of more than 5 classes."""
     loss: float
+    """Mean cross-entropy over the split, in nats."""
     num_examples: int
 
 
+@with_config(_STRICT)
+class Evaluation(Measured):
+    """The last evaluation of a split in a run."""
+
+    step: int
+    weights: NotRequired[str]
+    """``raw`` or ``ema``."""
+
+
+@with_config(_STRICT)
 class Summary(TypedDict, total=False):
     """``summary.json``: where a run ended. A run that diverged has `status` and `error` alone."""
-
-    __pydantic_config__ = _STRICT  # type: ignore[misc]
 
     run_dir: str
     status: Required[Status]
@@ -61,10 +69,9 @@ class Summary(TypedDict, total=False):
     """Of training alone; null where no step was timed."""
 
 
+@with_config(_STRICT)
 class Session(TypedDict, total=False):
     """An entry of ``environment.json``: what a run ran on from `start_step` on."""
-
-    __pydantic_config__ = _STRICT  # type: ignore[misc]
 
     start_step: int
     python: str
@@ -76,12 +83,17 @@ class Session(TypedDict, total=False):
     git_commit: str | None
 
 
+@with_config(_STRICT)
 class Environment(TypedDict):
     """``environment.json``: one session for the start and for each resume."""
 
-    __pydantic_config__ = _STRICT  # type: ignore[misc]
-
     sessions: list[Session]
+
+
+def is_done(summary: Summary, step: int) -> bool:
+    """Return whether a run has come to an end at `step` and has measured what it leaves."""
+    is_whole = summary["status"] in ("finished", "stopped") and "elapsed_s" in summary
+    return is_whole and summary.get("step") == step
 
 
 SUMMARY: TypeAdapter[Summary] = TypeAdapter(Summary)

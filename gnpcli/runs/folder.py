@@ -63,7 +63,13 @@ class RunFolder:
         """
         if not self.exists():
             raise ConfigError(f"{self.path} is not a run folder (it has no {_CONFIG})")
-        return _complete(validate(read_yaml(self.path / _CONFIG)))
+        path = self.path / _CONFIG
+        try:
+            return _complete(validate(read_yaml(path)))
+        except ConfigError as error:
+            if str(path) in str(error):
+                raise
+            raise ConfigError(f"{path}: {error}", error.key) from error
 
     def check_free(self, config: RunConfig) -> None:
         """Refuse a folder that a new run of `config` must not be written into.
