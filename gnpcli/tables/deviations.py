@@ -13,7 +13,7 @@ from gnpcli.config import RunConfig
 from gnpcli.config.loader import flatten
 from gnpcli.config.recipe import recipe
 from gnpcli.tables.schema import Variant
-from gnpcli.tables.spec import Changes, Place, Table
+from gnpcli.tables.spec import Changes, Part, Place, Table
 
 
 @dataclass(frozen=True)
@@ -92,15 +92,12 @@ def _where(places: Sequence[Place], table: Table, shown: set[Place]) -> list[str
     """
     if set(places) == shown:
         return []
-    columns = list(dict.fromkeys(column for _, column in places))
-    if set(places) == {place for place in shown if place[1] in columns}:
-        return [table.label("columns", column) for column in columns]
-    rows = list(dict.fromkeys(row for row, _ in places))
-    if set(places) == {place for place in shown if place[0] in rows}:
-        return [table.label("rows", row) for row in rows]
-    return [
-        f"{table.label('rows', row)} {table.label('columns', column)}" for row, column in places
-    ]
+    parts: tuple[tuple[Part, int], ...] = (("columns", 1), ("rows", 0))
+    for part, index in parts:
+        names = list(dict.fromkeys(place[index] for place in places))
+        if set(places) == {place for place in shown if place[index] in names}:
+            return [table.label(part, name) for name in names]
+    return [table.cell_label(*place) for place in places]
 
 
 def _text(value: object) -> str:

@@ -78,14 +78,11 @@ def _lists(result: TableResult) -> tuple[tuple[str, tuple[str, ...]], ...]:
 
 
 def _without_value(result: TableResult) -> list[str]:
-    table = result.table
-    lines = []
-    for cell in result.cells.values():
-        names = f"{table.label('rows', cell.row)} {table.label('columns', cell.column)}"
-        for run in cell.runs:
-            if run.value is None:
-                lines.append(f"{names} seed {run.seed}: {_why_no_value(run)}")
-    return lines
+    runs = [run for cell in result.cells.values() for run in cell.runs if run.value is None]
+    return [
+        f"{result.table.cell_label(run.row, run.column)} seed {run.seed}: {_why_no_value(run)}"
+        for run in runs
+    ]
 
 
 def _why_no_value(run: CellRun) -> str:

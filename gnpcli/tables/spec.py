@@ -49,6 +49,10 @@ class Table:
         """Return what people read for a row or a column."""
         return self.entries(part)[name].label or name
 
+    def cell_label(self, row: str, column: str) -> str:
+        """Return what people read for a cell."""
+        return f"{self.label('rows', row)} {self.label('columns', column)}"
+
     def entries(self, part: Part) -> dict[str, RowOrColumn]:
         """Return the rows or the columns by name."""
         return self.spec.rows if part == "rows" else self.spec.columns
