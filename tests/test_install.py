@@ -47,6 +47,7 @@ def test_the_wheel_holds_the_package_its_presets_and_nothing_else(wheel: Path):
     assert {f"gnpcli/_presets/{name}.yaml" for name in preset_names()} <= set(names)
     assert {f"gnpcli/_presets/tables/{name}.yaml" for name in table_names()} <= set(names)
     assert "gnpcli/data/sources/digits.npz" in names
+    assert {"gnpcli/report/page.css", "gnpcli/report/page.js"} <= set(names)
     assert "gnpcli/data/sources/digits.LICENSE.txt" in names
     assert all(name.startswith(("gnpcli/", "gnpcli-")) for name in names)
     assert not any("test" in name for name in names)

@@ -1,8 +1,8 @@
 """Curves drawn with matplotlib: one picture of all panels as PNG, SVG or PDF, or one inline SVG a
 panel for a page.
 
-An inline SVG has its colours as CSS variables (`page.STYLE` gives them their light and dark values)
-and its points as JSON in ``data-chart``, from which `page.SCRIPT` shows the values under the
+An inline SVG has its colours as CSS variables (`page.style` gives them their light and dark values)
+and its points as JSON in ``data-chart``, from which `page.js` shows the values under the
 pointer; without either it is a picture.
 """
 
