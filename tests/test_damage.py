@@ -12,6 +12,7 @@ import jax
 import pytest
 
 from gnpcli.cli import main
+from gnpcli.config.resolved import settle
 from gnpcli.engine.train import train
 from gnpcli.recipes.presets import resolve
 from gnpcli.runs.folder import RunFolder
@@ -116,7 +117,8 @@ def pair(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     table = write(tmp_path)
     for seed in (0, 1):
         folder = run_dir(tmp_path / "out", "nano", "adam", seed)
-        RunFolder(folder).create(table.resolve("nano", "adam", seed, NO_CHANGES))
+        config = table.resolve("nano", "adam", seed, NO_CHANGES)
+        RunFolder(folder).create(settle(config, lambda: 1))
         fill(folder)
     return run_dir(tmp_path / "out", "nano", "adam", 0)
 

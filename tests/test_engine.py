@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 
 from gnpcli import __version__
-from gnpcli.config import RunConfig
 from gnpcli.config.loader import read_yaml, validate
+from gnpcli.config.resolved import Resolved
 from gnpcli.data.feeds.make import make_train_feed
 from gnpcli.engine.evaluate import evaluate
 from gnpcli.engine.evaluator import Evaluator
@@ -24,7 +24,7 @@ from gnpcli.engine.loop import LOOKAHEAD
 from gnpcli.engine.task import build_task
 from gnpcli.engine.train import _prepare, resume, train
 from gnpcli.errors import CheckpointError, ConfigError, DivergenceError, Interrupted
-from gnpcli.recipes.presets import resolve
+from gnpcli.recipes.presets import read_resolved, resolve
 from gnpcli.runs.checkpoint import Checkpoints
 from gnpcli.runs.folder import RunFolder, default_run_dir
 from gnpcli.runs.location import locate
@@ -56,7 +56,7 @@ def _standard_promotion():
         yield
 
 
-def config(*assignments: str) -> RunConfig:
+def config(*assignments: str) -> Resolved:
     return resolve(None, [*SMALL, *assignments])
 
 
@@ -72,7 +72,7 @@ def lines(run_dir: Path, split: str) -> list[dict[str, Any]]:
 def saved(run_dir: Path, step: int) -> dict[str, np.ndarray]:
     """Every array of a saved state by its path."""
     checkpoints = Checkpoints(run_dir / "checkpoints", config().checkpoint, read_only=True)
-    own = validate(read_yaml(run_dir / "config.yaml"))
+    own = read_resolved([read_yaml(run_dir / "config.yaml")])
     task, _ = _prepare(own, Screen(quiet=True))
     state = checkpoints.restore(step, task.abstract_state())
     checkpoints.close()

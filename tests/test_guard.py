@@ -10,8 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gnpcli.config import GrConfig, TrainConfig
+from gnpcli.config import TrainConfig
 from gnpcli.config.optimizers import AdamWConfig, OptimizerConfig, SgdConfig
+from gnpcli.config.resolved import ResolvedGr
 from gnpcli.config.schedules import ConstantConfig
 from gnpcli.devices.mesh import make_mesh
 from gnpcli.models.base import Model
@@ -103,7 +104,7 @@ class Run:
         **train: Any,
     ):
         self.train = TrainConfig(**{"epochs": 2, **train})
-        gr_config = GrConfig(
+        gr_config = ResolvedGr(
             **{"strategy": "constant", "r": 0.1, "alpha": 0.8, "warmup_epochs": 0.0, **(gr or {})}
         )
         config = optimizer or SgdConfig(name="sgd", momentum=0.9)

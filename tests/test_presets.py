@@ -10,8 +10,8 @@ from gnpcli.config.loader import differences, flatten
 from gnpcli.config.optimizers import SgdConfig
 from gnpcli.errors import ConfigError
 from gnpcli.models.registry import MODELS
-from gnpcli.recipes.plan import objective
 from gnpcli.recipes.presets import DEFAULT_PRESET, load_preset, preset_dir, preset_names, resolve
+from gnpcli.recipes.wording import objective_in_words
 from tests.tracing import trace
 
 NAMES = preset_names()
@@ -236,10 +236,12 @@ def test_the_papers_recipes_are_what_their_code_ran():
                     "gr.r=0.1",
                     "gr.alpha=1",
                     "gr.groups=per-device",
+                    "data.batch_size=64",
+                    "mesh.devices=4",
                 ),
                 *("gr.probability=0.2", "gr.probability_end=1"),
             ],
-            "L + 0.1 ||grad L||  (alpha 1, r 0.1, finite-difference, mean over per-device groups), "
+            "L + 0.1 ||grad L||  (alpha 1, r 0.1, finite-difference, mean over 4 groups of 16), "
             "plain for the first "
             "3 epochs, with a probability going from 0.2 to 1",
         ),
@@ -250,7 +252,7 @@ def test_the_papers_recipes_are_what_their_code_ran():
     ],
 )
 def test_the_objective_is_a_formula_with_numbers(assignments, formula):
-    assert objective(resolve(None, assignments)) == formula
+    assert objective_in_words(resolve(None, assignments)) == formula
 
 
 def test_unknown_names_are_refused_with_the_close_match():

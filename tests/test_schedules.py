@@ -7,7 +7,8 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from gnpcli.config import STRATEGIES, GrConfig
+from gnpcli.config import STRATEGIES
+from gnpcli.config.resolved import ResolvedGr
 from gnpcli.config.schedules import (
     ConstantConfig,
     CosineConfig,
@@ -69,7 +70,7 @@ def test_learning_rate_boundaries(name):
 
 
 def gr(strategy, *, seed=0, **changes):
-    section = GrConfig(
+    section = ResolvedGr(
         **{"strategy": strategy, "r": 0.1, "alpha": 0.8, "warmup_epochs": 4.0} | changes
     )
     return gr_schedule(section, HORIZON, seed)
@@ -152,7 +153,7 @@ def test_every_kth_step_is_penalised_from_the_first_that_may_be(strategy, first,
 
 def test_coins_fall_with_their_probability_and_depend_on_seed_and_step_alone():
     long = gr_schedule(
-        GrConfig(strategy="sam", r=0.1, alpha=1.0, probability=0.3), Horizon(1000, 20), 5
+        ResolvedGr(strategy="sam", r=0.1, alpha=1.0, probability=0.3), Horizon(1000, 20), 5
     )
     assert abs(len(kinds(long)) / 20_000 - 0.3) < 5 * np.sqrt(0.3 * 0.7 / 20_000)
     both = set(zip(long.kinds, long.kinds[1:], strict=False))
@@ -169,7 +170,7 @@ def test_a_probability_moves_linearly_after_the_warmup():
     horizon = Horizon(1000, 20)
 
     def shares(strategy, **changes):
-        config = GrConfig(
+        config = ResolvedGr(
             **{"strategy": strategy, "r": 0.1, "alpha": 1.0, "warmup_epochs": 4.0} | changes
         )
         penalised = np.array([kind == "gnp" for kind in gr_schedule(config, horizon, 0).kinds])

@@ -12,8 +12,9 @@ import numpy as np
 import optax
 import pytest
 
-from gnpcli.config import GrConfig, RunConfig, TrainConfig
+from gnpcli.config import TrainConfig
 from gnpcli.config.optimizers import SgdConfig
+from gnpcli.config.resolved import Resolved, ResolvedGr
 from gnpcli.config.schedules import ConstantConfig
 from gnpcli.devices.mesh import make_mesh, replicated
 from gnpcli.gnp import global_norm
@@ -99,7 +100,7 @@ def build(
     """A state and a jitted step on one device, with SGD at a constant rate of 0.5."""
     model = model or small_model()
     train_config = TrainConfig(**{"epochs": 2, **(train or {})})
-    gr_config = GrConfig(
+    gr_config = ResolvedGr(
         **{"strategy": "constant", "r": 0.1, "alpha": 0.8, "warmup_epochs": 0.0, **(gr or {})}
     )
     lr = lr_schedule(ConstantConfig(name="constant"), 0.5, HORIZON)
@@ -159,7 +160,7 @@ def test_a_step_is_gradient_descent_on_the_mixed_gradient():
 @pytest.mark.parametrize("gr", [{"alpha": 0.0}, {"r": 0.0, "alpha": 0.0}, {"strategy": "none"}])
 def test_without_strength_parameters_are_bit_identical_to_plain_training(gr):
     plain_state, plain = build(kind="plain")
-    section = GrConfig(**{"strategy": "constant", "r": 0.1, "alpha": 0.8} | gr)
+    section = ResolvedGr(**{"strategy": "constant", "r": 0.1, "alpha": 0.8} | gr)
     state, step = build(gr=gr, kind=gr_schedule(section, HORIZON, 0).kinds[0])
     for _ in range(4):
         plain_state, _ = plain(plain_state, source())
@@ -443,7 +444,7 @@ def test_a_step_depends_on_seed_and_step_number_alone():
             ]
 
     model, config = small_model(dropout=0.5), resolve(None, ["mesh.devices=1"])
-    train, gr = TrainConfig(epochs=2), GrConfig(strategy="constant", r=0.1, alpha=0.8)
+    train, gr = TrainConfig(epochs=2), ResolvedGr(strategy="constant", r=0.1, alpha=0.8)
     lr = lr_schedule(ConstantConfig(name="constant"), 0.5, HORIZON)
     chain = build_optimizer(SgdConfig(name="sgd"), train)
 
@@ -502,6 +503,6 @@ def test_the_plain_step_costs_one_pass():
 
 
 def test_schedules_reach_the_step_through_the_run_configuration():
-    config: RunConfig = resolve("vit-s-cifar10-zero-warmup", ["train.epochs=50"])
+    config: Resolved = resolve("vit-s-cifar10-zero-warmup", ["train.epochs=50"])
     schedule: GrSchedule = gr_schedule(config.gr, Horizon(195, config.train.epochs), 0)
     assert schedule.plain_steps == 40 * 195

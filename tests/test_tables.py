@@ -15,7 +15,9 @@ import numpy as np
 import pytest
 import scipy.stats
 
+from gnpcli.config import RunConfig
 from gnpcli.config.loader import differences
+from gnpcli.config.resolved import Resolved, settle
 from gnpcli.errors import ConfigError
 from gnpcli.recipes.plan import count_steps
 from gnpcli.recipes.presets import preset_dir
@@ -38,6 +40,10 @@ from tests.tracing import trace
 TABLES = table_names()
 
 
+def on_one_device(config: RunConfig) -> Resolved:
+    return settle(config, lambda: 1)
+
+
 def pretend(
     table: Table, out: Path, values: dict[tuple[str, int], float], changes: Changes = NO_CHANGES
 ) -> None:
@@ -46,7 +52,7 @@ def pretend(
     """
     for (column, seed), value in values.items():
         folder = run_dir(out, "nano", column, seed)
-        RunFolder(folder).create(table.resolve("nano", column, seed, changes))
+        RunFolder(folder).create(on_one_device(table.resolve("nano", column, seed, changes)))
         result = {"step": 704, "error_rate": value / 100, "loss": 0.1, "num_examples": 360}
         summary = {
             "status": "finished",
@@ -138,7 +144,7 @@ def traced() -> list[tuple[str, str, str, str | None]]:
 @pytest.mark.parametrize(("name", "row", "column", "variant"), traced())
 def test_a_cell_traces_through_both_train_steps(name, row, column, variant):
     changes = Changes(variant=variant, assignments=("mesh.devices=1",))
-    trace(load_table(name).resolve(row, column, 0, changes))
+    trace(on_one_device(load_table(name).resolve(row, column, 0, changes)))
 
 
 def test_published_values_are_those_of_the_reference():
@@ -212,8 +218,8 @@ def test_warmups_keep_their_share_of_fewer_epochs(tmp_path):
         4,
     )
     assert table.resolve("vit-ti", "adam", 0, Changes(epochs=30)).schedule.warmup_epochs == 0
-    assert count_steps(config, 10) == (40, 260)
-    assert count_steps(config, 10, until=50) == (40, 10)
+    assert count_steps(on_one_device(config), 10) == (40, 260)
+    assert count_steps(on_one_device(config), 10, until=50) == (40, 10)
 
 
 @pytest.mark.parametrize(
@@ -347,7 +353,7 @@ def test_a_run_of_groups_per_device_is_the_cell_whatever_their_number(tmp_path):
     table, changes = write(tmp_path), Changes(assignments=("gr.groups=per-device",))
     (cell,) = make_cells(table, ["nano"], ["zero"], [0], changes, tmp_path)
     changed = table.resolve("nano", "zero", 0, Changes(assignments=("gr.groups=2",)))
-    RunFolder(cell.run_dir).create(changed)
+    RunFolder(cell.run_dir).create(on_one_device(changed))
     assert list(check_folders([cell]).values()) == ["begun"]
     (other,) = make_cells(table, ["nano"], ["zero"], [0], NO_CHANGES, tmp_path)
     with pytest.raises(ConfigError, match=r"gr\.groups: 2 -> 1"):

@@ -87,9 +87,9 @@ def test_work_counts_two_gradients_of_a_penalised_step_and_the_size_of_the_model
         zero.config.schedule.warmup_epochs / zero.config.train.epochs
     )  # of zero-warmup that is plain
     assert 0 < share < 1
-    assert work(zero.config) == pytest.approx(work(adam.config) * (2 - share))
-    assert work(with_model(adam, "vit-ti").config) == pytest.approx(
-        work(adam.config) * 0.689 / 0.00222, rel=1e-6
+    assert work(zero.on_one_device) == pytest.approx(work(adam.on_one_device) * (2 - share))
+    assert work(with_model(adam, "vit-ti").on_one_device) == pytest.approx(
+        work(adam.on_one_device) * 0.689 / 0.00222, rel=1e-6
     )
 
 

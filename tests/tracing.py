@@ -7,14 +7,14 @@ from typing import Any
 import jax
 import numpy as np
 
-from gnpcli.config import RunConfig
+from gnpcli.config.resolved import Resolved
 from gnpcli.data.base import DataSpec, FileSplit, Split
 from gnpcli.data.registry import describe_data
 from gnpcli.devices.mesh import make_mesh
 from gnpcli.engine.task import build_task
 
 
-def trace(config: RunConfig) -> None:
+def trace(config: Resolved) -> None:
     """Assert that plain and GNP step keep the shapes and types of the state and return scalars:
     float32, and counts.
     """

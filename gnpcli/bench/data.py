@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from gnpcli.bench.steps import random_images
 from gnpcli.bench.timing import Notify, Step, Timed, interleave
-from gnpcli.config import RunConfig
+from gnpcli.config.resolved import Resolved
 from gnpcli.data.feeds.base import FeedData, TrainFeed
 from gnpcli.devices.mesh import make_mesh
 from gnpcli.devices.process import describe_environment
@@ -30,7 +30,7 @@ The batch-level ones come after ``basic``.
 
 
 def bench_in_memory(
-    config: RunConfig, *, variants: list[str], rounds: int, steps: int, notify: Notify
+    config: Resolved, *, variants: list[str], rounds: int, steps: int, notify: Notify
 ) -> dict[str, Any]:
     """Measure the feed of a data set that lives on the devices.
 
@@ -66,8 +66,8 @@ def bench_in_memory(
     whole: dict[str, Timed] = {}
     for name in variants:
         notify(f"compiling {name}")
-        data = config.data.model_copy(update=VARIANTS[name])
-        task = build_task(config.model_copy(update={"data": data}), images, spec, mesh)
+        changes = {f"data.{key}": value for key, value in VARIANTS[name].items()}
+        task = build_task(config.replaced(changes), images, spec, mesh)
         source = task.parts.feed.source(0)
         feeds[name] = Timed(
             [_empty_model(task.parts.feed)], jnp.zeros((), jnp.int32), source, repeat=10

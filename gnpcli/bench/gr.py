@@ -8,7 +8,7 @@ from typing import Any
 
 from gnpcli.bench.steps import has_loop, random_images, regularized
 from gnpcli.bench.timing import Notify, Timed, interleave
-from gnpcli.config import RunConfig
+from gnpcli.config.resolved import Resolved
 from gnpcli.devices.mesh import make_mesh
 from gnpcli.devices.process import describe_environment
 from gnpcli.engine.task import build_task
@@ -48,7 +48,7 @@ The settings come on top of GR at full strength from the first step and of `WHOL
 
 
 def bench_gr(
-    config: RunConfig, *, variants: Sequence[str], rounds: int, steps: int, notify: Notify
+    config: Resolved, *, variants: Sequence[str], rounds: int, steps: int, notify: Notify
 ) -> dict[str, Any]:
     """Measure training steps of a configuration with every form of GR beside plain ones.
 

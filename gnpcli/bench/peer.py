@@ -20,17 +20,17 @@ from jax.sharding import Mesh
 from gnpcli.bench.steps import compile_steps, random_images, regularized
 from gnpcli.bench.timing import Notify, Rounds, interleave, platform
 from gnpcli.bench.torch_networks import PEERS, Peer
-from gnpcli.config import RunConfig
 from gnpcli.config.optimizers import AdamWConfig, SgdConfig
+from gnpcli.config.resolved import Resolved
 from gnpcli.data.base import DataSpec, Split
 from gnpcli.devices.mesh import make_mesh
 from gnpcli.devices.process import describe_environment
 from gnpcli.errors import ConfigError
-from gnpcli.models.registry import build_for, find_model, resolve_model
+from gnpcli.models.registry import build_for, find_model
 
 
 def bench_peer(
-    config: RunConfig, *, is_compiled: bool, rounds: int, steps: int, notify: Notify
+    config: Resolved, *, is_compiled: bool, rounds: int, steps: int, notify: Notify
 ) -> dict[str, Any]:
     """Measure plain and GNP steps beside those of the same network in PyTorch, interleaved.
 
@@ -70,7 +70,7 @@ def bench_peer(
     device = _torch_device(torch, make_mesh(config))
     images, spec = random_images(config)
     torch.manual_seed(config.train.seed)
-    model = resolve_model(config.model)
+    model = config.model
     network = peer.build(library, find_model(model.name).architecture, model, spec)
     difference = _difference(torch, network, config, spec)
     network = network.to(device)
@@ -85,7 +85,7 @@ def bench_peer(
             is_compiled=is_compiled,
             nhwc=peer.is_convolutional,
         )
-        for name, alpha in (("plain", 0.0), ("gnp", config.gr.alpha or 0.0))
+        for name, alpha in (("plain", 0.0), ("gnp", config.gr.alpha))
     }
     own = compile_steps(config, images, spec, notify)
     interleave([*own.values(), *theirs.values()], rounds=rounds, steps=steps, notify=notify)
@@ -149,9 +149,9 @@ def _compared(own: Rounds, other: Rounds, batch_size: int) -> dict[str, Any]:
     }
 
 
-def _find_peer(config: RunConfig) -> Peer:
+def _find_peer(config: Resolved) -> Peer:
     family = find_model(config.model.name).family
-    if family not in PEERS or resolve_model(config.model).variant == "upstream":
+    if family not in PEERS or config.model.variant == "upstream":
         raise ConfigError(
             f"neither timm nor torchvision has {config.model.name}; they have the families "
             f"{', '.join(PEERS)}",
@@ -164,7 +164,7 @@ def _find_peer(config: RunConfig) -> Peer:
     return PEERS[family]
 
 
-def _difference(torch: ModuleType, network: Any, config: RunConfig, spec: DataSpec) -> float:
+def _difference(torch: ModuleType, network: Any, config: Resolved, spec: DataSpec) -> float:
     """Return how far the logits of both networks are apart with the same weights in eval mode.
 
     The largest difference, over the largest logit.
@@ -179,8 +179,7 @@ def _difference(torch: ModuleType, network: Any, config: RunConfig, spec: DataSp
     params, state = family.from_torch(
         {name: tensor.numpy() for name, tensor in network.state_dict().items()}
     )
-    train = config.train.model_copy(update={"dtype": "float32"})
-    model = build_for(config.model_copy(update={"train": train}), spec)
+    model = build_for(config.replaced({"train.dtype": "float32"}), spec)
     logits = jax.jit(model.apply, static_argnames="train")(
         params, state, images, train=False, key=None
     )[0]
@@ -194,7 +193,7 @@ class TorchSteps(Rounds):
         self,
         torch: ModuleType,
         network: Any,
-        config: RunConfig,
+        config: Resolved,
         images: Any,
         labels: Any,
         *,
@@ -274,7 +273,7 @@ class TorchSteps(Rounds):
             self._torch.cuda.synchronize()
 
 
-def _optimizer(torch: ModuleType, parameters: Sequence[Any], config: RunConfig) -> Any:
+def _optimizer(torch: ModuleType, parameters: Sequence[Any], config: Resolved) -> Any:
     """Return the optimizer in its fused form."""
     optimizer = config.optimizer
     groups = _decay_groups(parameters, config)
@@ -293,7 +292,7 @@ def _optimizer(torch: ModuleType, parameters: Sequence[Any], config: RunConfig) 
     )
 
 
-def _decay_groups(parameters: Sequence[Any], config: RunConfig) -> list[dict[str, Any]]:
+def _decay_groups(parameters: Sequence[Any], config: Resolved) -> list[dict[str, Any]]:
     """Return PyTorch's groups: the parameters that decay, and the others, where there are any."""
     decays: list[Any] = []
     others: list[Any] = []

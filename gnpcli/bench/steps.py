@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from gnpcli.bench.timing import Notify, Timed, interleave, matmul_flops_per_s
-from gnpcli.config import RunConfig
+from gnpcli.config.resolved import Resolved
+from gnpcli.config.strategies import AT_ONCE
 from gnpcli.data.base import DataSpec, Split
 from gnpcli.data.registry import describe_data
 from gnpcli.devices.mesh import make_mesh
@@ -20,8 +21,11 @@ from gnpcli.engine.task import build_task
 from gnpcli.errors import DataError
 from gnpcli.step.schedules import StepKind
 
+USUAL_R, USUAL_ALPHA = 0.1, 0.8
+"""Of the papers, for a configuration without its own."""
 
-def bench(config: RunConfig, *, rounds: int, steps: int, notify: Notify) -> dict[str, Any]:
+
+def bench(config: Resolved, *, rounds: int, steps: int, notify: Notify) -> dict[str, Any]:
     """Measure `config` plainly and with gradient regularization.
 
     A round times `steps` plain steps and then `steps` GNP steps. Figures are medians over the
@@ -84,7 +88,7 @@ def _figures(timed: Timed, batch_size: int, peak_flops_per_s: float) -> dict[str
     }
 
 
-def time_steps(config: RunConfig, *, rounds: int, steps: int, notify: Notify) -> dict[str, Timed]:
+def time_steps(config: Resolved, *, rounds: int, steps: int, notify: Notify) -> dict[str, Timed]:
     """Return the plain and the GNP step of `config`, ``plain`` and ``gnp``, timed as `bench` says.
 
     Raises:
@@ -97,7 +101,7 @@ def time_steps(config: RunConfig, *, rounds: int, steps: int, notify: Notify) ->
 
 
 def compile_steps(
-    config: RunConfig, images: Split, spec: DataSpec, notify: Notify
+    config: Resolved, images: Split, spec: DataSpec, notify: Notify
 ) -> dict[str, Timed]:
     """Return the plain and the GNP step of `config` on `images`, not timed yet."""
     config = regularized(config)
@@ -111,22 +115,21 @@ def compile_steps(
     return kinds
 
 
-def has_loop(config: RunConfig) -> bool:
+def has_loop(config: Resolved) -> bool:
     """Return whether the steps of a configuration loop over blocks or over slices of the batch."""
     return bool(config.model.scan) or config.train.accumulate > 1 or config.gr.groups != 1
 
 
-def regularized(config: RunConfig) -> RunConfig:
+def regularized(config: Resolved) -> Resolved:
     """Return `config` with GR at full strength from the first step.
 
     Its own r and alpha act, or else 0.1 and 0.8.
     """
-    gr = config.gr
-    update = {"strategy": "constant", "r": gr.r or 0.1, "alpha": gr.alpha or 0.8}
-    return config.model_copy(update={"gr": gr.model_copy(update=update)})
+    r, alpha = config.gr.r or USUAL_R, config.gr.alpha or USUAL_ALPHA
+    return config.replaced({"gr.strategy": AT_ONCE, "gr.r": r, "gr.alpha": alpha})
 
 
-def random_images(config: RunConfig) -> tuple[Split, DataSpec]:
+def random_images(config: Resolved) -> tuple[Split, DataSpec]:
     """Return random training images in the shape of a configuration's data set.
 
     They are enough for four batches, and at least 1,024.

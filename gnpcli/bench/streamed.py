@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from gnpcli.bench.timing import Notify
-from gnpcli.config import RunConfig
+from gnpcli.config.resolved import Resolved
 from gnpcli.config.schema import DataConfig
 from gnpcli.data.augment.basic import normalize
 from gnpcli.data.base import DataSpec, FileSplit
@@ -33,7 +33,7 @@ Decode = Callable[[Sequence[str], np.random.Generator], None]
 
 
 def bench_streamed(
-    config: RunConfig, folder: Path, *, count: int, rounds: int, notify: Notify
+    config: Resolved, folder: Path, *, count: int, rounds: int, notify: Notify
 ) -> dict[str, Any]:
     """Measure decoding, random resized crop, flip and normalisation of image files.
 
@@ -167,9 +167,9 @@ def _torchvision_loop(size: int, min_area: float) -> Decode | None:
     return decode
 
 
-def _bench_feed(config: RunConfig, paths: Sequence[str], size: int, count: int) -> dict[str, Any]:
+def _bench_feed(config: Resolved, paths: Sequence[str], size: int, count: int) -> dict[str, Any]:
     """Stream at least `count` images, in whole batches."""
-    data = config.data.model_copy(update={"augment": "basic", "mix": "none", "random_erasing": 0.0})
+    data = config.data.replaced({"augment": "basic", "mix": "none", "random_erasing": 0.0})
     batch_size = data.batch_size
     steps = -(-count // batch_size)
     tenths = {-(-steps * tenth // 10) for tenth in range(1, 11)}

@@ -9,7 +9,8 @@ import optax
 
 from gnpcli.bench.steps import random_images
 from gnpcli.bench.timing import Notify, Step, Timed, interleave
-from gnpcli.config import RunConfig
+from gnpcli.config.resolved import Resolved
+from gnpcli.config.strategies import NONE
 from gnpcli.data.feeds.base import FeedData
 from gnpcli.devices.mesh import make_mesh, replicated
 from gnpcli.devices.process import describe_environment
@@ -21,9 +22,7 @@ from gnpcli.step.optimizer import clip_by_norm
 from gnpcli.step.state import TrainState
 
 
-def bench_telemetry(
-    config: RunConfig, *, rounds: int, steps: int, notify: Notify
-) -> dict[str, Any]:
+def bench_telemetry(config: Resolved, *, rounds: int, steps: int, notify: Notify) -> dict[str, Any]:
     """Measure plain steps of `config` against bare ones, which tell their loss and guard nothing.
 
     Steps are plain, because telemetry then is the largest share of a step. Figures are medians over
@@ -38,7 +37,7 @@ def bench_telemetry(
     Raises:
         DataError: The shape of the data set is not known without its files, and they are missing.
     """
-    config = config.model_copy(update={"gr": config.gr.model_copy(update={"strategy": "none"})})
+    config = config.replaced({"gr.strategy": NONE})
     task = build_task(config, *random_images(config), make_mesh(config))
     source = task.parts.feed.source(0)
     notify("compiling")

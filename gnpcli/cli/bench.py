@@ -20,7 +20,7 @@ from gnpcli.cli.options import (
 from gnpcli.cli.output import print_json, start_measuring, tell
 
 if TYPE_CHECKING:
-    from gnpcli.config import RunConfig
+    from gnpcli.config.resolved import Resolved
 
 app = typer.Typer(invoke_without_command=True)
 
@@ -153,7 +153,7 @@ def peer(
     _print(result, as_json, bench_tables.print_peer)
 
 
-def _configure(preset: str | None, assignments: list[str]) -> RunConfig:
+def _configure(preset: str | None, assignments: list[str]) -> Resolved:
     config = resolve_options(preset, assignments)
     start_measuring()
     return config

@@ -21,7 +21,7 @@ from gnpcli.cli.output import print_grid, print_json, start_process
 from gnpcli.terminal import words
 
 if TYPE_CHECKING:
-    from gnpcli.config import RunConfig
+    from gnpcli.config.resolved import Resolved
     from gnpcli.runs.trained import Trained
     from gnpcli.terminal.screen import Screen
 
@@ -147,7 +147,7 @@ def _check_numbers(r_min: float, r_max: float, threshold: float) -> None:
 
 def _open(
     path: Path, assignments: list[str], flags: Flags, screen: Screen
-) -> tuple[RunConfig, Trained]:
+) -> tuple[Resolved, Trained]:
     from gnpcli.errors import ConfigError
     from gnpcli.recipes.presets import override
     from gnpcli.runs.location import locate

@@ -124,10 +124,10 @@ def _first_preset(dataset: str) -> str | None:
     import contextlib
 
     from gnpcli.errors import GnpError
-    from gnpcli.recipes.presets import preset_names, resolve
+    from gnpcli.recipes.presets import compose, preset_names
 
     for name in preset_names():
         with contextlib.suppress(GnpError):
-            if resolve(name).data.name == dataset:
+            if compose(name).data.name == dataset:
                 return name
     return None

@@ -104,7 +104,6 @@ def _numbers(text: str | None, flag: str) -> list[float] | None:
 
 def _check_name(model: str) -> None:
     """Refuse an unknown architecture before anything heavy is loaded."""
-    from gnpcli.config import ModelConfig
-    from gnpcli.models.registry import resolve_model
+    from gnpcli.models.registry import find_model
 
-    resolve_model(ModelConfig(name=model))
+    find_model(model)

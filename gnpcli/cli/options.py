@@ -12,7 +12,7 @@ from gnpcli.cli.output import warn
 from gnpcli.config.strategies import in_a_list
 
 if TYPE_CHECKING:
-    from gnpcli.config import RunConfig
+    from gnpcli.config.resolved import Resolved
 
 
 def split_names(text: str) -> list[str]:
@@ -113,7 +113,7 @@ def resolve_options(
     epochs: int | None = None,
     seed: int | None = None,
     flags: Mapping[str, tuple[str, Any]] | None = None,
-) -> RunConfig:
+) -> Resolved:
     """Resolve a preset under the short flags and the ``--set`` assignments.
 
     What is doubtful about the configuration is printed as warnings. `flags` are those of one

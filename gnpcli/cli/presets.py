@@ -26,9 +26,9 @@ def list_presets(as_json: JsonOption = False) -> None:
 
 
 def _facts(name: str) -> dict[str, Any]:
-    from gnpcli.recipes.presets import load_preset, resolve
+    from gnpcli.recipes.presets import compose, load_preset
 
-    config = resolve(name)
+    config = compose(name)
     return {
         "name": name,
         "model": config.model.name,
@@ -45,9 +45,9 @@ def show_preset(
 ) -> None:
     """Print a preset with every key resolved; the output is itself a preset."""
     from gnpcli.config.loader import dump
-    from gnpcli.recipes.presets import load_preset, resolve
+    from gnpcli.recipes.presets import compose, load_preset
 
     preset = load_preset(name)
     if preset.purpose:
         typer.echo(f"# {preset.name}: {preset.purpose}")
-    typer.echo(dump(resolve(name)), nl=False)
+    typer.echo(dump(compose(name)), nl=False)

@@ -27,7 +27,7 @@ from gnpcli.cli.output import print_json, start_process
 from gnpcli.terminal import words
 
 if TYPE_CHECKING:
-    from gnpcli.config import RunConfig
+    from gnpcli.config.resolved import Resolved
     from gnpcli.runs.contents import Evaluation, Summary
 
 InitFromOption = Annotated[
@@ -98,12 +98,12 @@ def resume(
     _print_summary(continue_run(run, max_steps=max_steps, quiet=quiet), as_json)
 
 
-def _print_plan(config: RunConfig, folder: Path) -> None:
+def _print_plan(config: Resolved, folder: Path) -> None:
     from gnpcli.config.loader import dump
-    from gnpcli.recipes.plan import describe
+    from gnpcli.recipes.wording import plan_lines
 
     typer.echo(dump(config))
-    for line in describe(config, str(folder)):
+    for line in plan_lines(config, str(folder)):
         typer.echo(f"# {line}")
 
 

@@ -4,114 +4,112 @@ are warned about.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
 
 from gnpcli.config.schedules import SteppedConfig
 from gnpcli.config.schema import GrConfig, RunConfig
 from gnpcli.config.section import Section
+from gnpcli.config.strategies import AT_ONCE, NONE
 from gnpcli.errors import ConfigError
 
 
-def check_together(config: RunConfig) -> RunConfig:
-    """Refuse contradictions between keys; fill `gr.warmup_epochs` and sam's alpha, so that nothing
-    is left to guess.
+def complete(config: RunConfig) -> RunConfig:
+    """Fill `gr.warmup_epochs`, and the alpha that a strategy means."""
+    gr = config.gr
+    warmup = config.schedule.warmup_epochs if gr.warmup_epochs is None else gr.warmup_epochs
+    filled = gr.model_copy(update={"warmup_epochs": warmup, "alpha": _alpha(gr)})
+    return config.model_copy(update={"gr": filled})
+
+
+def _alpha(gr: GrConfig) -> float | None:
+    return gr.alpha if gr.how.alpha is None else gr.how.alpha
+
+
+def check_together(config: RunConfig) -> None:
+    """Refuse contradictions between keys, as they were given.
+
+    Raises:
+        ConfigError: The first of `CHECKS` that the configuration does not pass.
     """
-    gr, train = config.gr, config.train
-    if train.l2 > 0 and config.optimizer.weight_decay > 0:
+    for check in CHECKS:
+        check(config)
+
+
+def check_decays_once(config: RunConfig) -> None:
+    """Refuse L2 in the loss and decoupled weight decay at once."""
+    l2, weight_decay = config.train.l2, config.optimizer.weight_decay
+    if l2 > 0 and weight_decay > 0:
         raise ConfigError(
-            f"train.l2 = {train.l2:g} and optimizer.weight_decay = "
-            f"{config.optimizer.weight_decay:g} would decay "
-            "twice: set one of them to 0",
+            f"train.l2 = {l2:g} and optimizer.weight_decay = {weight_decay:g} would decay twice: "
+            "set one of them to 0",
             "train.l2",
         )
-    if train.evaluate_weights == "ema" and train.ema_decay is None:
+
+
+def check_average_exists(config: RunConfig) -> None:
+    """Refuse to evaluate averaged weights that are not kept."""
+    if config.train.evaluate_weights == "ema" and config.train.ema_decay is None:
         raise ConfigError(
             "train.evaluate_weights: ema needs an average to evaluate: set train.ema_decay (0.999, "
             "say)",
             "train.evaluate_weights",
         )
+
+
+def check_boundaries_rise(config: RunConfig) -> None:
+    """Refuse the boundaries of a stepped schedule in any other order."""
     schedule = config.schedule
-    if isinstance(schedule, SteppedConfig) and not _rises(schedule.boundaries):
+    if not isinstance(schedule, SteppedConfig):
+        return
+    if schedule.boundaries != sorted(set(schedule.boundaries)):
         raise ConfigError("schedule.boundaries must rise", "schedule.boundaries")
+
+
+def check_mean_and_std(config: RunConfig) -> None:
+    """Refuse a mean without a deviation for each of its channels, or the reverse."""
     mean, std = config.data.mean, config.data.std
-    if (mean is None) != (std is None) or len(mean or ()) != len(std or ()):
+    if mean is None and std is None:
+        return
+    if mean is None or std is None or len(mean) != len(std):
         raise ConfigError(
             "data.mean and data.std go together: give both, a number for each channel", "data.mean"
         )
-    if train.init_sha256 is not None and train.init_from is None:
+
+
+def check_hash_has_weights(config: RunConfig) -> None:
+    """Refuse the hash of weights that are not named."""
+    if config.train.init_sha256 is not None and config.train.init_from is None:
         raise ConfigError(
             "train.init_sha256 is of weights that train.init_from names: set it too",
             "train.init_sha256",
         )
+
+
+def check_saves_sometimes(config: RunConfig) -> None:
+    """Refuse to save neither by steps nor by epochs."""
     if config.checkpoint.every_steps is None and config.checkpoint.every_epochs is None:
         raise ConfigError(
             "checkpoint.every_steps and checkpoint.every_epochs are both null: set one",
             "checkpoint",
         )
-    _check_which_steps(gr)
-    _check_cut(config)
-    warmup_epochs = (
-        gr.warmup_epochs if gr.warmup_epochs is not None else config.schedule.warmup_epochs
-    )
-    alpha = gr.alpha if gr.how.alpha is None else gr.how.alpha
-    if (gr.alpha or 0) > 0 and not gr.r:
-        raise ConfigError(
-            f"gr.alpha = {gr.alpha:g} needs a radius: set gr.r > 0 (the papers use gr.r=0.1 with "
-            "gr.alpha=0.8)",
-            "gr.alpha",
-        )
-    if gr.r and alpha is None:
-        raise ConfigError(
-            f"gr.r = {gr.r:g} needs a mixing weight: set gr.alpha (the papers use 0.8)", "gr.r"
-        )
-    if gr.how.penalises and (gr.r is None or alpha is None):
-        raise ConfigError(
-            f"gr.strategy: {gr.strategy} needs gr.r and gr.alpha (the papers use gr.r=0.1, "
-            "gr.alpha=0.8)",
-            "gr.strategy",
-        )
-    if gr.how.alpha and not gr.r:
-        raise ConfigError(
-            f"gr.strategy: {gr.strategy} needs gr.r > 0 (SAM's paper uses 0.05)", "gr.strategy"
-        )
-    if gr.how.warms_up and warmup_epochs == 0:
-        raise ConfigError(
-            f"gr.strategy: {gr.strategy} has nothing to warm up over: gr.warmup_epochs is 0"
-            + ("" if gr.warmup_epochs is not None else " (taken from schedule.warmup_epochs)")
-            + "; set gr.warmup_epochs or take gr.strategy=constant",
-            "gr.strategy",
-        )
-    if gr.how.warms_up and gr.r and alpha and warmup_epochs >= train.epochs:
-        key = "gr.warmup_epochs" if gr.warmup_epochs is not None else "schedule.warmup_epochs"
-        raise ConfigError(
-            f"the GR warmup of {warmup_epochs:g} epochs ({key}) leaves none of the {train.epochs} "
-            "epochs of training "
-            f"(train.epochs) at full strength: set gr.warmup_epochs below {train.epochs}, train "
-            "longer, or take "
-            "gr.strategy=none",
-            key if key == "gr.warmup_epochs" else "gr.strategy",
-        )
-    return config.model_copy(
-        update={"gr": gr.model_copy(update={"warmup_epochs": warmup_epochs, "alpha": alpha})}
-    )
 
 
-def _rises(values: Sequence[float]) -> bool:
-    return sorted(set(values)) == list(values)
-
-
-def _check_which_steps(gr: GrConfig) -> None:
-    """Refuse two answers to which steps are penalised, and reuse of what there is not."""
+def check_which_steps(config: RunConfig) -> None:
+    """Refuse two answers to which steps are penalised."""
+    gr = config.gr
     end = gr.probability if gr.probability_end is None else gr.probability_end
     is_drawn = gr.probability < 1 or end < 1
     if gr.every > 1 and is_drawn:
         raise ConfigError(
             f"gr.every = {gr.every} and gr.probability = {gr.probability:g} both say which steps "
-            "are penalised: set "
-            "gr.every=1, or gr.probability=1 and gr.probability_end=null",
+            "are penalised: set gr.every=1, or gr.probability=1 and gr.probability_end=null",
             "gr.every",
         )
-    if gr.between == "reuse" and gr.every == 1:
+
+
+def check_reuse_has_steps(config: RunConfig) -> None:
+    """Refuse reuse in the steps between where there are none."""
+    if config.gr.between == "reuse" and config.gr.every == 1:
         raise ConfigError(
             "gr.between: reuse has no steps between to act in with gr.every = 1: set gr.every=5, "
             "say",
@@ -119,35 +117,134 @@ def _check_which_steps(gr: GrConfig) -> None:
         )
 
 
-def _check_cut(config: RunConfig) -> None:
-    """Refuse groups and pieces that do not divide the batch or each other; those per device are
-    known only later.
-    """
-    gr, pieces, batch_size = config.gr, config.train.accumulate, config.data.batch_size
-    if gr.batch_norm == "synchronised" and pieces > 1:
+def check_whole_batch_norm(config: RunConfig) -> None:
+    """Refuse one BatchNorm over a batch that is computed in microbatches."""
+    count = config.train.accumulate
+    if config.gr.batch_norm == "synchronised" and count > 1:
         raise ConfigError(
             "gr.batch_norm: synchronised needs the whole batch at once, which train.accumulate = "
-            f"{pieces} cuts: set "
-            "train.accumulate=1, or gr.batch_norm=per-group",
+            f"{count} cuts: set train.accumulate=1, or gr.batch_norm=per-group",
             "train.accumulate",
         )
-    if gr.groups == "per-device":
-        return
-    if pieces % gr.groups and gr.groups % pieces:
+
+
+def check_microbatches_fit_groups(config: RunConfig) -> None:
+    """Refuse microbatches that neither divide the groups nor are a multiple of them."""
+    groups, count = config.gr.groups, config.train.accumulate
+    if groups == "per-device":
+        return  # known only on a machine, see `gnpcli.config.resolved.settle`
+    if count % groups and groups % count:
         raise ConfigError(
-            f"train.accumulate = {pieces} neither divides gr.groups = {gr.groups} nor is a "
-            "multiple of it: "
-            f"try train.accumulate={gr.groups}",
+            f"train.accumulate = {count} neither divides gr.groups = {groups} nor is a multiple of "
+            f"it: try train.accumulate={groups}",
             "train.accumulate",
         )
-    for key, parts in (("gr.groups", gr.groups), ("train.accumulate", pieces)):
-        if batch_size % parts:
-            near = max(batch_size // parts, 1) * parts
+
+
+def check_batch_is_divisible(config: RunConfig) -> None:
+    """Refuse a batch that groups or microbatches do not divide."""
+    groups, size = config.gr.groups, config.data.batch_size
+    if groups == "per-device":
+        return
+    for key, parts in (("gr.groups", groups), ("train.accumulate", config.train.accumulate)):
+        if size % parts:
+            near = max(size // parts, 1) * parts
             raise ConfigError(
-                f"data.batch_size = {batch_size} is not divisible by {key} = {parts}; try "
+                f"data.batch_size = {size} is not divisible by {key} = {parts}; try "
                 f"data.batch_size={near}",
                 key,
             )
+
+
+def check_alpha_has_a_radius(config: RunConfig) -> None:
+    """Refuse a mixing weight without a perturbation."""
+    gr = config.gr
+    if gr.alpha and not gr.r:
+        raise ConfigError(
+            f"gr.alpha = {gr.alpha:g} needs a radius: set gr.r > 0 (the papers use gr.r=0.1 with "
+            "gr.alpha=0.8)",
+            "gr.alpha",
+        )
+
+
+def check_radius_has_an_alpha(config: RunConfig) -> None:
+    """Refuse a perturbation without a mixing weight."""
+    gr = config.gr
+    if gr.r and _alpha(gr) is None:
+        raise ConfigError(
+            f"gr.r = {gr.r:g} needs a mixing weight: set gr.alpha (the papers use 0.8)", "gr.r"
+        )
+
+
+def check_strategy_has_its_numbers(config: RunConfig) -> None:
+    """Refuse a strategy without r or alpha, and one that means an alpha > 0 with r = 0."""
+    gr = config.gr
+    if not gr.how.penalises:
+        return
+    if gr.r is None or _alpha(gr) is None:
+        raise ConfigError(
+            f"gr.strategy: {gr.strategy} needs gr.r and gr.alpha (the papers use gr.r=0.1, "
+            "gr.alpha=0.8)",
+            "gr.strategy",
+        )
+    if gr.how.alpha and gr.r == 0:
+        raise ConfigError(
+            f"gr.strategy: {gr.strategy} needs gr.r > 0 (SAM's paper uses 0.05)", "gr.strategy"
+        )
+
+
+def check_warmup_has_epochs(config: RunConfig) -> None:
+    """Refuse a strategy that warms up over 0 epochs."""
+    gr = config.gr
+    warmup, key = _gr_warmup(config)
+    if gr.how.warms_up and warmup == 0:
+        source = "" if key == "gr.warmup_epochs" else f" (taken from {key})"
+        raise ConfigError(
+            f"gr.strategy: {gr.strategy} has nothing to warm up over: gr.warmup_epochs is 0{source}"
+            f"; set gr.warmup_epochs or take gr.strategy={AT_ONCE}",
+            "gr.strategy",
+        )
+
+
+def check_warmup_ends(config: RunConfig) -> None:
+    """Refuse a GR warmup that training does not outlast."""
+    gr, epochs = config.gr, config.train.epochs
+    warmup, key = _gr_warmup(config)
+    if gr.how.warms_up and gr.r and _alpha(gr) and warmup >= epochs:
+        raise ConfigError(
+            f"the GR warmup of {warmup:g} epochs ({key}) leaves none of the {epochs} epochs of "
+            f"training (train.epochs) at full strength: set gr.warmup_epochs below {epochs}, train "
+            f"longer, or take gr.strategy={NONE}",
+            key if key == "gr.warmup_epochs" else "gr.strategy",
+        )
+
+
+def _gr_warmup(config: RunConfig) -> tuple[float, str]:
+    """Return the epochs of the GR warmup, and the key that says so."""
+    if config.gr.warmup_epochs is not None:
+        return config.gr.warmup_epochs, "gr.warmup_epochs"
+    return config.schedule.warmup_epochs, "schedule.warmup_epochs"
+
+
+CHECKS: tuple[Callable[[RunConfig], None], ...] = (
+    check_decays_once,
+    check_average_exists,
+    check_boundaries_rise,
+    check_mean_and_std,
+    check_hash_has_weights,
+    check_saves_sometimes,
+    check_which_steps,
+    check_reuse_has_steps,
+    check_whole_batch_norm,
+    check_microbatches_fit_groups,
+    check_batch_is_divisible,
+    check_alpha_has_a_radius,
+    check_radius_has_an_alpha,
+    check_strategy_has_its_numbers,
+    check_warmup_has_epochs,
+    check_warmup_ends,
+)
+"""What is refused, in the order in which it is told."""
 
 
 def advice(config: RunConfig) -> list[str]:

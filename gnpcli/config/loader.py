@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import re
 import typing
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,11 +14,17 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from gnpcli.config.checks import check_together
+from gnpcli.config.checks import check_together, complete
 from gnpcli.config.optimizers import OPTIMIZERS
 from gnpcli.config.schedules import DEFAULT_SCHEDULE, SCHEDULES
 from gnpcli.config.schema import RunConfig
-from gnpcli.config.section import Choices, Section
+from gnpcli.config.section import (
+    MODEL_SECTION,
+    Choices,
+    ModelSections,
+    NamedSection,
+    Section,
+)
 from gnpcli.errors import ConfigError, suggest
 
 Tree = dict[str, Any]
@@ -114,7 +120,7 @@ def parse_overrides(
         ConfigError: An assignment without ``=`` or key, or a value that is not YAML.
     """
     layers = [
-        Layer(_nest(key, value), _sources(key, flag))
+        Layer(nest(key, value), _sources(key, flag))
         for key, (flag, value) in (flags or {}).items()
         if value is not None
     ]
@@ -129,11 +135,12 @@ def parse_overrides(
             value = yaml.load(raw, Loader=_Loader)
         except yaml.YAMLError as error:
             raise ConfigError(f"--set {text}: the value is not valid YAML") from error
-        layers.append(Layer(_nest(key, value), _sources(key, "--set")))
+        layers.append(Layer(nest(key, value), _sources(key, "--set")))
     return layers
 
 
-def _nest(key: str, value: Any) -> Tree:
+def nest(key: str, value: Any) -> Tree:
+    """Return ``{"a": {"b": value}}`` for the key ``a.b``."""
     for part in reversed(key.split(".")):
         value = {part: value}
     return typing.cast(Tree, value)
@@ -144,37 +151,52 @@ def _sources(key: str, source: str) -> dict[str, str]:
     return {".".join(parts[: end + 1]): source for end in range(len(parts))}
 
 
-def merge(
-    layers: Sequence[Layer], model_keys: Mapping[str, Collection[str]] | None = None
-) -> Layer:
+def merge(layers: Sequence[Layer], model_section: ModelSections | None = None) -> Layer:
     """Lay later values over earlier ones, section by section.
 
-    A section whose ``name`` chooses its keys (`optimizer`, `schedule`, and `model` where
-    `model_keys` says which) keeps, when a later layer changes the name, those earlier values that
-    the new kind has too, and drops the others: ``--set optimizer.name=sgd`` over an AdamW preset
-    keeps the learning rate and drops ``b1``.
+    The ``name`` of a section may choose its keys. Where a later layer changes such a name, those
+    earlier values stay that the new choice has too, and the others go: ``--set
+    optimizer.name=sgd`` over an AdamW preset keeps the learning rate and drops ``b1``.
 
     Args:
         layers: The lowest first.
-        model_keys: For each model name, the keys of the `model` section that it takes.
+        model_section: The class of the `model` section by the model's name; without it a `model`
+            section keeps all earlier values.
     """
-    sections: dict[str, Mapping[str, Collection[str]]] = {**_kinds(), "model": model_keys or {}}
     values: Tree = {}
     where: dict[str, str] = {}
     for layer in layers:
-        for section, kinds in sections.items():
+        for section in ("model", *NAMED):
             old, new = values.get(section), layer.values.get(section)
-            if (
-                isinstance(old, dict)
-                and isinstance(new, dict)
-                and new.get("name", old.get("name")) != old.get("name")
-            ):
-                known = kinds.get(str(new["name"]))
-                if known is not None:
-                    values[section] = {key: value for key, value in old.items() if key in known}
+            if isinstance(old, dict) and isinstance(new, dict) and _is_renamed(old, new):
+                values[section] = _shared(old, _choice(section, new["name"], model_section))
         _lay(values, layer.values)
         where.update(layer.where)
     return Layer(values, where)
+
+
+def _is_renamed(old: Tree, new: Tree) -> bool:
+    return "name" in new and new["name"] != old.get("name")
+
+
+def _shared(old: Tree, choice: type[NamedSection] | None) -> Tree:
+    if choice is None:
+        return old  # validating says what is wrong with the name
+    return {key: value for key, value in old.items() if key in choice.key_names()}
+
+
+def _choice(
+    section: str, name: Any, model_section: ModelSections | None
+) -> type[NamedSection] | None:
+    """Return the class of a section of that name; None where there is no such name."""
+    if section in NAMED:
+        return NAMED[section].get(str(name))
+    if model_section is None or not isinstance(name, str):
+        return None
+    try:
+        return model_section(name)
+    except ConfigError:
+        return None
 
 
 def _lay(below: Tree, above: Tree) -> None:
@@ -189,28 +211,34 @@ def _copy(value: Any) -> Any:
     return {key: _copy(inner) for key, inner in value.items()} if isinstance(value, dict) else value
 
 
-def validate(layer: Layer) -> RunConfig:
-    """Check types, ranges and names of keys, then what sections say together, and fill what follows
-    from it.
+def validate(layer: Layer, model_section: ModelSections | None = None) -> RunConfig:
+    """Check types, ranges and names of keys, then what they say together, and fill what follows.
+
+    Args:
+        layer: The merged values.
+        model_section: The class of the `model` section by the model's name; without it any option
+            of any model may stand there.
 
     Raises:
         ConfigError: With the key, where it was written, what is allowed, and how many other
             problems there are.
     """
-    values = layer.values
-    if isinstance(schedule := values.get("schedule", {}), dict):
-        values = {
-            **values,
-            "schedule": {"name": DEFAULT_SCHEDULE, **schedule},
-        }  # so that `schedule.warmup_epochs` alone will do
+    values = _with_default_schedule(layer.values)
     try:
-        config = RunConfig.model_validate(values)
+        config = RunConfig.model_validate(values, context={MODEL_SECTION: model_section})
+        check_together(config)
     except ValidationError as error:
-        raise explain(error, layer, list(known_keys(layer.values))) from None
-    try:
-        return check_together(config)
+        raise explain(error, layer, list(known_keys(layer.values, model_section))) from None
     except ConfigError as error:
         raise located(error, layer) from None
+    return complete(config)
+
+
+def _with_default_schedule(values: Tree) -> Tree:
+    schedule = values.get("schedule", {})
+    if not isinstance(schedule, dict):
+        return values
+    return {**values, "schedule": {"name": DEFAULT_SCHEDULE, **schedule}}
 
 
 def located(error: ConfigError, layer: Layer) -> ConfigError:
@@ -310,30 +338,36 @@ NAMED: Mapping[str, Choices] = {"optimizer": OPTIMIZERS, "schedule": SCHEDULES}
 def _kinds() -> dict[str, dict[str, frozenset[str]]]:
     """Return, for the sections of `NAMED`, the keys of each choice."""
     return {
-        section: {name: frozenset(kind.model_fields) for name, kind in choices.items()}
+        section: {name: frozenset(kind.key_names()) for name, kind in choices.items()}
         for section, choices in NAMED.items()
     }
 
 
-def known_keys(values: Tree) -> Iterator[str]:
+def known_keys(values: Tree, model_section: ModelSections | None = None) -> Iterator[str]:
     """Yield every dotted key that a configuration may have.
 
     Of a section that is chosen by name, those are the keys of the choice in `values`; of all
     choices where it names none.
     """
-    for section, info in RunConfig.model_fields.items():
-        for kind in _classes(section, info.annotation, values.get(section)):
-            for key in kind.model_fields:
+    for section in RunConfig.model_fields:
+        given = values.get(section)
+        name = given.get("name") if isinstance(given, dict) else None
+        for kind in _classes(section, name, model_section):
+            for key in kind.key_names():
                 yield f"{section}.{key}"
 
 
-def _classes(section: str, annotation: Any, given: Any) -> list[type[Section]]:
-    """Return the classes that a section may have, given its values."""
-    choices = NAMED.get(section)
-    if choices is None:
-        return [annotation]
-    name = str(given.get("name")) if isinstance(given, dict) else ""
-    return [choices[name]] if name in choices else list(choices.values())
+def _classes(section: str, name: Any, model_section: ModelSections | None) -> list[type[Section]]:
+    """Return the classes that a section of that name may have."""
+    choice = _choice(section, name, model_section) if section in ("model", *NAMED) else None
+    if choice is not None:
+        return [choice]
+    if section in NAMED:
+        return list(NAMED[section].values())
+    declared = RunConfig.model_fields[section].annotation
+    assert isinstance(declared, type)
+    assert issubclass(declared, Section)
+    return [declared]
 
 
 def dump(config: RunConfig) -> str:

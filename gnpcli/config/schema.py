@@ -20,7 +20,7 @@ from pydantic_core import PydanticCustomError
 
 from gnpcli.config.optimizers import OPTIMIZERS, OptimizerConfig
 from gnpcli.config.schedules import SCHEDULES, ScheduleConfig
-from gnpcli.config.section import ModelSection, Section, chosen_from
+from gnpcli.config.section import ModelSection, Section, chosen_from, chosen_model
 from gnpcli.config.strategies import NONE, STRATEGIES, Strategy
 
 Weights = Literal["raw", "ema"]
@@ -337,7 +337,7 @@ class MeshConfig(Section):
 class RunConfig(Section):
     """A whole run: the trained parameters are a function of this and nothing else."""
 
-    model: ModelConfig
+    model: SerializeAsAny[Annotated[ModelConfig, WrapValidator(chosen_model)]]
     data: DataConfig
     optimizer: SerializeAsAny[Annotated[OptimizerConfig, WrapValidator(chosen_from(OPTIMIZERS))]]
     schedule: SerializeAsAny[Annotated[ScheduleConfig, WrapValidator(chosen_from(SCHEDULES))]]

@@ -3,10 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
-from typing import Any
+from typing import Any, Self
 
-from pydantic import BaseModel, ConfigDict, ValidationInfo, ValidatorFunctionWrapHandler
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    ValidationError,
+    ValidationInfo,
+    ValidatorFunctionWrapHandler,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
+
+from gnpcli.errors import ConfigError
 
 
 class Section(BaseModel):
@@ -24,6 +33,24 @@ class Section(BaseModel):
         protected_namespaces=(),
     )
 
+    @classmethod
+    def key_names(cls) -> tuple[str, ...]:
+        """Return the names of the keys."""
+        return tuple(cls.model_fields)
+
+    def replaced(self, changes: Mapping[str, Any]) -> Self:
+        """Return the section with the values of `changes`, which are validated.
+
+        Raises:
+            ConfigError: A value that is wrong, with its key in this section.
+        """
+        try:
+            return type(self).model_validate({**dict(self), **changes})
+        except ValidationError as error:
+            problem = error.errors()[0]
+            key = ".".join(str(part) for part in problem["loc"])
+            raise ConfigError(f"{key}: {problem['msg']}", key) from None
+
 
 class NamedSection(Section):
     """A section whose ``name`` chooses its class, and so its other keys."""
@@ -33,15 +60,43 @@ class NamedSection(Section):
 
 
 class ModelSection(NamedSection):
-    """The architecture: its name, and in a subclass the options of its family."""
+    """The architecture: its name, and in a subclass the options of its family.
+
+    An option that is null counts as not given: it takes the model's own default, and a model may
+    lack it.
+    """
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_null(cls, values: Any) -> Any:
+        if not isinstance(values, Mapping):
+            return values
+        return {key: value for key, value in values.items() if value is not None}
 
 
 ModelSections = Callable[[str], type[ModelSection]]
-"""The class of the `model` section of each model, by name; raises ConfigError for an unknown one.
+"""``model_section(name)``: the class of the `model` section for that model.
 
 `gnpcli.config` knows no model: who validates a configuration hands this in. Every field of the
-class but the name has a default, which is the model's own.
+class but the name has a default, which is the model's own. It raises ConfigError, with the key
+``model.name``, for a name that no model has.
 """
+
+MODEL_SECTION = "model_section"
+"""Where the validation context has the `ModelSections`."""
+
+
+def chosen_model(value: Any, validate: ValidatorFunctionWrapHandler, info: ValidationInfo) -> Any:
+    """Validate a `model` section by the class that the context gives for its name.
+
+    Used as ``Annotated[ModelSection, WrapValidator(chosen_model)]``. Without such a context the
+    section is validated by its annotation.
+    """
+    find: ModelSections | None = (info.context or {}).get(MODEL_SECTION)
+    if find is None or not isinstance(value, Mapping) or not isinstance(value.get("name"), str):
+        return validate(value)
+    return find(value["name"]).model_validate(value, context=info.context)
+
 
 Choices = Mapping[str, type[NamedSection]]
 """A registry of section classes by name."""

@@ -20,14 +20,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
-from gnpcli.config import RunConfig
-from gnpcli.config.checks import check_together
+from gnpcli.config.resolved import Resolved
 from gnpcli.errors import ConfigError
 
 GROUP, DATA = "group", "data"
 
 
-def make_mesh(config: RunConfig) -> Mesh:
+def make_mesh(config: Resolved) -> Mesh:
     """Return the mesh over the local devices.
 
     Raises:
@@ -45,33 +44,23 @@ def make_mesh(config: RunConfig) -> Mesh:
                 "mesh.devices",
                 key,
             )
-    groups = config.gr.groups if isinstance(config.gr.groups, int) else count
-    devices = np.asarray(jax.local_devices()[:count]).reshape(math.gcd(groups, count), -1)
+    clusters = math.gcd(config.gr.groups, count)
+    devices = np.asarray(jax.local_devices()[:count]).reshape(clusters, -1)
     return Mesh(devices, (GROUP, DATA), axis_types=(AxisType.Auto, AxisType.Auto))
 
 
-def settle_groups(config: RunConfig) -> RunConfig:
-    """Return `config` with `gr.groups` as a number: what is per device now is this many from here
-    on.
-
-    Raises:
-        ConfigError: The number does not fit the batch, or more devices are asked for than there
-            are.
-    """
-    if config.gr.groups != "per-device":
-        return config
-    gr = config.gr.model_copy(update={"groups": _count_devices(config)})
-    return check_together(config.model_copy(update={"gr": gr}))
+def count_local_devices() -> int:
+    """Return how many devices this process has."""
+    return len(jax.local_devices())
 
 
-def check_cut(config: RunConfig, mesh: Mesh) -> None:
+def check_cut(config: Resolved, mesh: Mesh) -> None:
     """Refuse pieces of a training batch that the devices of a cluster cannot share evenly.
 
     Raises:
         ConfigError: See above (``gr.groups`` or ``train.accumulate``).
     """
     groups, pieces, batch_size = config.gr.groups, config.train.accumulate, config.data.batch_size
-    assert isinstance(groups, int), "settled before"
     key = "gr.groups" if groups >= pieces else "train.accumulate"
     parts, devices = max(groups, pieces), mesh.shape[DATA]
     if (batch_size // parts) % devices:
@@ -85,8 +74,8 @@ def check_cut(config: RunConfig, mesh: Mesh) -> None:
         )
 
 
-def _count_devices(config: RunConfig) -> int:
-    available = len(jax.local_devices())
+def _count_devices(config: Resolved) -> int:
+    available = count_local_devices()
     count = config.mesh.devices or available
     if count > available:
         raise ConfigError(

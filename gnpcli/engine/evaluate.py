@@ -7,7 +7,8 @@ from typing import Any
 
 from jax.sharding import Mesh
 
-from gnpcli.config import RunConfig, Weights
+from gnpcli.config import Weights
+from gnpcli.config.resolved import Resolved
 from gnpcli.data.base import DataInfo, Dataset, DataSpec, numbered
 from gnpcli.data.feeds.make import make_train_feed
 from gnpcli.data.registry import describe_data
@@ -65,14 +66,12 @@ def evaluate(
         )
     if recalibrate is None:
         recalibrate = config.train.recalibrate_batches if trained.weights == "ema" else 0
-    config = config.model_copy(update={"data": config.data.model_copy(update=data)})
+    config = config.replaced({f"data.{key}": value for key, value in data.items()})
     mesh = make_mesh(config)
     # What is known without reading images says whether it is worth reading, or downloading, them.
     info = describe_data(config.data)
     if info is not None and info.is_streamed and config.data.image_size is None:
-        config = config.model_copy(
-            update={"data": config.data.model_copy(update={"image_size": spec.image_size})}
-        )
+        config = config.replaced({"data.image_size": spec.image_size})
         info = replace(info, image_size=spec.image_size)
     if info is not None:
         check_fit(info, spec, config)
@@ -129,7 +128,7 @@ def recalibrated(trained: Trained, dataset: Dataset, mesh: Mesh, num_batches: in
         feed.close()
 
 
-def check_fit(given: DataSpec | DataInfo, trained: DataSpec, config: RunConfig) -> None:
+def check_fit(given: DataSpec | DataInfo, trained: DataSpec, config: Resolved) -> None:
     """Refuse data that a model was not trained on the like of.
 
     Args:

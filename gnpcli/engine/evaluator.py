@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from gnpcli.config import RunConfig
+from gnpcli.config.resolved import Resolved
 from gnpcli.data.base import DataSpec, FileSplit, Split
 from gnpcli.data.feeds.base import TrainFeed
 from gnpcli.data.feeds.make import make_eval_feed
@@ -26,7 +26,7 @@ class Evaluator:
     """Evaluation of one split, every example exactly once whatever the batch size and device count."""
 
     def __init__(
-        self, split: Split | FileSplit, spec: DataSpec, config: RunConfig, model: Model, mesh: Mesh
+        self, split: Split | FileSplit, spec: DataSpec, config: Resolved, model: Model, mesh: Mesh
     ):
         self.feed = make_eval_feed(split, spec, config.data, mesh, dtype=config.train.dtype)
         self._step = make_eval_step(model, self.feed, mesh)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from gnpcli.config import RunConfig
+from gnpcli.config.resolved import Resolved
 from gnpcli.data.base import Dataset
 from gnpcli.data.registry import load_dataset
 from gnpcli.terminal.loading import LoadingDisplay
@@ -22,7 +22,7 @@ def warn_of_skipped(screen: Screen, skipped: Sequence[str], split: str) -> None:
         )
 
 
-def load_with_progress(config: RunConfig, screen: Screen) -> Dataset:
+def load_with_progress(config: Resolved, screen: Screen) -> Dataset:
     """Load the data set, saying how far it is fetched, prepared and decoded."""
     with LoadingDisplay(
         config.data.name, screen.console, screen.line, quiet=screen.is_quiet

@@ -92,9 +92,7 @@ class Loop:
         assert self.rounding is not None
         share, config = float(self.rounding(self.state, source)), self.task.config
         if share > precision.MOST:
-            told = precision.advice(
-                share, step=step, r=config.gr.r or 0.0, dtype=config.train.dtype
-            )
+            told = precision.advice(share, step=step, r=config.gr.r, dtype=config.train.dtype)
             self.screen.line(f"warning: {told}", style="yellow")
             self.rounding = None
         self.clock.pause(step)

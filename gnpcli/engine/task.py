@@ -10,10 +10,10 @@ from typing import Protocol
 import jax
 from jax.sharding import Mesh
 
-from gnpcli.config import RunConfig
+from gnpcli.config.resolved import Resolved
 from gnpcli.data.base import DataSpec, FileSplit, Split
 from gnpcli.data.feeds.make import make_train_feed
-from gnpcli.devices.mesh import abstract, check_cut, replicated, settle_groups
+from gnpcli.devices.mesh import abstract, check_cut, replicated
 from gnpcli.keys import run_keys
 from gnpcli.models.base import Model, Params, State, parameter_shapes, starting_from
 from gnpcli.models.registry import build_for
@@ -39,7 +39,7 @@ class Init(Protocol):
 class Task:
     """What a configuration and its data amount to. The loop puts it together."""
 
-    config: RunConfig
+    config: Resolved
     spec: DataSpec
     """Of the data that is trained on."""
     parts: Parts
@@ -77,14 +77,13 @@ class Task:
         return findings
 
 
-def build_task(config: RunConfig, train: Split | FileSplit, spec: DataSpec, mesh: Mesh) -> Task:
+def build_task(config: Resolved, train: Split | FileSplit, spec: DataSpec, mesh: Mesh) -> Task:
     """Build model, feed, optimizer, schedules and steps. Nothing is compiled yet.
 
     Raises:
         ConfigError: Model, image size and batch size do not fit together, the batch cannot be cut
             as asked for, or no parameter is perturbed.
     """
-    config = settle_groups(config)
     check_cut(config, mesh)
     image_shape = (spec.image_size, spec.image_size, spec.channels)
     model = build_for(config, spec)
@@ -113,7 +112,7 @@ def _is_rounded(parts: Parts) -> bool:
 
 
 def _make_init(
-    config: RunConfig, model: Model, image_shape: tuple[int, int, int], parts: Parts
+    config: Resolved, model: Model, image_shape: tuple[int, int, int], parts: Parts
 ) -> Init:
     def init(weights: tuple[Params, State] | None = None) -> TrainState:
         return init_state(

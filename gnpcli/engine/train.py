@@ -7,11 +7,11 @@ from pathlib import Path
 
 import jax
 
-from gnpcli.config import RunConfig
 from gnpcli.config.loader import differences
+from gnpcli.config.resolved import Resolved
 from gnpcli.data.base import Dataset, FileSplit, Split
 from gnpcli.data.registry import describe_data
-from gnpcli.devices.mesh import make_mesh, settle_groups
+from gnpcli.devices.mesh import make_mesh
 from gnpcli.devices.process import describe_environment, stop_signals
 from gnpcli.engine.evaluator import Evaluator
 from gnpcli.engine.loading import load_with_progress
@@ -19,7 +19,8 @@ from gnpcli.engine.loop import Loop, checkpoint_meta, last_good
 from gnpcli.engine.task import Task, build_task
 from gnpcli.errors import CheckpointError, DivergenceError, GnpError, Interrupted
 from gnpcli.keys import run_keys
-from gnpcli.recipes.plan import fit, objective
+from gnpcli.recipes.plan import fit
+from gnpcli.recipes.wording import objective_in_words
 from gnpcli.runs.checkpoint import Checkpoints
 from gnpcli.runs.contents import HeldOut, Summary, is_done
 from gnpcli.runs.folder import RunFolder, config_from_meta
@@ -29,7 +30,7 @@ from gnpcli.weights.source import Pretrained, complete, fit_pretrained, open_pre
 
 
 def train(
-    config: RunConfig, run_dir: Path, *, max_steps: int | None = None, quiet: bool = False
+    config: Resolved, run_dir: Path, *, max_steps: int | None = None, quiet: bool = False
 ) -> Summary:
     """Train `config` from the start into a new run folder.
 
@@ -48,7 +49,8 @@ def train(
     """
     screen = Screen(quiet=quiet)
     pretrained = open_pretrained(config, screen) if config.train.init_from is not None else None
-    config = settle_groups(config if pretrained is None else complete(config, pretrained))
+    if pretrained is not None:
+        config = complete(config, pretrained)
     RunFolder(run_dir).check_free(config)
     # Everything that can be wrong with data, model and weights shows before a run folder exists.
     task, dataset = _prepare(config, screen)
@@ -69,7 +71,7 @@ def resume(run_dir: Path, *, max_steps: int | None = None, quiet: bool = False) 
     return _run(task, dataset, run, screen, max_steps)
 
 
-def _prepare(config: RunConfig, screen: Screen) -> tuple[Task, Dataset]:
+def _prepare(config: Resolved, screen: Screen) -> tuple[Task, Dataset]:
     mesh = make_mesh(config)
     # What is wrong with the configuration shows before anything is downloaded or decoded.
     if (info := describe_data(config.data)) is not None:
@@ -210,7 +212,7 @@ def _introduce(
     screen.line(
         f"data       {config.data.name}: {sizes}, {spec.num_classes} classes, {spec.image_size} px"
     )
-    screen.line(f"objective  {objective(config)}")
+    screen.line(f"objective  {objective_in_words(config)}")
     screen.line(
         f"steps      {task.horizon.total_steps:,} ({task.horizon.steps_per_epoch} an epoch) on "
         f"{task.parts.mesh.size} {jax.default_backend()} device(s)"

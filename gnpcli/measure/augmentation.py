@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from gnpcli.config import MeshConfig, RunConfig
+from gnpcli.config.resolved import Resolved
 from gnpcli.data.base import DataSpec, Images
 from gnpcli.data.feeds.make import make_train_feed
 from gnpcli.devices.mesh import make_mesh
@@ -27,7 +27,7 @@ _FONT = ImageFont.load_default(size=11)
 
 
 def preview(
-    config: RunConfig, path: Path, *, count: int, step: int, columns: int, quiet: bool
+    config: Resolved, path: Path, *, count: int, step: int, columns: int, quiet: bool
 ) -> int:
     """Write `count` training images of a step, before and after augmentation, to a PNG.
 
@@ -52,15 +52,23 @@ def preview(
     """
     dataset = load_with_progress(config, Screen(quiet=quiet))
     count = min(count, len(dataset.train))
-    data = config.data.model_copy(update={"batch_size": count, "eval_batch_size": None})
-    mesh = make_mesh(config.model_copy(update={"data": data, "mesh": MeshConfig(devices=1)}))
+    config = config.replaced(
+        {
+            "data.batch_size": count,
+            "data.eval_batch_size": None,
+            "gr.groups": 1,
+            "train.accumulate": 1,
+            "mesh.devices": 1,
+        }
+    )
+    mesh = make_mesh(config)
     keys = run_keys(config.train.seed)
     shown = []
     for changes in ({"augment": "none", "mix": "none", "random_erasing": 0.0}, {}):
         feed = make_train_feed(
             dataset.train,
             dataset.spec,
-            data.model_copy(update=changes),
+            config.data.replaced(changes),
             mesh,
             key=keys.order,
             dtype=config.train.dtype,

@@ -25,7 +25,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from gnpcli.config import RunConfig
+from gnpcli.config.resolved import Resolved
 from gnpcli.data.base import DataSpec
 from gnpcli.data.feeds.make import make_train_feed
 from gnpcli.devices.mesh import make_mesh, on_mesh, replicated
@@ -194,7 +194,7 @@ class Fidelity:
 
 
 def measure_fidelity(
-    config: RunConfig,
+    config: Resolved,
     trained: Trained | None,
     *,
     radii: Sequence[float],
@@ -251,12 +251,11 @@ def measure_fidelity(
     return found
 
 
-def _models(config: RunConfig, spec: DataSpec, dtypes: Sequence[str]) -> dict[str, Model]:
+def _models(config: Resolved, spec: DataSpec, dtypes: Sequence[str]) -> dict[str, Model]:
     """Build the model in float32 and in every other compute type."""
     models = {}
     for dtype in dict.fromkeys([REFERENCE_DTYPE, *dtypes]):
-        train = config.train.model_copy(update={"dtype": dtype})
-        models[dtype] = build_for(config.model_copy(update={"train": train}), spec)
+        models[dtype] = build_for(config.replaced({"train.dtype": dtype}), spec)
     return models
 
 
@@ -275,7 +274,7 @@ def _start(
 class _Measures:
     """The compiled measures of a configuration in each of its compute types."""
 
-    def __init__(self, config: RunConfig, models: Mapping[str, Model], dtypes: Sequence[str]):
+    def __init__(self, config: Resolved, models: Mapping[str, Model], dtypes: Sequence[str]):
         losses = {dtype: _loss_in(dtype, model, config) for dtype, model in models.items()}
         scales = build_scales(config.gr)
         self._products = exact_products(losses[REFERENCE_DTYPE], scales)
@@ -303,7 +302,7 @@ class _Measures:
             found.exact.setdefault(dtype, []).append(own)
 
 
-def _loss_in(dtype: str, model: Model, config: RunConfig) -> Loss:
+def _loss_in(dtype: str, model: Model, config: Resolved) -> Loss:
     objective = make_objective(model, config.train, config.gr)
 
     def loss(

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from jax.sharding import Mesh
 
-from gnpcli.config import RunConfig
+from gnpcli.config.resolved import Resolved
 from gnpcli.data.base import Dataset, FileSplit, Split
 from gnpcli.devices.mesh import make_mesh
 from gnpcli.engine.evaluate import recalibrated
@@ -37,7 +37,7 @@ class Inspection:
     """What was measured of one run."""
 
     folder: Path
-    config: RunConfig
+    config: Resolved
     result: dict[str, Any] = field(repr=False)
     """JSON-able; see `inspect`."""
 
@@ -95,7 +95,7 @@ def inspect(
     return found
 
 
-def _with_radii(plan: Plan, configs: Sequence[RunConfig]) -> Plan:
+def _with_radii(plan: Plan, configs: Sequence[Resolved]) -> Plan:
     if plan.radii:
         return plan
     own = [r for r in map(_radius, configs) if r is not None]
@@ -103,7 +103,7 @@ def _with_radii(plan: Plan, configs: Sequence[RunConfig]) -> Plan:
     return replace(plan, radii=tuple(sorted({*own, *(factor * base for factor in RADII_IN_R)})))
 
 
-def _radius(config: RunConfig) -> float | None:
+def _radius(config: Resolved) -> float | None:
     """Return the radius that a run was regularized with."""
     return config.gr.r if config.gr.how.penalises and config.gr.r else None
 
@@ -116,14 +116,14 @@ class _Shared:
         self._datasets: dict[str, Dataset] = {}
         self._sums: dict[tuple[object, ...], Sums] = {}
 
-    def dataset(self, config: RunConfig) -> Dataset:
+    def dataset(self, config: Resolved) -> Dataset:
         """Load the data of a run."""
         key = config.data.model_dump_json()
         if key not in self._datasets:
             self._datasets[key] = load_with_progress(config, self._screen)
         return self._datasets[key]
 
-    def sums(self, config: RunConfig, trained: Trained, mesh: Mesh) -> Sums:
+    def sums(self, config: Resolved, trained: Trained, mesh: Mesh) -> Sums:
         """Build the model of a run."""
         key = (config.model.model_dump_json(), str(trained.spec), mesh.size)
         if key not in self._sums:
@@ -169,18 +169,19 @@ def _inspect_one(
         }
 
 
-def _inspected(trained: Trained, plan: Plan, data_dir: str | None) -> RunConfig:
+def _inspected(trained: Trained, plan: Plan, data_dir: str | None) -> Resolved:
     """Return the run's configuration with the batches and the compute type of an inspection."""
     config, devices = trained.config, trained.mesh.size
-    data = {"batch_size": -(-plan.batch_size // devices) * devices, "eval_batch_size": None}
+    changes: dict[str, Any] = {
+        "data.batch_size": -(-plan.batch_size // devices) * devices,
+        "data.eval_batch_size": None,
+        "gr.groups": 1,
+        "train.accumulate": 1,
+        "train.dtype": "float32",
+    }
     if data_dir is not None:
-        data["dir"] = data_dir  # type: ignore[assignment]
-    return config.model_copy(
-        update={
-            "data": config.data.model_copy(update=data),
-            "train": config.train.model_copy(update={"dtype": "float32"}),
-        }
-    )
+        changes["data.dir"] = data_dir
+    return config.replaced(changes)
 
 
 def _evaluated_state(trained: Trained, dataset: Dataset, mesh: Mesh) -> State:

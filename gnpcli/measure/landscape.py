@@ -12,7 +12,7 @@ from jax.flatten_util import ravel_pytree
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Float32, Int
 
-from gnpcli.config import RunConfig
+from gnpcli.config.resolved import Resolved
 from gnpcli.data.base import DataSpec, FileSplit, Split
 from gnpcli.data.feeds.make import make_eval_feed
 from gnpcli.devices.mesh import replicated, split_batch
@@ -126,7 +126,7 @@ class Landscape:
         state: State,
         subset: Split | FileSplit,
         spec: DataSpec,
-        config: RunConfig,
+        config: Resolved,
         mesh: Mesh,
         on_pass: Callable[[int], None] = lambda images: None,
     ):

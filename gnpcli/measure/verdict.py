@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from gnpcli.config import RunConfig
+from gnpcli.config.resolved import Resolved
 from gnpcli.devices.process import describe_environment
 from gnpcli.measure.fidelity import Deviation, Fidelity, measure_fidelity
 from gnpcli.runs.trained import Trained
@@ -23,7 +23,7 @@ _WORST: dict[str, Callable[[list[float]], float]] = {
 
 
 def check(
-    config: RunConfig,
+    config: Resolved,
     trained: Trained | None,
     *,
     radii: Sequence[float],

@@ -13,7 +13,10 @@ import os
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Protocol
+from functools import cache
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+
+from pydantic import model_validator
 
 from gnpcli.config.schema import ModelConfig, RunConfig
 from gnpcli.errors import ConfigError, suggest
@@ -247,24 +250,49 @@ def find_model(name: str) -> Entry:
     return entry
 
 
+def model_section(name: str) -> type[ModelConfig]:
+    """Return the class of the `model` section of a configuration for the model of that name.
+
+    It takes the options of this model alone, each with the model's own default.
+
+    Raises:
+        ConfigError: As `find_model`; and in validating, an option that this model does not have.
+    """
+    return _section_of(tuple(find_model(name).options.items()))
+
+
+@cache
+def _section_of(options: tuple[tuple[str, object], ...]) -> type[ModelConfig]:
+    return type("ModelOptions", (_OwnOptions,), {"own": dict(options)})
+
+
+class _OwnOptions(ModelConfig):
+    own: ClassVar[Mapping[str, object]] = {}
+
+    @classmethod
+    def key_names(cls) -> tuple[str, ...]:
+        return ("name", *cls.own)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill(cls, values: Mapping[str, Any]) -> dict[str, Any]:
+        given = {key: value for key, value in values.items() if value is not None}
+        for option in OPTION_NAMES:
+            if option in given and option not in cls.own:
+                has = f"its options are {', '.join(cls.own)}" if cls.own else "it has no options"
+                name = given.get("name")
+                raise ConfigError(f"{name} has no option {option!r}; {has}", f"model.{option}")
+        return {**cls.own, **given}
+
+
 def resolve_model(config: ModelConfig) -> ModelConfig:
-    """Return the configuration with the model's own default for every option that it takes and that
-    is null.
+    """Return the configuration with the model's own default for every option that is null.
 
     Raises:
         ConfigError: As `find_model`; or an option is set that this model does not have.
     """
-    options = find_model(config.name).options
-    chosen = {
-        option: value for option in OPTION_NAMES if (value := getattr(config, option)) is not None
-    }
-    for option in chosen:
-        if option not in options:
-            has = f"its options are {', '.join(options)}" if options else "it has no options"
-            raise ConfigError(
-                f"{config.name} has no option {option!r}; {has}", key=f"model.{option}"
-            )
-    return config.model_copy(update={**options, **chosen})
+    found = model_section(config.name).model_validate(config.model_dump())
+    return ModelConfig(**found.model_dump())
 
 
 def build_model(

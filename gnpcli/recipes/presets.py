@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,10 +9,12 @@ from typing import Any
 
 from gnpcli.config import RunConfig
 from gnpcli.config.loader import Layer, located, merge, parse_overrides, read_yaml, validate
+from gnpcli.config.resolved import Resolved, settle
+from gnpcli.config.resolved import resolve as resolve_configuration
 from gnpcli.config.schema import ModelConfig
 from gnpcli.data.registry import check_data
 from gnpcli.errors import ConfigError, suggest
-from gnpcli.models.registry import MODELS, find_model, resolve_model
+from gnpcli.models.registry import model_section
 
 DEFAULT_PRESET = "vit-nano-digits"
 """What ``gnp train`` trains when nothing is named: a small ViT on the bundled digits."""
@@ -83,81 +84,101 @@ def _read(name: str) -> Preset:
     return Preset(path.stem, purpose, (Layer(values, layer.where),))
 
 
-def resolve(
+def compose(
     name: str | None,
     assignments: Sequence[str] = (),
     flags: Mapping[str, tuple[str, Any]] | None = None,
 ) -> RunConfig:
-    """Resolve a preset, then short flags, then ``--set`` assignments, into a complete
-    configuration.
+    """Compose a configuration of a preset, then short flags, then ``--set`` assignments.
+
+    It says what `resolve` says but for the devices: ``gr.groups`` may be ``per-device``.
 
     Args:
         name: Preset name or YAML path; None takes `DEFAULT_PRESET`.
         assignments: ``key=value`` texts, in the order given.
         flags: ``{key: (flag, value)}`` of the short flags; a value of None was not given.
 
-    Returns:
-        The configuration with the model's defaults, the GR warmup and sam's alpha filled in.
-
     Raises:
         ConfigError: Naming key, place, and what is allowed.
     """
-    return resolve_layers(
-        [*load_preset(name or DEFAULT_PRESET).layers, *parse_overrides(assignments, flags)]
-    )
+    return compose_layers(_layers(name, assignments, flags))
+
+
+def resolve(
+    name: str | None,
+    assignments: Sequence[str] = (),
+    flags: Mapping[str, tuple[str, Any]] | None = None,
+) -> Resolved:
+    """Resolve a preset under flags and assignments for the devices of this machine.
+
+    Arguments and errors are those of `compose`.
+    """
+    return resolve_layers(_layers(name, assignments, flags))
 
 
 def resolve_architecture(name: str, assignments: Sequence[str] = ()) -> ModelConfig:
-    """Resolve the model of that name, with its own defaults under assignments; errors as in
-    `resolve`.
+    """Resolve the model of that name, with its own defaults under assignments.
+
+    Raises:
+        ConfigError: As `compose`.
     """
-    *below, demo = load_preset(
-        DEFAULT_PRESET
-    ).layers  # for the sections that a model alone does not have
-    alone = Layer({**demo.values, "model": {"name": name}})
-    return resolve_layers([*below, alone, *parse_overrides(assignments)]).model
+    *below, demo = load_preset(DEFAULT_PRESET).layers
+    alone = Layer({**demo.values, "model": {"name": name}})  # the other sections are no matter
+    return compose_layers([*below, alone, *parse_overrides(assignments)]).model
 
 
 def override(
     config: RunConfig,
     assignments: Sequence[str] = (),
     flags: Mapping[str, tuple[str, Any]] | None = None,
-) -> RunConfig:
-    """Return a complete configuration, such as that of a run, under flags and assignments; all as
-    in `resolve`.
+) -> Resolved:
+    """Resolve a configuration, such as that of a run, under flags and assignments.
+
+    The other arguments and the errors are those of `compose`.
     """
-    return resolve_layers(
-        [Layer(config.model_dump(mode="json")), *parse_overrides(assignments, flags)]
-    )
+    layers = [Layer(config.model_dump(mode="json")), *parse_overrides(assignments, flags)]
+    return resolve_layers(layers)
 
 
-def resolve_layers(layers: Sequence[Layer]) -> RunConfig:
-    """Merge layers, the lowest first, into a complete configuration; result and errors as in
-    `resolve`.
-    """
-    layer = merge(layers, _model_keys(layers))
-    config = validate(layer)
+def compose_layers(layers: Sequence[Layer]) -> RunConfig:
+    """Merge layers, the lowest first, into a configuration; as in `compose`."""
+    layer = merge(layers, model_section)
+    config = validate(layer, model_section)
     try:
         check_data(config.data)
-        return config.model_copy(update={"model": resolve_model(config.model)})
     except ConfigError as error:
         raise located(error, layer) from None
+    return config
 
 
-def _model_keys(layers: Sequence[Layer]) -> dict[str, set[str]]:
-    """Return the keys of the `model` section by model, those of a user's own that the layers name
-    among them.
+def resolve_layers(layers: Sequence[Layer]) -> Resolved:
+    """Merge layers, the lowest first, into a complete configuration; as in `resolve`."""
+    return settle(compose_layers(layers), count_devices)
+
+
+def read_resolved(layers: Sequence[Layer]) -> Resolved:
+    """Resolve layers as `resolve_layers` does, whether or not their data set is known here.
+
+    Model options that an earlier version of a run did not write take the model's defaults, which
+    is what they were.
+
+    Raises:
+        ConfigError: They are no configuration.
     """
-    sections = [layer.values.get("model") for layer in layers]
-    named = {
-        str(section["name"])
-        for section in sections
-        if isinstance(section, dict) and "name" in section
-    }
-    entries = dict(MODELS)
-    for name in named - MODELS.keys():
-        with contextlib.suppress(
-            ConfigError
-        ):  # which `resolve_model` raises where the name is the one that counts
-            entries[name] = find_model(name)
-    return {name: {"name", *entry.options} for name, entry in entries.items()}
+    return resolve_configuration(layers, count_devices, model_section)
+
+
+def count_devices() -> int:
+    """Return how many local devices share a batch."""
+    from gnpcli.devices.mesh import count_local_devices
+
+    return count_local_devices()
+
+
+def _layers(
+    name: str | None,
+    assignments: Sequence[str],
+    flags: Mapping[str, tuple[str, Any]] | None,
+) -> list[Layer]:
+    preset = load_preset(name or DEFAULT_PRESET)
+    return [*preset.layers, *parse_overrides(assignments, flags)]

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from gnpcli import __version__
-from gnpcli.config import GrConfig, RunConfig
+from gnpcli.config import GrConfig
 from gnpcli.config.checks import advice
+from gnpcli.config.resolved import Resolved
 from gnpcli.errors import DataError
-from gnpcli.recipes.plan import objective
+from gnpcli.recipes.wording import objective_in_words
 from gnpcli.report import page
 from gnpcli.report.bands import Group, panels_of
 from gnpcli.report.charts import check_place, inline_charts
@@ -81,7 +82,7 @@ def run_page(history: History) -> str:
     return "".join(sections)
 
 
-def _headline(config: RunConfig) -> str:
+def _headline(config: Resolved) -> str:
     how = config.gr.strategy if config.gr.how.penalises else "plain training"
     return f"{config.model.name} on {config.data.name}, {how}"
 
@@ -158,7 +159,7 @@ def _when(gr: GrConfig) -> str:
     return f"{words} for the first {gr.warmup_epochs:g} epochs"
 
 
-def formula(config: RunConfig) -> str:
+def formula(config: Resolved) -> str:
     """Return the objective as a formula, what its letters are in this run, and the line that `gnp
     train` printed.
     """
@@ -167,7 +168,7 @@ def formula(config: RunConfig) -> str:
     inner = f"{loss} + ½·{train.l2:g}·‖<i>w</i>‖²" if train.l2 else loss
     told = ["L is the mean cross-entropy"
             + (f" with label smoothing {train.label_smoothing:g}" if train.label_smoothing else "")]  # fmt: skip
-    r, alpha = gr.r or 0.0, gr.alpha or 0.0
+    r, alpha = gr.r, gr.alpha
     if not gr.how.penalises or not r * alpha:
         formula = inner
     else:
@@ -191,7 +192,7 @@ def formula(config: RunConfig) -> str:
     return (
         '<div class="formula"><div '
         f'class="math">{formula}</div>\n<p>{html.escape("; ".join(told))}.</p>'
-        f'<p class="sub"><code>{html.escape(objective(config))}</code></p></div>\n'
+        f'<p class="sub"><code>{html.escape(objective_in_words(config))}</code></p></div>\n'
     )
 
 
@@ -247,7 +248,7 @@ def _checkpoints(history: History, sizes: Mapping[int, int], summary: Summary) -
     return page.table(("step", "", "error", "on disk"), rows, numbers=(0, 2, 3))
 
 
-def _configuration(config: RunConfig) -> str:
+def _configuration(config: Resolved) -> str:
     sections = []
     for section, keys in config.model_dump(mode="json").items():
         shown = sorted(

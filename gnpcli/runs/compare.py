@@ -7,9 +7,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from gnpcli.config import RunConfig
 from gnpcli.config.loader import flatten
 from gnpcli.config.recipe import DATA_KEYS
+from gnpcli.config.resolved import Resolved
 from gnpcli.errors import ConfigError
 from gnpcli.recipes.plan import count_steps
 from gnpcli.runs.contents import HELD_OUT, Record
@@ -70,7 +70,7 @@ def labels(places: Sequence[Path]) -> list[str]:
     return [str(place.relative_to(common)) if place != common else place.name for place in places]
 
 
-def _run(run: RunFolder, config: RunConfig) -> dict[str, Any]:
+def _run(run: RunFolder, config: Resolved) -> dict[str, Any]:
     records, summary = run.records(), run.summary()
     step = records[-1]["step"] if records else 0
     epoch = reached_epoch(records) or 0.0
@@ -102,7 +102,7 @@ def _measured(record: Record) -> dict[str, Any]:
     return {key: record.get(key) for key in ("error_rate", "loss", "step", "epoch")}
 
 
-def _gradients(config: RunConfig, step: int, epoch: float) -> dict[str, int]:
+def _gradients(config: Resolved, step: int, epoch: float) -> dict[str, int]:
     """Count the gradients taken up to a step; none where its epoch, and so the length of one, is
     not known.
     """

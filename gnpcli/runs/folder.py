@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
-from gnpcli.config import CheckpointConfig, RunConfig
-from gnpcli.config.loader import Layer, differences, dump, read_yaml, validate
+from gnpcli.config import CheckpointConfig
+from gnpcli.config.loader import Layer, differences, dump, read_yaml
+from gnpcli.config.resolved import Resolved
 from gnpcli.errors import ConfigError
 from gnpcli.files import write_atomically
-from gnpcli.models.registry import resolve_model
+from gnpcli.recipes.presets import read_resolved
 from gnpcli.runs.contents import ENVIRONMENT, SUMMARY, Record, Session, Summary, reason
 from gnpcli.runs.log import MetricsLog, parse_records
 
@@ -55,7 +56,7 @@ class RunFolder:
         """Return whether a run has been started here."""
         return (self.path / _CONFIG).is_file()
 
-    def config(self) -> RunConfig:
+    def config(self) -> Resolved:
         """Return the configuration of the run.
 
         Raises:
@@ -65,13 +66,13 @@ class RunFolder:
             raise ConfigError(f"{self.path} is not a run folder (it has no {_CONFIG})")
         path = self.path / _CONFIG
         try:
-            return _complete(validate(read_yaml(path)))
+            return read_resolved([read_yaml(path)])
         except ConfigError as error:
             if str(path) in str(error):
                 raise
             raise ConfigError(f"{path}: {error}", error.key) from error
 
-    def check_free(self, config: RunConfig) -> None:
+    def check_free(self, config: Resolved) -> None:
         """Refuse a folder that a new run of `config` must not be written into.
 
         Raises:
@@ -97,7 +98,7 @@ class RunFolder:
                 f"{path} is not empty and is not a run folder: take another --run-dir"
             )
 
-    def create(self, config: RunConfig) -> None:
+    def create(self, config: Resolved) -> None:
         """Make the folder, which `check_free` has allowed, and write its ``config.yaml``.
 
         Raises:
@@ -242,7 +243,7 @@ class RunFolder:
             self._warn(text)
 
 
-def default_run_dir(config: RunConfig) -> Path:
+def default_run_dir(config: Resolved) -> Path:
     """Return a new folder name under ``runs/`` that says model, data, strategy, seed and time."""
     model, data = (
         re.sub(r"[^\w.-]+", "-", name).strip("-") for name in (config.model.name, config.data.name)
@@ -258,14 +259,9 @@ def default_run_dir(config: RunConfig) -> Path:
     return path
 
 
-def config_from_meta(meta: dict[str, Any]) -> RunConfig:
+def config_from_meta(meta: dict[str, Any]) -> Resolved:
     """Return the configuration that a checkpoint was saved with."""
-    return _complete(validate(Layer(meta["config"], {})))
-
-
-def _complete(config: RunConfig) -> RunConfig:
-    """Fill model options that an earlier version did not write down, which is what they were."""
-    return config.model_copy(update={"model": resolve_model(config.model)})
+    return read_resolved([Layer(meta["config"])])
 
 
 def _parse(path: Path, content: TypeAdapter[Content]) -> Content:

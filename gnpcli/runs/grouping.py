@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol, TypeVar
 
-from gnpcli.config import RunConfig
 from gnpcli.config.recipe import DATA_KEYS, recipe
+from gnpcli.config.resolved import Resolved
 
 
 class Configured(Protocol):
@@ -19,7 +19,7 @@ class Configured(Protocol):
         ...
 
     @property
-    def config(self) -> RunConfig:
+    def config(self) -> Resolved:
         """What it trained."""
         ...
 

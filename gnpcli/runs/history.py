@@ -13,7 +13,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from gnpcli.config import RunConfig
+from gnpcli.config.resolved import Resolved
 from gnpcli.errors import DataError
 from gnpcli.runs.contents import Record, is_number
 from gnpcli.runs.folder import RunFolder
@@ -29,7 +29,7 @@ class History:
     """What a run has logged."""
 
     folder: Path
-    config: RunConfig
+    config: Resolved
     records: Sequence[Record]
     """In the order of the file."""
     damage: str | None

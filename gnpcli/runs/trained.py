@@ -7,8 +7,9 @@ from dataclasses import dataclass
 import jax
 from jax.sharding import Mesh
 
-from gnpcli.config import CheckpointConfig, RunConfig, Weights
+from gnpcli.config import CheckpointConfig, Weights
 from gnpcli.config.loader import differences
+from gnpcli.config.resolved import Resolved
 from gnpcli.data.base import DataSpec
 from gnpcli.devices.mesh import abstract, make_mesh
 from gnpcli.errors import CheckpointError
@@ -25,7 +26,7 @@ class Trained:
     """A model with its weights, and what it was trained on."""
 
     step: int
-    config: RunConfig
+    config: Resolved
     spec: DataSpec
     mesh: Mesh
     model: Model

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, NamedTuple, Protocol, cast
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -125,7 +125,7 @@ def make_value_and_grad(
 
 def _slices(parts: Parts) -> tuple[int, int]:
     """Return the groups of a batch and the microbatches of a group."""
-    groups = cast(int, parts.gr.groups)
+    groups = parts.gr.groups
     return groups, max(parts.train.accumulate // groups, 1)
 
 

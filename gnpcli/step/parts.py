@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import optax
 from jax.sharding import Mesh
 
-from gnpcli.config import GrConfig, RunConfig, TrainConfig
+from gnpcli.config import TrainConfig
+from gnpcli.config.resolved import Resolved, ResolvedGr
 from gnpcli.data.feeds.base import TrainFeed
 from gnpcli.models.base import Model
 from gnpcli.step.optimizer import build_optimizer
@@ -26,10 +27,8 @@ class Parts:
     """Applied to the mixed and clipped gradient. Minus the learning rate scales its result."""
     train: TrainConfig
     """What acts on loss, gradient and update."""
-    gr: GrConfig
-    """Gradient regularization. `groups` is a number; `schedule` holds what the strategy makes of
-    r and alpha.
-    """
+    gr: ResolvedGr
+    """Gradient regularization; `schedule` holds what the strategy makes of r and alpha."""
     schedule: GrSchedule
     """The kind of every step, and r and alpha in it."""
     lr: Schedule
@@ -38,11 +37,11 @@ class Parts:
     """Made for these groups. The batch is split over it, the state is replicated."""
 
 
-def build_parts(config: RunConfig, model: Model, feed: TrainFeed, mesh: Mesh) -> Parts:
+def build_parts(config: Resolved, model: Model, feed: TrainFeed, mesh: Mesh) -> Parts:
     """Return the parts of a run: `config` says what optimizer and schedules are.
 
     Args:
-        config: `gr.groups` is a number.
+        config: The run.
         model: What is trained.
         feed: Of the training split. Its epochs give the schedules their length.
         mesh: Made for `config`.

@@ -74,7 +74,7 @@ def make_rounding_measure(parts: Parts) -> RoundingMeasure:
         _, grads, _ = value_and_grad(state.params, state.model_state, {}, images, labels, model_key)
         moves = perturbed_mask(state.params, parts.gr.perturb)
         ray, length = steepest(state.params, grads, scales)
-        scale = (parts.gr.r or 0.0) * inverse(length)
+        scale = parts.gr.r * inverse(length)
         perturbation = jax.tree.map(partial(scaled, scale), ray)
         return lost_share(state.params, perturbation, moves, DTYPES[parts.train.dtype])
 

@@ -14,7 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gnpcli.config import GrConfig, ScheduleConfig, Strategy
+from gnpcli.config import ScheduleConfig, Strategy
+from gnpcli.config.resolved import ResolvedGr
 from gnpcli.config.schedules import Moment
 
 Step = jax.Array | int
@@ -90,7 +91,7 @@ class GrSchedule:
         )
 
 
-def gr_schedule(config: GrConfig, horizon: Horizon, seed: int) -> GrSchedule:
+def gr_schedule(config: ResolvedGr, horizon: Horizon, seed: int) -> GrSchedule:
     """Return how r and alpha move over the run (arXiv 2406.09723), and which steps they act in.
 
     The table `gnpcli.config.strategies.STRATEGIES` says what each strategy does. A warmup goes by
@@ -109,8 +110,8 @@ def gr_schedule(config: GrConfig, horizon: Horizon, seed: int) -> GrSchedule:
         horizon: Length of the run.
         seed: `train.seed`, for the coins.
     """
-    warmup, total = horizon.steps(config.warmup_epochs or 0.0), horizon.total_steps
-    r, alpha, how = config.r or 0.0, config.alpha or 0.0, config.how
+    warmup, total = horizon.steps(config.warmup_epochs), horizon.total_steps
+    r, alpha, how = config.r, config.alpha, config.how
     if not how.penalises or r * alpha == 0:
         return GrSchedule(["plain"] * total, _constant(0.0), _constant(0.0))
     rs, alphas = _warmed_up(how, r, alpha, warmup)
@@ -147,7 +148,7 @@ def _warmed_up(how: Strategy, r: float, alpha: float, warmup: int) -> tuple[Sche
     return schedule(0), schedule(1)
 
 
-def _probability(config: GrConfig, warmup: int, steps: np.ndarray) -> np.ndarray:
+def _probability(config: ResolvedGr, warmup: int, steps: np.ndarray) -> np.ndarray:
     start = warmup if config.how.warms_up else 0
     end = config.probability if config.probability_end is None else config.probability_end
     progress = np.clip((steps - start) / max(len(steps) - 1 - start, 1), 0, 1)

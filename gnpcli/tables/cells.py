@@ -10,6 +10,7 @@ from typing import Literal
 
 from gnpcli.config import RunConfig
 from gnpcli.config.loader import differences, flatten
+from gnpcli.config.resolved import Resolved, settle
 from gnpcli.errors import ConfigError
 from gnpcli.runs.folder import RunFolder
 from gnpcli.tables.spec import Changes, Table
@@ -29,12 +30,18 @@ class Cell:
     column: str
     seed: int
     config: RunConfig
+    """As the table says it; groups may be per device."""
     run_dir: Path
 
     @property
     def name(self) -> str:
         """Row, column and seed in a line."""
         return f"{self.row} {self.column} seed {self.seed}"
+
+    @property
+    def on_one_device(self) -> Resolved:
+        """The configuration in numbers, for what the number of devices does not change."""
+        return settle(self.config, lambda: 1)
 
     @property
     def log(self) -> Path:
@@ -125,12 +132,8 @@ def _differences(run: RunFolder, cell: Cell) -> list[str]:
     if not run.exists():
         return []
     recorded, wanted = run.config(), cell.config
-    if wanted.gr.groups == "per-device":
-        # Of the devices that the run began on: it recorded how many they were.
-        wanted = wanted.model_copy(
-            update={"gr": wanted.gr.model_copy(update={"groups": recorded.gr.groups})}
-        )
-    return differences(recorded, wanted)
+    # Groups per device are of the devices that the run began on, and it recorded how many.
+    return differences(recorded, settle(wanted, lambda: recorded.gr.groups))
 
 
 def _state(run: RunFolder) -> CellState:

@@ -9,11 +9,13 @@ from dataclasses import dataclass
 from gnpcli.bench.steps import time_steps
 from gnpcli.bench.timing import Notify, platform
 from gnpcli.config import RunConfig
+from gnpcli.config.resolved import Resolved, settle
 from gnpcli.data.feeds.base import steps_per_epoch
 from gnpcli.data.registry import describe_data
 from gnpcli.devices.mesh import make_mesh
 from gnpcli.errors import DataError
 from gnpcli.recipes.plan import count_steps
+from gnpcli.recipes.presets import count_devices
 from gnpcli.runs.folder import RunFolder
 from gnpcli.runs.log import reached_epoch
 from gnpcli.tables.cells import Cell, CellState
@@ -70,7 +72,7 @@ def estimate(
     for cell in cells:
         key = _kind(cell.config)
         if key not in speeds:
-            speeds[key] = _measure(cell.config, notify)
+            speeds[key] = _measure(settle(cell.config, count_devices), notify)
         found.append(_estimate(cell, states[cell.name], speeds[key]))
     left_s = sum(each.left_s for each in found)
     if left_s:
@@ -95,14 +97,12 @@ def _kind(config: RunConfig) -> str:
     return json.dumps(parts, sort_keys=True)
 
 
-def _measure(config: RunConfig, notify: Notify) -> Speed:
+def _measure(config: Resolved, notify: Notify) -> Speed:
     mesh = make_mesh(config)
     size = config.data.batch_size
     if platform(mesh) == "cpu":
         size = min(size, CPU_BATCH * mesh.size)
-        config = config.model_copy(
-            update={"data": config.data.model_copy(update={"batch_size": size})}
-        )
+        config = config.replaced({"data.batch_size": size})
     notify(f"measuring {config.model.name} at batch {size}")
     kinds = time_steps(config, rounds=2, steps=1, notify=lambda text: None)
     return Speed(
@@ -118,7 +118,7 @@ def _estimate(cell: Cell, state: CellState, speed: Speed) -> CellEstimate:
     if data is None:
         raise DataError(f"the size of {config.data.name} is not known: give --data-dir")
     batch_size, epochs = config.data.batch_size, config.train.epochs
-    plain, gnp = count_steps(config, steps_per_epoch(data.num_train, batch_size))
+    plain, gnp = count_steps(cell.on_one_device, steps_per_epoch(data.num_train, batch_size))
     evaluations = -(-epochs // config.train.eval_every_epochs)
     evaluated = evaluations * (data.num_validation + data.num_test)
     steps_s = batch_size * (plain * speed.plain_s + gnp * speed.gnp_s)

@@ -14,8 +14,9 @@ from pydantic import ValidationError
 
 from gnpcli.config import RunConfig
 from gnpcli.config.loader import Layer, Tree, explain, parse_overrides, read_yaml
+from gnpcli.config.resolved import Resolved, settle
 from gnpcli.errors import ConfigError, suggest
-from gnpcli.recipes.presets import load_preset, preset_dir, resolve_layers
+from gnpcli.recipes.presets import compose_layers, load_preset, preset_dir
 from gnpcli.tables.checks import check_names, known_keys
 from gnpcli.tables.schema import RowOrColumn, TableSpec
 
@@ -110,9 +111,9 @@ class Table:
             "train.seed": ("--seeds", seed),
         }
         if changes.epochs is not None:
-            scaled = _scaled_epochs(resolve_layers(layers), changes.epochs)
+            scaled = _scaled_epochs(settle(compose_layers(layers), lambda: 1), changes.epochs)
             flags |= {key: ("--epochs", value) for key, value in scaled.items()}
-        return resolve_layers([*layers, *parse_overrides(changes.assignments, flags)])
+        return compose_layers([*layers, *parse_overrides(changes.assignments, flags)])
 
     def _layers(self, row: str, column: str, variant: str | None) -> list[Layer]:
         """Return the recipe of a cell and what goes over it: table, row, column, variant."""
@@ -144,13 +145,13 @@ class Table:
             raise ConfigError(f"{self.where.get(key, self.name)}: {error}") from None
 
 
-def _scaled_epochs(config: RunConfig, epochs: int) -> dict[str, float]:
+def _scaled_epochs(config: Resolved, epochs: int) -> dict[str, float]:
     """Return the epochs of a shorter or longer training, and its warmups in proportion."""
     share = epochs / config.train.epochs
     return {
         "train.epochs": epochs,
         "schedule.warmup_epochs": round(share * config.schedule.warmup_epochs, 6),
-        "gr.warmup_epochs": round(share * (config.gr.warmup_epochs or 0.0), 6),
+        "gr.warmup_epochs": round(share * config.gr.warmup_epochs, 6),
     }
 
 

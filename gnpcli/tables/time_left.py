@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 
-from gnpcli.config import RunConfig
+from gnpcli.config.resolved import Resolved
 from gnpcli.models.registry import find_model
 from gnpcli.recipes.plan import count_steps
 from gnpcli.tables.runner import CellProgress
@@ -17,7 +17,7 @@ An epoch is the same images in every cell, in however many steps.
 """
 
 
-def work(config: RunConfig) -> float:
+def work(config: Resolved) -> float:
     """Return what a run computes: FLOP of its model times gradients taken.
 
     It is comparable among the cells of a table. A model of the user's own that does not say its
@@ -50,7 +50,7 @@ class TimeLeft:
         for item in progress:
             name = item.cell.name
             if name not in self._work:
-                self._work[name], self._at_start[name] = work(item.cell.config), item.share
+                self._work[name], self._at_start[name] = work(item.cell.on_one_device), item.share
             done += self._work[name] * (item.share - self._at_start[name])
             if item.status != "failed":
                 to_do += self._work[name] * (1 - item.share)

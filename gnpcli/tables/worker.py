@@ -16,7 +16,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from gnpcli.config.loader import Layer, validate
+from gnpcli.config.loader import Layer
 from gnpcli.errors import explain
 from gnpcli.runs.folder import RunFolder
 
@@ -46,12 +46,13 @@ def _run(task: dict[str, Any]) -> None:
     keep_freed_memory()
     keep_compiled_programs()
     from gnpcli.engine.train import resume, train
+    from gnpcli.recipes.presets import read_resolved
 
     run_dir = Path(task["run_dir"])
     if RunFolder(run_dir).exists():
         resume(run_dir)
     else:
-        train(validate(Layer(task["config"])), run_dir)
+        train(read_resolved([Layer(task["config"])]), run_dir)
 
 
 def _read_line() -> bytes:

@@ -9,15 +9,17 @@ from typing import Any
 
 import optax
 
-from gnpcli.config import CheckpointConfig, DataConfig, RunConfig
-from gnpcli.config.loader import Layer, located, merge, parse_overrides, validate
+from gnpcli.config import CheckpointConfig, DataConfig
+from gnpcli.config.loader import Layer, parse_overrides
+from gnpcli.config.resolved import Resolved
 from gnpcli.data.base import DataSpec, numbered
 from gnpcli.data.registry import check_data, describe_data
 from gnpcli.errors import CheckpointError, ConfigError
 from gnpcli.keys import run_keys
 from gnpcli.models.base import HEAD, starting_from
-from gnpcli.models.registry import build_for, resolve_model
+from gnpcli.models.registry import build_for
 from gnpcli.models.torch.facts import Facts
+from gnpcli.recipes.presets import read_resolved
 from gnpcli.runs.checkpoint import Checkpoints
 from gnpcli.step.state import init_state
 from gnpcli.terminal.screen import Screen
@@ -145,19 +147,14 @@ def _sizes(
 
 def _configure(
     model: str, options: dict[str, Any], data: dict[str, Any], assignments: Sequence[str]
-) -> RunConfig:
+) -> Resolved:
     """Return a configuration for weights that no training of ours made; what is of training alone
     is immaterial.
     """
     base: dict[str, Any] = {
         "model": {"name": model, **options}, "data": data, "optimizer": {"name": "sgd"}, "train": {"epochs": 1},
     }  # fmt: skip
-    layer = merge([Layer(base), *parse_overrides(assignments)])
-    config = validate(layer)
-    try:
-        return config.model_copy(update={"model": resolve_model(config.model)})
-    except ConfigError as error:
-        raise located(error, layer) from None
+    return read_resolved([Layer(base), *parse_overrides(assignments)])
 
 
 def _list(values: Sequence[float]) -> str:

@@ -15,7 +15,7 @@ import jax
 import numpy as np
 from flax.traverse_util import flatten_dict
 
-from gnpcli.config import RunConfig
+from gnpcli.config.resolved import Resolved
 from gnpcli.data.images.assemble import STREAMED_MEAN, STREAMED_STD
 from gnpcli.errors import CheckpointError, ConfigError
 from gnpcli.models.base import Params, State
@@ -125,7 +125,7 @@ def usual_statistics(channels: int) -> tuple[tuple[float, ...], tuple[float, ...
     )
 
 
-def open_pretrained(config: RunConfig, screen: Screen) -> Pretrained:
+def open_pretrained(config: Resolved, screen: Screen) -> Pretrained:
     """Read the weights of `train.init_from`; errors as in `read_pretrained`.
 
     Raises:
@@ -143,28 +143,24 @@ def open_pretrained(config: RunConfig, screen: Screen) -> Pretrained:
     return pretrained
 
 
-def complete(config: RunConfig, pretrained: Pretrained) -> RunConfig:
-    """Return the configuration with what the weights decide: their hash, and how images are
-    normalised.
+def complete(config: Resolved, pretrained: Pretrained) -> Resolved:
+    """Return the configuration with what the weights decide: their hash, and the normalisation.
 
     So the run is a function of its configuration, and resuming it needs the weights' own file no
     more. Images are normalised as those were that the weights are used to, unless `data.mean` and
     `data.std` say otherwise.
     """
-    train = config.train.model_copy(
-        update={
-            "init_from": str(pretrained.path),
-            "init_sha256": config.train.init_sha256 or pretrained.sha256,
-        }
-    )
-    data = config.data
-    if data.mean is None:
-        data = data.model_copy(update={"mean": list(pretrained.mean), "std": list(pretrained.std)})
-    return config.model_copy(update={"train": train, "data": data})
+    changes: dict[str, Any] = {
+        "train.init_from": str(pretrained.path),
+        "train.init_sha256": config.train.init_sha256 or pretrained.sha256,
+    }
+    if config.data.mean is None:
+        changes |= {"data.mean": list(pretrained.mean), "data.std": list(pretrained.std)}
+    return config.replaced(changes)
 
 
 def fit_pretrained(
-    pretrained: Pretrained, config: RunConfig, init: Callable[[], tuple[Params, State]]
+    pretrained: Pretrained, config: Resolved, init: Callable[[], tuple[Params, State]]
 ) -> Fitted:
     """Fit weights to the model of a configuration.
 
