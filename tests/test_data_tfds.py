@@ -118,7 +118,7 @@ def test_blocks_join_without_a_seam(
 ) -> None:
     whole = load_dataset(of(data_dir))
     shutil.rmtree(cache)
-    monkeypatch.setattr(records_module, "_BLOCK", 7)
+    monkeypatch.setattr(records_module, "_RECORDS_PER_READ", 7)
     assert equal(load_dataset(of(data_dir)), whole)
     to_tfrecord(data_dir)
     assert equal(load_dataset(of(data_dir)), whole)

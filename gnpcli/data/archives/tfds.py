@@ -1,10 +1,10 @@
-"""What a folder that TensorFlow Datasets has prepared says of itself;
-`gnpcli.data.archives.records` reads its images.
+"""What a folder that TensorFlow Datasets has prepared says of itself.
 
-    DATA_DIR/<name>[/<config>]/<version>/dataset_info.json, features.json, label.labels.txt,
-    <name>-<split>.<format>-*
+    DATA_DIR/<name>[/<config>]/<version>/
+        dataset_info.json, features.json, label.labels.txt, <name>-<split>.<format>-*
 
-Nothing but the standard library is needed here, and no record file is opened.
+Only the standard library is needed here, and no record file is opened.
+`gnpcli.data.archives.records` reads the images.
 """
 
 from __future__ import annotations
@@ -71,10 +71,10 @@ class Features:
 
 
 def find(place: str) -> str | None:
-    """Return the folder of the newest prepared version at `place`; None where nothing there looks
-    like TFDS.
+    """Return the folder of the newest prepared version at `place`.
 
-    What an interrupted preparation leaves, ``incomplete.*``, counts as nothing.
+    Returns None where nothing there looks like TFDS. What an interrupted preparation leaves,
+    ``incomplete.*``, counts as nothing.
 
     Args:
         place: The folder of one version, or of a data set: then the newest version that has been
@@ -90,14 +90,13 @@ def find(place: str) -> str | None:
         return None
     if INFO in names:
         return place
-    versions = [
-        name
-        for name in names
-        if _VERSION.fullmatch(name) and os.path.isdir(os.path.join(place, name))
-    ]
+    versions = []
+    for name in names:
+        if _VERSION.fullmatch(name) and os.path.isdir(os.path.join(place, name)):
+            versions.append(name)
     prepared = [name for name in versions if os.path.isfile(os.path.join(place, name, INFO))]
     if prepared:
-        return os.path.join(place, max(prepared, key=lambda name: tuple(map(int, name.split(".")))))
+        return os.path.join(place, max(prepared, key=_version))
     if versions or FEATURES in names or any(_RECORDS.fullmatch(name) for name in names):
         where = os.path.join(place, *versions[-1:])
         raise DataError(
@@ -105,6 +104,10 @@ def find(place: str) -> str | None:
             "delete or complete it"
         )
     return None
+
+
+def _version(name: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in name.split("."))
 
 
 def examine(root: str, *, name: str, splits: Sequence[str] = ()) -> Prepared:
@@ -122,36 +125,42 @@ def examine(root: str, *, name: str, splits: Sequence[str] = ()) -> Prepared:
     path = os.path.join(root, INFO)
     info = _read_json(path)
     try:
-        own_name = str(info["name"])
-        form = str(
-            info.get("fileFormat") or "tfrecord"
-        )  # TFDS left the field out while there was one format
-        lengths = {
-            str(s["name"]): list(map(int, s.get("shardLengths", ())))
-            for s in info.get("splits", ())
-        }
-        shards = {
-            str(s["name"]): _shards(
-                root, own_name, form, str(s["name"]), s, len(lengths[str(s["name"])])
-            )
-            for s in info.get("splits", ())
-        }
-        paths, stamps = _files(root)
+        prepared = _parse(root, info)
     except OSError as error:
         raise DataError(f"{error.filename or root} cannot be read: {error.strerror}") from error
     except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
         raise DataError(f"{path} is damaged: prepare the data set anew") from error
-    if own_name != name:
-        raise DataError(f"{root} holds the TFDS data set {own_name!r}, not {name!r}")
-    if form not in FORMATS:
+    if prepared.name != name:
+        raise DataError(f"{root} holds the TFDS data set {prepared.name!r}, not {name!r}")
+    if prepared.format not in FORMATS:
         raise DataError(
-            f"{root} holds {form} records, which cannot be read here: prepare it as array_record"
+            f"{root} holds {prepared.format} records, which cannot be read here: prepare it as "
+            "array_record"
         )
-    prepared = Prepared(
-        root, own_name, form, {s: sum(n) for s, n in lengths.items()}, shards, paths, stamps
-    )
     check_splits(prepared, splits)
     return prepared
+
+
+def _parse(root: str, info: Mapping[str, Any]) -> Prepared:
+    """Return what dataset_info.json and the names of the files say.
+
+    Raises what unexpected JSON brings up, and OSError.
+    """
+    name = str(info["name"])
+    # TFDS left the field out while there was one format.
+    record_format = str(info.get("fileFormat") or "tfrecord")
+    counts: dict[str, int] = {}
+    shards: dict[str, tuple[str, ...]] = {}
+    for split in info.get("splits", ()):
+        split_name = str(split["name"])
+        lengths = [int(length) for length in split.get("shardLengths", ())]
+        template = str(split.get("filepathTemplate") or _TEMPLATE)
+        fields = {"DATASET": name, "SPLIT": split_name, "FILEFORMAT": record_format}
+        filenames = _shard_filenames(template, fields, len(lengths))
+        counts[split_name] = sum(lengths)
+        shards[split_name] = tuple(os.path.join(root, filename) for filename in filenames)
+    paths, stamps = _files(root)
+    return Prepared(root, name, record_format, counts, shards, paths, stamps)
 
 
 def check_splits(prepared: Prepared, splits: Sequence[str]) -> None:
@@ -160,7 +169,8 @@ def check_splits(prepared: Prepared, splits: Sequence[str]) -> None:
     Raises:
         DataError: With the first that is not, and those that are.
     """
-    if missing := [split for split in splits if prepared.counts.get(split, 0) < 1]:
+    missing = [split for split in splits if prepared.counts.get(split, 0) < 1]
+    if missing:
         found = ", ".join(split for split, count in prepared.counts.items() if count) or "none"
         raise DataError(
             f"{prepared.root} has no {missing[0]} split (its splits: {found}): prepare the data "
@@ -174,21 +184,19 @@ def read_features(prepared: Prepared) -> Features:
     Raises:
         DataError: If they hold something else, with what it is, or if the folder does not say.
     """
+    content = _read_json(os.path.join(prepared.root, FEATURES))
     damaged = DataError(f"{prepared.root} is damaged ({FEATURES}): prepare the data set anew")
-    found = _read_json(os.path.join(prepared.root, FEATURES)).get("featuresDict", {})
     try:
-        features: Mapping[str, Any] = found["features"]
-        image, label = (
-            features.get("image", {}).get("image"),
-            features.get("label", {}).get("classLabel"),
-        )
+        features: Mapping[str, Any] = content.get("featuresDict", {})["features"]
+        image = features.get("image", {}).get("image")
+        label = features.get("label", {}).get("classLabel")
     except (KeyError, TypeError, AttributeError) as error:
         raise damaged from error
     if image is None or label is None:
         raise DataError(
             f"{prepared.root} is no image classification set: its features are "
-            f"{', '.join(sorted(features))}, and an "
-            "image called image and a class called label are needed"
+            f"{', '.join(sorted(features))}, and an image called image and a class called label "
+            "are needed"
         )
     try:
         height, width, channels = (int(side) for side in image["shape"]["dimensions"])
@@ -205,9 +213,14 @@ def read_features(prepared: Prepared) -> Features:
     if len(names) != num_classes:
         raise damaged
     return Features(
-        tuple(names),
-        (height if height > 0 else None, width if width > 0 else None, min(channels, 3)),
+        class_names=tuple(names),
+        shape=(_known_side(height), _known_side(width), min(channels, 3)),
     )
+
+
+def _known_side(side: int) -> int | None:
+    """Return a side of the images; TFDS writes -1 where they differ."""
+    return side if side > 0 else None
 
 
 def _read_json(path: str) -> dict[str, Any]:
@@ -233,29 +246,24 @@ def _label_names(root: str) -> list[str]:
         raise DataError(f"{error.filename} cannot be read: {error.strerror}") from error
 
 
-def _shards(
-    root: str, name: str, form: str, split: str, info: Mapping[str, Any], count: int
-) -> tuple[str, ...]:
-    template = str(info.get("filepathTemplate") or _TEMPLATE)
-    return tuple(
-        os.path.join(
-            root,
-            template.format(
-                DATASET=name,
-                SPLIT=split,
-                FILEFORMAT=form,
-                SHARD_INDEX=f"{index:05d}",
-                NUM_SHARDS=f"{count:05d}",
-                SHARD_X_OF_Y=f"{index:05d}-of-{count:05d}",
-            ),
+def _shard_filenames(template: str, fields: Mapping[str, str], count: int) -> list[str]:
+    """Return the file names of a split's shards, in order."""
+    filenames = []
+    for index in range(count):
+        filename = template.format(
+            **fields,
+            SHARD_INDEX=f"{index:05d}",
+            NUM_SHARDS=f"{count:05d}",
+            SHARD_X_OF_Y=f"{index:05d}-of-{count:05d}",
         )
-        for index in range(count)
-    )
+        filenames.append(filename)
+    return filenames
 
 
 def _files(root: str) -> tuple[tuple[str, ...], tuple[tuple[int, int], ...]]:
+    """Return the paths of a folder's files, sorted, and (size in bytes, time of change in ns) each."""
     with os.scandir(root) as entries:
         found = sorted((entry.path, entry.stat()) for entry in entries if entry.is_file())
-    return tuple(path for path, _ in found), tuple(
-        (facts.st_size, facts.st_mtime_ns) for _, facts in found
-    )
+    paths = tuple(path for path, _ in found)
+    stamps = tuple((facts.st_size, facts.st_mtime_ns) for _, facts in found)
+    return paths, stamps
