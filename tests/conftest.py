@@ -17,13 +17,18 @@ import pytest
 from jaxtyping import install_import_hook
 
 CHECKED: list[str] = [
+    "gnpcli.data.augment",
+    "gnpcli.data.feeds",
     "gnpcli.measure.directions",
     "gnpcli.measure.hessian",
     "gnpcli.measure.landscape",
 ]
 """The modules whose signatures are checked at each call in every test: shapes, dtypes, types."""
 
-install_import_hook(CHECKED, "beartype.beartype")  # before any of them is imported
+BEARTYPE = "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))"
+"""A whole number counts as a float, as it does for mypy."""
+
+install_import_hook(CHECKED, BEARTYPE)  # before any of them is imported
 
 from tests.folders import put  # noqa: E402
 

@@ -6,7 +6,7 @@ from typing import Protocol
 
 
 class ProgressListener(Protocol):
-    """Called every now and then while data is fetched, prepared or decoded, and at the end of each."""
+    """Called now and then while data is fetched, prepared or decoded, and at the end of each."""
 
     def __call__(self, done: int, total: int, what: str = "reading", unit: str = "images") -> None:
         """Take note of how far a task is.

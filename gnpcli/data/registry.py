@@ -115,7 +115,7 @@ SOURCES: dict[str, SourceEntry] = {
         "NAME --file_format=array_record` does so",
     ),
 }
-"""Sources by name. ``scheme:WORD`` stands for every name that begins with ``scheme:`` and goes on."""
+"""Sources by name. ``scheme:WORD`` stands for every name that begins with ``scheme:``."""
 
 
 def check_data(config: DataConfig) -> None:

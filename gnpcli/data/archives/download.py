@@ -1,6 +1,7 @@
 """One file from one address, over HTTP: resumed where a download broke off.
 
-What has come so far lies in ``<file>.part``. Nothing is created before the first byte is on its way.
+What has come so far lies in ``<file>.part``. Nothing is created before the first byte is on its
+way.
 """
 
 from __future__ import annotations

@@ -80,7 +80,7 @@ class Origin:
         return self.sums.get(archive.filename, archive.sha256)
 
     def num_bytes(self, archive: Archive) -> int | None:
-        """Return the size that an archive must have; None where its sum is not the published one."""
+        """Return the size that an archive must have; None where its sum is not as published."""
         return archive.num_bytes if self.sha256(archive) == archive.sha256 else None
 
 

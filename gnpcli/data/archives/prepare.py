@@ -1,9 +1,9 @@
 """Published data sets into TFDS's own folders, in array_record, without TensorFlow.
 
 TFDS's builder of the data set does the work: its features, version, keys, order and files. Only
-where the examples come from is ours, since its own way of unpacking and encoding needs TensorFlow:
-the archives are verified by `gnpcli.data.archives.fetch`, and images are given as Pillow's, which
-TFDS encodes itself.
+the source of the examples is ours, since TFDS's own way of unpacking and encoding needs TensorFlow.
+`gnpcli.data.archives.fetch` verifies the archives, and images are given as Pillow's, which TFDS
+encodes itself.
 
     DATA_DIR/downloads/manual/<archive>
     DATA_DIR/<name>/<version>/
@@ -26,14 +26,15 @@ from typing import Any
 from PIL import Image
 
 from gnpcli.data.archives import tfds
-from gnpcli.data.archives.facts import PublishedFacts
+from gnpcli.data.archives.facts import Example, PublishedFacts
 from gnpcli.data.archives.fetch import Origin, fetch
 from gnpcli.data.progress import ProgressListener
 from gnpcli.errors import DataError
 
 _log = logging.getLogger("gnpcli")
 _TEMPORARY = "incomplete.gnp"
-_EVERY = 500  # images between two reports
+_EVERY = 500
+"""Images between two reports of progress."""
 
 
 def prepare(
@@ -102,11 +103,10 @@ def _write(
             f"preparing {published.name} needs tensorflow_datasets: pip install tensorflow_datasets"
         ) from error
 
-    def split_generators(
-        self: Any, manager: object
-    ) -> dict[str, Iterator[tuple[int, dict[str, Any]]]]:
+    def split_generators(self: Any, manager: object) -> dict[str, Iterator[tuple[int, Example]]]:
         del manager
-        for feature, names in {"label": published.class_names, **published.more_names}.items():
+        class_names = {"label": published.class_names, **published.more_names}
+        for feature, names in class_names.items():
             if tuple(self.info.features[feature].names) != names:
                 self.info.features[feature].names = list(names)
         return {split: _examples(published, split, paths, progress) for split in splits}
@@ -118,18 +118,22 @@ def _write(
         "_split_generators": split_generators,
     }
     with tensorflow_datasets.core.registered.skip_registration():
-        builder = type(base)(base.__name__, (base,), members)(
-            data_dir=folder, file_format="array_record"
-        )
+        own_builder = type(base)(base.__name__, (base,), members)
+        builder = own_builder(data_dir=folder, file_format="array_record")
     tensorflow_datasets.disable_progress_bar()
-    # A split beyond 1 GB, SVHN's extra, would be sorted in files that only TensorFlow can write; it
+    # A split beyond 1 GB, SVHN's extra, would be sorted in files that only TensorFlow can write. It
     # fits into memory.
     shuffle.MAX_MEM_BUFFER_SIZE = 1 << 62
+    _run_silently(builder)
+
+
+def _run_silently(builder: Any) -> None:
+    """Let a builder prepare its data set without printing what it is about to do."""
     log = logging.getLogger("absl")
     level = log.level
     log.setLevel(logging.ERROR)
     try:
-        with contextlib.redirect_stdout(io.StringIO()):  # tfds prints what it is about to do
+        with contextlib.redirect_stdout(io.StringIO()):
             builder.download_and_prepare()
     finally:
         log.setLevel(level)
@@ -140,25 +144,35 @@ def _examples(
     split: str,
     paths: Mapping[str, str],
     progress: ProgressListener | None,
-) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield (key, example), the key being the number of the image as in TFDS's own builders."""
-    own = {archive.filename: paths[archive.filename] for archive in published.archives[split]}
-    total, count = sum(published.class_counts[split]), 0
-    examples = published.examples(split, own)
-    while (example := _next(examples, own)) is not None:
+) -> Iterator[tuple[int, Example]]:
+    """Yield (key, example). The key is the number of the image, as in TFDS's own builders."""
+    task = f"preparing {published.name} {split}"
+    total = sum(published.class_counts[split])
+    count = 0
+    for example in _unpacked(published, split, paths):
         image = example["image"]
-        yield (
-            count,
-            example | {"image": Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)},
-        )
+        pixels = image[..., 0] if image.shape[-1] == 1 else image
+        yield count, {**example, "image": Image.fromarray(pixels)}
         count += 1
         if progress is not None and count % _EVERY == 0:
-            progress(count, max(total, count), f"preparing {published.name} {split}")
+            progress(count, max(total, count), task)
     if progress is not None:
-        progress(count, count, f"preparing {published.name} {split}")
+        progress(count, count, task)
 
 
-def _next(examples: Iterator[dict[str, Any]], paths: Mapping[str, str]) -> dict[str, Any] | None:
+def _unpacked(published: PublishedFacts, split: str, paths: Mapping[str, str]) -> Iterator[Example]:
+    """Yield the examples of a split from its archives.
+
+    Raises:
+        DataError: On a damaged archive. What the caller does with an example is not caught.
+    """
+    own = {archive.filename: paths[archive.filename] for archive in published.archives[split]}
+    examples = published.examples(split, own)
+    while (example := _next(examples, own)) is not None:
+        yield example
+
+
+def _next(examples: Iterator[Example], paths: Mapping[str, str]) -> Example | None:
     try:
         return next(examples, None)
     except (DataError, MemoryError):
@@ -172,12 +186,14 @@ def _next(examples: Iterator[dict[str, Any]], paths: Mapping[str, str]) -> dict[
 
 
 def _clear(home: str, temporary: str) -> None:
-    """Remove what a killed preparation left, after putting back the folder that it was about to
-    replace.
+    """Remove what a killed preparation left.
+
+    A folder that it was about to replace is put back first.
     """
     kept = os.path.join(temporary, "replaced")
     try:
-        for version in os.listdir(kept) if os.path.isdir(kept) else ():
+        versions = os.listdir(kept) if os.path.isdir(kept) else []
+        for version in versions:
             if not os.path.exists(os.path.join(home, version)):
                 os.rename(os.path.join(kept, version), os.path.join(home, version))
         if os.path.isdir(temporary):
@@ -201,8 +217,9 @@ def _replace(home: str, temporary: str, name: str) -> str:
 
 @contextlib.contextmanager
 def _locked(folder: str) -> Iterator[None]:
-    """Keep other processes out of `folder` inside the block. It is made, and removed with its
-    parents if left empty.
+    """Keep other processes out of `folder` inside the block.
+
+    The folder and its parents are made, and removed again where they are left empty.
     """
     made = [str(path) for path in (Path(folder), *Path(folder).parents) if not path.exists()]
     lock = os.path.join(folder, ".gnp.lock")
@@ -231,10 +248,8 @@ def _acquire(lock: str) -> int:
         os.makedirs(os.path.dirname(lock), exist_ok=True)
         try:
             handle = os.open(lock, os.O_RDWR | os.O_CREAT, 0o666)
-        except (
-            FileNotFoundError
-        ):  # another process, which failed, has just removed its empty folders
-            continue
+        except FileNotFoundError:
+            continue  # another process, which failed, has just removed its empty folders
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -249,12 +264,11 @@ def _acquire(lock: str) -> int:
 
 
 def _disk_error(error: OSError | RuntimeError, folder: str) -> DataError:
-    where, text = os.path.abspath(folder), " ".join(str(error).split())
+    where = os.path.abspath(folder)
+    text = " ".join(str(error).split())
     reason = getattr(error, "strerror", None) or text[:200]
-    if any(
-        os.strerror(code) in (reason, *re.split(r"[:;] ", text))
-        for code in (errno.ENOSPC, errno.EDQUOT)
-    ):
+    parts = {reason, *re.split(r"[:;] ", text)}
+    if parts & {os.strerror(errno.ENOSPC), os.strerror(errno.EDQUOT)}:
         return DataError(
             f"no space left in {where}: make some, or choose another folder with --data-dir; the "
             "archives are kept"

@@ -42,7 +42,7 @@ class PublishedDataset(PublishedFacts):
     """A data set that is described, found, prepared and loaded by its published facts."""
 
     def describe(self, config: DataConfig) -> DataInfo:
-        """Answer `gnpcli.data.registry.describe_data` from the images, or from the published sizes."""
+        """Answer `gnpcli.data.registry.describe_data` from the images, or the published sizes."""
         train, test = self._splits(config)
         folder = self._image_folder(config.dir, (*train, test))
         if folder is not None:

@@ -1,8 +1,8 @@
 """Records of a prepared TFDS folder to arrays, without TensorFlow.
 
 A record is a ``tf.train.Example`` in both formats. The package array_record reads files of that
-name. The framing of tfrecord files takes a few lines, which are here. Reading them and decoding with
-Pillow takes half the time of TFDS's own data source. Arrays are cached.
+name. The framing of tfrecord files takes a few lines, which are here. Reading them and decoding
+with Pillow takes half the time of TFDS's own data source. Arrays are cached.
 """
 
 from __future__ import annotations
@@ -272,7 +272,7 @@ def _tfrecords(path: str) -> Iterator[bytes]:
 
 @contextmanager
 def _reading(prepared: Prepared) -> Iterator[None]:
-    """Turn what the readers raise, which is nearly anything, into one line that names the folder."""
+    """Turn what the readers raise, which is nearly anything, into a `DataError` with the folder."""
     try:
         yield
     except (DataError, MemoryError):

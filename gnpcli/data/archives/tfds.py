@@ -261,7 +261,7 @@ def _shard_filenames(template: str, fields: Mapping[str, str], count: int) -> li
 
 
 def _files(root: str) -> tuple[tuple[str, ...], tuple[tuple[int, int], ...]]:
-    """Return the paths of a folder's files, sorted, and (size in bytes, time of change in ns) each."""
+    """Return the paths of a folder's files, sorted, and (size in bytes, change in ns) of each."""
     with os.scandir(root) as entries:
         found = sorted((entry.path, entry.stat()) for entry in entries if entry.is_file())
     paths = tuple(path for path, _ in found)

@@ -16,11 +16,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Int32, Key, Shaped, UInt8
 
 
 def normalize(
-    images: jax.Array, mean: Sequence[float], std: Sequence[float], dtype: DTypeLike = jnp.float32
-) -> jax.Array:
+    images: UInt8[Array, "B H W C"],
+    mean: Sequence[float],
+    std: Sequence[float],
+    dtype: DTypeLike = jnp.float32,
+) -> Float[Array, "B H W C"]:
     """Return ``(images / 255 - mean) / std``.
 
     Args:
@@ -41,13 +45,14 @@ def normalize(
     return (images.astype(jnp.float32) * scale + shift).astype(dtype)
 
 
-def random_reflect_crop(key: jax.Array, images: jax.Array, padding: int) -> jax.Array:
-    """Extend each image by its reflection on all sides and cut a window of the old size from a
-    random place.
+def random_reflect_crop(
+    key: Key[Array, ""], images: Shaped[Array, "B H W C"], padding: int
+) -> Shaped[Array, "B H W C"]:
+    """Extend each image by its reflection on all sides and cut a window from a random place.
 
-    Equal to ``numpy.pad(images, padding, mode="reflect")`` on rows and columns, then a crop at
-    offsets drawn per image and axis, uniform in 0 .. 2 * padding (`padding` leaves the image as it
-    was).
+    The window has the size of the image. The result is that of ``numpy.pad(images, padding,
+    mode="reflect")`` on rows and columns and a crop. Its offsets are drawn per image and axis,
+    uniform in 0 .. 2 * padding; `padding` leaves the image as it was.
 
     Args:
         key: Typed PRNG key.
@@ -61,7 +66,9 @@ def random_reflect_crop(key: jax.Array, images: jax.Array, padding: int) -> jax.
     return reflect_crop(images, offsets, padding)
 
 
-def reflect_crop(images: jax.Array, offsets: jax.Array, padding: int) -> jax.Array:
+def reflect_crop(
+    images: Shaped[Array, "B H W C"], offsets: Int32[Array, "2 B"], padding: int
+) -> Shaped[Array, "B H W C"]:
     """Crop as `random_reflect_crop` does, at given places.
 
     Args:
@@ -77,7 +84,7 @@ def reflect_crop(images: jax.Array, offsets: jax.Array, padding: int) -> jax.Arr
     return _gather(images, rows, columns)
 
 
-def random_flip(key: jax.Array, images: jax.Array) -> jax.Array:
+def random_flip(key: Key[Array, ""], images: Shaped[Array, "B H W C"]) -> Shaped[Array, "B H W C"]:
     """Mirror each image left to right with probability one half.
 
     Args:
@@ -95,8 +102,9 @@ def random_flip(key: jax.Array, images: jax.Array) -> jax.Array:
 
 
 def _window(offset: jax.Array, size: int, padding: int) -> jax.Array:
-    """Return int32 ``[B, size]``: where in the image each place of a window of the reflected image
-    lies.
+    """Return int32 ``[B, size]``: the place in the image of each place of a window.
+
+    The window lies on the image extended by its reflection.
     """
     place = offset[:, None] + jnp.arange(size, dtype=jnp.int32)[None, :] - padding
     # Reflection at the first pixel is |x|; at the last one, the same seen from there.
@@ -104,8 +112,9 @@ def _window(offset: jax.Array, size: int, padding: int) -> jax.Array:
 
 
 def _gather(images: jax.Array, rows: jax.Array, columns: jax.Array) -> jax.Array:
-    """Return ``images[b, rows[b, i], columns[b, j]]``; `rows` and `columns` are int32 ``[B,
-    size]``, in range.
+    """Return ``images[b, rows[b, i], columns[b, j]]``.
+
+    `rows` and `columns` are int32 ``[B, size]``, in range.
     """
 
     # vmap, not an index array for b: XLA then sees that images do not mix, and splits the batch

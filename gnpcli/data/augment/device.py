@@ -1,8 +1,7 @@
-"""Policies on batches of uint8 images in JAX: pure, jittable, every image with its own draws, the
-pixels Pillow's.
+"""Policies on batches of uint8 images in JAX: pure and jittable. The pixels are Pillow's.
 
-Which operations images can draw are the rows of `gnpcli.data.augment.rows`;
-`gnpcli.data.augment.passes` applies them.
+Every image has its own draws. The operations it can draw are the rows of
+`gnpcli.data.augment.rows`. `gnpcli.data.augment.passes` applies them.
 """
 
 from __future__ import annotations
@@ -14,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import numpy.typing as npt
+from jaxtyping import Array, Int32, Key, UInt8
 
 from gnpcli.data.augment.passes import apply_layer, pick
 from gnpcli.data.augment.policies import SIGNED, Policy
@@ -24,15 +24,15 @@ class Draw(NamedTuple):
     """What the images of a batch do at one layer."""
 
     layer: Layer
-    rows: jax.Array
-    """int32 ``[B]``."""
-    centres: jax.Array
-    """int32 ``[2, B]``: row and column of the middle of Cutout's square, uniform over the image."""
+    rows: Int32[Array, " B"]
+    centres: Int32[Array, "2 B"]
+    """Row and column of the middle of Cutout's square, uniform over the image."""
 
 
-def draw(key: jax.Array, policy: Policy, batch: int, size: int) -> list[Draw]:
-    """Draw for each image what `policy` does to it: a choice per round, then per step a coin, a
-    sign and a place.
+def draw(key: Key[Array, ""], policy: Policy, batch: int, size: int) -> list[Draw]:
+    """Draw for each image what `policy` does to it.
+
+    Each round draws a choice, and each step a coin, a sign and a place.
 
     Args:
         key: Typed PRNG key.
@@ -68,25 +68,28 @@ def _below(uniform: jax.Array, count: int) -> jax.Array:
 def _layers(
     policy: Policy, size: int
 ) -> list[tuple[Layer, npt.NDArray[np.int32], npt.NDArray[np.float32]]]:
-    """Return for each step of the choices its layer, the rows ``[choices, 2]`` by sign, and the
-    probabilities.
+    """Return for each step of the choices its layer, its rows by sign, and its probabilities.
+
+    Rows are int32 ``[choices, 2]``, probabilities float32 ``[choices]``.
     """
     layers = []
     for steps in zip(*policy.choices, strict=True):
         operations: list[tuple[str, float]] = []
         for name, _, level in steps:
             argument = policy.scale.argument(name, level, size)
-            operations += [(name, argument), (name, -argument if name in SIGNED else argument)]
+            negated = -argument if name in SIGNED else argument
+            operations += [(name, argument), (name, negated)]
         distinct = list(dict.fromkeys(operations))
         rows = [1 + distinct.index(operation) for operation in operations]
         probabilities = np.array([step.probability for step in steps], np.float32)
-        layers.append(
-            (make_layer(distinct, size), np.array(rows, np.int32).reshape(-1, 2), probabilities)
-        )
+        by_sign = np.array(rows, np.int32).reshape(-1, 2)
+        layers.append((make_layer(distinct, size), by_sign, probabilities))
     return layers
 
 
-def apply_policy(key: jax.Array, images: jax.Array, policy: Policy) -> jax.Array:
+def apply_policy(
+    key: Key[Array, ""], images: UInt8[Array, "B S S C"], policy: Policy
+) -> UInt8[Array, "B S S C"]:
     """Augment every image by its own draw from `policy`.
 
     Args:

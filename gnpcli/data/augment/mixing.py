@@ -1,10 +1,12 @@
 """Erasing and mixing of normalised batches in JAX: pure and jittable; 0 is the mean colour.
 
-Every image has its own draws. With ``shared=True`` a whole batch has one draw, and its partner is
-the batch in reverse order: what the GNP papers' code does (the middle image of an odd batch is its
-own partner). Otherwise the partner of image i is image i + 1, and of the last one the first: no
-image of a batch of two or more is its own partner, and since batches are drawn in random order any
-fixed pairing is as good as a random one. On several devices that is one image sent to a neighbour.
+Every image has its own draws. The partner of image i is image i + 1, and that of the last one is
+the first. No image of a batch of two or more is its own partner. Batches are drawn in random order,
+so any fixed pairing is as good as a random one. On several devices one image is sent to a
+neighbour.
+
+With ``shared=True`` a whole batch has one draw, and its partner is the batch in reverse order. The
+GNP papers' code does so. The middle image of an odd batch is its own partner then.
 
 Labels that mix are class probabilities, float32 ``[B, K]``.
 """
@@ -18,6 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import numpy.typing as npt
+from jaxtyping import Array, Float, Float32, Key
 
 ERASED_AREA = (0.02, 0.33)
 """Smallest and largest share of the image that random erasing covers."""
@@ -26,13 +29,18 @@ ERASED_ASPECT = (0.3, 1 / 0.3)
 
 _QUANTILES = 4096
 
+Interval = tuple[jax.Array, jax.Array]
+"""First and end, int32 ``[n]``, along one axis of n images."""
 
-def random_erasing(key: jax.Array, images: jax.Array, probability: float) -> jax.Array:
+
+def random_erasing(
+    key: Key[Array, ""], images: Float[Array, "B H W C"], probability: float
+) -> Float[Array, "B H W C"]:
     """Set a random rectangle of an image to 0 (arXiv 1708.04896, algorithm 1), with a probability.
 
     Area and place are uniform, the aspect is log-uniform. The paper draws again until the rectangle
-    fits; here one longer than the image, possible from a share of 0.3 on, is cut to the image's
-    length, and its place is uniform among those where it fits.
+    fits. Here one longer than the image, possible from a share of 0.3 on, is cut to the image's
+    length. Its place is uniform among those where it fits.
 
     Args:
         key: Typed PRNG key.
@@ -50,26 +58,24 @@ def random_erasing(key: jax.Array, images: jax.Array, probability: float) -> jax
     stretch = jnp.exp(low + (high - low) * aspect)
     side = jnp.sqrt(erased * (height * width))
 
-    def interval(length: jax.Array, size: int, place: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def interval(length: jax.Array, size: int, place: jax.Array) -> Interval:
         whole = jnp.clip(jnp.round(length).astype(jnp.int32), 1, size)
         free = (size - whole + 1).astype(jnp.float32)
         start = (place * free).astype(jnp.int32)
         return start, start + whole
 
-    box = _box(
-        interval(side * stretch, height, row),
-        interval(side / stretch, width, column),
-        height,
-        width,
-    )
-    return jnp.where(
-        box & (coin < probability)[:, None, None, None], jnp.zeros_like(images), images
-    )
+    rows = interval(side * stretch, height, row)
+    columns = interval(side / stretch, width, column)
+    is_erased = (coin < probability)[:, None, None, None] & _box(rows, columns, height, width)
+    return jnp.where(is_erased, jnp.zeros_like(images), images)
 
 
-def cutout(key: jax.Array, images: jax.Array, size: int, *, shared: bool = False) -> jax.Array:
-    """Set a square to 0 whose middle is uniform over the image (arXiv 1708.04552); parts outside
-    are cut off.
+def cutout(
+    key: Key[Array, ""], images: Float[Array, "B H W C"], size: int, *, shared: bool = False
+) -> Float[Array, "B H W C"]:
+    """Set a square to 0 whose middle is uniform over the image (arXiv 1708.04552).
+
+    Parts outside the image are cut off.
 
     Args:
         key: Typed PRNG key.
@@ -83,17 +89,22 @@ def cutout(key: jax.Array, images: jax.Array, size: int, *, shared: bool = False
     batch, height, width, _ = images.shape
     places = jax.random.uniform(key, (2, 1 if shared else batch))
     lengths = jnp.full(places.shape[1:], size, jnp.int32)
-    box = _box(
-        _around(places[0], lengths, height), _around(places[1], lengths, width), height, width
-    )
-    return jnp.where(box, jnp.zeros_like(images), images)
+    rows = _around(places[0], lengths, height)
+    columns = _around(places[1], lengths, width)
+    return jnp.where(_box(rows, columns, height, width), jnp.zeros_like(images), images)
 
 
 def mixup(
-    key: jax.Array, images: jax.Array, labels: jax.Array, alpha: float, *, shared: bool = False
-) -> tuple[jax.Array, jax.Array]:
-    """Return ``w x + (1 - w) x'`` of images and labels, x' being the partner, w from Beta(alpha,
-    alpha) (1710.09412).
+    key: Key[Array, ""],
+    images: Float[Array, "B H W C"],
+    labels: Float32[Array, "B K"],
+    alpha: float,
+    *,
+    shared: bool = False,
+) -> tuple[Float[Array, "B H W C"], Float32[Array, "B K"]]:
+    """Return ``w x + (1 - w) x'`` of images and labels (arXiv 1710.09412).
+
+    x' is the partner, and w is drawn from Beta(alpha, alpha).
 
     Args:
         key: Typed PRNG key.
@@ -102,22 +113,25 @@ def mixup(
         alpha: Above 0.
         shared: One w for the whole batch, the larger of w and 1 - w.
     """
-    weights = jnp.broadcast_to(
-        _weights(key, 1 if shared else len(images), alpha, shared=shared), len(images)
-    )
-    return _blend(images, _partner(images, shared=shared), weights), _blend(
-        labels, _partner(labels, shared=shared), weights
-    )
+    draws = 1 if shared else len(images)
+    weights = jnp.broadcast_to(_weights(key, draws, alpha, shared=shared), len(images))
+    mixed = _blend(images, _partner(images, shared=shared), weights)
+    return mixed, _blend(labels, _partner(labels, shared=shared), weights)
 
 
 def cutmix(
-    key: jax.Array, images: jax.Array, labels: jax.Array, alpha: float, *, shared: bool = False
-) -> tuple[jax.Array, jax.Array]:
+    key: Key[Array, ""],
+    images: Float[Array, "B H W C"],
+    labels: Float32[Array, "B K"],
+    alpha: float,
+    *,
+    shared: bool = False,
+) -> tuple[Float[Array, "B H W C"], Float32[Array, "B K"]]:
     """Replace a rectangle of each image by its partner's (arXiv 1905.04899, section 3).
 
-    With w from Beta(alpha, alpha) its sides are ``sqrt(1 - w)`` of the image's, rounded down, and
-    its middle is uniform over the image; parts outside are cut off. Labels are mixed by the area
-    that is left.
+    w is drawn from Beta(alpha, alpha). The rectangle's sides are ``sqrt(1 - w)`` of the image's,
+    rounded down. Its middle is uniform over the image, and parts outside are cut off. Labels are
+    mixed by the area that is left.
 
     Args:
         key: Typed PRNG key.
@@ -133,13 +147,10 @@ def cutmix(
     places = jax.random.uniform(place_key, (2, draws))
     rows = _around(places[0], (share * height).astype(jnp.int32), height)
     columns = _around(places[1], (share * width).astype(jnp.int32), width)
-    pasted = ((rows[1] - rows[0]) * (columns[1] - columns[0])).astype(jnp.float32) / (
-        height * width
-    )
+    area = (rows[1] - rows[0]) * (columns[1] - columns[0])
+    weights = jnp.broadcast_to(1 - area.astype(jnp.float32) / (height * width), batch)
     mixed = jnp.where(_box(rows, columns, height, width), _partner(images, shared=shared), images)
-    return mixed, _blend(
-        labels, _partner(labels, shared=shared), jnp.broadcast_to(1 - pasted, batch)
-    )
+    return mixed, _blend(labels, _partner(labels, shared=shared), weights)
 
 
 def _partner(values: jax.Array, *, shared: bool) -> jax.Array:
@@ -155,10 +166,10 @@ def _blend(values: jax.Array, others: jax.Array, weights: jax.Array) -> jax.Arra
 def _weights(key: jax.Array, draws: int, alpha: float, *, shared: bool) -> jax.Array:
     """Draw from Beta(alpha, alpha), float32 ``[draws]``; the larger of w and 1 - w where `shared`.
 
-    Uniform numbers go through the quantile function, taken to be linear between 4097 points: exact
-    for alpha = 1, a distribution function right to 1 / 4096 for any other. The exact sampler of JAX
-    rejects in loops, which costs a second and a half of compile time and on an accelerator waits
-    for the host at every turn.
+    Uniform numbers go through the quantile function, which is taken to be linear between 4097
+    points. It is exact for alpha = 1. For any other the distribution function is right to 1 / 4096.
+    The exact sampler of JAX rejects in loops. They cost a second and a half of compile time, and on
+    an accelerator they wait for the host at every turn.
     """
     place = jax.random.uniform(key, (draws,)) * _QUANTILES
     below = place.astype(jnp.int32)
@@ -178,20 +189,16 @@ def _quantiles(alpha: float) -> npt.NDArray[np.float32]:
     return np.asarray(betaincinv(alpha, alpha, np.arange(_QUANTILES + 1) / _QUANTILES), np.float32)
 
 
-def _around(place: jax.Array, length: jax.Array, size: int) -> tuple[jax.Array, jax.Array]:
-    """Return first and end, int32, of an interval whose middle lies at `place`, a share of `size`;
-    cut to 0 .. size.
-    """
+def _around(place: jax.Array, length: jax.Array, size: int) -> Interval:
+    """Return an interval whose middle lies at `place`, a share of `size`, cut to 0 .. size."""
     start = (place * size).astype(jnp.int32) - length // 2
     return jnp.maximum(start, 0), jnp.minimum(start + length, size)
 
 
-def _box(
-    rows: tuple[jax.Array, jax.Array], columns: tuple[jax.Array, jax.Array], height: int, width: int
-) -> jax.Array:
-    """Return where the rectangles are, bool ``[n, H, W, 1]``, from int32 ``[n]`` firsts and ends."""
+def _box(rows: Interval, columns: Interval, height: int, width: int) -> jax.Array:
+    """Return where the rectangles are, bool ``[n, H, W, 1]``."""
 
-    def covered(interval: tuple[jax.Array, jax.Array], size: int) -> jax.Array:
+    def covered(interval: Interval, size: int) -> jax.Array:
         first, end = (bound[:, None] for bound in interval)
         place = jnp.arange(size, dtype=jnp.int32)[None, :]
         return (place >= first) & (place < end)

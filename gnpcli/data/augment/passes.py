@@ -9,11 +9,11 @@ its operations needs:
 3. a blend with another image (Contrast, Color, Sharpness);
 4. a painted square (Cutout).
 
-The histogram behind Equalize is a scatter: on two CPU cores (jax 0.10.2, 256 images of 32x32x3) 1.5
-ms, against 14 ms as an int8 product of one-hot halves and 20 ms by sorting.
+The histogram behind Equalize is a scatter. On two CPU cores (jax 0.10.2, 256 images of 32x32x3) it
+takes 1.5 ms, against 14 ms as an int8 product of one-hot halves and 20 ms by sorting.
 
-AutoContrast may be one grey level beside Pillow's where ``255 (v - low)`` is a multiple of ``high -
-low``: Pillow's floating point then falls short of the whole number in 0.4 % of all cases.
+AutoContrast may differ from Pillow's by one grey level where ``255 (v - low)`` is a multiple of
+``high - low``. Pillow's floating point then falls short of the whole number in 0.4 % of all cases.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy.typing as npt
+from jaxtyping import Array, Int32, UInt8
 
 from gnpcli.data.augment.policies import FILL
 from gnpcli.data.augment.rows import (
@@ -38,8 +39,11 @@ from gnpcli.data.augment.rows import (
 
 
 def apply_operation(
-    images: jax.Array, name: str, argument: float, centres: jax.Array | None = None
-) -> jax.Array:
+    images: UInt8[Array, "B S S C"],
+    name: str,
+    argument: float,
+    centres: Int32[Array, "2 B"] | None = None,
+) -> UInt8[Array, "B S S C"]:
     """Apply one operation to all images.
 
     Args:
@@ -55,7 +59,12 @@ def apply_operation(
     return apply_layer(images, make_layer([(name, argument)], size), rows, places)
 
 
-def apply_layer(images: jax.Array, layer: Layer, rows: jax.Array, centres: jax.Array) -> jax.Array:
+def apply_layer(
+    images: UInt8[Array, "B S S C"],
+    layer: Layer,
+    rows: Int32[Array, " B"],
+    centres: Int32[Array, "2 B"],
+) -> UInt8[Array, "B S S C"]:
     """Apply to each image the operation of its row.
 
     Args:
@@ -112,7 +121,12 @@ def _move(images: jax.Array, coordinates: jax.Array) -> jax.Array:
 
 
 def _look_up(images: jax.Array, tables: jax.Array) -> jax.Array:
-    """Replace each value by its entry in the table of its image and channel, uint8 ``[B, C, 256]``."""
+    """Replace each value by its entry in the table of its image and channel.
+
+    Args:
+        images: uint8 ``[B, H, W, C]``.
+        tables: uint8 ``[B, C, 256]``.
+    """
     channels = 256 * jnp.arange(images.shape[-1], dtype=jnp.int32)[None, None, :]
 
     def look_up(image: jax.Array, table: jax.Array) -> jax.Array:
@@ -156,8 +170,9 @@ def _levels() -> jax.Array:
 
 
 def _stretched(up_to: jax.Array, pixels: int) -> jax.Array:
-    """Return ``255 (v - low) / (high - low)``, rounded down, or v where a channel has one value
-    only.
+    """Return ``255 (v - low) / (high - low)``, rounded down.
+
+    It is v where a channel has one value only.
 
     Args:
         up_to: int32 ``[B, C, 256]``: pixels of value v or less.
@@ -174,8 +189,9 @@ def _stretched(up_to: jax.Array, pixels: int) -> jax.Array:
 
 
 def _equalized(histogram: jax.Array, up_to: jax.Array) -> jax.Array:
-    """Return the share of darker pixels, in units of all pixels but the brightest / 255, or v where
-    that unit is 0.
+    """Return the share of darker pixels, in units of all pixels but the brightest / 255.
+
+    It is v where that unit is 0.
 
     Args:
         histogram: int32 ``[B, C, 256]``.
@@ -232,8 +248,9 @@ def _mean(grey: jax.Array) -> jax.Array:
 
 
 def _smooth(images: jax.Array) -> jax.Array:
-    """Return the mean of each pixel, weighted 5, and its eight neighbours, rounded; the border
-    stays as it is.
+    """Return the mean of each pixel, weighted 5, and its eight neighbours, rounded.
+
+    The border stays as it is.
 
     Args:
         images: int32 ``[B, H, W, C]``.
@@ -250,9 +267,7 @@ def _smooth(images: jax.Array) -> jax.Array:
 
 
 def _paint(images: jax.Array, halves: jax.Array, centres: jax.Array) -> jax.Array:
-    """Set the pixels from ``centre - half`` up to, not including, ``centre + half`` on both axes to
-    `FILL`.
-    """
+    """Set a square to `FILL`: ``centre - half`` up to, not including, ``centre + half``."""
     _, height, width, _ = images.shape
 
     def covered(axis: int, size: int) -> jax.Array:

@@ -1,6 +1,4 @@
-"""From a uint8 batch to what a train step takes: every augmentation that runs on the device, as one
-pure function.
-"""
+"""From a uint8 batch to what a train step takes: the augmentation that runs on the device."""
 
 from __future__ import annotations
 
@@ -10,6 +8,7 @@ from typing import TypeAlias
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Float32, Int32, Key, UInt8
 
 from gnpcli.config.schema import DataConfig
 from gnpcli.data.augment.basic import normalize, random_flip, random_reflect_crop
@@ -28,9 +27,9 @@ def make_pipeline(
 ) -> Pipeline:
     """Return the augmentation of a training batch, to be traced inside the train step.
 
-    In memory: crop, flip, policy (in the upstream variant the policy comes first, as there),
-    normalisation, random erasing, mixing. Streamed images come cropped, flipped and with their
-    policy from the processes that decode them; the rest is the same.
+    In memory: crop, flip, policy, normalisation, random erasing, mixing. In the upstream variant
+    the policy comes first, as there. Streamed images come cropped, flipped and with their policy
+    from the processes that decode them. The rest is the same.
 
     Args:
         config: All that augments.
@@ -46,38 +45,80 @@ def make_pipeline(
     Raises:
         ConfigError: As `check_pipeline`.
     """
-    is_upstream = config.augment_variant == "upstream-compat"
-    padding, square = check_pipeline(config, spec.image_size, is_streamed=is_streamed)
+    before = _make_uint8(config, spec, is_streamed=is_streamed)
+    after = _make_normalized(config, spec)
+
+    def pipeline(
+        key: Key[Array, ""], images: UInt8[Array, "B S S C"], labels: Int32[Array, " B"]
+    ) -> tuple[Float[Array, "B S S C"], Int32[Array, " B"] | Float32[Array, "B K"]]:
+        crop_key, flip_key, policy_key, erase_key, mix_key, cutout_key = jax.random.split(key, 6)
+        images = before(crop_key, flip_key, policy_key, images)
+        normal = normalize(images, spec.mean, spec.std)
+        normal, labels = after(erase_key, mix_key, cutout_key, normal, labels)
+        return normal.astype(dtype), labels
+
+    return pipeline
+
+
+def _make_uint8(
+    config: DataConfig, spec: DataSpec, *, is_streamed: bool
+) -> Callable[[jax.Array, jax.Array, jax.Array, jax.Array], jax.Array]:
+    """Return what comes before normalisation: crop, flip and policy.
+
+    It is a function of a key for each of them and of the images.
+    """
+    policy_is_first = config.augment_variant == "upstream-compat"
+    padding, _ = check_pipeline(config, spec.image_size, is_streamed=is_streamed)
     flip = not is_streamed and is_flipped(config, spec.name, is_streamed=False)
     policy = None if is_streamed else make_policy(config, spec.name, is_streamed=False)
 
     def move(crop_key: jax.Array, flip_key: jax.Array, images: jax.Array) -> jax.Array:
         if padding:
             images = random_reflect_crop(crop_key, images, padding)
-        return random_flip(flip_key, images) if flip else images
+        if flip:
+            images = random_flip(flip_key, images)
+        return images
 
-    def pipeline(
-        key: jax.Array, images: jax.Array, labels: jax.Array
+    def augment(
+        crop_key: jax.Array, flip_key: jax.Array, policy_key: jax.Array, images: jax.Array
+    ) -> jax.Array:
+        if policy is None:
+            return move(crop_key, flip_key, images)
+        if policy_is_first:
+            return move(crop_key, flip_key, apply_policy(policy_key, images, policy))
+        return apply_policy(policy_key, move(crop_key, flip_key, images), policy)
+
+    return augment
+
+
+def _make_normalized(
+    config: DataConfig, spec: DataSpec
+) -> Callable[[jax.Array, jax.Array, jax.Array, jax.Array, jax.Array], tuple[jax.Array, jax.Array]]:
+    """Return what comes after normalisation: random erasing, mixing and cutout.
+
+    It is a function of a key for each of them, of the images and of the labels.
+    """
+    shared = config.augment_variant == "upstream-compat"
+    square = _cutout_size(config, spec.image_size)
+
+    def augment(
+        erase_key: jax.Array,
+        mix_key: jax.Array,
+        cutout_key: jax.Array,
+        images: jax.Array,
+        labels: jax.Array,
     ) -> tuple[jax.Array, jax.Array]:
-        crop_key, flip_key, policy_key, erase_key, mix_key, cutout_key = jax.random.split(key, 6)
-        if not is_upstream:
-            images = move(crop_key, flip_key, images)
-        if policy is not None:
-            images = apply_policy(policy_key, images, policy)
-        if is_upstream:
-            images = move(crop_key, flip_key, images)
-        normal = normalize(images, spec.mean, spec.std)
         if config.random_erasing:
-            normal = random_erasing(erase_key, normal, config.random_erasing)
+            images = random_erasing(erase_key, images, config.random_erasing)
         if config.mix in ("mixup", "cutmix", "mixcut"):
             mix = cutmix if config.mix == "cutmix" else mixup
             classes = jax.nn.one_hot(labels, spec.num_classes, dtype=jnp.float32)
-            normal, labels = mix(mix_key, normal, classes, config.mix_alpha, shared=is_upstream)
+            images, labels = mix(mix_key, images, classes, config.mix_alpha, shared=shared)
         if config.mix in ("cutout", "mixcut"):
-            normal = cutout(cutout_key, normal, square, shared=is_upstream)
-        return normal.astype(dtype), labels
+            images = cutout(cutout_key, images, square, shared=shared)
+        return images, labels
 
-    return pipeline
+    return augment
 
 
 def check_pipeline(config: DataConfig, image_size: int, *, is_streamed: bool) -> tuple[int, int]:
@@ -87,13 +128,16 @@ def check_pipeline(config: DataConfig, image_size: int, *, is_streamed: bool) ->
         ConfigError: If the border is not below the image size (``data.crop_padding``) or the square
             is larger than the image (``data.cutout_size``).
     """
-    return 0 if is_streamed else _crop_padding(config, image_size), _cutout_size(config, image_size)
+    padding = 0 if is_streamed else _crop_padding(config, image_size)
+    return padding, _cutout_size(config, image_size)
 
 
 def _crop_padding(config: DataConfig, image_size: int) -> int:
     if config.augment == "none":
         return 0
-    padding = max(1, image_size // 8) if config.crop_padding is None else config.crop_padding
+    padding = config.crop_padding
+    if padding is None:
+        padding = max(1, image_size // 8)
     if padding >= image_size:
         raise ConfigError(
             f"data.crop_padding {padding} must be below the image size {image_size}: a reflection "
@@ -104,7 +148,9 @@ def _crop_padding(config: DataConfig, image_size: int) -> int:
 
 
 def _cutout_size(config: DataConfig, image_size: int) -> int:
-    size = max(1, image_size // 2) if config.cutout_size is None else config.cutout_size
+    size = config.cutout_size
+    if size is None:
+        size = max(1, image_size // 2)
     if size > image_size and config.mix in ("cutout", "mixcut"):
         raise ConfigError(
             f"data.cutout_size {size} is larger than the image size {image_size}: no pixel would "

@@ -1,12 +1,12 @@
 """Augmentation policies as data: which operation, how often, how strong. Neither JAX nor Pillow.
 
-A policy is a list of choices. Every image draws one of them, all being as likely, and applies its
-steps in turn, each with the step's probability; a signed operation also draws its direction.
-AutoAugment (arXiv 1805.09501) draws once from its 25 pairs of steps; RandAugment (arXiv 1909.13719)
+A policy is a list of choices. Every image draws one of them, all being equally likely, and applies
+its steps in turn, each with the step's probability. A signed operation also draws its direction.
+AutoAugment (arXiv 1805.09501) draws once from its 25 pairs of steps. RandAugment (arXiv 1909.13719)
 draws N times from single steps, all at level M.
 
-A level, 0 to 10, becomes the argument of an operation by a `Scale`, linearly; whole numbers come
-from truncation.
+A `Scale` turns a level, 0 to 10, into the argument of an operation, linearly. Whole numbers are
+truncated.
 """
 
 from __future__ import annotations
@@ -81,8 +81,9 @@ class Scale:
     cutout: float
     """Half the side of Cutout's square at level 10, in pixels."""
     side: int | None
-    """Image size that `translate` and `cutout` are for: they grow with the image. Null: pixels at
-    any size.
+    """Image size that `translate` and `cutout` are for: they grow with the image.
+
+    None: they are pixels at any size.
     """
 
     def argument(self, operation: str, level: float, image_size: int) -> float:
@@ -93,13 +94,21 @@ class Scale:
             level: 0 to `MAX_LEVEL`.
             image_size: Side of the image in pixels.
         """
-        pixels = image_size / self.side if self.side else 1.0
-        ends = {name: (low, high) for name, low, high in self.ranges}
-        ends |= dict.fromkeys(("TranslateX", "TranslateY"), (0.0, self.translate * pixels))
-        ends["Cutout"] = (0.0, self.cutout * pixels)
-        low, high = ends.get(operation, (0.0, 0.0))
+        low, high = self._range(operation, image_size)
         value = low + (high - low) * level / MAX_LEVEL
         return float(int(value)) if operation in WHOLE else value
+
+    def _range(self, operation: str, image_size: int) -> tuple[float, float]:
+        """Return an operation's arguments at level 0 and at level 10."""
+        growth = image_size / self.side if self.side else 1.0
+        if operation in ("TranslateX", "TranslateY"):
+            return 0.0, self.translate * growth
+        if operation == "Cutout":
+            return 0.0, self.cutout * growth
+        for name, low, high in self.ranges:
+            if name == operation:
+                return low, high
+        return 0.0, 0.0
 
 
 @dataclass(frozen=True)
@@ -124,15 +133,15 @@ _UPSTREAM_RANGES = (*_RANGES, ("Solarize", 0.0, 256.0), ("Posterize", 0.0, 4.0))
 
 # The paper's table 6 gives translations to 150 and squares to 60 pixels, of ImageNet images of 331;
 # its own CIFAR experiments use 10 and 20 of 32.
-CIFAR_SCALE = Scale(_PAPER_RANGES, translate=10, cutout=10, side=32)
+CIFAR_SCALE = Scale(_PAPER_RANGES, translate=10.0, cutout=10.0, side=32)
 """The paper's scale on small images, used with the CIFAR and SVHN policies."""
-IMAGENET_SCALE = Scale(_PAPER_RANGES, translate=150, cutout=30, side=331)
+IMAGENET_SCALE = Scale(_PAPER_RANGES, translate=150.0, cutout=30.0, side=331)
 """The paper's scale on ImageNet."""
-UPSTREAM_SCALE = Scale(_UPSTREAM_RANGES, translate=250, cutout=100, side=None)
+UPSTREAM_SCALE = Scale(_UPSTREAM_RANGES, translate=250.0, cutout=100.0, side=None)
 """What the GNP papers' code does with AutoAugment at any image size: on 32 pixels a translation
 empties the image. Solarize and Posterize act the other way round, weaker at higher levels, down to
 no bits left at level 2."""
-UPSTREAM_RAND_SCALE = Scale(_UPSTREAM_RANGES, translate=100, cutout=40, side=None)
+UPSTREAM_RAND_SCALE = Scale(_UPSTREAM_RANGES, translate=100.0, cutout=40.0, side=None)
 """The same with RandAugment."""
 
 _SCALES: dict[PolicyName, Scale] = {
@@ -196,17 +205,20 @@ def policy_for(config: DataConfig, name: str, *, is_streamed: bool) -> PolicyNam
 def is_flipped(config: DataConfig, name: str, *, is_streamed: bool) -> bool:
     """Return whether images are also mirrored at random.
 
-    ``basic`` mirrors whatever the images are; a policy mirrors all but digits (`policy_for` is
-    ``svhn``), whose mirror images are other signs: AutoAugment's paper does not mirror SVHN either.
+    ``basic`` mirrors whatever the images are. A policy mirrors all but digits (`policy_for` is
+    ``svhn``), whose mirror images are other signs. AutoAugment's paper does not mirror SVHN either.
     """
     if config.augment in ("none", "crop"):
         return False
-    return config.augment == "basic" or policy_for(config, name, is_streamed=is_streamed) != "svhn"
+    if config.augment == "basic":
+        return True
+    return policy_for(config, name, is_streamed=is_streamed) != "svhn"
 
 
 def make_policy(config: DataConfig, name: str, *, is_streamed: bool) -> Policy | None:
-    """Return the policy that `config` asks for; None where `augment` is neither ``autoaugment`` nor
-    ``randaugment``.
+    """Return the policy that `config` asks for.
+
+    Returns None where `augment` is neither ``autoaugment`` nor ``randaugment``.
 
     Args:
         config: `augment`, `augment_variant`, `autoaugment_policy`, `randaugment_layers` and
@@ -244,8 +256,9 @@ def rand_augment(
     layers: int,
     level: float,
 ) -> Policy:
-    """Return RandAugment's policy: `layers` operations in turn, each drawn from all of them, at one
-    level.
+    """Return RandAugment's policy: `layers` operations in turn, all at one level.
+
+    Each is drawn from all operations.
 
     Args:
         searched_on: Whose magnitudes; the upstream variant has only one scale.
@@ -253,12 +266,13 @@ def rand_augment(
         layers: N of the paper, at least 1.
         level: M of the paper on the scale 0 to 10.
     """
-    is_paper = variant == "paper"
-    choices = tuple(
-        (Step(name, 1.0, level),)
-        for name in (RAND_OPERATIONS if is_paper else UPSTREAM_RAND_OPERATIONS)
-    )
-    return Policy(choices, _SCALES[searched_on] if is_paper else UPSTREAM_RAND_SCALE, rounds=layers)
+    operations: tuple[str, ...] = RAND_OPERATIONS
+    scale = _SCALES[searched_on]
+    if variant == "upstream-compat":
+        operations = UPSTREAM_RAND_OPERATIONS
+        scale = UPSTREAM_RAND_SCALE
+    choices = tuple((Step(name, 1.0, level),) for name in operations)
+    return Policy(choices, scale, rounds=layers)
 
 
 def parse(text: str, names: Mapping[str, str] | None = None) -> tuple[tuple[Step, ...], ...]:
@@ -272,11 +286,16 @@ def parse(text: str, names: Mapping[str, str] | None = None) -> tuple[tuple[Step
         text: The list.
         names: Operations to take in place of those that the text names.
     """
+    choices = []
+    for choice in text.split(";"):
+        choices.append(tuple(_parse_step(words, names or {}) for words in choice.split("+")))
+    return tuple(choices)
 
-    def step(words: str) -> Step:
-        name, probability, *level = words.split()
-        return Step(
-            (names or {}).get(name, name), float(probability), float(level[0]) if level else 0.0
-        )
 
-    return tuple(tuple(map(step, choice.split("+"))) for choice in text.split(";"))
+def _parse_step(words: str, names: Mapping[str, str]) -> Step:
+    name, probability, *level = words.split()
+    return Step(
+        operation=names.get(name, name),
+        probability=float(probability),
+        level=float(level[0]) if level else 0.0,
+    )

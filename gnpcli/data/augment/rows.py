@@ -19,9 +19,12 @@ FIXED, AUTOCONTRAST, EQUALIZE = range(3)
 """Where a row's lookup table comes from: the row itself, or the image."""
 
 BLACK, MEAN, GREY, SMOOTH = range(4)
-"""What a row blends an image with: black (for rows that blend nothing), its mean, itself in grey,
-itself smoothed.
+"""What a row blends an image with: black (which changes nothing), its mean, its grey, or its smooth
+version.
 """
+
+Affine = tuple[float, float, float, float, float, float]
+"""``a .. f``: output position (x, y) reads input ``(a x + b y + c, d x + e y + f)``."""
 
 _TABLES_FROM = {"AutoContrast": AUTOCONTRAST, "Equalize": EQUALIZE}
 _BLENDS = {"Contrast": MEAN, "Color": GREY, "Sharpness": SMOOTH}
@@ -29,8 +32,9 @@ _BLENDS = {"Contrast": MEAN, "Color": GREY, "Sharpness": SMOOTH}
 
 @dataclass(frozen=True, eq=False)
 class Layer:
-    """The operations that images can draw at one place of a policy: R rows of parameters. Row 0
-    does nothing.
+    """The operations that images can draw at one place of a policy: R rows of parameters.
+
+    Row 0 does nothing.
     """
 
     operations: tuple[tuple[str, float], ...]
@@ -59,46 +63,60 @@ def make_layer(operations: Sequence[tuple[str, float]], size: int) -> Layer:
         size: Side of the images.
     """
     rows = (("Identity", 0.0), *operations)
+    coordinates, tables, table_from, factors, blend_with, halves = [], [], [], [], [], []
+    for name, argument in rows:
+        coordinates.append(_fixed_point(_affine(name, argument, size)))
+        tables.append(_table(name, argument, size))
+        table_from.append(_TABLES_FROM.get(name, FIXED))
+        factors.append(argument if name in _BLENDS else 1)
+        blend_with.append(_BLENDS.get(name, BLACK))
+        halves.append(argument if name == "Cutout" else 0)
     return Layer(
         operations=rows,
-        coordinates=np.array([_fixed_point(_affine(*row, size)) for row in rows], np.int32),
-        tables=np.array([_table(*row, size) for row in rows], np.uint8),
-        table_from=np.array([_TABLES_FROM.get(name, FIXED) for name, _ in rows], np.int32),
-        factors=np.array(
-            [argument if name in _BLENDS else 1 for name, argument in rows], np.float32
-        ),
-        blend_with=np.array([_BLENDS.get(name, BLACK) for name, _ in rows], np.int32),
-        halves=np.array([argument if name == "Cutout" else 0 for name, argument in rows], np.int32),
+        coordinates=np.array(coordinates, np.int32),
+        tables=np.array(tables, np.uint8),
+        table_from=np.array(table_from, np.int32),
+        factors=np.array(factors, np.float32),
+        blend_with=np.array(blend_with, np.int32),
+        halves=np.array(halves, np.int32),
     )
 
 
-def _affine(name: str, argument: float, size: int) -> tuple[float, ...]:
-    """Return ``a .. f`` with which output position (x, y) reads input ``(a x + b y + c, d x + e y +
-    f)``.
+def _affine(name: str, argument: float, size: int) -> Affine:
+    """Return the coefficients with which an operation moves pixels.
 
     Positions are measured from the image's corner: the first pixel's centre is (0.5, 0.5).
     """
-    a, b, c, d, e, f = 1.0, 0.0, 0.0, 0.0, 1.0, 0.0
-    if name == "ShearX":
-        b = argument
-    elif name == "ShearY":
-        d = argument
-    elif name == "TranslateX":
-        c = argument
-    elif name == "TranslateY":
-        f = argument
-    elif name == "Rotate":
-        # Pillow's steps in Pillow's order, so that the fixed point below agrees to the last bit.
-        angle = -math.radians(argument % 360)
-        a, b = round(math.cos(angle), 15), round(math.sin(angle), 15)
-        d, e = round(-math.sin(angle), 15), a
-        middle = size / 2
-        c = a * -middle + b * -middle + middle
-        f = d * -middle + e * -middle + middle
+    match name:
+        case "ShearX":
+            return 1.0, argument, 0.0, 0.0, 1.0, 0.0
+        case "ShearY":
+            return 1.0, 0.0, 0.0, argument, 1.0, 0.0
+        case "TranslateX":
+            return 1.0, 0.0, argument, 0.0, 1.0, 0.0
+        case "TranslateY":
+            return 1.0, 0.0, 0.0, 0.0, 1.0, argument
+        case "Rotate":
+            return _rotation(argument, size)
+    return 1.0, 0.0, 0.0, 0.0, 1.0, 0.0
+
+
+def _rotation(degrees: float, size: int) -> Affine:
+    """Return the coefficients of a turn about the centre.
+
+    The steps are Pillow's in Pillow's order, so that the fixed point agrees to the last bit.
+    """
+    angle = -math.radians(degrees % 360)
+    a, b = round(math.cos(angle), 15), round(math.sin(angle), 15)
+    d, e = round(-math.sin(angle), 15), a
+    middle = size / 2
+    c = a * -middle + b * -middle + middle
+    f = d * -middle + e * -middle + middle
     return a, b, c, d, e, f
 
 
-def _fixed_point(matrix: tuple[float, ...]) -> list[int]:
+def _fixed_point(matrix: Affine) -> list[int]:
+    """Return the coefficients in 16.16 fixed point, for positions of pixel centres."""
     a, b, c, d, e, f = matrix
     # The half pixels put whole numbers at pixel centres.
     values = (a, b, c + a * 0.5 + b * 0.5, d, e, f + d * 0.5 + e * 0.5)
@@ -106,17 +124,29 @@ def _fixed_point(matrix: tuple[float, ...]) -> list[int]:
 
 
 def _table(name: str, argument: float, size: int) -> npt.NDArray[np.uint8]:
+    """Return uint8 ``[256]``: what an operation makes of each level."""
     levels = np.arange(256)
-    if name == "Invert":
-        levels = 255 - levels
-    elif name == "Solarize":
-        levels = np.where(levels < argument, levels, 255 - levels)
-    elif name == "SolarizeAdd":
-        levels = np.where(levels < 128, np.minimum(levels + int(argument), 255), levels)
-    elif name == "Posterize":
-        levels = levels & ~(2 ** (8 - int(argument)) - 1)
-    elif name in ("Brightness", "CountContrast"):
-        other = min(255, size * size // 256) if name == "CountContrast" else 0
-        blend = np.float32(other) + np.float32(argument) * (levels - other).astype(np.float32)
-        levels = np.clip(blend, 0, 255)
-    return levels.astype(np.uint8)
+    match name:
+        case "Invert":
+            table = 255 - levels
+        case "Solarize":
+            table = np.where(levels < argument, levels, 255 - levels)
+        case "SolarizeAdd":
+            table = np.where(levels < 128, np.minimum(levels + int(argument), 255), levels)
+        case "Posterize":
+            table = levels & ~(2 ** (8 - int(argument)) - 1)
+        case "Brightness":
+            return _blend_with_constant(levels, 0, argument)
+        case "CountContrast":
+            return _blend_with_constant(levels, min(255, size * size // 256), argument)
+        case _:
+            table = levels
+    return table.astype(np.uint8)
+
+
+def _blend_with_constant(
+    levels: npt.NDArray[np.int_], other: int, factor: float
+) -> npt.NDArray[np.uint8]:
+    change = np.float32(factor) * (levels - other).astype(np.float32)
+    blend: npt.NDArray[np.float32] = np.clip(np.float32(other) + change, 0, 255)
+    return blend.astype(np.uint8)

@@ -7,14 +7,21 @@ the jitted step. Inside the step it makes a batch of it, as a pure function.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 import jax
+from jaxtyping import Array, Bool, Float, Float32, Int32, Key
 
 from gnpcli.errors import ConfigError
 
 FeedData = dict[str, jax.Array]
 """What a step makes its batch of. It is an argument of the jitted step, never a constant of it."""
+
+StepNumber: TypeAlias = Int32[Array, ""] | int
+"""Number of a batch, traced or not."""
+
+BatchLabels: TypeAlias = Int32[Array, " B"] | Float32[Array, "B K"]
+"""Labels, or class probabilities where images are mixed."""
 
 
 def steps_per_epoch(num_train: int, batch_size: int) -> int:
@@ -49,8 +56,8 @@ class TrainFeed(Protocol):
         ...
 
     def batch(
-        self, source: FeedData, step_in_epoch: jax.Array | int, key: jax.Array
-    ) -> tuple[jax.Array, jax.Array]:
+        self, source: FeedData, step_in_epoch: StepNumber, key: Key[Array, ""]
+    ) -> tuple[Float[Array, "B S S C"], BatchLabels]:
         """Return the batch of a step. Pure: it is traced inside the jitted step.
 
         Returns:
@@ -77,8 +84,8 @@ class EvalFeed(Protocol):
         ...
 
     def batch(
-        self, source: FeedData, index: jax.Array | int
-    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        self, source: FeedData, index: StepNumber
+    ) -> tuple[Float[Array, "B S S C"], Int32[Array, " B"], Bool[Array, " B"]]:
         """Return a batch. Pure: it is traced inside the jitted step.
 
         Returns:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import jax
 from jax.sharding import Mesh
 from jax.typing import DTypeLike
+from jaxtyping import Array, Key
 
 from gnpcli.config.schema import DataConfig
 from gnpcli.data.base import DataSpec, FileSplit, Split
@@ -19,7 +19,7 @@ def make_train_feed(
     config: DataConfig,
     mesh: Mesh,
     *,
-    key: jax.Array,
+    key: Key[Array, ""],
     dtype: DTypeLike,
 ) -> TrainFeed:
     """Return the training feed of a split in memory or of a streamed one.

@@ -13,12 +13,13 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
+from jaxtyping import Array, Bool, Float, Int32, Key
 
 from gnpcli.config.schema import DataConfig
 from gnpcli.data.augment.basic import normalize
 from gnpcli.data.augment.pipeline import make_pipeline
 from gnpcli.data.base import DataSpec, Split
-from gnpcli.data.feeds.base import FeedData, steps_per_epoch
+from gnpcli.data.feeds.base import BatchLabels, FeedData, StepNumber, steps_per_epoch
 from gnpcli.devices.mesh import Place
 from gnpcli.errors import DataError
 
@@ -48,7 +49,7 @@ class InMemoryFeed:
         spec: DataSpec,
         config: DataConfig,
         *,
-        key: jax.Array,
+        key: Key[Array, ""],
         place: Place,
         dtype: DTypeLike = jnp.float32,
     ) -> None:
@@ -75,8 +76,8 @@ class InMemoryFeed:
         return {**self._data, "order": self._order[1]}
 
     def batch(
-        self, source: FeedData, step_in_epoch: jax.Array | int, key: jax.Array
-    ) -> tuple[jax.Array, jax.Array]:
+        self, source: FeedData, step_in_epoch: StepNumber, key: Key[Array, ""]
+    ) -> tuple[Float[Array, "B S S C"], BatchLabels]:
         """Take, augment and normalise a batch. Pure: it is traced inside the jitted step.
 
         Args:
@@ -137,8 +138,8 @@ class InMemoryEvalFeed:
             yield self._data
 
     def batch(
-        self, source: FeedData, index: jax.Array | int
-    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        self, source: FeedData, index: StepNumber
+    ) -> tuple[Float[Array, "B S S C"], Int32[Array, " B"], Bool[Array, " B"]]:
         """Take and normalise a batch. Pure.
 
         Args:
@@ -177,7 +178,7 @@ def _shape(sides: Sequence[int]) -> str:
 
 
 @partial(jax.jit, static_argnames="size")
-def _permutation(key: jax.Array, epoch: int, size: int) -> jax.Array:
+def _permutation(key: Key[Array, ""], epoch: StepNumber, size: int) -> Int32[Array, " N"]:
     return jax.random.permutation(jax.random.fold_in(key, epoch), jnp.arange(size, dtype=jnp.int32))
 
 

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import numpy.typing as npt
 from jax.typing import DTypeLike
+from jaxtyping import Array, Bool, Float, Int32, Key
 
 from gnpcli.config.schema import DataConfig
 from gnpcli.data.augment.basic import normalize
@@ -21,7 +22,7 @@ from gnpcli.data.augment.host import make_host_policy
 from gnpcli.data.augment.pipeline import make_pipeline
 from gnpcli.data.augment.policies import is_flipped
 from gnpcli.data.base import DataSpec, FileSplit, Images, Labels
-from gnpcli.data.feeds.base import FeedData, steps_per_epoch
+from gnpcli.data.feeds.base import BatchLabels, FeedData, StepNumber, steps_per_epoch
 from gnpcli.data.feeds.chunks import (
     ChunkSource,
     FileOrder,
@@ -67,7 +68,7 @@ class StreamedFeed:
         spec: DataSpec,
         config: DataConfig,
         *,
-        key: jax.Array,
+        key: Key[Array, ""],
         place: Place,
         dtype: DTypeLike = jnp.float32,
         host: HostShare = _ALL_ROWS,
@@ -109,8 +110,8 @@ class StreamedFeed:
         return {"images": self._place(images), "labels": self._place(labels)}
 
     def batch(
-        self, source: FeedData, step_in_epoch: jax.Array | int, key: jax.Array
-    ) -> tuple[jax.Array, jax.Array]:
+        self, source: FeedData, step_in_epoch: StepNumber, key: Key[Array, ""]
+    ) -> tuple[Float[Array, "B S S C"], BatchLabels]:
         """Do to a batch what is left to the device. Pure: it is traced inside the jitted step.
 
         Args:
@@ -203,8 +204,8 @@ class StreamedEvalFeed:
             self._batches.close()
 
     def batch(
-        self, source: FeedData, index: jax.Array | int
-    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        self, source: FeedData, index: StepNumber
+    ) -> tuple[Float[Array, "B S S C"], Int32[Array, " B"], Bool[Array, " B"]]:
         """Normalise a batch. Pure.
 
         Args:

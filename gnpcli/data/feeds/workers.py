@@ -61,7 +61,7 @@ def number_of_processes(source: ChunkSource, wanted: int | None, most: int | Non
 
 
 def _room(source: ChunkSource) -> int | None:
-    """Return for how many processes shared memory has room; None where it has no size of its own."""
+    """Return for how many processes shared memory has room; None where it has no own size."""
     try:
         place = os.statvfs(_SHARED_MEMORY)
     except (AttributeError, OSError):  # another system's

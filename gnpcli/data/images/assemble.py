@@ -27,7 +27,7 @@ from gnpcli.data.validation import validation_counts
 STREAMED_SIZE = 224
 """Side in pixels of streamed images without `data.image_size`."""
 STREAMED_MEAN, STREAMED_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-"""ImageNet's training statistics per channel, of pixel values in [0, 1], as they are usually rounded."""
+"""ImageNet's training statistics per channel, of pixel values in [0, 1], as usually rounded."""
 LARGEST_IN_MEMORY = 96
 """Side in pixels up to which images are kept in memory unless `data.stream` says otherwise."""
 

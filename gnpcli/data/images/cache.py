@@ -1,8 +1,7 @@
-"""Decoded images kept between runs. A cache may make a run faster and must never make one fail or
-differ.
+"""Decoded images kept between runs. The cache may make a run faster, but never fail or differ.
 
-An entry is one uncompressed ``.npz`` whose name is the fingerprint of the folder it was decoded
-from; the CRC that zip keeps of every array tells a damaged entry from a sound one. An entry
+An entry is one uncompressed ``.npz``. Its name is the fingerprint of the folder it was decoded
+from. The CRC that zip keeps of every array tells a damaged entry from a sound one. An entry
 replaces older ones of the same folder.
 """
 
@@ -28,7 +27,8 @@ FORMAT = 1
 """Part of every fingerprint: raise it whenever the same files would decode to something else."""
 
 _log = logging.getLogger("gnpcli")
-_ABANDONED_S = 3600  # a temporary file this old belongs to a run that was killed
+_ABANDONED_S = 3600
+"""Seconds. A temporary file this old belongs to a run that was killed."""
 
 
 class Files(Protocol):
@@ -59,11 +59,11 @@ class Key:
 
 
 def cache_key(root: str, groups: Mapping[str, Files], image_size: int | None) -> Key:
-    """Fingerprint a folder's files: any change of a name, a size in bytes or a time of change gives
-    another key.
+    """Return the fingerprint of a folder's files.
 
-    The folder's own path is part of it: archives unpack with their files' old times, so that two
-    folders of bitmaps can agree in all names, sizes and times and hold different images.
+    Any change of a name, a size in bytes or a time of change gives another key. The folder's own
+    path is part of it: archives unpack with their files' old times, so two folders of bitmaps can
+    agree in all names, sizes and times and hold different images.
 
     Args:
         root: The folder.
@@ -74,17 +74,17 @@ def cache_key(root: str, groups: Mapping[str, Files], image_size: int | None) ->
     place = hashlib.sha256(os.fsencode(f"{FORMAT}\0{os.path.realpath(root)}\0{image_size}"))
     content = place.copy()
     for name, files in groups.items():
-        lines = (
-            f"{path[len(root) :]}\0{size}\0{mtime_ns}"
-            for path, (size, mtime_ns) in zip(files.paths, files.stamps, strict=True)
-        )
-        content.update(os.fsencode("\0".join([name, str(len(files.paths)), *lines])))
+        lines = [name, str(len(files.paths))]
+        for path, (size, mtime_ns) in zip(files.paths, files.stamps, strict=True):
+            lines.append(f"{path[len(root) :]}\0{size}\0{mtime_ns}")
+        content.update(os.fsencode("\0".join(lines)))
     return Key(place.hexdigest()[:16], content.hexdigest()[:32])
 
 
 def read_cache(key: Key, lengths: Mapping[str, int]) -> dict[str, npt.NDArray[Any]] | None:
-    """Return the arrays of an entry; None where there is none, or, with a note in the log, where it
-    is damaged.
+    """Return the arrays of an entry; None where there is none, or where it is damaged.
+
+    A damaged entry leaves a note in the log.
 
     Args:
         key: As given to `write_cache`.
@@ -99,9 +99,8 @@ def read_cache(key: Key, lengths: Mapping[str, int]) -> dict[str, npt.NDArray[An
         return arrays
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except (
-        Exception
-    ) as error:  # whatever a damaged zip or header brings up: the images themselves are still there
+    except Exception as error:
+        # Whatever a damaged zip or header brings up: the images themselves are still there.
         _log.warning(
             "the image cache %s is damaged (%s) and will be rebuilt", key.filename, _reason(error)
         )
@@ -109,23 +108,14 @@ def read_cache(key: Key, lengths: Mapping[str, int]) -> dict[str, npt.NDArray[An
 
 
 def write_cache(key: Key, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
-    """Write an entry in one step and delete older ones of the same place; on failure leave a note
-    in the log only.
+    """Write an entry in one step and delete older ones of the same place.
+
+    Failure leaves a note in the log and nothing else.
     """
     try:
         folder = cache_dir()
         folder.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(
-            prefix=f"images-{key.place}-", suffix=".tmp", dir=folder
-        )
-        try:
-            with os.fdopen(handle, "wb") as file:
-                np.savez(file, **dict[str, Any](arrays))
-            os.replace(temporary, folder / key.filename)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                os.unlink(temporary)
-            raise
+        _write(folder, key, arrays)
     except (OSError, RuntimeError) as error:
         _log.warning(
             "images are decoded anew by every run, the cache cannot be written: %s", _reason(error)
@@ -134,7 +124,20 @@ def write_cache(key: Key, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
     _prune(folder, key)
 
 
+def _write(folder: Path, key: Key, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
+    handle, temporary = tempfile.mkstemp(prefix=f"images-{key.place}-", suffix=".tmp", dir=folder)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            np.savez(file, **dict[str, Any](arrays))
+        os.replace(temporary, folder / key.filename)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+        raise
+
+
 def _prune(folder: Path, key: Key) -> None:
+    """Delete entries of a place other than `key`, and what killed runs left."""
     with contextlib.suppress(OSError):
         for path in folder.glob(f"images-{key.place}-*"):
             if path.name == key.filename:

@@ -1,5 +1,4 @@
-"""One image file to one square of pixels: which part of it is taken, and its decoding at no more
-detail than needed.
+"""One image file to one square of pixels: the part that is taken, decoded at the detail it needs.
 
 A box is in pixels of the whole image. No JAX: this runs in the processes that decode.
 """
@@ -54,13 +53,12 @@ class Transform:
         Raises:
             DataError: If the file cannot be read, is damaged, or is no image.
         """
+        size = self.image_size
         with opened(path) as image:
             if self.min_area is None:
-                pixels = cut(
-                    image, centre_box(*image.size, self.image_size), self.image_size, detail=2
-                )
+                pixels = cut(image, centre_box(*image.size, size), size, detail=2)
             else:
-                pixels = cut(image, random_box(rng, *image.size, self.min_area), self.image_size)
+                pixels = cut(image, random_box(rng, *image.size, self.min_area), size)
         if self.flip and rng.random() < 0.5:
             pixels = _mirrored(pixels)
         if self.policy is not None:
@@ -71,19 +69,18 @@ class Transform:
 def random_box(rng: np.random.Generator, width: int, height: int, min_area: float) -> Box:
     """Draw the box of a random resized crop (arXiv 1409.4842, section 6).
 
-    Its share of the area is uniform in [`min_area`, 1] and the logarithm of its aspect ratio in
-    [log 3/4, log 4/3], drawn anew, ten times at most, until it fits; its place is uniform. If none
-    fits it is the centre, with the image's own aspect ratio as far as that lies in the range.
+    Its share of the area is uniform in [`min_area`, 1]. The logarithm of its aspect ratio is
+    uniform in [log 3/4, log 4/3]. Both are drawn anew, ten times at most, until the box fits. Its
+    place is uniform. If none fits it is the centre, with the image's own aspect ratio as far as
+    that lies in the range.
     """
     for _ in range(_TRIES):
         area = width * height * rng.uniform(min_area, 1)
         aspect = math.exp(rng.uniform(math.log(_MIN_ASPECT), math.log(_MAX_ASPECT)))
         w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
         if 0 < w <= width and 0 < h <= height:
-            left, top = (
-                int(rng.integers(width - w, endpoint=True)),
-                int(rng.integers(height - h, endpoint=True)),
-            )
+            left = int(rng.integers(width - w, endpoint=True))
+            top = int(rng.integers(height - h, endpoint=True))
             return left, top, left + w, top + h
     w, h = min(width, round(height * _MAX_ASPECT)), min(height, round(width / _MIN_ASPECT))
     left, top = (width - w) // 2, (height - h) // 2
@@ -91,12 +88,11 @@ def random_box(rng: np.random.Generator, width: int, height: int, min_area: floa
 
 
 def centre_box(width: int, height: int, size: int) -> Box:
-    """Return what is left of an image whose short side is resized to ``size / 0.875`` and whose
-    centre is cut out.
+    """Return the centre of an image whose short side is resized to ``size / 0.875``.
 
-    The long side is resized to a whole number of pixels, rounded down, and the margins are rounded
-    to whole pixels of the resized image: the published evaluation (256 and 224 pixels) in one step
-    instead of two.
+    The long side is resized to a whole number of pixels, rounded down. The margins are rounded to
+    whole pixels of the resized image. It is the published evaluation (256 and 224 pixels) in one
+    step instead of two.
     """
     short = round(size / CENTRE_SHARE)
     resized = [short * side // min(width, height) for side in (width, height)]
@@ -108,10 +104,10 @@ def centre_box(width: int, height: int, size: int) -> Box:
 def cut(image: ImageFile.ImageFile, box: Box, size: int, *, detail: float = 1) -> Images:
     """Cut a box out of an opened image, not yet decoded, and resize it: bilinear with antialiasing.
 
-    A JPEG file is decoded at a half, a quarter or an eighth of its size, which costs less, where
-    the box keeps enough pixels. At just enough the result is a little sharper than from all pixels,
-    by 1 to 2 of 256 levels in the mean; at twice that it differs by half a level, so that
-    evaluation is what it would be without.
+    A JPEG file is decoded at a half, a quarter or an eighth of its size where the box keeps enough
+    pixels: that costs less. At just enough the result is a little sharper than from all pixels, by
+    1 to 2 of 256 levels in the mean. At twice that it differs by half a level: evaluation is what
+    it would be without.
 
     Args:
         image: From `gnpcli.data.images.decode.opened`.
@@ -124,10 +120,17 @@ def cut(image: ImageFile.ImageFile, box: Box, size: int, *, detail: float = 1) -
         uint8 ``[size, size, 3]``.
     """
     side = min(box[2] - box[0], box[3] - box[1])
-    scale = next((scale for scale in (8, 4, 2) if side >= scale * detail * size), 1)
-    pixels, scale = read_pixels(image, scale)
+    pixels, scale = read_pixels(image, _scale(side, detail * size))
     left, top, right, bottom = (edge / scale for edge in box)
     return np.broadcast_to(resize(pixels, size, (left, top, right, bottom)), (size, size, 3))
+
+
+def _scale(side: float, needed: float) -> int:
+    """Return the largest of 8, 4, 2 and 1 that divides `side` into at least `needed` pixels."""
+    for scale in (8, 4, 2):
+        if side >= scale * needed:
+            return scale
+    return 1
 
 
 def _mirrored(pixels: Images) -> Images:

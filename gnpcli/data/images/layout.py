@@ -1,4 +1,4 @@
-"""The names in an image folder: splits, classes, files. No image is opened, and NumPy is not needed.
+"""The names in an image folder: splits, classes, files. No image is opened.
 
     DIR/train/<class>/<image>   required
     DIR/test/<class>/<image>    the held-out split
@@ -22,7 +22,10 @@ from gnpcli.data.images.val_labels import read_classes
 from gnpcli.errors import ConfigError, DataError
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif")
-"""Suffixes of images, in either case. Other files, and names that begin with a dot, are passed over."""
+"""Suffixes of images, in either case.
+
+Other files, and names that begin with a dot, are passed over.
+"""
 
 TREE = "train/<class>/*.png and test/<class>/*.png (or .jpg, .jpeg, .webp, .bmp, .gif)"
 """How messages put the layout."""

@@ -1,4 +1,4 @@
-"""The file that gives the classes of a flat validation folder, as ImageNet and Tiny-ImageNet have it.
+"""The file that gives the classes of a flat validation folder, as ImageNet has it.
 
 Either every line is a class, in the order of the images sorted by name. Or every line holds an
 image and its class, with a tab, a comma or a space between them and possibly more after them. A

@@ -1,9 +1,9 @@
 """``cifar10``: CIFAR-10, 50,000 training and 10,000 test photographs, 32x32, RGB, in 10 classes.
 
 A. Krizhevsky, "Learning Multiple Layers of Features from Tiny Images", 2009. The classes sorted by
-name are the official labels. Normalised by the published channel statistics; all 50,000 training
-images re-encoded as JPEG give 0.4913 0.4821 0.4465 and 0.2452 0.2428 0.2606, a little less
-deviation for the detail that JPEG drops.
+name are the official labels. Images are normalised by the published channel statistics. All 50,000
+training images re-encoded as JPEG give 0.4913 0.4821 0.4465 and 0.2452 0.2428 0.2606: a little less
+deviation, for the detail that JPEG drops.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import tarfile
 from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
+import numpy.typing as npt
 
 from gnpcli.data.archives.facts import Example
 from gnpcli.data.archives.fetch import Archive
@@ -47,7 +48,7 @@ def read_binary(
     """Yield the examples of CIFAR's binary files.
 
     A file is a sequence of records: one byte for each label, then the 32x32 red, green and blue
-        values, row by row.
+    values, row by row.
 
     Args:
         path: The ``.tar.gz``.
@@ -59,29 +60,44 @@ def read_binary(
     Raises:
         ValueError: If a file is missing, ends within a record, or has labels that are out of range.
     """
-    found: dict[str, bytes] = {}
-    with tarfile.open(path, "r:gz") as archive:
-        while len(found) < len(names) and (member := archive.next()) is not None:
-            if (name := os.path.basename(member.name)) in names and (
-                file := archive.extractfile(member)
-            ) is not None:
-                found[name] = file.read()
-    if missing := [name for name in names if name not in found]:
-        raise ValueError(f"{missing[0]} is missing")
+    contents = _read_members(path, names)
     index = 0
     for name in names:
-        if len(found[name]) % (len(labels) + 3072):
-            raise ValueError(f"{name} is cut off")
-        records = np.frombuffer(found[name], np.uint8).reshape(-1, len(labels) + 3072)
-        if records[:, len(labels) - 1].max(initial=0) >= num_classes:
-            raise ValueError(f"{name} has labels beyond {num_classes - 1}")
-        for record in records:
-            numbers = dict(zip(labels, record.tolist(), strict=False))
-            image = np.ascontiguousarray(
-                record[len(labels) :].reshape(3, 32, 32).transpose(1, 2, 0)
-            )
-            yield {"image": image, "id": f"{split}_{index:05d}", **numbers}
+        for record in _records(name, contents[name], len(labels), num_classes):
+            numbers = dict(zip(labels, record[: len(labels)].tolist(), strict=True))
+            pixels = record[len(labels) :].reshape(3, 32, 32).transpose(1, 2, 0)
+            example_id = f"{split}_{index:05d}"
+            yield {"image": np.ascontiguousarray(pixels), "id": example_id, **numbers}
             index += 1
+
+
+def _read_members(path: str, names: Sequence[str]) -> dict[str, bytes]:
+    """Return the content of files in an archive by name, whatever their folder."""
+    found: dict[str, bytes] = {}
+    with tarfile.open(path, "r:gz") as archive:
+        while len(found) < len(names):
+            member = archive.next()
+            if member is None:
+                break
+            name = os.path.basename(member.name)
+            file = archive.extractfile(member) if name in names else None
+            if file is not None:
+                found[name] = file.read()
+    for name in names:
+        if name not in found:
+            raise ValueError(f"{name} is missing")
+    return found
+
+
+def _records(name: str, content: bytes, num_labels: int, num_classes: int) -> npt.NDArray[np.uint8]:
+    """Return the records of a file, uint8 ``[N, num_labels + 3072]``."""
+    length = num_labels + 3 * 32 * 32
+    if len(content) % length:
+        raise ValueError(f"{name} is cut off")
+    records = np.frombuffer(content, np.uint8).reshape(-1, length)
+    if records[:, num_labels - 1].max(initial=0) >= num_classes:
+        raise ValueError(f"{name} has labels beyond {num_classes - 1}")
+    return records
 
 
 def _examples(split: str, paths: Mapping[str, str]) -> Iterator[Example]:

@@ -1,8 +1,7 @@
-"""``fashion_mnist``: Fashion-MNIST, 60,000 training and 10,000 test pictures of clothes, 28x28,
-grey, in 10 classes.
+"""``fashion_mnist``: Fashion-MNIST, 60,000 training and 10,000 test pictures of clothes.
 
-H. Xiao, K. Rasul, R. Vollgraf, arXiv 1708.07747. Normalised by the channel statistics of the 60,000
-training images.
+They are 28x28, grey, in 10 classes (H. Xiao, K. Rasul, R. Vollgraf, arXiv 1708.07747). Images are
+normalised by the channel statistics of the 60,000 training images.
 """
 
 from __future__ import annotations
@@ -19,8 +18,17 @@ from gnpcli.data.archives.fetch import Archive
 from gnpcli.data.archives.published import PublishedDataset
 
 CLASS_NAMES = (
-    "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
-)  # fmt: skip
+    "T-shirt/top",
+    "Trouser",
+    "Pullover",
+    "Dress",
+    "Coat",
+    "Sandal",
+    "Shirt",
+    "Sneaker",
+    "Bag",
+    "Ankle boot",
+)
 ADDRESS = "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/"
 ARCHIVES = {
     "train": (
@@ -61,8 +69,10 @@ def _examples(split: str, paths: Mapping[str, str]) -> Iterator[Example]:
 
 
 def _read_idx(path: str) -> npt.NDArray[np.uint8]:
-    """Return the array of an IDX file: two zero bytes, the type (8: uint8), the rank, sizes
-    (big-endian), values.
+    """Return the array of an IDX file.
+
+    The file holds two zero bytes, the type (8: uint8), the rank, the sizes (big-endian), the
+    values.
     """
     with gzip.open(path) as file:
         content = file.read()

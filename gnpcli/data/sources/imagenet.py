@@ -21,7 +21,7 @@ NUM_TRAIN, NUM_VALIDATION, NUM_CLASSES = 1_281_167, 50_000, 1_000
 
 
 def describe(config: DataConfig) -> DataInfo:
-    """Answer `gnpcli.data.registry.describe_data` from the folder's file names, or the published sizes.
+    """Answer `gnpcli.data.registry.describe_data` from the file names, or the published sizes.
 
     With the published sizes `num_validation` is right to a few images: classes differ in size.
     """

@@ -1,9 +1,8 @@
-"""``svhn_cropped``: Street View House Numbers cut to single digits, 32x32, RGB: 73,257 training and
-26,032 test images.
+"""``svhn_cropped``: Street View House Numbers, 73,257 training and 26,032 test images of digits.
 
-Y. Netzer et al., "Reading Digits in Natural Images with Unsupervised Feature Learning", 2011.
-Another 531,131 easier images are the split ``extra`` (``data.train_split: train+extra``).
-Normalised by the channel statistics of the images trained on, whichever they are.
+They are 32x32, RGB (Y. Netzer et al., "Reading Digits in Natural Images with Unsupervised Feature
+Learning", 2011). Another 531,131 easier images are the split ``extra`` (``data.train_split:
+train+extra``). Images are normalised by the channel statistics of those trained on.
 """
 
 from __future__ import annotations
@@ -37,8 +36,9 @@ ARCHIVES = {
 
 
 def _examples(split: str, paths: Mapping[str, str]) -> Iterator[Example]:
-    """Yield the examples of a MATLAB file: `X`, uint8 ``[32, 32, 3, N]``, and `y`, ``[N, 1]``,
-    where 10 means 0.
+    """Yield the examples of a MATLAB file.
+
+    It holds `X`, uint8 ``[32, 32, 3, N]``, and `y`, ``[N, 1]``, in which 10 means 0.
     """
     from scipy.io import loadmat
 
