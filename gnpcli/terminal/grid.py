@@ -8,10 +8,16 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from rich.console import Console
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
 from gnpcli.terminal.console import PIPED_WIDTH
+from gnpcli.terminal.words import NOTHING
+
+INDENT = "    "
+NOTE_WIDTH = 30
+"""Characters that a note is given beside its row, at least."""
 
 
 class Styled(NamedTuple):
@@ -41,12 +47,67 @@ class Grid:
 
 
 def show(grid: Grid, console: Console) -> None:
-    """Print a grid. Where it is too wide, notes stand below their rows and other cells break."""
-    table = draw(grid)
-    if grid.has_notes and console.measure(table).maximum > console.width:
-        _show_notes_below(grid, console)
+    """Print a grid.
+
+    A row is one line where another program reads it. On a terminal too narrow for a row and its
+    note, the note stands below the row. On one too narrow for the row, its cells stand below its
+    name as well.
+    """
+    if not console.is_terminal:
+        for line in _aligned(grid):
+            console.print(line, markup=False, soft_wrap=True)
+        return
+    if not grid.has_notes or _fits(grid, console):
+        console.print(draw(grid))
+        return
+    rows = _without_notes(grid)
+    lines = _aligned(rows) if _width(rows, console) <= console.width else _below_names(rows)
+    notes = [_draw_cell(row[-1]) for row in grid.rows]
+    for number, (line, note) in enumerate(zip(lines, [None, *notes], strict=True)):
+        console.print(line, style=None if number else "bold", markup=False)
+        if note is not None:
+            _show_note(note, console)
+
+
+def _fits(grid: Grid, console: Console) -> bool:
+    """Return whether notes fit beside their rows, broken over lines of `NOTE_WIDTH` if need be."""
+    least = _width(_without_notes(grid), console) + NOTE_WIDTH
+    return min(_width(grid, console), least) <= console.width
+
+
+def _width(grid: Grid, console: Console) -> int:
+    """Return how wide a grid is with each row on one line."""
+    wide = console.options.update_width(PIPED_WIDTH)
+    return console.measure(draw(grid), options=wide).maximum
+
+
+def _without_notes(grid: Grid) -> Grid:
+    return replace(grid, header=grid.header[:-1], rows=[row[:-1] for row in grid.rows])
+
+
+def _aligned(grid: Grid) -> list[str]:
+    """Return the header and the rows as a line each."""
+    wide = Console(file=io.StringIO(), width=PIPED_WIDTH)
+    with wide.capture() as captured:
+        wide.print(draw(grid))
+    return [line.rstrip() for line in captured.get().splitlines()]
+
+
+def _below_names(grid: Grid) -> list[str]:
+    """Return the header and the rows as two lines each: the first cell, and the others below."""
+    texts = []
+    for row in [grid.header, *grid.rows]:
+        name, *others = (_draw_cell(cell).plain for cell in row)
+        texts.append(f"{name}\n{INDENT}{'  '.join(text or NOTHING for text in others)}")
+    return texts
+
+
+def _show_note(note: Text, console: Console) -> None:
+    """Print a note. One word, such as a folder, stays whole, however long, to be copied."""
+    if " " in note.plain:
+        console.print(Padding(note, (0, 0, 0, len(INDENT))))
     else:
-        console.print(table)
+        console.print(Text(INDENT).append(note), soft_wrap=True)
 
 
 def draw(grid: Grid) -> Table:
@@ -68,7 +129,7 @@ def draw(grid: Grid) -> Table:
             Text(name, style="bold"),
             justify="right" if is_number else "left",
             no_wrap=index == 0,
-            min_width=_width(grid, index) if is_number else None,
+            min_width=_widest_cell(grid, index) if is_number else None,
             overflow="fold",
         )
     for index, row in enumerate(grid.rows):
@@ -77,8 +138,8 @@ def draw(grid: Grid) -> Table:
     return table
 
 
-def _width(grid: Grid, column: int) -> int | None:
-    """Return the widest cell of a column, without its name."""
+def _widest_cell(grid: Grid, column: int) -> int | None:
+    """Return the width of a column without its name."""
     return max((_draw_cell(row[column]).cell_len for row in grid.rows), default=None)
 
 
@@ -88,15 +149,3 @@ def _draw_cell(cell: Cell) -> Text:
     if isinstance(cell, Styled):
         return Text(cell.text, style=cell.style)
     return Text("\n").join(Text(part.text, style=part.style) for part in cell)
-
-
-def _show_notes_below(grid: Grid, console: Console) -> None:
-    body = replace(grid, header=grid.header[:-1], rows=[row[:-1] for row in grid.rows])
-    wide = Console(file=io.StringIO(), width=PIPED_WIDTH)
-    with wide.capture() as captured:
-        wide.print(draw(body))
-    header, *lines = captured.get().splitlines()
-    console.print(header.rstrip(), style="bold", markup=False, soft_wrap=True)
-    for line, row in zip(lines, grid.rows, strict=True):
-        console.print(line.rstrip(), markup=False, soft_wrap=True)
-        console.print(Text("    ").append(_draw_cell(row[-1])), soft_wrap=True)
