@@ -181,6 +181,16 @@ def test_files_of_a_folder_do_not_import_its_init():
     assert wrong == []
 
 
+def test_only_the_terminal_draws_with_rich():
+    found = {
+        room(name)
+        for name, path in MODULES.items()
+        for other in every_import(path)
+        if other.partition(".")[0] == "rich"
+    }
+    assert found == {"terminal"}
+
+
 @cache
 def loads_heavy(name: str) -> bool:
     """Return whether importing a module imports one of `HEAVY`, by what the files say."""

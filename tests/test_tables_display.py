@@ -14,6 +14,7 @@ from gnpcli.tables.display import TableDisplay
 from gnpcli.tables.runner import CellProgress
 from gnpcli.tables.spec import Table
 from gnpcli.tables.time_left import TimeLeft, work
+from gnpcli.terminal.screen import Screen
 from gnpcli.terminal.words import duration
 from tests.tables import NO_CHANGES, write
 
@@ -37,7 +38,7 @@ def shown_on(console: Console) -> str:
 def test_a_terminal_shows_a_table_that_fills_in(tmp_path):
     table = write(tmp_path)
     console = Console(file=io.StringIO(), force_terminal=True, width=110)
-    with TableDisplay(table, console, quiet=False) as display:
+    with TableDisplay(table, Screen(console=console)) as display:
         display(some_progress(table))
     shown = shown_on(console)
     for part in (
@@ -52,7 +53,7 @@ def test_a_terminal_shows_a_table_that_fills_in(tmp_path):
 def test_without_a_terminal_a_line_is_told_once(tmp_path):
     table = write(tmp_path)
     console = Console(file=io.StringIO(), width=200)
-    with TableDisplay(table, console, quiet=False) as display:
+    with TableDisplay(table, Screen(console=console)) as display:
         display(some_progress(table))
         display(some_progress(table))
     assert shown_on(console).splitlines() == [
@@ -62,7 +63,7 @@ def test_without_a_terminal_a_line_is_told_once(tmp_path):
         "nano zero seed 1: failed: step 1: the loss is nan",
     ]
     silent = Console(file=io.StringIO())
-    with TableDisplay(table, silent, quiet=True) as display:
+    with TableDisplay(table, Screen(console=silent, quiet=True)) as display:
         display(some_progress(table))
     assert shown_on(silent) == ""
 
@@ -128,7 +129,7 @@ def test_a_terminal_tells_the_time_left(tmp_path):
         CellProgress(cell, "running", epoch=0.0) for cell in small_cells(tmp_path, ["adam"], [0, 1])
     ]
     console = Console(file=io.StringIO(), force_terminal=True, width=150)
-    with TableDisplay(write(tmp_path), console, quiet=False) as display:
+    with TableDisplay(write(tmp_path), Screen(console=console)) as display:
         display(items)
         assert "left" not in shown_on(console)
         items[0].epoch = 1.0

@@ -212,12 +212,12 @@ def _run(
     from gnpcli.tables.display import TableDisplay
     from gnpcli.tables.runner import run_cells
     from gnpcli.tables.shares import shares
-    from gnpcli.terminal.console import messages
+    from gnpcli.terminal.screen import Screen
 
     divided = shares(jobs)
     if not quiet:
         tell(f"{part.table.name}: {words.plural(len(cells), 'cell')} in {part.folder}")
-    with TableDisplay(part.table, messages(), quiet=quiet) as display:
+    with TableDisplay(part.table, Screen(quiet=quiet)) as display:
         return run_cells(cells, states, part.table.spec.metric, divided, display)
 
 

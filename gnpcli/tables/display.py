@@ -6,15 +6,13 @@ import time
 from collections.abc import Sequence
 from types import TracebackType
 
-from rich.console import Console
-from rich.live import Live
-from rich.table import Table as RichTable
-from rich.text import Text
-
 from gnpcli.tables.runner import CellProgress, CellStatus
 from gnpcli.tables.spec import Table
 from gnpcli.tables.statistics import summarize
 from gnpcli.tables.time_left import TimeLeft
+from gnpcli.terminal.grid import Cell, Grid, Styled
+from gnpcli.terminal.live import LiveGrid
+from gnpcli.terminal.screen import Screen
 from gnpcli.terminal.words import clock, duration, spread
 
 PLAIN_EVERY_S = 60.0
@@ -26,43 +24,37 @@ class TableDisplay:
 
     Args:
         table: The table.
-        console: Standard error.
-        quiet: Show nothing.
+        screen: Where it is shown.
     """
 
-    def __init__(self, table: Table, console: Console, *, quiet: bool):
-        self._table, self._console, self._quiet = table, console, quiet
+    def __init__(self, table: Table, screen: Screen):
+        self._table, self._screen = table, screen
         self._unit = table.spec.metric.kind.unit
         self._start = time.monotonic()
         self._time_left = TimeLeft(self._start)
         self._told: dict[str, tuple[CellStatus, float]] = {}
-        self._live: Live | None = None
-        if console.is_terminal and not quiet:
-            self._live = Live(console=console, refresh_per_second=4, transient=True)
+        self._live = LiveGrid(screen)
 
     def __call__(self, progress: Sequence[CellProgress]) -> None:
         """Show where all cells stand."""
-        if self._live is not None:
+        if self._live.is_shown:
             self._live.update(self._picture(progress))
-        elif not self._quiet:
+        else:
             self._tell(progress)
 
-    def _picture(self, progress: Sequence[CellProgress]) -> RichTable:
+    def _picture(self, progress: Sequence[CellProgress]) -> Grid:
         """Return the table as it is now."""
         places: dict[tuple[str, str], list[CellProgress]] = {}
         for item in progress:
             places.setdefault((item.cell.row, item.cell.column), []).append(item)
         rows = list(dict.fromkeys(row for row, _ in places))
         columns = list(dict.fromkeys(column for _, column in places))
-        picture = RichTable(
-            title=self._title(progress), box=None, title_justify="left", pad_edge=False
-        )
-        for name in ("", *(self._table.label("columns", column) for column in columns)):
-            picture.add_column(Text(name, style="bold"))
+        header = ["", *(self._table.label("columns", column) for column in columns)]
+        lines: list[list[Cell]] = []
         for row in rows:
             cells = [self._cell(places.get((row, column), [])) for column in columns]
-            picture.add_row(Text(self._table.label("rows", row)), *cells)
-        return picture
+            lines.append([self._table.label("rows", row), *cells])
+        return Grid(header, lines, title=self._title(progress))
 
     def _title(self, progress: Sequence[CellProgress]) -> str:
         parts = [f"{self._table.spec.title}: {_count_done(progress)} of {len(progress)} cells"]
@@ -75,21 +67,21 @@ class TableDisplay:
             parts.append(f"about {duration(left_s)} left")
         return f"{', '.join(parts)}; Ctrl-C saves and stops"
 
-    def _cell(self, items: Sequence[CellProgress]) -> Text:
+    def _cell(self, items: Sequence[CellProgress]) -> list[Styled]:
         """Return the mean of what is finished, what runs and what failed, a line each."""
         lines = []
         values = [item.value for item in items if item.is_done and item.value is not None]
         if values:
             sample = summarize(values)
             text = f"{spread(sample.mean, sample.std)} ({sample.n} of {len(items)})"
-            lines.append(Text(text, style="bold"))
+            lines.append(Styled(text, "bold"))
         for item in items:
             if item.status == "running":
-                lines.append(Text(self._running(item), style="cyan"))
+                lines.append(Styled(self._running(item), "cyan"))
         for item in items:
             if item.status == "failed":
-                lines.append(Text(f"seed {item.cell.seed} failed", style="red"))
-        return Text("\n").join(lines) if lines else Text("waiting", style="dim")
+                lines.append(Styled(f"seed {item.cell.seed} failed", "red"))
+        return lines or [Styled("waiting", "dim")]
 
     def _running(self, item: CellProgress) -> str:
         parts = [f"seed {item.cell.seed}"]
@@ -112,7 +104,7 @@ class TableDisplay:
             is_due = item.status == "running" and now - when >= PLAIN_EVERY_S
             if is_new or is_due:
                 self._told[item.cell.name] = (item.status, now)
-                self._console.print(self._line(item, is_new, done), markup=False)
+                self._screen.line(self._line(item, is_new, done))
 
     def _line(self, item: CellProgress, is_new: bool, done: str) -> str:
         name, cell = item.cell.name, item.cell
@@ -131,8 +123,7 @@ class TableDisplay:
                 return f"{name}: {item.status}"
 
     def __enter__(self) -> TableDisplay:
-        if self._live is not None:
-            self._live.start()
+        self._live.__enter__()
         return self
 
     def __exit__(
@@ -141,8 +132,7 @@ class TableDisplay:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if self._live is not None:
-            self._live.stop()
+        self._live.__exit__(kind, error, trace)
 
 
 def _count_done(progress: Sequence[CellProgress]) -> int:
