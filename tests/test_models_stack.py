@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from gnpcli.config.schema import ModelConfig
-from gnpcli.devices.cpu import stored, storing
+from gnpcli.devices.cpu import stored, storing, tuning
 from gnpcli.models.layers.blocks import rematerialised
 from gnpcli.models.registry import MODELS, build_model
 
@@ -125,6 +125,20 @@ def test_stored_blocks_compute_the_same(small, name):
     params, state = weights(model)
     plain, own = (passes(model, params, state, is_stored=is_on) for is_on in (False, True))
     assert_close(compiled(own)(params), compiled(plain)(params))
+
+
+@each_family
+def test_tuning_for_a_cpu_changes_no_value(small, name):
+    """The form for a CPU and the form for every other backend agree, in logits and gradients."""
+    model = small(name)
+    params, state = weights(model)
+    tuned, own = (passes(model, params, state, is_stored=is_on) for is_on in (True, False))
+
+    def untuned(params):
+        with tuning(False):
+            return own(params)
+
+    assert_close(compiled(tuned)(params), compiled(untuned)(params))
 
 
 def deep(depth, x, weight, key):

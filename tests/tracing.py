@@ -11,12 +11,13 @@ from gnpcli.config.resolved import Resolved
 from gnpcli.data.base import DataSpec, FileSplit, Split
 from gnpcli.data.registry import describe_data
 from gnpcli.devices.mesh import make_mesh
-from gnpcli.engine.task import build_task
+from gnpcli.engine.task import Task, build_task
 
 
-def trace(config: Resolved) -> None:
-    """Assert that plain and GNP step keep the shapes and types of the state and return scalars:
-    float32, and counts.
+def abstract_task(config: Resolved) -> tuple[Task, Any, Any]:
+    """Return the task of a configuration on images that are not there, its state and its source.
+
+    Of the arrays of the state there are shapes and types alone.
     """
     info = describe_data(config.data)
     assert info is not None, "the data set must be known without its files"
@@ -38,12 +39,20 @@ def trace(config: Resolved) -> None:
     task = build_task(config, split, spec, make_mesh(config))
     with jax.numpy_dtype_promotion("standard"):  # optax mixes types
         state = jax.eval_shape(task.init)
-        if info.is_streamed:
-            size = config.data.batch_size
-            images = jax.ShapeDtypeStruct((size, *shape), np.uint8)
-            source: Any = {"images": images, "labels": jax.ShapeDtypeStruct((size,), np.int32)}
-        else:
-            source = task.parts.feed.source(0)
+    if not info.is_streamed:
+        return task, state, task.parts.feed.source(0)
+    size = config.data.batch_size
+    images = jax.ShapeDtypeStruct((size, *shape), np.uint8)
+    source = {"images": images, "labels": jax.ShapeDtypeStruct((size,), np.int32)}
+    return task, state, source
+
+
+def trace(config: Resolved) -> None:
+    """Assert that plain and GNP step keep the shapes and types of the state and return scalars:
+    float32, and counts.
+    """
+    task, state, source = abstract_task(config)
+    with jax.numpy_dtype_promotion("standard"):
         for step in (task.steps["plain"], task.steps["gnp"]):
             new_state, metrics = jax.eval_shape(step, state, source)
             assert jax.tree.map(lambda x: (x.shape, x.dtype), new_state) == jax.tree.map(
