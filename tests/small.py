@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -11,8 +12,10 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from gnpcli.models.base import Model, from_linen
+from gnpcli.models.family import Family, Images
 from gnpcli.models.layers.dropout import Dropout
 from gnpcli.models.layers.norm import BatchNorm
+from gnpcli.models.options import Options
 from gnpcli.models.registry import Entry
 
 
@@ -33,13 +36,22 @@ class Small(nn.Module):
         return nn.Dense(self.classes, dtype=self.dtype, name="head")(x).astype(jnp.float32)
 
 
-def build(
-    architecture: Any, config: Any, *, num_classes: int, image_size: int, channels: int, dtype: Any
-) -> Model:
-    """Build it, as `gnpcli.models.registry.build_model` asks."""
-    return from_linen(
-        Small(**architecture, classes=num_classes, dropout=config.dropout, dtype=dtype)
-    )
+class SmallOptions(Options):
+    """Its one option."""
+
+    dropout: float = 0.1
 
 
-small = Entry(__name__, {"width": 32}, {"dropout": 0.1})
+class SmallFamily(Family[SmallOptions]):
+    """Small networks."""
+
+    def build(
+        self, sizes: Mapping[str, int], options: SmallOptions, images: Images, dtype: str
+    ) -> Model:
+        """Build one of them."""
+        network = Small(sizes["width"], images.classes, options.dropout, dtype)
+        return from_linen(network)
+
+
+FAMILY = SmallFamily()
+small = Entry(__name__, {"width": 32}, SmallOptions)

@@ -18,7 +18,7 @@ from gnpcli.bench.steps import random_images
 from gnpcli.bench.torch_networks import PEERS
 from gnpcli.errors import ConfigError
 from gnpcli.gnp import penalize
-from gnpcli.models.registry import MODELS, find_model, resolve_model
+from gnpcli.models.registry import MODELS, find_model
 from gnpcli.recipes.presets import resolve
 from tests.conftest import Gnp, fails
 
@@ -43,8 +43,8 @@ def test_the_peer_is_the_same_network(family):
     config = recipe(SMALLEST[family])
     _, spec = random_images(config)
     torch.manual_seed(0)
-    sizes = find_model(config.model.name).architecture
-    network = PEERS[family].build(library, sizes, resolve_model(config.model), spec)
+    sizes = find_model(config.model.name).sizes
+    network = PEERS[family].build(library, sizes, config.model, spec)
     # As initialised: the parity tests are the ones with weights in which every mistake would show.
     assert _difference(torch, network, config, spec) < 1e-4
 

@@ -22,6 +22,7 @@ from gnpcli.config.loader import (
     validate,
 )
 from gnpcli.errors import ConfigError, suggest
+from gnpcli.models.registry import model_section
 
 MINIMAL = """\
 model: {name: vit-nano}
@@ -35,7 +36,7 @@ def config(*assignments: str, text: str = MINIMAL, tmp_path: Path | None = None)
     import yaml
 
     layer = Layer(yaml.safe_load(text))
-    return validate(merge([layer, *parse_overrides(assignments)]))
+    return validate(merge([layer, *parse_overrides(assignments)]), model_section)
 
 
 def error(*assignments: str, text: str = MINIMAL) -> ConfigError:
@@ -172,13 +173,13 @@ def test_messages_carry_file_and_line(tmp_path):
     with pytest.raises(
         ConfigError, match=r"mine\.yaml:7: unknown key 'schedule.warmup_epoch' - did you mean"
     ):
-        validate(read_yaml(path))
+        validate(read_yaml(path), model_section)
     path.write_text(MINIMAL + "gr:\n  alpha: 0.8\n")
     with pytest.raises(ConfigError, match=r"mine\.yaml:6: gr.alpha = 0.8 needs a radius"):
-        validate(read_yaml(path))
+        validate(read_yaml(path), model_section)
     # a later layer takes the blame for what it wrote, and only for that
     with pytest.raises(ConfigError, match=r"^--set: train\.epochs"):
-        validate(merge([read_yaml(path), *parse_overrides(["train.epochs=0"])]))
+        validate(merge([read_yaml(path), *parse_overrides(["train.epochs=0"])]), model_section)
 
 
 @pytest.mark.parametrize(
@@ -285,7 +286,7 @@ def test_dump_reads_back_as_the_same_configuration(tmp_path, assignments):
     original = config(*assignments)
     path = tmp_path / "config.yaml"
     path.write_text(dump(original))
-    again = validate(read_yaml(path))
+    again = validate(read_yaml(path), model_section)
     assert again == original
     assert dump(again) == dump(original)
     assert differences(original, again) == []
@@ -299,9 +300,9 @@ def test_differences_name_each_key_with_both_values():
 
 
 def test_known_keys_are_those_of_a_dump():
-    assert set(known_keys({"optimizer": {"name": "adamw"}, "schedule": {"name": "cosine"}})) == set(
-        flatten(config())
-    )
+    chosen = {"model": "vit-nano", "optimizer": "adamw", "schedule": "cosine"}
+    named = {section: {"name": name} for section, name in chosen.items()}
+    assert set(known_keys(named, model_section)) == set(flatten(config()))
 
 
 @pytest.mark.parametrize("strategy", ["constant", "sam"])

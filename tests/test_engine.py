@@ -24,6 +24,7 @@ from gnpcli.engine.loop import LOOKAHEAD
 from gnpcli.engine.task import build_task
 from gnpcli.engine.train import _prepare, resume, train
 from gnpcli.errors import CheckpointError, ConfigError, DivergenceError, Interrupted
+from gnpcli.models.registry import model_section
 from gnpcli.recipes.presets import read_resolved, resolve
 from gnpcli.runs.checkpoint import Checkpoints
 from gnpcli.runs.folder import RunFolder, default_run_dir
@@ -106,7 +107,7 @@ def test_a_run_folder_holds_what_the_run_was(whole):
         "checkpoints",
     } <= names
     assert any("tfevents" in name for name in names)
-    assert validate(read_yaml(whole / "config.yaml")) == config()
+    assert validate(read_yaml(whole / "config.yaml"), model_section) == config()
     (session,) = json.loads((whole / "environment.json").read_text())["sessions"]
     assert session["start_step"] == 0
     assert session["versions"]["jax"] == jax.__version__
@@ -274,7 +275,7 @@ def test_groups_per_device_are_recorded_as_their_number(tmp_path):
         train(config("gr.groups=per-device"), tmp_path / "run", max_steps=0, quiet=True)["step"]
         == 0
     )
-    assert validate(read_yaml(tmp_path / "run" / "config.yaml")).gr.groups == 1
+    assert validate(read_yaml(tmp_path / "run" / "config.yaml"), model_section).gr.groups == 1
 
 
 def test_a_run_without_gr_never_compiles_the_gnp_step(tmp_path, monkeypatch):

@@ -39,7 +39,12 @@ An arrow points from a floor to a lower one, or stays in its room.
 """
 
 FLOORS_WITHIN: dict[str, list[set[str]]] = {
-    "models": [{"base", "layers", "torch"}, {"families"}, {"registry", "summary"}],
+    "models": [
+        {"base", "layers", "torch", "options"},
+        {"family"},
+        {"families"},
+        {"registry", "summary"},
+    ],
     "data": [
         {"progress", "statistics"},
         {"base"},

@@ -10,10 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gnpcli.config.schema import ModelConfig
 from gnpcli.errors import ConfigError
+from gnpcli.models.family import Images
 from gnpcli.models.layers.dropout import dropout
-from gnpcli.models.registry import MODELS, build_model
+from gnpcli.models.registry import MODELS, build_model, model_options
 from tests.trees import same_structure
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
@@ -28,20 +28,14 @@ SMALL = {
 
 
 def build(name, image_shape=CIFAR, num_classes=10, dtype="float32", **options):
-    config = ModelConfig(name=name, **options)
-    return build_model(
-        config,
-        num_classes=num_classes,
-        image_size=image_shape[0],
-        channels=image_shape[2],
-        dtype=dtype,
-    )
+    images = Images(image_shape[0], image_shape[2], num_classes)
+    return build_model(model_options(name, **options), images, dtype)
 
 
 @pytest.fixture
 def small(monkeypatch):
     for name, (model, sizes) in SMALL.items():
-        monkeypatch.setitem(MODELS, name, dataclasses.replace(MODELS[model], architecture=sizes))
+        monkeypatch.setitem(MODELS, name, dataclasses.replace(MODELS[model], sizes=sizes))
     return build
 
 
@@ -113,7 +107,7 @@ def test_wide_resnet_depth_is_checked(monkeypatch):
     monkeypatch.setitem(
         MODELS,
         "odd",
-        dataclasses.replace(MODELS["wrn-16-4"], architecture={"depth": 18, "width": 1}),
+        dataclasses.replace(MODELS["wrn-16-4"], sizes={"depth": 18, "width": 1}),
     )
     with pytest.raises(ValueError, match="6 n \\+ 4, not 18"):
         build("odd")
@@ -124,7 +118,12 @@ def test_wide_resnet_depth_is_checked(monkeypatch):
 
 @pytest.mark.parametrize(
     ("name", "option"),
-    [(n, o) for n, (m, _) in SMALL.items() for o in MODELS[m].options if "dropout" in o],
+    [
+        (n, o)
+        for n, (m, _) in SMALL.items()
+        for o in MODELS[m].options.option_names()
+        if "dropout" in o
+    ],
 )
 def test_dropout_follows_the_key_in_train_mode_only(small, name, option):
     shape = (8, 8, 3)
@@ -370,7 +369,7 @@ def np_wide_resnet(params, state, images, depth, variant, train):
 @pytest.mark.parametrize("train", [True, False])
 def test_wide_resnet_equals_numpy(small, monkeypatch, variant, shape, train):
     monkeypatch.setitem(
-        MODELS, "wrn", dataclasses.replace(MODELS["wrn"], architecture={"depth": 16, "width": 2})
+        MODELS, "wrn", dataclasses.replace(MODELS["wrn"], sizes={"depth": 16, "width": 2})
     )
     model = small("wrn", shape, variant=variant)
     params, state = randomised(shapes_of(model, shape))

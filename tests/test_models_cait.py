@@ -10,11 +10,12 @@ import pytest
 from flax import linen as nn
 from scipy.special import erf
 
-from gnpcli.config.schema import ModelConfig
 from gnpcli.models.families import cait
+from gnpcli.models.family import Images
 from gnpcli.models.layers.dense import DTYPES
 from gnpcli.models.layers.dropout import Dropout, DropPath
 from gnpcli.models.layers.transformer import FORMS
+from gnpcli.models.options import CaitOptions
 from tests.test_models import compiled, images_of, shapes_of
 from tests.test_models_swin import random_weights
 from tests.trees import same_structure
@@ -24,15 +25,9 @@ WIDTHS |= {"s": {"dim": 384, "heads": 8}, "m": {"dim": 768, "heads": 16}}
 TINY = {"dim": 12, "depth": 2, "heads": 3}
 
 
-def build(architecture=TINY, image_size=8, num_classes=10, channels=3, dtype="float32", **options):
-    config = ModelConfig(name="cait-xxs12", **({"patch_size": 4} | options))
-    sizes = {
-        "num_classes": num_classes,
-        "image_size": image_size,
-        "channels": channels,
-        "dtype": dtype,
-    }
-    return cait.build(architecture, config, **sizes)
+def build(sizes=TINY, image_size=8, num_classes=10, channels=3, dtype="float32", **options):
+    own = CaitOptions(name="cait-xxs12", **({"patch_size": 4} | options))
+    return cait.FAMILY.build(sizes, own, Images(image_size, channels, num_classes), dtype)
 
 
 # ------------------------------------------------------------------------------------- against

@@ -8,14 +8,13 @@ import numpy as np
 import pytest
 from jax.sharding import AbstractMesh
 
-from gnpcli.config.schema import ModelConfig
 from gnpcli.devices import convolution, cpu
 from gnpcli.devices.convolution import LAYOUT, convolve
 from gnpcli.devices.mesh import on_mesh
 from gnpcli.models.layers.convolution import Conv
 from gnpcli.models.layers.dense import DTYPES
 from gnpcli.models.layers.pooling import avg_pool, max_pool
-from gnpcli.models.registry import build_model
+from tests.networks import build
 
 
 def integers(*shape, dtype=np.float32):
@@ -181,7 +180,7 @@ def test_every_convolution_of_a_step_has_the_layout_that_a_cpu_is_fast_in(name):
     """In a loop XLA's CPU backend rewrites none, and any other layout then takes twenty times as
     long.
     """
-    model = build_model(ModelConfig(name=name), num_classes=10, image_size=32, channels=3)
+    model = build(name)
     images = jax.ShapeDtypeStruct((2, 32, 32, 3), jnp.float32)
     params, state = jax.eval_shape(lambda: model.init(jax.random.key(0), (32, 32, 3)))
 

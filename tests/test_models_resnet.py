@@ -9,7 +9,7 @@ import pytest
 
 from gnpcli.errors import CheckpointError
 from gnpcli.models.base import from_linen
-from gnpcli.models.families.resnet import STAGES, ResNet, from_torch
+from gnpcli.models.families.resnet import FAMILY, STAGES, ResNet
 from gnpcli.models.layers.dense import DTYPES
 from tests.test_models import build, compiled, images_of, np_conv, randomised, shapes_of
 from tests.trees import same_structure
@@ -238,7 +238,7 @@ def torch_names(depth):
 def test_torch_names_fill_the_whole_tree(depth):
     shape = (224, 224, 3)
     arrays = {name: np.broadcast_to(np.float16(1), s) for name, s in torch_names(depth).items()}
-    ours = from_torch(arrays)
+    ours = FAMILY.from_torch(arrays)
     wanted = shapes_of(build(f"resnet{depth}", shape, 1000, stem="imagenet"), shape)
     assert jax.tree.map(lambda a: (a.shape, a.dtype), ours) == jax.tree.map(
         lambda a: (a.shape, a.dtype), wanted
@@ -252,7 +252,7 @@ def test_import_misses_what_is_not_there(name):
     arrays = {name: np.broadcast_to(np.float16(1), s) for name, s in torch_names(18).items()}
     del arrays[name]
     with pytest.raises(CheckpointError, match=f"no tensor '{name}'"):
-        from_torch(arrays)
+        FAMILY.from_torch(arrays)
 
 
 @pytest.mark.parametrize(
@@ -261,4 +261,4 @@ def test_import_misses_what_is_not_there(name):
 def test_import_refuses_what_it_has_no_place_for(name):
     arrays = {name: np.broadcast_to(np.float16(1), s) for name, s in torch_names(18).items()}
     with pytest.raises(CheckpointError, match=f"no place for the tensors {name}"):
-        from_torch({**arrays, name: np.zeros(1)})
+        FAMILY.from_torch({**arrays, name: np.zeros(1)})

@@ -11,7 +11,6 @@ import numpy as np
 import optax
 import pytest
 
-from gnpcli.config.schema import ModelConfig
 from gnpcli.devices.mesh import make_mesh
 from gnpcli.gnp import global_norm, gnp_value_and_grad
 from gnpcli.models.base import count_parameters
@@ -24,6 +23,7 @@ from gnpcli.models.layers.shake import shake_shake as shake_shake_factors
 from gnpcli.recipes.presets import resolve
 from gnpcli.step.gradient import make_value_and_grad
 from gnpcli.step.parts import build_parts
+from tests.networks import build
 from tests.test_steps import FixedFeed
 
 CIFAR = (32, 32, 3)
@@ -37,26 +37,22 @@ def of_block(factors: Factors, index: int) -> Factors:
 
 
 def pyramid_model(depth, widening, shape=CIFAR, num_classes=10, dtype="float32", **options):
-    architecture = {"depth": depth, "widening": widening}
-    sizes = {
-        "num_classes": num_classes,
-        "image_size": shape[0],
-        "channels": shape[2],
-        "dtype": dtype,
-    }
-    return pyramidnet.build(architecture, ModelConfig(name="pyramidnet", **options), **sizes)
+    shakes = "drop_path" in options
+    name = "pyramidnet-164-48-shakedrop" if shakes else "pyramidnet-164-48"
+    return of_family(
+        name, {"depth": depth, "widening": widening}, shape, num_classes, dtype, options
+    )
 
 
 def shake_shake_model(depth, width, shape=CIFAR, num_classes=10, dtype="float32", **options):
-    sizes = {
-        "num_classes": num_classes,
-        "image_size": shape[0],
-        "channels": shape[2],
-        "dtype": dtype,
-    }
-    return shake_shake.build(
-        {"depth": depth, "width": width}, ModelConfig(name="shakeshake", **options), **sizes
-    )
+    sizes = {"depth": depth, "width": width}
+    return of_family("shake-shake-26-2x96d", sizes, shape, num_classes, dtype, options)
+
+
+def of_family(name, sizes, shape, num_classes, dtype, options):
+    size, _, channels = shape
+    images = {"image_size": size, "channels": channels, "num_classes": num_classes}
+    return build(name, sizes, dtype=dtype, **images, **options)
 
 
 def shapes_of(model, shape=CIFAR):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from contextlib import nullcontext
 
@@ -11,42 +10,19 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gnpcli.config.schema import ModelConfig
 from gnpcli.devices.cpu import stored, storing, tuning
 from gnpcli.models.layers.blocks import rematerialised
-from gnpcli.models.registry import MODELS, build_model
+from tests.networks import ONE_OF_EACH, build_tiny, tiny
 
 SHAPE = (8, 8, 3)
-# A small member of each family that has blocks: (registered model to shrink, sizes, options).
-SMALL = {
-    "vit": ("vit-ti", {"dim": 8, "depth": 2, "heads": 2, "mlp": 16}, {"dropout": 0.2}),
-    "swin": (
-        "swin-t",
-        {"dim": 8, "depth": 2, "heads": 1},
-        {"patch_size": 1, "window_size": 2, "drop_path": 0.3},
-    ),
-    "cait": ("cait-xxs12", {"dim": 12, "depth": 3, "heads": 3}, {"dropout": 0.2, "drop_path": 0.3}),
-    "resnet": ("resnet18", {"depth": 18, "width": 2}, {}),
-    "wrn": ("wrn-16-4", {"depth": 10, "width": 1}, {"dropout": 0.2}),
-    "shake-shake": ("shake-shake-26-2x96d", {"depth": 8, "width": 4}, {}),
-    "pyramidnet": ("pyramidnet-164-48-shakedrop", {"depth": 11, "widening": 9}, {}),
-}
+FAMILIES = list(ONE_OF_EACH)
+STACKS = [family for family in FAMILIES if family != "vgg"]
+"""The families of residual blocks."""
 
 
-@pytest.fixture
-def small(monkeypatch):
-    def build(name, **options):
-        model, sizes, own = SMALL[name]
-        monkeypatch.setitem(MODELS, name, dataclasses.replace(MODELS[model], architecture=sizes))
-        config = ModelConfig(name=name, **{**own, **options})
-        return build_model(config, num_classes=3, image_size=8, channels=3)
-
-    return build
-
-
-def weights(model, seed=0):
-    rng = np.random.default_rng(seed)
-    shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), SHAPE))
+def weights(model, shape=SHAPE):
+    rng = np.random.default_rng(0)
+    shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), shape))
 
     def draw(leaf):
         if leaf.ndim == 1:
@@ -58,17 +34,17 @@ def weights(model, seed=0):
     return jax.tree.map(draw, shapes)
 
 
-def images(seed=0):
-    return jnp.asarray(np.random.default_rng(seed).normal(size=(4, *SHAPE)), jnp.float32)
+def images(shape=SHAPE):
+    return jnp.asarray(np.random.default_rng(0).normal(size=(4, *shape)), jnp.float32)
 
 
-def passes(model, params, state, train=True, is_rematerialised=False, is_stored=False):
+def passes(model, state, shape=SHAPE, is_rematerialised=False, is_stored=False):
     """Logits, new state and gradient of a function of the logits."""
 
     def loss(params):
         key = jax.random.key(1)
         with rematerialised(is_rematerialised), storing(key) if is_stored else nullcontext():
-            logits, moved = model.apply(params, state, images(), train, key)
+            logits, moved = model.apply(params, state, images(shape), True, key)
         return jnp.sin(logits).sum(), (logits, moved)
 
     return jax.grad(loss, has_aux=True)
@@ -90,49 +66,52 @@ def assert_close(a, b):
 
 
 # Quick: a kind without state and one with; the others differ in what is compiled.
-each_family = pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=() if n in ("vit", "wrn") else pytest.mark.slow) for n in SMALL]
+QUICK = ("vit", "wide_resnet")
+each_family, each_stack = (
+    pytest.mark.parametrize(
+        "name", [pytest.param(n, marks=() if n in QUICK else pytest.mark.slow) for n in names]
+    )
+    for names in (FAMILIES, STACKS)
 )
 
 
-@each_family
-def test_rematerialised_blocks_compute_the_same(small, name):
-    model = small(name)
+@each_stack
+def test_rematerialised_blocks_compute_the_same(name):
+    model = build_tiny(name)
     params, state = weights(model)
-    plain, again = (
-        passes(model, params, state, is_rematerialised=is_on) for is_on in (False, True)
-    )
+    plain, again = (passes(model, state, is_rematerialised=is_on) for is_on in (False, True))
     assert "remat" in str(jax.make_jaxpr(again)(params))
     assert "remat" not in str(jax.make_jaxpr(plain)(params))
     assert_close(compiled(again)(params), compiled(plain)(params))
 
 
-@pytest.mark.parametrize("name", SMALL)
-def test_every_family_stores_what_each_block_answers(small, name):
-    model = small(name)
+@pytest.mark.parametrize("name", STACKS)
+def test_every_family_stores_what_each_block_answers(name):
+    model = build_tiny(name)
     params, state = weights(model)
     blocks = [part for part in params if "block" in part and not part.startswith("class")]
     loops = []
     for is_on in (False, True):
-        program = jax.jit(passes(model, params, state, is_stored=is_on)).lower(params)
+        program = jax.jit(passes(model, state, is_stored=is_on)).lower(params)
         loops.append(program.as_text().count("stablehlo.while"))
     assert loops[1] - loops[0] == 2 * len(blocks)  # once each way
 
 
-@each_family
-def test_stored_blocks_compute_the_same(small, name):
-    model = small(name)
+@each_stack
+def test_stored_blocks_compute_the_same(name):
+    model = build_tiny(name)
     params, state = weights(model)
-    plain, own = (passes(model, params, state, is_stored=is_on) for is_on in (False, True))
+    plain, own = (passes(model, state, is_stored=is_on) for is_on in (False, True))
     assert_close(compiled(own)(params), compiled(plain)(params))
 
 
 @each_family
-def test_tuning_for_a_cpu_changes_no_value(small, name):
+def test_tuning_for_a_cpu_changes_no_value(name):
     """The form for a CPU and the form for every other backend agree, in logits and gradients."""
-    model = small(name)
-    params, state = weights(model)
-    tuned, own = (passes(model, params, state, is_stored=is_on) for is_on in (True, False))
+    model, side = build_tiny(name), tiny(name).image_size
+    shape = (side, side, 3)
+    params, state = weights(model, shape)
+    tuned, own = (passes(model, state, shape, is_stored=is_on) for is_on in (True, False))
 
     def untuned(params):
         with tuning(False):
@@ -179,25 +158,25 @@ def test_kernels_do_not_grow_with_the_depth():
 
 
 @pytest.mark.parametrize("is_rematerialised", [pytest.param(False, marks=pytest.mark.slow), True])
-def test_scanned_blocks_compute_the_same_from_the_same_weights(small, is_rematerialised):
+def test_scanned_blocks_compute_the_same_from_the_same_weights(is_rematerialised):
     quiet = {"dropout": 0.0, "drop_path": 0.0}
-    plain, scanned = small("cait", **quiet), small("cait", scan=True, **quiet)
+    plain, scanned = build_tiny("cait", **quiet), build_tiny("cait", scan=True, **quiet)
     shapes = [
         jax.eval_shape(lambda m=model: m.init(jax.random.key(0), SHAPE))
         for model in (plain, scanned)
     ]
     assert shapes[0] == shapes[1]
     params, state = weights(plain)
-    run = passes(scanned, params, state, is_rematerialised=is_rematerialised)
+    run = passes(scanned, state, is_rematerialised=is_rematerialised)
     text = str(jax.make_jaxpr(run)(params))
     assert "scan[" in text
     assert ("remat" in text) == is_rematerialised
-    assert_close(compiled(run)(params), compiled(passes(plain, params, state))(params))
+    assert_close(compiled(run)(params), compiled(passes(plain, state))(params))
 
 
-def test_scanned_blocks_drop_at_their_rates_each_with_its_own_key(small):
+def test_scanned_blocks_drop_at_their_rates_each_with_its_own_key():
     """Every block has a key of its own, all follow the step's, and evaluation needs none."""
-    model = small("cait", scan=True)
+    model = build_tiny("cait", scan=True)
     params, state = weights(model)
     run = jax.jit(
         model.apply, static_argnames="train", compiler_options={"xla_backend_optimization_level": 0}

@@ -10,12 +10,13 @@ import pytest
 from flax import linen as nn
 from scipy.special import erf
 
-from gnpcli.config.schema import ModelConfig
 from gnpcli.errors import ConfigError
 from gnpcli.models.families import swin
+from gnpcli.models.family import Images
 from gnpcli.models.layers.dense import DTYPES
 from gnpcli.models.layers.dropout import Dropout, DropPath
 from gnpcli.models.layers.transformer import FORMS
+from gnpcli.models.options import SwinOptions
 from tests.test_models import compiled, images_of, shapes_of
 from tests.trees import same_structure
 
@@ -23,15 +24,9 @@ TINY = {"dim": 8, "depth": 2, "heads": 1}
 RATES = {"dropout": 0.0, "attention_dropout": 0.0, "drop_path": 0.0}
 
 
-def build(architecture=TINY, image_size=8, num_classes=10, channels=3, dtype="float32", **options):
-    config = ModelConfig(name="swin-t", **({"patch_size": 1, "window_size": 2} | options))
-    sizes = {
-        "num_classes": num_classes,
-        "image_size": image_size,
-        "channels": channels,
-        "dtype": dtype,
-    }
-    return swin.build(architecture, config, **sizes)
+def build(sizes=TINY, image_size=8, num_classes=10, channels=3, dtype="float32", **options):
+    own = SwinOptions(name="swin-t", **({"patch_size": 1, "window_size": 2} | options))
+    return swin.FAMILY.build(sizes, own, Images(image_size, channels, num_classes), dtype)
 
 
 def random_weights(shapes, seed=0):

@@ -9,7 +9,7 @@ import pytest
 
 from gnpcli.errors import CheckpointError, ConfigError
 from gnpcli.models.base import from_linen
-from gnpcli.models.families.vgg import STAGES, Vgg, from_torch
+from gnpcli.models.families.vgg import FAMILY, STAGES, Vgg
 from gnpcli.models.layers.dense import DTYPES
 from tests.test_models import build, compiled, drawn, images_of, np_conv, randomised, shapes_of
 from tests.trees import same_structure
@@ -213,7 +213,7 @@ def test_torch_names_fill_the_whole_tree(name, depth, batch_norm, timm):
         name: np.broadcast_to(np.float32(1), s)
         for name, s in torch_names(depth, batch_norm, timm).items()
     }
-    ours = from_torch(arrays)
+    ours = FAMILY.from_torch(arrays)
     wanted = shapes_of(build(name, shape, 1000), shape)
     assert jax.tree.map(lambda a: (a.shape, a.dtype), ours) == jax.tree.map(
         lambda a: (a.shape, a.dtype), wanted
@@ -231,4 +231,4 @@ def test_import_misses_what_is_not_there(missing):
     with pytest.raises(
         CheckpointError, match=r"no tensor|no place for the tensors features.28.bias"
     ):
-        from_torch(arrays)
+        FAMILY.from_torch(arrays)

@@ -2,13 +2,12 @@
 installed.
 """
 
-import jax
 import numpy as np
 import pytest
 
-from gnpcli.config.schema import ModelConfig
 from gnpcli.errors import CheckpointError
 from gnpcli.models.families import cait
+from tests.networks import arrays_of, build, imported_logits
 
 torch = pytest.importorskip("torch")
 timm_cait = pytest.importorskip("timm.models.cait")
@@ -42,26 +41,14 @@ def reference(image_size, patch_size, classes=7):
     return model.eval()
 
 
-def arrays_of(model):
-    return {name: tensor.numpy() for name, tensor in model.state_dict().items()}
-
-
 def test_cait_equals_timm(record_error):
     image_size, patch_size = 32, 8
     model = reference(image_size, patch_size)
     images = np.random.default_rng(1).normal(size=(2, image_size, image_size, 3)).astype(np.float32)
     with torch.no_grad():
         wanted = model(torch.from_numpy(images.transpose(0, 3, 1, 2).copy())).numpy()
-    config = ModelConfig(name="cait", patch_size=patch_size)
-    ours = cait.build(
-        SIZES, config, num_classes=7, image_size=image_size, channels=3, dtype="float32"
-    )
-    params, state = cait.from_torch(arrays_of(model))
-    shapes = jax.eval_shape(lambda: ours.init(jax.random.key(0), images.shape[1:]))[0]
-    assert jax.tree.map(np.shape, params) == jax.tree.map(np.shape, shapes)
-    logits = jax.jit(ours.apply, static_argnames="train")(
-        params, state, images, train=False, key=None
-    )[0]
+    ours = build("cait-xxs12", SIZES, num_classes=7, image_size=image_size, patch_size=patch_size)
+    logits = imported_logits(ours, "cait-xxs12", arrays_of(model), images)
     assert wanted.std() > 0.1
     record_error("CaiT", "timm", logits, wanted)
 
@@ -71,19 +58,20 @@ def test_other_weights_are_refused():
     with pytest.raises(
         CheckpointError, match=r"no place for the tensors head_dist\.bias, head_dist\.weight$"
     ):
-        cait.from_torch(
+        cait.FAMILY.from_torch(
             {**arrays, "head_dist.weight": np.zeros((7, 48)), "head_dist.bias": np.zeros(7)}
         )
     del arrays["blocks.1.gamma_2"]
     with pytest.raises(CheckpointError, match=r"no tensor 'blocks\.1\.gamma_2'"):
-        cait.from_torch(arrays)
+        cait.FAMILY.from_torch(arrays)
 
 
 def test_facts_and_positions():
-    params, _ = cait.from_torch(arrays_of(reference(16, 4)))
-    assert cait.facts(params) == (16, 3, {"patch_size": 4})
+    params, _ = cait.FAMILY.from_torch(arrays_of(reference(16, 4)))
+    assert cait.FAMILY.facts(params) == (16, 3, {"patch_size": 4})
     resample = pytest.importorskip("timm.layers").resample_abs_pos_embed
     wanted = resample(torch.from_numpy(params["positions"]), [7, 7], num_prefix_tokens=0).numpy()
     assert (
-        np.abs(cait.resize(("positions",), params["positions"], wanted.shape) - wanted).max() < 1e-5
+        np.abs(cait.FAMILY.resize(("positions",), params["positions"], wanted.shape) - wanted).max()
+        < 1e-5
     )

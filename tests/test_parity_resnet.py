@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from gnpcli.models.base import from_linen
-from gnpcli.models.families.resnet import STAGES, ResNet, from_torch
+from gnpcli.models.families.resnet import FAMILY, STAGES, ResNet
 from gnpcli.models.layers.dense import DTYPES
 
 torch = pytest.importorskip("torch")
@@ -38,7 +38,7 @@ def both(model, depth, stem, size):
     images = np.random.default_rng(1).normal(size=(2, size, size, 3)).astype(np.float32)
     with torch.no_grad():
         wanted = model(torch.from_numpy(images.transpose(0, 3, 1, 2).copy())).numpy()
-    params, state = from_torch(
+    params, state = FAMILY.from_torch(
         {name: tensor.numpy() for name, tensor in model.state_dict().items()}
     )
     ours = from_linen(ResNet(STAGES[depth], depth >= 50, 64, 7, stem, "paper", DTYPES["float32"]))

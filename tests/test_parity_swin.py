@@ -6,9 +6,9 @@ import jax
 import numpy as np
 import pytest
 
-from gnpcli.config.schema import ModelConfig
 from gnpcli.errors import CheckpointError
 from gnpcli.models.families import swin
+from tests.networks import arrays_of, build, imported_logits
 
 torch = pytest.importorskip("torch")
 timm_swin = pytest.importorskip("timm.models.swin_transformer")
@@ -43,25 +43,14 @@ def with_random_weights(model, seed=0):
     return model.eval()
 
 
-def arrays_of(model):
-    return {name: tensor.numpy() for name, tensor in model.state_dict().items()}
-
-
 def both(image_size, patch_size, window_size):
     model = reference(image_size, patch_size, window_size)
     images = np.random.default_rng(1).normal(size=(2, image_size, image_size, 3)).astype(np.float32)
     with torch.no_grad():
         wanted = model(torch.from_numpy(images.transpose(0, 3, 1, 2).copy())).numpy()
-    config = ModelConfig(name="swin", patch_size=patch_size, window_size=window_size)
-    ours = swin.build(
-        SIZES, config, num_classes=7, image_size=image_size, channels=3, dtype="float32"
-    )
-    params, state = swin.from_torch(arrays_of(model))
-    shapes = jax.eval_shape(lambda: ours.init(jax.random.key(0), images.shape[1:]))[0]
-    assert jax.tree.map(np.shape, params) == jax.tree.map(np.shape, shapes)
-    logits = jax.jit(ours.apply, static_argnames="train")(
-        params, state, images, train=False, key=None
-    )[0]
+    options = {"patch_size": patch_size, "window_size": window_size}
+    ours = build("swin-t", SIZES, num_classes=7, image_size=image_size, **options)
+    logits = imported_logits(ours, "swin-t", arrays_of(model), images)
     assert wanted.std() > 0.1
     return logits, wanted
 
@@ -84,16 +73,20 @@ def test_the_authors_names_are_understood():
     renamed["layers.0.blocks.1.attn_mask"] = np.zeros((4, 16, 16), np.float32)
     renamed["layers.0.blocks.1.attn.relative_position_index"] = np.zeros((16, 16), np.int64)
     assert renamed.keys() != arrays.keys()
-    jax.tree.map(np.testing.assert_array_equal, swin.from_torch(renamed), swin.from_torch(arrays))
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        swin.FAMILY.from_torch(renamed),
+        swin.FAMILY.from_torch(arrays),
+    )
 
 
 def test_other_weights_are_refused():
     arrays = arrays_of(reference(32, 4, 4))
     with pytest.raises(CheckpointError, match=r"no place for the tensors absolute_pos_embed$"):
-        swin.from_torch({**arrays, "absolute_pos_embed": np.zeros((1, 64, 16), np.float32)})
+        swin.FAMILY.from_torch({**arrays, "absolute_pos_embed": np.zeros((1, 64, 16), np.float32)})
     del arrays["layers.1.downsample.norm.bias"]
     with pytest.raises(CheckpointError, match=r"no tensor 'layers\.1\.downsample\.norm\.bias'"):
-        swin.from_torch(arrays)
+        swin.FAMILY.from_torch(arrays)
 
 
 @pytest.mark.parametrize(("old", "new"), [(7, 12), (7, 8), (7, 4)])
@@ -101,7 +94,9 @@ def test_tables_are_stretched_as_in_the_authors_code(old, new):
     stretch = pytest.importorskip("timm.layers.pos_embed_rel").resize_rel_pos_bias_table_simple
     y, x = np.meshgrid(*[np.linspace(-1, 1, 2 * old - 1)] * 2, indexing="ij")
     table = np.stack([np.exp(-2 * (x**2 + y**2)), np.sin(2 * x) + y], axis=-1).astype(np.float32)
-    resized = swin.resize(("attention", "relative_positions"), table, (2 * new - 1, 2 * new - 1, 2))
+    resized = swin.FAMILY.resize(
+        ("attention", "relative_positions"), table, (2 * new - 1, 2 * new - 1, 2)
+    )
     wanted = stretch(
         torch.from_numpy(table.reshape(-1, 2)), (new, new), ((2 * new - 1) ** 2, 2)
     ).numpy()
@@ -110,5 +105,5 @@ def test_tables_are_stretched_as_in_the_authors_code(old, new):
 
 
 def test_facts():
-    params, _ = swin.from_torch(arrays_of(reference(32, 1, 4)))
-    assert swin.facts(params) == (32, 3, {"patch_size": 1, "window_size": 4})
+    params, _ = swin.FAMILY.from_torch(arrays_of(reference(32, 1, 4)))
+    assert swin.FAMILY.facts(params) == (32, 3, {"patch_size": 1, "window_size": 4})

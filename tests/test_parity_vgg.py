@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from gnpcli.models.base import from_linen
-from gnpcli.models.families.vgg import STAGES, Vgg, from_torch
+from gnpcli.models.families.vgg import FAMILY, STAGES, Vgg
 from gnpcli.models.layers.dense import DTYPES
 
 torch = pytest.importorskip("torch")
@@ -54,7 +54,7 @@ def test_vgg_equals_reference(library, depth, batch_norm, record_error):
     images = np.random.default_rng(1).normal(size=(2, 224, 224, 3)).astype(np.float32)
     with torch.no_grad():
         wanted = model.eval()(torch.from_numpy(images.transpose(0, 3, 1, 2).copy())).numpy()
-    params, state = from_torch(
+    params, state = FAMILY.from_torch(
         {name: tensor.numpy() for name, tensor in model.state_dict().items()}
     )
     ours = from_linen(

@@ -2,13 +2,12 @@
 missing.
 """
 
-import jax
 import numpy as np
 import pytest
 
-from gnpcli.config.schema import ModelConfig
 from gnpcli.errors import CheckpointError
 from gnpcli.models.families import vit
+from tests.networks import arrays_of, build, imported_logits
 
 torch = pytest.importorskip("torch")
 
@@ -50,21 +49,10 @@ def with_random_weights(model, seed=0):
     return model.eval()
 
 
-def arrays_of(model):
-    return {name: tensor.numpy() for name, tensor in model.state_dict().items()}
-
-
 def logits_of(tensors, gelu, images):
-    config = ModelConfig(name="vit", patch_size=PATCH_SIZE, gelu=gelu)
-    ours = vit.build(
-        SIZES, config, num_classes=CLASSES, image_size=IMAGE_SIZE, channels=3, dtype="float32"
-    )
-    params, state = vit.from_torch(tensors)
-    shapes = jax.eval_shape(lambda: ours.init(jax.random.key(0), images.shape[1:]))[0]
-    assert jax.tree.map(np.shape, params) == jax.tree.map(np.shape, shapes)
-    return jax.jit(ours.apply, static_argnames="train")(
-        params, state, images, train=False, key=None
-    )[0]
+    options = {"patch_size": PATCH_SIZE, "gelu": gelu}
+    ours = build("vit-ti", SIZES, num_classes=CLASSES, image_size=IMAGE_SIZE, **options)
+    return imported_logits(ours, "vit-ti", tensors, images)
 
 
 @pytest.mark.parametrize(
@@ -82,8 +70,8 @@ def test_vit_equals_reference(library, gelu, record_error):
 
 
 def test_facts():
-    params, _ = vit.from_torch(arrays_of(reference("timm", "exact")))
-    assert vit.facts(params) == (IMAGE_SIZE, 3, {"patch_size": PATCH_SIZE, "gelu": "exact"})
+    params, _ = vit.FAMILY.from_torch(arrays_of(reference("timm", "exact")))
+    assert vit.FAMILY.facts(params) == (IMAGE_SIZE, 3, {"patch_size": PATCH_SIZE, "gelu": "exact"})
 
 
 @pytest.mark.parametrize(("old", "new"), [(14, 24), (14, 8), (4, 7), (8, 8)])
@@ -91,7 +79,7 @@ def test_positions_are_resized_as_by_timm(old, new):
     resample = pytest.importorskip("timm.layers").resample_abs_pos_embed
     positions = np.random.default_rng(0).normal(size=(1, 1 + old**2, 6)).astype(np.float32)
     wanted = resample(torch.from_numpy(positions), [new, new], num_prefix_tokens=1).numpy()
-    resized = vit.resize(("positions",), positions, wanted.shape)
+    resized = vit.FAMILY.resize(("positions",), positions, wanted.shape)
     assert np.abs(resized - wanted).max() < 1e-5
 
 
@@ -100,9 +88,9 @@ def test_other_weights_are_refused():
     with pytest.raises(
         CheckpointError, match=r"no place for the tensors dist_token, head_dist\.weight$"
     ):
-        vit.from_torch(
+        vit.FAMILY.from_torch(
             {**arrays, "dist_token": np.zeros((1, 1, 48)), "head_dist.weight": np.zeros((7, 48))}
         )
     del arrays["blocks.1.attn.qkv.bias"]
     with pytest.raises(CheckpointError, match=r"no tensor 'blocks\.1\.attn\.qkv\.bias'"):
-        vit.from_torch(arrays)
+        vit.FAMILY.from_torch(arrays)

@@ -6,8 +6,8 @@ import jax
 import numpy as np
 import pytest
 
-from gnpcli.config.schema import ModelConfig
 from gnpcli.models.families import wide_resnet
+from tests.networks import build
 
 torch = pytest.importorskip("torch")
 nn = torch.nn
@@ -68,15 +68,12 @@ def test_wide_resnet_equals_reference(depth, width, size, record_error):
     with torch.no_grad():
         wanted = forward(net, torch.from_numpy(images.transpose(0, 3, 1, 2).copy())).numpy()
     assert wanted.std() > 0.1
-    params, state = wide_resnet.from_torch(
+    params, state = wide_resnet.FAMILY.from_torch(
         {name: tensor.numpy() for name, tensor in net.state_dict().items()}
     )
-    assert wide_resnet.facts(params) == (32, 3, {})
-    config = ModelConfig(name="wrn", variant="paper")
+    assert wide_resnet.FAMILY.facts(params) == (32, 3, {})
     sizes = {"depth": depth, "width": width}
-    ours = wide_resnet.build(
-        sizes, config, num_classes=CLASSES, image_size=size, channels=3, dtype="float32"
-    )
+    ours = build("wrn-16-4", sizes, num_classes=CLASSES, image_size=size)
     logits, _ = jax.jit(ours.apply, static_argnames="train")(
         params, state, images, train=False, key=None
     )

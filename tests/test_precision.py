@@ -4,7 +4,6 @@ a run says of it.
 
 import functools
 import math
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -14,17 +13,16 @@ import numpy as np
 import optax
 import pytest
 
-from gnpcli.config.schema import DataConfig, ModelConfig
+from gnpcli.config.schema import DataConfig
 from gnpcli.data.registry import load_dataset
 from gnpcli.engine.train import train
 from gnpcli.gnp import gnp_value_and_grad
-from gnpcli.models.base import Model
-from gnpcli.models.families import vit, wide_resnet
-from gnpcli.models.registry import MODELS, build_model
+from gnpcli.models.registry import MODELS
 from gnpcli.recipes.presets import resolve
 from gnpcli.step import precision
 from gnpcli.step.losses import cross_entropy
 from gnpcli.step.precision import half_ulp, lost_share
+from tests.networks import build
 from tests.trees import same_structure
 
 ONE_OF_EACH = sorted({entry.module: name for name, entry in reversed(MODELS.items())}.values())
@@ -44,9 +42,7 @@ def traced(name):
     """A GNP gradient of a member of a family in bfloat16: shapes of what goes in and comes out, and
     its jaxpr.
     """
-    model = build_model(
-        ModelConfig(name=name), num_classes=10, image_size=32, channels=3, dtype="bfloat16"
-    )
+    model = build(name, dtype="bfloat16")
     params, state = jax.eval_shape(lambda: model.init(jax.random.key(0), (32, 32, 3)))
     points = []
 
@@ -124,9 +120,9 @@ def flops(equation):
     return out * math.prod(kernel[axis] for axis in spec[1:])
 
 
-SMALL: dict[str, tuple[Callable[..., Model], dict[str, int], dict[str, Any]]] = {
-    "vit": (vit.build, {"dim": 32, "depth": 2, "heads": 2, "mlp": 64}, {"patch_size": 2}),
-    "wide_resnet": (wide_resnet.build, {"depth": 10, "width": 1}, {"variant": "paper"}),
+SMALL: dict[str, tuple[str, dict[str, int], dict[str, Any]]] = {
+    "vit": ("vit-ti", {"dim": 32, "depth": 2, "heads": 2, "mlp": 64}, {"patch_size": 2}),
+    "wide_resnet": ("wrn-16-4", {"depth": 10, "width": 1}, {"variant": "paper"}),
 }
 
 
@@ -137,10 +133,11 @@ def gradients_of_trained(family):
         dataset.train.images.astype(np.float32) / 255 - dataset.spec.mean[0]
     ) / dataset.spec.std[0]
     images, labels = jnp.asarray(images), jnp.asarray(dataset.train.labels)
-    build, sizes, options = SMALL[family]
-    config = ModelConfig(name=family, **options)
-    build = functools.partial(build, sizes, config, num_classes=10, image_size=8, channels=1)
-    models = {dtype: build(dtype=dtype) for dtype in ("float32", "bfloat16")}
+    name, sizes, options = SMALL[family]
+    models = {
+        dtype: build(name, sizes, image_size=8, channels=1, dtype=dtype, **options)
+        for dtype in ("float32", "bfloat16")
+    }
     model = models["float32"]
 
     def loss(model, params, state, images, labels):

@@ -9,7 +9,7 @@ import pytest
 from gnpcli.config.loader import differences, flatten
 from gnpcli.config.optimizers import SgdConfig
 from gnpcli.errors import ConfigError
-from gnpcli.models.registry import MODELS
+from gnpcli.models.registry import MODELS, model_options
 from gnpcli.recipes.presets import DEFAULT_PRESET, load_preset, preset_dir, preset_names, resolve
 from gnpcli.recipes.wording import objective_in_words
 from tests.tracing import trace
@@ -76,7 +76,9 @@ def test_the_papers_recipes_are_what_their_code_ran():
         1e-3,
     )
     assert (vit.optimizer.weight_decay, vit.train.l2, vit.train.clip_norm) == (0.3, 0.0, 5.0)
-    assert (vit.model.patch_size, vit.model.dropout, vit.model.attention_dropout) == (4, 0.1, 0.1)
+    options = vit.model.model_dump()
+    assert (options["patch_size"], options["dropout"]) == (4, 0.1)
+    assert options["attention_dropout"] == 0.1
     assert (vit.gr.strategy, vit.gr.r, vit.gr.alpha, vit.schedule.warmup_epochs) == (
         "constant",
         0.1,
@@ -281,7 +283,7 @@ def test_a_file_is_a_preset_and_may_build_on_a_shipped_one(tmp_path):
 
 def test_another_model_drops_the_options_it_does_not_have():
     model = resolve("vit-s-cifar10", ["model.name=wrn-16-4"]).model
-    assert (model.name, model.patch_size, model.attention_dropout) == ("wrn-16-4", None, None)
+    assert model == model_options("wrn-16-4", dropout=0.1)
 
 
 @pytest.mark.parametrize(

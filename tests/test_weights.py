@@ -1,6 +1,5 @@
 """Weights from elsewhere: fitted to a model, imported, trained on; every mismatch named."""
 
-import importlib
 import json
 
 import jax
@@ -11,11 +10,10 @@ from flax.traverse_util import flatten_dict
 from PIL import Image
 from safetensors.numpy import save_file
 
-from gnpcli.config.schema import ModelConfig
 from gnpcli.errors import CheckpointError, ConfigError
 from gnpcli.models.base import HEAD
 from gnpcli.models.families import vit
-from gnpcli.models.registry import MODELS, build_model
+from gnpcli.models.registry import MODELS, model_options
 from gnpcli.runs.folder import RunFolder
 from gnpcli.runs.location import locate
 from gnpcli.runs.trained import open_trained
@@ -24,6 +22,7 @@ from gnpcli.weights.fit import fit
 from gnpcli.weights.importing import import_file
 from gnpcli.weights.source import read_pretrained
 from tests.conftest import fails
+from tests.networks import build
 from tests.state_dicts import vit_tensors, write_torch
 
 ONE_OF_EACH = sorted({entry.module: name for name, entry in reversed(MODELS.items())}.values())
@@ -36,9 +35,7 @@ IMPORTING = [name for name in ONE_OF_EACH if MODELS[name].imports]
 
 
 def initial(name, classes=10, image_size=32, **options):
-    model = build_model(
-        ModelConfig(name=name, **options), num_classes=classes, image_size=image_size, channels=3
-    )
+    model = build(name, num_classes=classes, image_size=image_size, **options)
     return jax.eval_shape(lambda: model.init(jax.random.key(0), (image_size, image_size, 3)))
 
 
@@ -54,25 +51,25 @@ def test_the_head_alone_knows_the_classes(name):
 
 @pytest.mark.parametrize("name", IMPORTING)
 def test_a_family_that_imports_says_how(name):
-    family = importlib.import_module(MODELS[name].module)
+    family = MODELS[name].load()
     params, _ = initial(name)
     facts = family.facts(params)
     assert facts.channels == 3
-    assert facts.options.keys() <= MODELS[name].options.keys()
-    ModelConfig(name=name, **facts.options)
+    assert facts.options.keys() <= set(MODELS[name].options.option_names())
+    model_options(name, **facts.options)
     initial(name, image_size=facts.image_size, **facts.options)  # which build
     with pytest.raises(CheckpointError, match="another architecture"):
         family.from_torch({"some.weight": np.zeros(3, np.float32)})
 
 
 def nano(**sizes):
-    params, state = vit.from_torch(vit_tensors(**sizes))
+    params, state = vit.FAMILY.from_torch(vit_tensors(**sizes))
     return params, state
 
 
 def test_fit_keeps_every_value():
     params, state = nano()
-    fitted = fit(params, state, lambda: nano(seed=1), vit.resize)
+    fitted = fit(params, state, lambda: nano(seed=1), vit.FAMILY.resize)
     assert fitted.notes == []
     jax.tree.map(np.testing.assert_array_equal, fitted.params, params)
 
@@ -80,7 +77,7 @@ def test_fit_keeps_every_value():
 def test_fit_starts_a_new_head_and_resizes_positions():
     params, state = nano()
     into = nano(seed=1, classes=7, side=6)
-    fitted = fit(params, state, lambda: into, vit.resize)
+    fitted = fit(params, state, lambda: into, vit.FAMILY.resize)
     assert fitted.notes == [
         "new head for 7 classes: that of the weights is for 10",
         "resized bicubically: positions [1, 17, 64] -> [1, 37, 64]",
@@ -98,7 +95,7 @@ def test_fit_starts_a_new_head_and_resizes_positions():
 
 def test_fit_starts_a_head_where_there_is_none():
     tensors = {name: array for name, array in vit_tensors().items() if not name.startswith("head")}
-    fitted = fit(*vit.from_torch(tensors), lambda: nano(seed=1), vit.resize)
+    fitted = fit(*vit.FAMILY.from_torch(tensors), lambda: nano(seed=1), vit.FAMILY.resize)
     assert fitted.notes == ["new head for 10 classes: the weights have none"]
 
 
@@ -114,7 +111,7 @@ def test_fit_starts_a_head_where_there_is_none():
 def test_fit_names_what_does_not_fit(sizes, said):
     params, state = nano()
     with pytest.raises(CheckpointError, match=said):
-        fit(params, state, lambda: nano(**sizes), vit.resize)
+        fit(params, state, lambda: nano(**sizes), vit.FAMILY.resize)
 
 
 def test_positions_of_a_family_that_cannot_resize():
@@ -151,11 +148,12 @@ def test_import_gives_the_same_logits(tmp_path, capsys):
     assert "10 classes, 8 px, normalised with mean (0.5, 0.5, 0.5)" in capsys.readouterr().err
     trained = open_trained(locate(out), step=None, best=False, screen=Screen())
     assert (trained.spec.mean, trained.spec.std) == ((0.5,) * 3, (0.25,) * 3)
-    assert trained.config.model.gelu == "exact"
+    assert trained.config.model.model_dump()["gelu"] == "exact"
     images = jnp.asarray(np.random.default_rng(1).normal(size=(2, 8, 8, 3)), jnp.float32)
-    options = ModelConfig(name="vit-nano", patch_size=2, gelu="exact")
-    reference = build_model(options, num_classes=10, image_size=8, channels=3)
-    wanted = jax.jit(lambda: reference.apply(*vit.from_torch(tensors), images, False, None)[0])()
+    reference = build("vit-nano", image_size=8, patch_size=2, gelu="exact")
+    wanted = jax.jit(
+        lambda: reference.apply(*vit.FAMILY.from_torch(tensors), images, False, None)[0]
+    )()
     got = jax.jit(
         lambda: trained.model.apply(trained.params, trained.model_state, images, False, None)[0]
     )()

@@ -17,13 +17,14 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from gnpcli.config.schema import ModelConfig
 from gnpcli.errors import ConfigError
 from gnpcli.models.base import count_parameters
-from gnpcli.models.registry import MODELS, OPTION_NAMES, build_model, resolve_model
+from gnpcli.models.options import every_option
+from gnpcli.models.registry import MODELS, model_options
 from gnpcli.models.summary import summarize
 from gnpcli.recipes.presets import resolve
 from tests.conftest import SHARED_DATA, fails
+from tests.networks import build
 
 TABLE = Path(__file__).parent / "zoo.txt"
 """The parameter counts of every architecture in its forms; its head says what the columns are."""
@@ -87,8 +88,7 @@ def family(model):
 
 @functools.cache
 def shapes(model, size=32, **options):
-    config = ModelConfig(name=model, **options)
-    built = build_model(config, num_classes=10, image_size=size, channels=3)
+    built = build(model, image_size=size, **options)
     return built, *jax.eval_shape(lambda: built.init(jax.random.key(0), (size, size, 3)))
 
 
@@ -109,7 +109,7 @@ def counts(model, size, options, classes):
 
 
 def test_the_table_is_that_of_the_registry_and_of_the_reference():
-    assert {row.model for row in ROWS} == set(MODELS) - {"vit-nano"}
+    assert {row.model for row in ROWS} <= set(MODELS)
     assert len(ROWS) == 42
     path = SHARED_DATA.parent / "reference" / "models.csv"
     if not path.exists():
@@ -131,12 +131,12 @@ def test_the_table_is_that_of_the_registry_and_of_the_reference():
     ]
 
 
-@pytest.mark.parametrize(
-    "row", [slow_unless(r.model not in HEAVY, r, r.model) for r in ROWS if r.default]
-)
-def test_parameter_counts_of_the_default_form(row):
-    _, params, _ = shapes(row.model)
-    assert scalars(params) == row.default == MODELS[row.model].parameters
+@pytest.mark.parametrize("name", [slow_unless(name not in HEAVY, name, name) for name in MODELS])
+def test_parameter_counts_of_the_default_form(name):
+    entry = MODELS[name]
+    _, params, _ = shapes(name, entry.image_size)
+    assert scalars(params) == entry.parameters
+    assert {row.default for row in ROWS if row.model == name} <= {entry.parameters, None}
     for path, leaf in jax.tree_util.tree_leaves_with_path(
         params
     ):  # the decay mask of the optimizer rests on it
@@ -146,7 +146,9 @@ def test_parameter_counts_of_the_default_form(row):
 @pytest.mark.parametrize("row", [slow_unless(r.model in QUICK, r, r.name) for r in ROWS])
 def test_parameter_counts_of_all_forms(row):
     at_224, reference = FORMS_224[family(row.model)]
-    upstream = {"variant": "upstream"} if "variant" in MODELS[row.model].options else {}
+    upstream = (
+        {"variant": "upstream"} if "variant" in MODELS[row.model].options.option_names() else {}
+    )
     patch = {"patch_size": 4} if row.name.endswith("_Patch4") else {}
     if row.upstream_10:
         assert counts(row.model, 32, upstream | patch, [10, 100]) == [
@@ -174,9 +176,7 @@ def test_counts_of_other_images_and_classes(model):
     _, params, _ = shapes(model)
     head = scalars(params["head"]) // 10
     for classes, channels in ((7, 3), (200, 1)):
-        built = build_model(
-            ModelConfig(name=model), num_classes=classes, image_size=32, channels=channels
-        )
+        built = build(model, num_classes=classes, channels=channels)
         stem = params.get("stem", params.get("conv_1", params.get("patch_embedding")))
         bias = 0 if "stem" in params else scalars(jax.tree.leaves(stem)[0])
         fewer = (scalars(stem) - bias) * (3 - channels) // 3
@@ -215,31 +215,36 @@ def test_every_model_traces_and_keeps_the_contract(name):
 @pytest.mark.parametrize("name", MODELS)
 def test_entries_are_consistent(name):
     entry = MODELS[name]
-    assert set(entry.options) <= set(OPTION_NAMES)
     assert entry.paper
-    resolved = resolve_model(ModelConfig(name=name))
-    assert ModelConfig.model_validate(resolved.model_dump()) == resolved
-    assert {o: getattr(resolved, o) for o in OPTION_NAMES} == {
-        o: entry.options.get(o) for o in OPTION_NAMES
-    }
-    assert resolve_model(resolved) == resolved
+    assert entry.load().tiny is not None
+    assert entry.options.shaping <= set(entry.options.option_names())
+    options = model_options(name)
+    assert options.model_dump() == {"name": name, **entry.options.defaults()}
+    assert model_options(**options.model_dump()) == options
+    nulls = dict.fromkeys(every_option() - {"name"})
+    assert model_options(name, **nulls) == options
+    fields = entry.options.model_fields
+    assert all(fields[option].description for option in entry.options.option_names())
 
 
 # --- names, options
 
 
 def test_resolve_keeps_what_was_chosen():
-    resolved = resolve_model(ModelConfig(name="vit-ti", dropout=0.1))
-    assert resolved == ModelConfig(
-        name="vit-ti", patch_size=4, dropout=0.1, attention_dropout=0.0, gelu="tanh"
-    )
+    assert model_options("vit-ti", dropout=0.1).model_dump() == {
+        "name": "vit-ti",
+        "patch_size": 4,
+        "dropout": 0.1,
+        "attention_dropout": 0.0,
+        "gelu": "tanh",
+    }
 
 
 def test_unknown_model_names_the_closest():
     with pytest.raises(
         ConfigError, match=r"unknown model 'vit-tiny' - did you mean 'vit-ti'\?.*wrn-28-10"
     ) as caught:
-        resolve_model(ModelConfig(name="vit-tiny"))
+        model_options("vit-tiny")
     assert caught.value.key == "model.name"
 
 
@@ -254,7 +259,7 @@ def test_option_that_the_model_does_not_have(name, option, value, has):
     with pytest.raises(
         ConfigError, match=f"{name} has no option '{option}'; its options are {has}"
     ) as caught:
-        resolve_model(ModelConfig(name=name, **{option: value}))
+        model_options(name, **{option: value})
     assert caught.value.key == f"model.{option}"
 
 
@@ -264,21 +269,17 @@ def test_option_that_the_model_does_not_have(name, option, value, has):
         ("nowhere:small", ["'nowhere' cannot be imported: No module named 'nowhere'"]),
         ("own:large", ["own has no gnpcli.models.registry.Entry of that name"]),
         ("own:build", ["own has no gnpcli.models.registry.Entry of that name"]),
-        ("own:strange", ["options that a configuration does not: depth_drop"]),
         ("broken:small", ["'broken' cannot be imported: cannot import name 'nothing'"]),
     ],
 )
 def test_models_of_ones_own_that_cannot_be_found(tmp_path, monkeypatch, name, parts):
-    (tmp_path / "own.py").write_text(
-        "from gnpcli.models.registry import Entry\ndef build(): ...\nstrange = Entry(__name__, {}, "
-        "{'depth_drop': 0.1})\n"
-    )
+    (tmp_path / "own.py").write_text("from gnpcli.models.registry import Entry\ndef build(): ...\n")
     (tmp_path / "broken.py").write_text("from gnpcli.models.registry import nothing\n")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.delitem(sys.modules, name.partition(":")[0], raising=False)
     with pytest.raises(ConfigError) as caught:
-        resolve_model(ModelConfig(name=name))
+        model_options(name)
     assert all(part in str(caught.value) for part in (f"model {name!r}", *parts)), caught.value
     assert caught.value.key == "model.name"
 
@@ -287,13 +288,21 @@ def test_a_model_of_ones_own_takes_its_own_options_and_drops_those_of_the_preset
     tmp_path, monkeypatch
 ):
     (tmp_path / "mine.py").write_text(
-        "from gnpcli.models.registry import Entry\nsmall = Entry(__name__, {}, {'dropout': 0.1, "
-        "'variant': None})\n"
+        "from gnpcli.models.options import Options\n"
+        "from gnpcli.models.registry import Entry\n"
+        "class Own(Options):\n"
+        "    dropout: float = 0.1\n"
+        "    variant: str | None = None\n"
+        "small = Entry(__name__, {}, Own)\n"
     )
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
     config = resolve("vit-s-cifar10", ["model.name=mine:small", "model.variant=upstream"]).model
-    assert config == ModelConfig(name="mine:small", dropout=0.1, variant="upstream")
+    assert config.model_dump(exclude_none=True) == {
+        "name": "mine:small",
+        "dropout": 0.1,
+        "variant": "upstream",
+    }
     with pytest.raises(
         ConfigError,
         match="--set: mine:small has no option 'stem'; its options are dropout, variant",
@@ -307,11 +316,10 @@ def test_a_model_of_ones_own_takes_its_own_options_and_drops_those_of_the_preset
 def test_models_list_as_a_table_and_as_json(gnp):
     rows = json.loads(gnp("models", "list", "--json").stdout)
     assert [row["name"] for row in rows] == list(MODELS)
-    counts = {row.model: row.default for row in ROWS if row.default}
     lines = gnp("models", "list").stdout.splitlines()
     assert len(lines) == len(rows) + 1
     for row, line in zip(rows, lines[1:], strict=True):
-        assert row["parameters"] == counts.get(row["name"], 102730)
+        assert row["parameters"] == MODELS[row["name"]].parameters
         assert line.split()[:4] == [
             row["name"],
             row["family"],
@@ -369,8 +377,7 @@ def test_sizes_and_options_that_do_not_fit(gnp, arguments, parts):
 
 def test_registry_imports_no_jax():
     code = (
-        "import sys, gnpcli.models.registry as m; from gnpcli.config.schema import ModelConfig;"
-        "m.resolve_model(ModelConfig(name='vit-s'));"
+        "import sys, gnpcli.models.registry as m; m.model_options('vit-s');"
         "print([x for x in ('jax', 'flax', 'numpy') if x in sys.modules])"
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

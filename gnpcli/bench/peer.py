@@ -71,7 +71,7 @@ def bench_peer(
     images, spec = random_images(config)
     torch.manual_seed(config.train.seed)
     model = config.model
-    network = peer.build(library, find_model(model.name).architecture, model, spec)
+    network = peer.build(library, find_model(model.name).sizes, model, spec)
     difference = _difference(torch, network, config, spec)
     network = network.to(device)
     batch = _first_batch(torch, images, spec, config.data.batch_size)
@@ -151,7 +151,7 @@ def _compared(own: Rounds, other: Rounds, batch_size: int) -> dict[str, Any]:
 
 def _find_peer(config: Resolved) -> Peer:
     family = find_model(config.model.name).family
-    if family not in PEERS or config.model.variant == "upstream":
+    if family not in PEERS or getattr(config.model, "variant", None) == "upstream":
         raise ConfigError(
             f"neither timm nor torchvision has {config.model.name}; they have the families "
             f"{', '.join(PEERS)}",
@@ -175,7 +175,7 @@ def _difference(torch: ModuleType, network: Any, config: Resolved, spec: DataSpe
     images = images.astype(np.float32)
     with torch.no_grad():
         wanted = network.eval()(torch.from_numpy(images.transpose(0, 3, 1, 2).copy())).numpy()
-    family = importlib.import_module(find_model(config.model.name).module)
+    family = find_model(config.model.name).load()
     params, state = family.from_torch(
         {name: tensor.numpy() for name, tensor in network.state_dict().items()}
     )

@@ -117,7 +117,8 @@ def compile_steps(
 
 def has_loop(config: Resolved) -> bool:
     """Return whether the steps of a configuration loop over blocks or over slices of the batch."""
-    return bool(config.model.scan) or config.train.accumulate > 1 or config.gr.groups != 1
+    is_scanned = getattr(config.model, "scan", False)
+    return is_scanned or config.train.accumulate > 1 or config.gr.groups != 1
 
 
 def regularized(config: Resolved) -> Resolved:

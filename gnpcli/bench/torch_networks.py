@@ -12,13 +12,13 @@ from functools import partial
 from types import ModuleType
 from typing import Any
 
-from gnpcli.config.schema import ModelConfig
 from gnpcli.data.base import DataSpec
 from gnpcli.models.families.resnet import STAGES as RESNET_STAGES
 from gnpcli.models.families.vgg import STAGES as VGG_STAGES
 from gnpcli.models.families.vgg import WIDTHS as VGG_WIDTHS
+from gnpcli.models.options import CaitOptions, ResnetOptions, SwinOptions, VggOptions, VitOptions
 
-Build = Callable[[ModuleType, Mapping[str, int], ModelConfig, DataSpec], Any]
+Build = Callable[[ModuleType, Mapping[str, int], Any, DataSpec], Any]
 """``build(library's module, architecture, options, data) -> torch.nn.Module``."""
 
 
@@ -40,7 +40,7 @@ class Peer:
     is_convolutional: bool = False
 
 
-def _vit(vit: ModuleType, sizes: Mapping[str, int], options: ModelConfig, data: DataSpec) -> Any:
+def _vit(vit: ModuleType, sizes: Mapping[str, int], options: VitOptions, data: DataSpec) -> Any:
     gelu = importlib.import_module("torch.nn").GELU
     return vit.VisionTransformer(
         data.image_size,
@@ -58,7 +58,7 @@ def _vit(vit: ModuleType, sizes: Mapping[str, int], options: ModelConfig, data: 
     )
 
 
-def _swin(swin: ModuleType, sizes: Mapping[str, int], options: ModelConfig, data: DataSpec) -> Any:
+def _swin(swin: ModuleType, sizes: Mapping[str, int], options: SwinOptions, data: DataSpec) -> Any:
     return swin.SwinTransformer(
         data.image_size,
         options.patch_size,
@@ -74,7 +74,7 @@ def _swin(swin: ModuleType, sizes: Mapping[str, int], options: ModelConfig, data
     )
 
 
-def _cait(cait: ModuleType, sizes: Mapping[str, int], options: ModelConfig, data: DataSpec) -> Any:
+def _cait(cait: ModuleType, sizes: Mapping[str, int], options: CaitOptions, data: DataSpec) -> Any:
     return cait.Cait(
         data.image_size,
         options.patch_size,
@@ -91,7 +91,7 @@ def _cait(cait: ModuleType, sizes: Mapping[str, int], options: ModelConfig, data
 
 
 def _resnet(
-    resnet: ModuleType, sizes: Mapping[str, int], options: ModelConfig, data: DataSpec
+    resnet: ModuleType, sizes: Mapping[str, int], options: ResnetOptions, data: DataSpec
 ) -> Any:
     nn = importlib.import_module("torch.nn")
     block = resnet.Bottleneck if sizes["depth"] >= 50 else resnet.BasicBlock
@@ -102,7 +102,7 @@ def _resnet(
     return model
 
 
-def _vgg(vgg: ModuleType, sizes: Mapping[str, int], options: ModelConfig, data: DataSpec) -> Any:
+def _vgg(vgg: ModuleType, sizes: Mapping[str, int], options: VggOptions, data: DataSpec) -> Any:
     nn = importlib.import_module("torch.nn")
     layers: list[int | str] = []
     for convolutions, multiple in zip(VGG_STAGES[sizes["depth"]], VGG_WIDTHS, strict=True):

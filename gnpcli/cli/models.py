@@ -57,7 +57,7 @@ def _facts(name: str, entry: Entry) -> dict[str, Any]:
         "gflop": entry.gflop,
         "paper": _link(entry),
         "imports": entry.imports,
-        "options": entry.options,
+        "options": entry.options.defaults(),
     }
 
 
@@ -69,7 +69,7 @@ def _row(name: str, entry: Entry) -> list[str]:
         words.number(entry.parameters),
         words.number(entry.gflop, ".3g"),
         f"arXiv {entry.paper}",
-        ", ".join(entry.options),
+        ", ".join(entry.options.option_names()),
     ]
 
 
@@ -85,6 +85,7 @@ def show_model(
 ) -> None:
     """Show a model layer by layer: arrays, parameters, statistics, and work per image."""
     _refuse_other_keys(assignments)
+    from gnpcli.models.family import Images
     from gnpcli.models.registry import build_model, find_model
     from gnpcli.models.summary import group, summarize
     from gnpcli.recipes.presets import resolve_architecture
@@ -92,7 +93,7 @@ def show_model(
     config = resolve_architecture(name, assignments)
     entry = find_model(name)
     size = image_size or entry.image_size
-    model = build_model(config, num_classes=num_classes, image_size=size, channels=channels)
+    model = build_model(config, Images(size, channels, num_classes))
     summary = summarize(model, (size, size, channels))
     layers = summary.layers if depth is None else group(summary.layers, depth)
     facts = {

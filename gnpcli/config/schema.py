@@ -27,52 +27,6 @@ Weights = Literal["raw", "ema"]
 """The trained parameters themselves, or their moving average."""
 
 
-class ModelConfig(ModelSection):
-    """The architecture. An option left at null takes the model's own default; one it does not have
-    is an error.
-    """
-
-    name: str
-    """Registered name, for example ``vit-s`` or ``wrn-28-10``; ``gnp models list`` shows them."""
-    patch_size: Annotated[int, Field(ge=1)] | None = None
-    """Side of a square patch of a ViT, Swin or CaiT in pixels; the image size must be a multiple of
-    it.
-    """
-    dropout: Annotated[float, Field(ge=0, lt=1)] | None = None
-    """Dropout rate of the residual branches (and of the embeddings in a ViT)."""
-    attention_dropout: Annotated[float, Field(ge=0, lt=1)] | None = None
-    """Dropout rate of the attention weights."""
-    stem: Literal["cifar", "imagenet"] | None = None
-    """First layers of a convolutional network: ``cifar`` keeps the resolution, ``imagenet`` divides
-    it by 4.
-    """
-    window_size: Annotated[int, Field(ge=1)] | None = None
-    """Side of a Swin attention window, in patches."""
-    drop_path: Annotated[float, Field(ge=0, lt=1)] | None = None
-    """Largest rate with which a residual branch is dropped whole, per image (stochastic depth,
-    arXiv 1603.09382).
-    """
-    layer_scale: Annotated[float, Field(gt=0)] | None = None
-    """Initial value of CaiT's LayerScale (arXiv 2103.17239); null takes that of the depth
-    (upstream: of the width).
-    """
-    clean_gradient: Literal["shaken", "true"] | None = None
-    """Gradient of the clean pass of a GR step in Shake-Shake and ShakeDrop: ``shaken``, that of
-    plain training, with random factors of its own in the backward pass; ``true``, that of the loss
-    itself (the papers' code)."""
-    scan: bool | None = None
-    """Whether the equal blocks of a CaiT are one block in the program, scanned; weights keep their
-    names and shapes.
-    """
-    gelu: Literal["tanh", "exact"] | None = None
-    """Form of a ViT's GELU: ``tanh`` as in its authors' code, ``exact`` as in timm and torchvision.
-    """
-    variant: Literal["paper", "upstream"] | None = None
-    """``paper`` is the architecture's own paper; ``upstream`` is what the GNP papers' code builds
-    where it differs.
-    """
-
-
 class DataConfig(Section):
     """Where the images come from and how they are fed."""
 
@@ -337,7 +291,7 @@ class MeshConfig(Section):
 class RunConfig(Section):
     """A whole run: the trained parameters are a function of this and nothing else."""
 
-    model: SerializeAsAny[Annotated[ModelConfig, WrapValidator(chosen_model)]]
+    model: SerializeAsAny[Annotated[ModelSection, WrapValidator(chosen_model)]]
     data: DataConfig
     optimizer: SerializeAsAny[Annotated[OptimizerConfig, WrapValidator(chosen_from(OPTIMIZERS))]]
     schedule: SerializeAsAny[Annotated[ScheduleConfig, WrapValidator(chosen_from(SCHEDULES))]]

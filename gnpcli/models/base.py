@@ -71,11 +71,15 @@ def starting_from(model: Model, params: Params, state: State) -> Model:
     return replace(model, init=lambda key, image_shape: (params, state))
 
 
-def from_linen(module: nn.Module) -> Model:
+def from_linen(module: nn.Module, clean: nn.Module | None = None) -> Model:
     """Adapt a Flax Linen module whose call is ``module(images, train=bool) -> logits`` to `Model`.
 
-    Its ``params`` collection becomes the parameters and all others the state; its ``dropout``
+    Its ``params`` collection becomes the parameters, and all others the state. Its ``dropout``
     stream is seeded with the key of `Model.apply`.
+
+    Args:
+        module: The network.
+        clean: The network of the clean pass where that is another, see `Model.clean_apply`.
     """
 
     def init(key: jax.Array, image_shape: ImageShape) -> tuple[Params, State]:
@@ -84,20 +88,23 @@ def from_linen(module: nn.Module) -> Model:
         variables = dict(module.init({"params": key}, images, train=False))
         return variables.pop("params"), variables
 
+    return Model(init, _applying(module), None if clean is None else _applying(clean))
+
+
+def _applying(module: nn.Module) -> ApplyFn:
     def apply(
         params: Params, state: State, images: jax.Array, train: bool, key: jax.Array | None
     ) -> tuple[jax.Array, State]:
         variables = {"params": params, **state}
-        images = jnp.asarray(
-            images
-        )  # NumPy images with NumPy parameters would be computed by NumPy, in its types
+        # NumPy images with NumPy parameters would be computed by NumPy, in its types.
+        images = jnp.asarray(images)
         if not train:
             return module.apply(variables, images, train=False), state
         rngs = {} if key is None else {"dropout": key}
         logits, moved = module.apply(variables, images, train=True, rngs=rngs, mutable=list(state))
         return logits, dict(moved)
 
-    return Model(init, apply)
+    return apply
 
 
 def parameter_shapes(model: Model, image_shape: ImageShape) -> Params:

@@ -1,9 +1,8 @@
-"""The registry of models. Importing it imports neither jax nor flax: a family's module loads when
-it is built.
+"""The registry of models. Importing it imports neither jax nor flax: a family loads when it is built.
 
-A new family is one file in this folder, with a function ``build(architecture, config, *,
-num_classes, image_size, channels, dtype) -> Model``, and one line in `MODELS` per size. One outside
-this package is a module with such a function and with an `Entry`, and its name is ``module:entry``.
+A new family is one file in ``families``, a class in `gnpcli.models.options`, and a line in `MODELS`
+per size. One outside this package is a module with an `Entry`, whose name is ``module:entry``, and
+with a ``FAMILY``; see `gnpcli.models.family`.
 """
 
 from __future__ import annotations
@@ -12,22 +11,29 @@ import importlib
 import os
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
-from functools import cache
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
 
-from pydantic import model_validator
-
-from gnpcli.config.schema import ModelConfig, RunConfig
+from gnpcli.config.schema import RunConfig
+from gnpcli.config.section import ModelSection
 from gnpcli.errors import ConfigError, suggest
+from gnpcli.models.family import Family, Images
+from gnpcli.models.options import (
+    CaitOptions,
+    Options,
+    PyramidnetOptions,
+    ResnetOptions,
+    ShakeDropOptions,
+    ShakeShakeOptions,
+    SwinOptions,
+    VggOptions,
+    VitNanoOptions,
+    VitOptions,
+    WideResnetOptions,
+)
 
 if TYPE_CHECKING:
     from gnpcli.models.base import Model
-
-OPTION_NAMES: tuple[str, ...] = tuple(
-    field for field in ModelConfig.model_fields if field != "name"
-)
-"""Every option that some model has: the fields of `ModelConfig` besides the name."""
 
 
 @dataclass(frozen=True)
@@ -35,12 +41,11 @@ class Entry:
     """One registered architecture.
 
     Attributes:
-        module: Import path of the family's module, which has the function `build`.
-        architecture: The sizes that make this member of the family; not configurable.
-        options: The `ModelConfig` fields that this model takes, with their defaults.
+        module: Import path of the family's module, which has ``FAMILY``.
+        sizes: What makes this member of the family; not configurable.
+        options: The `model` section of a configuration that names it, with its defaults.
         paper: arXiv number of the architecture's paper.
-        imports: Whose state dicts ``from_torch`` of the module reads; see
-            `gnpcli.models.torch.facts`.
+        imports: Whose state dicts the family's `from_torch` reads.
         image_size: Side in pixels of the images that the defaults suit.
         parameters: Trained scalars for RGB images of that size and 10 classes; None if nobody
             counted.
@@ -50,8 +55,8 @@ class Entry:
     """
 
     module: str
-    architecture: Mapping[str, int]
-    options: Mapping[str, object] = field(default_factory=dict)
+    sizes: Mapping[str, int]
+    options: type[Options] = Options
     paper: str = ""
     imports: tuple[str, ...] = ()
     image_size: int = 32
@@ -63,105 +68,129 @@ class Entry:
         """Last part of the module's name."""
         return self.module.rpartition(".")[2]
 
+    def load(self) -> Family[Any]:
+        """Import the family."""
+        family = getattr(importlib.import_module(self.module), "FAMILY", None)
+        if not isinstance(family, Family):
+            raise ConfigError(f"{self.module} has no gnpcli.models.family.Family named FAMILY")
+        return family
 
-def _sized(entry: Entry, parameters: int, gflop: float) -> Entry:
-    return replace(entry, parameters=parameters, gflop=gflop)
+
+_FAMILIES = "gnpcli.models.families"
+_TIMM_TORCHVISION = ("timm", "torchvision")
 
 
-def _vgg(depth: int, batch_norm: bool = False) -> Entry:
-    architecture = {"depth": depth, "width": 64, "hidden": 4096, "batch_norm": int(batch_norm)}
-    options = {"dropout": 0.5, "variant": "paper"}
+def _vgg(parameters: int, gflop: float, depth: int, batch_norm: bool = False) -> Entry:
     return Entry(
-        "gnpcli.models.families.vgg",
-        architecture,
-        options,
+        f"{_FAMILIES}.vgg",
+        {"depth": depth, "width": 64, "hidden": 4096, "batch_norm": int(batch_norm)},
+        VggOptions,
         "1409.1556",
-        imports=("timm", "torchvision"),
+        imports=_TIMM_TORCHVISION,
+        parameters=parameters,
+        gflop=gflop,
     )
 
 
-def _resnet(depth: int) -> Entry:
-    architecture = {"depth": depth, "width": 64}
-    options = {"stem": "cifar", "variant": "paper"}
+def _resnet(parameters: int, gflop: float, depth: int) -> Entry:
     return Entry(
-        "gnpcli.models.families.resnet",
-        architecture,
-        options,
+        f"{_FAMILIES}.resnet",
+        {"depth": depth, "width": 64},
+        ResnetOptions,
         "1512.03385",
-        imports=("timm", "torchvision"),
+        imports=_TIMM_TORCHVISION,
+        parameters=parameters,
+        gflop=gflop,
     )
 
 
-def _wide_resnet(depth: int, width: int) -> Entry:
-    architecture = {"depth": depth, "width": width}
-    options = {"dropout": 0.0, "variant": "paper"}
+def _wide_resnet(parameters: int, gflop: float, depth: int, width: int) -> Entry:
     return Entry(
-        "gnpcli.models.families.wide_resnet",
-        architecture,
-        options,
+        f"{_FAMILIES}.wide_resnet",
+        {"depth": depth, "width": width},
+        WideResnetOptions,
         "1605.07146",
         imports=("PyTorch",),
+        parameters=parameters,
+        gflop=gflop,
     )
 
 
-def _shake_shake(depth: int, width: int) -> Entry:
-    architecture = {"depth": depth, "width": width}
-    options = {"clean_gradient": "shaken", "variant": "paper"}
-    return Entry("gnpcli.models.families.shake_shake", architecture, options, "1705.07485")
-
-
-def _pyramidnet(depth: int, widening: int) -> Entry:
-    architecture = {"depth": depth, "widening": widening}
+def _shake_shake(parameters: int, gflop: float, depth: int, width: int) -> Entry:
     return Entry(
-        "gnpcli.models.families.pyramidnet", architecture, {"variant": "paper"}, "1610.02915"
+        f"{_FAMILIES}.shake_shake",
+        {"depth": depth, "width": width},
+        ShakeShakeOptions,
+        "1705.07485",
+        parameters=parameters,
+        gflop=gflop,
     )
 
 
-def _shake_drop(depth: int, widening: int) -> Entry:
-    plain = _pyramidnet(depth, widening)
-    return replace(
-        plain,
-        options={"drop_path": 0.5, "clean_gradient": "shaken", **plain.options},
-        paper="1802.02375",
-    )
-
-
-def _vit(dim: int, depth: int, heads: int, patch_size: int = 4) -> Entry:
-    architecture = {"dim": dim, "depth": depth, "heads": heads, "mlp": 4 * dim}
-    options = {"patch_size": patch_size, "dropout": 0.0, "attention_dropout": 0.0, "gelu": "tanh"}
+def _pyramidnet(parameters: int, gflop: float, depth: int, widening: int) -> Entry:
     return Entry(
-        "gnpcli.models.families.vit",
-        architecture,
+        f"{_FAMILIES}.pyramidnet",
+        {"depth": depth, "widening": widening},
+        PyramidnetOptions,
+        "1610.02915",
+        parameters=parameters,
+        gflop=gflop,
+    )
+
+
+def _shake_drop(parameters: int, gflop: float, depth: int, widening: int) -> Entry:
+    return Entry(
+        f"{_FAMILIES}.pyramidnet",
+        {"depth": depth, "widening": widening},
+        ShakeDropOptions,
+        "1802.02375",
+        parameters=parameters,
+        gflop=gflop,
+    )
+
+
+def _vit(
+    parameters: int,
+    gflop: float,
+    dim: int,
+    depth: int,
+    heads: int,
+    options: type[VitOptions] = VitOptions,
+    image_size: int = 32,
+) -> Entry:
+    return Entry(
+        f"{_FAMILIES}.vit",
+        {"dim": dim, "depth": depth, "heads": heads, "mlp": 4 * dim},
         options,
         "2010.11929",
-        imports=("timm", "torchvision"),
+        _TIMM_TORCHVISION,
+        image_size,
+        parameters,
+        gflop,
     )
 
 
-def _vit_nano() -> Entry:
-    return replace(_vit(dim=64, depth=2, heads=4, patch_size=2), image_size=8)
-
-
-def _swin(dim: int, depth: int, heads: int) -> Entry:
-    architecture = {"dim": dim, "depth": depth, "heads": heads}
-    rates = {"dropout": 0.0, "attention_dropout": 0.0, "drop_path": 0.0}
-    options = {"patch_size": 2, "window_size": 4, **rates, "variant": "paper"}
+def _swin(parameters: int, gflop: float, dim: int, depth: int, heads: int) -> Entry:
     return Entry(
-        "gnpcli.models.families.swin",
-        architecture,
-        options,
+        f"{_FAMILIES}.swin",
+        {"dim": dim, "depth": depth, "heads": heads},
+        SwinOptions,
         "2103.14030",
         imports=("timm", "PyTorch"),
+        parameters=parameters,
+        gflop=gflop,
     )
 
 
-def _cait(dim: int, depth: int, heads: int) -> Entry:
-    architecture = {"dim": dim, "depth": depth, "heads": heads}
-    rates = {"dropout": 0.0, "attention_dropout": 0.0, "drop_path": 0.0}
-    # layer_scale: null takes the initial value of the variant for this size
-    options = {"patch_size": 4, **rates, "layer_scale": None, "scan": False, "variant": "paper"}
+def _cait(parameters: int, gflop: float, dim: int, depth: int, heads: int) -> Entry:
     return Entry(
-        "gnpcli.models.families.cait", architecture, options, "2103.17239", imports=("timm",)
+        f"{_FAMILIES}.cait",
+        {"dim": dim, "depth": depth, "heads": heads},
+        CaitOptions,
+        "2103.17239",
+        imports=("timm",),
+        parameters=parameters,
+        gflop=gflop,
     )
 
 
@@ -169,45 +198,47 @@ def _cait(dim: int, depth: int, heads: int) -> Entry:
 # they belong to a recipe and the paper's where they belong to the architecture (VGG's hidden
 # layers, ShakeDrop).
 MODELS: dict[str, Entry] = {
-    "vgg16": _sized(_vgg(16), 33_638_218, 0.533),
-    "vgg19": _sized(_vgg(19), 38_947_914, 0.657),
-    "vgg16-bn": _sized(_vgg(16, batch_norm=True), 33_646_666, 0.534),
-    "vgg19-bn": _sized(_vgg(19, batch_norm=True), 38_958_922, 0.658),
-    "resnet18": _sized(_resnet(18), 11_173_962, 0.966),
-    "resnet34": _sized(_resnet(34), 21_282_122, 2.00),
-    "resnet50": _sized(_resnet(50), 23_520_842, 2.45),
-    "resnet101": _sized(_resnet(101), 42_512_970, 4.68),
-    "resnet152": _sized(_resnet(152), 58_156_618, 6.93),
-    "resnet200": _sized(_resnet(200), 62_637_642, 9.13),
-    "wrn-16-4": _sized(_wide_resnet(depth=16, width=4), 2_748_890, 0.718),
-    "wrn-28-10": _sized(_wide_resnet(depth=28, width=10), 36_479_194, 9.53),
-    "wrn-40-10": _sized(_wide_resnet(depth=40, width=10), 55_841_754, 14.7),
-    "shake-shake-26-2x96d": _sized(_shake_shake(depth=26, width=96), 26_192_922, 6.87),
-    "pyramidnet-164-48": _sized(_pyramidnet(depth=164, widening=48), 1_715_442, 0.766),
-    "pyramidnet-164-270": _sized(_pyramidnet(depth=164, widening=270), 27_216_021, 8.78),
-    "pyramidnet-200-240": _sized(_pyramidnet(depth=200, widening=240), 26_752_702, 8.69),
-    "pyramidnet-272-200": _sized(_pyramidnet(depth=272, widening=200), 26_210_842, 8.64),
-    "pyramidnet-164-48-shakedrop": _sized(_shake_drop(depth=164, widening=48), 1_715_442, 0.769),
-    "pyramidnet-272-200-shakedrop": _sized(_shake_drop(depth=272, widening=200), 26_210_842, 8.65),
-    "vit-nano": _sized(_vit_nano(), 102_730, 0.00222),
-    "vit-ti": _sized(_vit(dim=192, depth=12, heads=3), 5_362_762, 0.689),
-    "vit-s": _sized(_vit(dim=384, depth=12, heads=6), 21_342_346, 2.66),
-    "vit-b": _sized(_vit(dim=768, depth=12, heads=12), 85_152_010, 10.5),
-    "vit-l": _sized(_vit(dim=1024, depth=24, heads=16), 302_439_434, 38.4),
-    "swin-t": _sized(_swin(dim=96, depth=6, heads=3), 27_505_108, 0.721),
-    "swin-s": _sized(_swin(dim=96, depth=18, heads=3), 48_805_732, 1.41),
-    "swin-b": _sized(_swin(dim=128, depth=18, heads=4), 86_701_186, 2.49),
-    "cait-xxs12": _sized(_cait(dim=192, depth=12, heads=4), 6_258_154, 0.75),
-    "cait-xxs24": _sized(_cait(dim=192, depth=24, heads=4), 11_601_610, 1.48),
-    "cait-xxs36": _sized(_cait(dim=192, depth=36, heads=4), 16_945_066, 2.21),
-    "cait-xs12": _sized(_cait(dim=288, depth=12, heads=6), 14_032_378, 1.65),
-    "cait-xs24": _sized(_cait(dim=288, depth=24, heads=6), 26_029_162, 3.26),
-    "cait-s12": _sized(_cait(dim=384, depth=12, heads=8), 24_903_370, 2.91),
-    "cait-s24": _sized(_cait(dim=384, depth=24, heads=8), 46_207_882, 5.73),
-    "cait-s36": _sized(_cait(dim=384, depth=36, heads=8), 67_512_394, 8.55),
-    "cait-m24": _sized(_cait(dim=768, depth=24, heads=16), 184_434_442, 22.5),
-    "cait-m36": _sized(_cait(dim=768, depth=36, heads=16), 269_513_866, 33.6),
-    "cait-m48": _sized(_cait(dim=768, depth=48, heads=16), 354_593_290, 44.8),
+    "vgg16": _vgg(33_638_218, 0.533, depth=16),
+    "vgg19": _vgg(38_947_914, 0.657, depth=19),
+    "vgg16-bn": _vgg(33_646_666, 0.534, depth=16, batch_norm=True),
+    "vgg19-bn": _vgg(38_958_922, 0.658, depth=19, batch_norm=True),
+    "resnet18": _resnet(11_173_962, 0.966, depth=18),
+    "resnet34": _resnet(21_282_122, 2.00, depth=34),
+    "resnet50": _resnet(23_520_842, 2.45, depth=50),
+    "resnet101": _resnet(42_512_970, 4.68, depth=101),
+    "resnet152": _resnet(58_156_618, 6.93, depth=152),
+    "resnet200": _resnet(62_637_642, 9.13, depth=200),
+    "wrn-16-4": _wide_resnet(2_748_890, 0.718, depth=16, width=4),
+    "wrn-28-10": _wide_resnet(36_479_194, 9.53, depth=28, width=10),
+    "wrn-40-10": _wide_resnet(55_841_754, 14.7, depth=40, width=10),
+    "shake-shake-26-2x96d": _shake_shake(26_192_922, 6.87, depth=26, width=96),
+    "pyramidnet-164-48": _pyramidnet(1_715_442, 0.766, depth=164, widening=48),
+    "pyramidnet-164-270": _pyramidnet(27_216_021, 8.78, depth=164, widening=270),
+    "pyramidnet-200-240": _pyramidnet(26_752_702, 8.69, depth=200, widening=240),
+    "pyramidnet-272-200": _pyramidnet(26_210_842, 8.64, depth=272, widening=200),
+    "pyramidnet-164-48-shakedrop": _shake_drop(1_715_442, 0.769, depth=164, widening=48),
+    "pyramidnet-272-200-shakedrop": _shake_drop(26_210_842, 8.65, depth=272, widening=200),
+    "vit-nano": _vit(
+        102_730, 0.00222, dim=64, depth=2, heads=4, options=VitNanoOptions, image_size=8
+    ),
+    "vit-ti": _vit(5_362_762, 0.689, dim=192, depth=12, heads=3),
+    "vit-s": _vit(21_342_346, 2.66, dim=384, depth=12, heads=6),
+    "vit-b": _vit(85_152_010, 10.5, dim=768, depth=12, heads=12),
+    "vit-l": _vit(302_439_434, 38.4, dim=1024, depth=24, heads=16),
+    "swin-t": _swin(27_505_108, 0.721, dim=96, depth=6, heads=3),
+    "swin-s": _swin(48_805_732, 1.41, dim=96, depth=18, heads=3),
+    "swin-b": _swin(86_701_186, 2.49, dim=128, depth=18, heads=4),
+    "cait-xxs12": _cait(6_258_154, 0.75, dim=192, depth=12, heads=4),
+    "cait-xxs24": _cait(11_601_610, 1.48, dim=192, depth=24, heads=4),
+    "cait-xxs36": _cait(16_945_066, 2.21, dim=192, depth=36, heads=4),
+    "cait-xs12": _cait(14_032_378, 1.65, dim=288, depth=12, heads=6),
+    "cait-xs24": _cait(26_029_162, 3.26, dim=288, depth=24, heads=6),
+    "cait-s12": _cait(24_903_370, 2.91, dim=384, depth=12, heads=8),
+    "cait-s24": _cait(46_207_882, 5.73, dim=384, depth=24, heads=8),
+    "cait-s36": _cait(67_512_394, 8.55, dim=384, depth=36, heads=8),
+    "cait-m24": _cait(184_434_442, 22.5, dim=768, depth=24, heads=16),
+    "cait-m36": _cait(269_513_866, 33.6, dim=768, depth=36, heads=16),
+    "cait-m48": _cait(354_593_290, 44.8, dim=768, depth=48, heads=16),
 }
 
 
@@ -218,7 +249,7 @@ def find_model(name: str) -> Entry:
     The current folder is part of that path.
 
     Raises:
-        ConfigError: There is none; or it has an option that `ModelConfig` does not have.
+        ConfigError: There is none.
     """
     if name in MODELS:
         return MODELS[name]
@@ -242,87 +273,35 @@ def find_model(name: str) -> Entry:
             f"model {name!r}: {module_name} has no gnpcli.models.registry.Entry of that name",
             key="model.name",
         )
-    if unknown := sorted(set(entry.options) - set(OPTION_NAMES)):
-        raise ConfigError(
-            f"model {name!r} has options that a configuration does not: {', '.join(unknown)}",
-            key="model.name",
-        )
     return entry
 
 
-def model_section(name: str) -> type[ModelConfig]:
-    """Return the class of the `model` section of a configuration for the model of that name.
-
-    It takes the options of this model alone, each with the model's own default.
+def model_section(name: str) -> type[Options]:
+    """Return the class of the `model` section of a configuration, for the model of that name.
 
     Raises:
-        ConfigError: As `find_model`; and in validating, an option that this model does not have.
+        ConfigError: As `find_model`.
     """
-    return _section_of(tuple(find_model(name).options.items()))
+    return find_model(name).options
 
 
-@cache
-def _section_of(options: tuple[tuple[str, object], ...]) -> type[ModelConfig]:
-    return type("ModelOptions", (_OwnOptions,), {"own": dict(options)})
-
-
-class _OwnOptions(ModelConfig):
-    own: ClassVar[Mapping[str, object]] = {}
-
-    @classmethod
-    def key_names(cls) -> tuple[str, ...]:
-        return ("name", *cls.own)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _fill(cls, values: Mapping[str, Any]) -> dict[str, Any]:
-        given = {key: value for key, value in values.items() if value is not None}
-        for option in OPTION_NAMES:
-            if option in given and option not in cls.own:
-                has = f"its options are {', '.join(cls.own)}" if cls.own else "it has no options"
-                name = given.get("name")
-                raise ConfigError(f"{name} has no option {option!r}; {has}", f"model.{option}")
-        return {**cls.own, **given}
-
-
-def resolve_model(config: ModelConfig) -> ModelConfig:
-    """Return the configuration with the model's own default for every option that is null.
+def model_options(name: str, **options: Any) -> Options:
+    """Return the `model` section for a model with these options and its defaults for the others.
 
     Raises:
-        ConfigError: As `find_model`; or an option is set that this model does not have.
+        ConfigError: As `find_model`; or an option that this model does not have.
     """
-    found = model_section(config.name).model_validate(config.model_dump())
-    return ModelConfig(**found.model_dump())
+    return model_section(name).model_validate({"name": name, **options})
 
 
-def build_model(
-    config: ModelConfig, *, num_classes: int, image_size: int, channels: int, dtype: str = "float32"
-) -> Model:
-    """Build a model for square images of `image_size` pixels with `channels` channels.
-
-    Args:
-        config: Name and options; resolved here, so null options are welcome.
-        num_classes: Number of logits.
-        image_size: Height and width of the images in pixels.
-        channels: Channels of the images.
-        dtype: Compute type, ``float32`` or ``bfloat16``. Parameters, normalisation statistics, the
-            softmax of the attention and logits are float32 in both.
+def build_model(options: ModelSection, images: Images, dtype: str = "float32") -> Model:
+    """Build the model of a `model` section for square images; see `Family.build`.
 
     Raises:
-        ConfigError: As `resolve_model`; or the options do not suit the images.
+        ConfigError: As `find_model`; or the options do not suit the images.
     """
-    config = resolve_model(config)
-    entry = find_model(config.name)
-    family = importlib.import_module(entry.module)
-    model: Model = family.build(
-        entry.architecture,
-        config,
-        num_classes=num_classes,
-        image_size=image_size,
-        channels=channels,
-        dtype=dtype,
-    )
-    return model
+    entry = find_model(options.name)
+    return entry.load().build(entry.sizes, options, images, dtype)
 
 
 class ImageData(Protocol):
@@ -346,10 +325,5 @@ class ImageData(Protocol):
 
 def build_for(config: RunConfig, data: ImageData) -> Model:
     """Build the model of a run for its data, in its compute type; errors as in `build_model`."""
-    return build_model(
-        config.model,
-        num_classes=data.num_classes,
-        image_size=data.image_size,
-        channels=data.channels,
-        dtype=config.train.dtype,
-    )
+    images = Images(data.image_size, data.channels, data.num_classes)
+    return build_model(config.model, images, config.train.dtype)

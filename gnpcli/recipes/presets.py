@@ -11,7 +11,7 @@ from gnpcli.config import RunConfig
 from gnpcli.config.loader import Layer, located, merge, parse_overrides, read_yaml, validate
 from gnpcli.config.resolved import Resolved, settle
 from gnpcli.config.resolved import resolve as resolve_configuration
-from gnpcli.config.schema import ModelConfig
+from gnpcli.config.section import ModelSection
 from gnpcli.data.registry import check_data
 from gnpcli.errors import ConfigError, suggest
 from gnpcli.models.registry import model_section
@@ -116,7 +116,7 @@ def resolve(
     return resolve_layers(_layers(name, assignments, flags))
 
 
-def resolve_architecture(name: str, assignments: Sequence[str] = ()) -> ModelConfig:
+def resolve_architecture(name: str, assignments: Sequence[str] = ()) -> ModelSection:
     """Resolve the model of that name, with its own defaults under assignments.
 
     Raises:

@@ -5,7 +5,6 @@ configuration.
 from __future__ import annotations
 
 import hashlib
-import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,9 +26,6 @@ from gnpcli.terminal.screen import Screen
 from gnpcli.weights.files import read_tensors
 from gnpcli.weights.fit import Fitted, fit
 
-SHAPING_OPTIONS = ("patch_size", "window_size", "stem", "variant")
-"""Fields of `ModelConfig` that change names or shapes of parameters."""
-
 
 @dataclass(frozen=True)
 class Pretrained:
@@ -42,7 +38,7 @@ class Pretrained:
     params: Params
     state: State
     options: dict[str, Any]
-    """Fields of `ModelConfig` that they are known to be for."""
+    """Model options that they are known to be for."""
     mean: tuple[float, ...]
     """Per channel, of what their images were normalised with; of pixel values scaled to [0, 1]."""
     std: tuple[float, ...]
@@ -103,7 +99,7 @@ def read_torch(path: Path, model: str) -> tuple[Params, State, Facts]:
             "model.name",
         )
     tensors = read_tensors(path)
-    family = importlib.import_module(entry.module)
+    family = entry.load()
     try:
         params, state = family.from_torch(tensors)
     except CheckpointError as error:
@@ -173,14 +169,14 @@ def fit_pretrained(
         CheckpointError: They are of another architecture or, with the key to set, of another form
             of it.
     """
-    family = importlib.import_module(find_model(config.model.name).module)
+    entry = find_model(config.model.name)
     mine = config.model.model_dump()
     changed = {key: value for key, value in pretrained.options.items() if mine.get(key) != value}
     try:
-        fitted = fit(pretrained.params, pretrained.state, init, getattr(family, "resize", None))
+        fitted = fit(pretrained.params, pretrained.state, init, entry.load().resize)
     except CheckpointError as error:
         remedy = ", ".join(
-            f"model.{key}={value}" for key, value in changed.items() if key in SHAPING_OPTIONS
+            f"model.{key}={value}" for key, value in changed.items() if key in entry.options.shaping
         )
         raise CheckpointError(
             f"the weights in {pretrained.path} ({pretrained.about}) do not fit "

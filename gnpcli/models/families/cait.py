@@ -22,14 +22,15 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from gnpcli.config.schema import ModelConfig
 from gnpcli.models.base import Model, Params, State, from_linen
+from gnpcli.models.family import Family, Images, Tiny
 from gnpcli.models.layers.attention import Attention, fused_projection, scaled
 from gnpcli.models.layers.blocks import run
 from gnpcli.models.layers.dense import DTYPES, Dense, compact, linear
 from gnpcli.models.layers.dropout import Dropout, DropPath
 from gnpcli.models.layers.norm import LayerNorm
 from gnpcli.models.layers.transformer import FORMS, Form, Mlp, PatchEmbedding, check_patches
+from gnpcli.models.options import CaitOptions
 from gnpcli.models.torch.facts import Facts, Path, patches, resize_positions
 from gnpcli.models.torch.state_dict import StateDict
 
@@ -251,91 +252,83 @@ def initial_layer_scale(architecture: Mapping[str, int], variant: str) -> float:
     return 1e-5 if architecture["depth"] <= 24 else 1e-6
 
 
-def build(
-    architecture: Mapping[str, int],
-    config: ModelConfig,
-    *,
-    num_classes: int,
-    image_size: int,
-    channels: int,
-    dtype: str,
-) -> Model:
-    """Build a CaiT; see `gnpcli.models.registry.build_model` for the arguments.
+class CaitFamily(Family[CaitOptions]):
+    """CaiT."""
 
-    Raises:
-        ConfigError: The patches do not tile the images.
-    """
-    del channels  # the patch embedding takes as many as it meets
-    patch_size = config.patch_size
-    assert patch_size is not None  # resolved
-    check_patches(image_size, patch_size)
-    variant = config.variant or "paper"
-    module = Cait(
-        **architecture,
-        patch_size=patch_size,
-        num_classes=num_classes,
-        layer_scale=config.layer_scale or initial_layer_scale(architecture, variant),
-        dropout=config.dropout or 0.0,
-        attention_dropout=config.attention_dropout or 0.0,
-        drop_path=config.drop_path or 0.0,
-        scan=bool(config.scan),
-        form=FORMS[variant],
-        dtype=DTYPES[dtype],
-    )
-    return from_linen(module)
+    tiny = Tiny({"dim": 12, "depth": 3, "heads": 3}, {"dropout": 0.2, "drop_path": 0.3})
 
+    def build(
+        self, sizes: Mapping[str, int], options: CaitOptions, images: Images, dtype: str
+    ) -> Model:
+        """Build a member of the family; raises ConfigError where patches do not tile the images."""
+        check_patches(images.size, options.patch_size)
+        layer_scale = options.layer_scale or initial_layer_scale(sizes, options.variant)
+        module = Cait(
+            **sizes,
+            patch_size=options.patch_size,
+            num_classes=images.classes,
+            layer_scale=layer_scale,
+            dropout=options.dropout,
+            attention_dropout=options.attention_dropout,
+            drop_path=options.drop_path,
+            scan=options.scan,
+            form=FORMS[options.variant],
+            dtype=DTYPES[dtype],
+        )
+        return from_linen(module)
 
-def from_torch(tensors: Mapping[str, np.ndarray]) -> tuple[Params, State]:
-    """Map a PyTorch state dict (timm's names, which are the authors') to parameters.
+    def from_torch(self, tensors: Mapping[str, np.ndarray]) -> tuple[Params, State]:
+        """Map a PyTorch state dict (timm's names, which are the authors') to parameters.
 
-    Raises:
-        CheckpointError: The tensors are not those of a CaiT.
-    """
-    weights = StateDict(tensors)
-    params: Params = {
-        "patch_embedding": {"projection": weights.patches("patch_embed.proj")},
-        "positions": weights.take("pos_embed"),
-        "cls": weights.take("cls_token"),
-        "ln": weights.norm("norm"),
-        **weights.head("head"),
-    }
-
-    def block(prefix: str, attention: Params) -> Params:
-        return {
-            "ln_1": weights.norm(f"{prefix}.norm1"),
-            "attention": {**attention, "out": weights.dense(f"{prefix}.attn.proj")},
-            "scale_1": {"scale": weights.take(f"{prefix}.gamma_1")},
-            "ln_2": weights.norm(f"{prefix}.norm2"),
-            "mlp": {
-                "up": weights.dense(f"{prefix}.mlp.fc1"),
-                "down": weights.dense(f"{prefix}.mlp.fc2"),
-            },
-            "scale_2": {"scale": weights.take(f"{prefix}.gamma_2")},
+        Raises:
+            CheckpointError: The tensors are not those of a CaiT.
+        """
+        weights = StateDict(tensors)
+        params: Params = {
+            "patch_embedding": {"projection": weights.patches("patch_embed.proj")},
+            "positions": weights.take("pos_embed"),
+            "cls": weights.take("cls_token"),
+            "ln": weights.norm("norm"),
+            **weights.head("head"),
         }
 
-    for index in range(weights.count("blocks")):
-        prefix = f"blocks.{index}"
-        attention: Params = {
-            **weights.fused(f"{prefix}.attn.qkv"),
-            "mix_scores": weights.dense(f"{prefix}.attn.proj_l"),
-            "mix_weights": weights.dense(f"{prefix}.attn.proj_w"),
-        }
-        params[f"block_{index}"] = block(prefix, attention)
-    for index in range(weights.count("blocks_token_only")):
-        prefix = f"blocks_token_only.{index}"
-        fused = weights.fused(*(f"{prefix}.attn.{part}" for part in "qkv"))
-        params[f"class_block_{index}"] = block(prefix, fused)
-    weights.finish()
-    return params, {}
+        def block(prefix: str, attention: Params) -> Params:
+            return {
+                "ln_1": weights.norm(f"{prefix}.norm1"),
+                "attention": {**attention, "out": weights.dense(f"{prefix}.attn.proj")},
+                "scale_1": {"scale": weights.take(f"{prefix}.gamma_1")},
+                "ln_2": weights.norm(f"{prefix}.norm2"),
+                "mlp": {
+                    "up": weights.dense(f"{prefix}.mlp.fc1"),
+                    "down": weights.dense(f"{prefix}.mlp.fc2"),
+                },
+                "scale_2": {"scale": weights.take(f"{prefix}.gamma_2")},
+            }
+
+        for index in range(weights.count("blocks")):
+            prefix = f"blocks.{index}"
+            attention: Params = {
+                **weights.fused(f"{prefix}.attn.qkv"),
+                "mix_scores": weights.dense(f"{prefix}.attn.proj_l"),
+                "mix_weights": weights.dense(f"{prefix}.attn.proj_w"),
+            }
+            params[f"block_{index}"] = block(prefix, attention)
+        for index in range(weights.count("blocks_token_only")):
+            prefix = f"blocks_token_only.{index}"
+            fused = weights.fused(*(f"{prefix}.attn.{part}" for part in "qkv"))
+            params[f"class_block_{index}"] = block(prefix, fused)
+        weights.finish()
+        return params, {}
+
+    def facts(self, params: Params) -> Facts:
+        """Return what parameters say of patches and images."""
+        patch_size, channels = patches(len(params["patch_embedding"]["projection"]["kernel"]))
+        side = math.isqrt(params["positions"].shape[1])
+        return Facts(patch_size * side, channels, {"patch_size": patch_size})
+
+    def resize(self, path: Path, array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray | None:
+        """Return the position embedding for another number of patches."""
+        return resize_positions(array, shape[1], prefix=0) if path == ("positions",) else None
 
 
-def facts(params: Params) -> Facts:
-    """Return what parameters say of patches and images."""
-    patch_size, channels = patches(len(params["patch_embedding"]["projection"]["kernel"]))
-    side = math.isqrt(params["positions"].shape[1])
-    return Facts(patch_size * side, channels, {"patch_size": patch_size})
-
-
-def resize(path: Path, array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray | None:
-    """Return the position embedding for another number of patches."""
-    return resize_positions(array, shape[1], prefix=0) if path == ("positions",) else None
+FAMILY = CaitFamily()

@@ -22,14 +22,15 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from gnpcli.config.schema import ModelConfig
-from gnpcli.models.base import Model
+from gnpcli.models.base import Model, from_linen
+from gnpcli.models.family import Family, Images, Tiny
 from gnpcli.models.layers.blocks import run
 from gnpcli.models.layers.convolution import Conv
 from gnpcli.models.layers.dense import DTYPES, Dense, compact, fan_out_uniform
 from gnpcli.models.layers.norm import BatchNorm, NormRelu
 from gnpcli.models.layers.pooling import pool_and_pad
-from gnpcli.models.layers.shake import Factors, from_shaking, linear_decay, scale, shake_drop
+from gnpcli.models.layers.shake import Factors, clean_pass, linear_decay, scale, shake_drop
+from gnpcli.models.options import PyramidnetOptions, ShakeDropOptions
 
 STEM_CHANNELS = 16
 
@@ -146,27 +147,31 @@ class PyramidNet(nn.Module):
         return logits
 
 
-def build(
-    architecture: Mapping[str, int],
-    config: ModelConfig,
-    *,
-    num_classes: int,
-    image_size: int,
-    channels: int,
-    dtype: str,
-) -> Model:
-    """Build a pyramidal network; see `gnpcli.models.registry.build_model` for the arguments.
+class PyramidnetFamily(Family[PyramidnetOptions | ShakeDropOptions]):
+    """Pyramidal networks, plain or with ShakeDrop."""
 
-    It has ShakeDrop where the model has the option `drop_path`, the probability with which the last
-    branch shakes.
-    """
-    del image_size, channels  # convolutions and the mean over the pixels take any
-    bottleneck_widths(**architecture)
-    module = PyramidNet(
-        **architecture,
-        num_classes=num_classes,
-        shake_drop=config.drop_path,
-        variant=config.variant or "paper",
-        dtype=DTYPES[dtype],
-    )
-    return from_shaking(module, config)
+    tiny = Tiny({"depth": 11, "widening": 9}, {"drop_path": 0.5})
+
+    def build(
+        self,
+        sizes: Mapping[str, int],
+        options: PyramidnetOptions | ShakeDropOptions,
+        images: Images,
+        dtype: str,
+    ) -> Model:
+        """Build a member of the family, with ShakeDrop where the options are of that."""
+        bottleneck_widths(**sizes)
+        module = PyramidNet(
+            **sizes,
+            num_classes=images.classes,
+            shake_drop=None,
+            variant=options.variant,
+            dtype=DTYPES[dtype],
+        )
+        if not isinstance(options, ShakeDropOptions):
+            return from_linen(module)
+        shaking = module.clone(shake_drop=options.drop_path)
+        return from_linen(shaking, clean_pass(shaking, options.clean_gradient))
+
+
+FAMILY = PyramidnetFamily()

@@ -22,13 +22,14 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from gnpcli.config.schema import ModelConfig
 from gnpcli.models.base import Model, Params, State, from_linen
+from gnpcli.models.family import Family, Images, Tiny
 from gnpcli.models.layers.blocks import run
 from gnpcli.models.layers.convolution import Conv
 from gnpcli.models.layers.dense import DTYPES, Dense, compact
 from gnpcli.models.layers.norm import BatchNorm
 from gnpcli.models.layers.pooling import max_pool
+from gnpcli.models.options import ResnetOptions
 from gnpcli.models.torch.convolutional import batch_norm, conv
 from gnpcli.models.torch.facts import Facts
 from gnpcli.models.torch.state_dict import StateDict
@@ -169,67 +170,62 @@ class ResNet(nn.Module):
         return logits
 
 
-def build(
-    architecture: Mapping[str, int],
-    config: ModelConfig,
-    *,
-    num_classes: int,
-    image_size: int,
-    channels: int,
-    dtype: str,
-) -> Model:
-    """Build a residual network of ``depth`` and ``width``; see `gnpcli.models.registry.build_model`
-    for the arguments.
-    """
-    del image_size, channels  # convolutions and the mean over the pixels take any
-    depth = architecture["depth"]
-    assert config.stem is not None  # resolved
-    assert config.variant is not None
-    module = ResNet(
-        stages=STAGES[depth],
-        bottleneck=depth >= BOTTLENECK_DEPTH,
-        width=architecture["width"],
-        num_classes=num_classes,
-        stem=config.stem,
-        variant=config.variant,
-        dtype=DTYPES[dtype],
-    )
-    return from_linen(module)
+class ResnetFamily(Family[ResnetOptions]):
+    """Residual networks."""
+
+    tiny = Tiny({"depth": 18, "width": 2})
+
+    def build(
+        self, sizes: Mapping[str, int], options: ResnetOptions, images: Images, dtype: str
+    ) -> Model:
+        """Build a member of the family."""
+        depth = sizes["depth"]
+        module = ResNet(
+            stages=STAGES[depth],
+            bottleneck=depth >= BOTTLENECK_DEPTH,
+            width=sizes["width"],
+            num_classes=images.classes,
+            stem=options.stem,
+            variant=options.variant,
+            dtype=DTYPES[dtype],
+        )
+        return from_linen(module)
+
+    def from_torch(self, tensors: Mapping[str, np.ndarray]) -> tuple[Params, State]:
+        """Map the state dict of torchvision's or timm's ``resnet18`` to ``resnet200`` to parameters and
+        state.
+
+        Raises:
+            CheckpointError: The tensors are not those of such a network.
+        """
+        weights = StateDict(tensors)
+        params: Params = {"stem": conv(weights, "conv1"), **weights.head("fc")}
+        stats: State = {}
+        params["stem_norm"], stats["stem_norm"] = batch_norm(weights, "bn1")
+        for stage in range(4):
+            for index in range(weights.count(f"layer{stage + 1}")):
+                prefix, name = f"layer{stage + 1}.{index}", f"stage_{stage}_block_{index}"
+                block = params[name] = {}
+                averages = stats[name] = {}
+                layers = [(f"conv{k}", f"bn{k}", f"conv_{k}", f"norm_{k}") for k in (1, 2, 3)]
+                layers.append(("downsample.0", "downsample.1", "shortcut", "shortcut_norm"))
+                for theirs, their_norm, ours, our_norm in layers:
+                    if f"{prefix}.{theirs}.weight" in weights:
+                        block[ours] = conv(weights, f"{prefix}.{theirs}")
+                        block[our_norm], averages[our_norm] = batch_norm(
+                            weights, f"{prefix}.{their_norm}"
+                        )
+        weights.finish(constants=("num_batches_tracked",))
+        return params, {"batch_stats": stats}
+
+    def facts(self, params: Params) -> Facts:
+        """Return what parameters say of the stem; any image size will do."""
+        size, _, channels, _ = params["stem"]["kernel"].shape
+        return (
+            Facts(224, channels, {"stem": "imagenet"})
+            if size == 7
+            else Facts(32, channels, {"stem": "cifar"})
+        )
 
 
-def from_torch(tensors: Mapping[str, np.ndarray]) -> tuple[Params, State]:
-    """Map the state dict of torchvision's or timm's ``resnet18`` to ``resnet200`` to parameters and
-    state.
-
-    Raises:
-        CheckpointError: The tensors are not those of such a network.
-    """
-    weights = StateDict(tensors)
-    params: Params = {"stem": conv(weights, "conv1"), **weights.head("fc")}
-    stats: State = {}
-    params["stem_norm"], stats["stem_norm"] = batch_norm(weights, "bn1")
-    for stage in range(4):
-        for index in range(weights.count(f"layer{stage + 1}")):
-            prefix, name = f"layer{stage + 1}.{index}", f"stage_{stage}_block_{index}"
-            block = params[name] = {}
-            averages = stats[name] = {}
-            layers = [(f"conv{k}", f"bn{k}", f"conv_{k}", f"norm_{k}") for k in (1, 2, 3)]
-            layers.append(("downsample.0", "downsample.1", "shortcut", "shortcut_norm"))
-            for theirs, their_norm, ours, our_norm in layers:
-                if f"{prefix}.{theirs}.weight" in weights:
-                    block[ours] = conv(weights, f"{prefix}.{theirs}")
-                    block[our_norm], averages[our_norm] = batch_norm(
-                        weights, f"{prefix}.{their_norm}"
-                    )
-    weights.finish(constants=("num_batches_tracked",))
-    return params, {"batch_stats": stats}
-
-
-def facts(params: Params) -> Facts:
-    """Return what parameters say of the stem; any image size will do."""
-    size, _, channels, _ = params["stem"]["kernel"].shape
-    return (
-        Facts(224, channels, {"stem": "imagenet"})
-        if size == 7
-        else Facts(32, channels, {"stem": "cifar"})
-    )
+FAMILY = ResnetFamily()

@@ -18,13 +18,14 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from gnpcli.config.schema import ModelConfig
-from gnpcli.models.base import Model
+from gnpcli.models.base import Model, from_linen
+from gnpcli.models.family import Family, Images, Tiny
 from gnpcli.models.layers.blocks import run
 from gnpcli.models.layers.convolution import Conv
 from gnpcli.models.layers.dense import DTYPES, Dense, compact, fan_out_uniform
 from gnpcli.models.layers.norm import BatchNorm, NormRelu
-from gnpcli.models.layers.shake import Factors, from_shaking, scale, shake_shake
+from gnpcli.models.layers.shake import Factors, clean_pass, scale, shake_shake
+from gnpcli.models.options import ShakeShakeOptions
 
 STEM_CHANNELS = 16
 
@@ -158,25 +159,24 @@ class ShakeShake(nn.Module):
         return logits
 
 
-def build(
-    architecture: Mapping[str, int],
-    config: ModelConfig,
-    *,
-    num_classes: int,
-    image_size: int,
-    channels: int,
-    dtype: str,
-) -> Model:
-    """Build a Shake-Shake network; see `gnpcli.models.registry.build_model` for the arguments."""
-    del image_size, channels  # convolutions and the mean over the pixels take any
-    if (architecture["depth"] - 2) % 6:
-        raise ValueError(
-            f"the depth of a Shake-Shake network is 6 n + 2, not {architecture['depth']}"
+class ShakeShakeFamily(Family[ShakeShakeOptions]):
+    """Shake-Shake networks."""
+
+    tiny = Tiny({"depth": 8, "width": 4})
+
+    def build(
+        self, sizes: Mapping[str, int], options: ShakeShakeOptions, images: Images, dtype: str
+    ) -> Model:
+        """Build a member of the family."""
+        if (sizes["depth"] - 2) % 6:
+            raise ValueError(f"the depth of a Shake-Shake network is 6 n + 2, not {sizes['depth']}")
+        module = ShakeShake(
+            **sizes,
+            num_classes=images.classes,
+            variant=options.variant,
+            dtype=DTYPES[dtype],
         )
-    module = ShakeShake(
-        **architecture,
-        num_classes=num_classes,
-        variant=config.variant or "paper",
-        dtype=DTYPES[dtype],
-    )
-    return from_shaking(module, config)
+        return from_linen(module, clean_pass(module, options.clean_gradient))
+
+
+FAMILY = ShakeShakeFamily()

@@ -20,15 +20,16 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from gnpcli.config.schema import ModelConfig
 from gnpcli.errors import ConfigError
 from gnpcli.models.base import Model, Params, State, from_linen
+from gnpcli.models.family import Family, Images, Tiny
 from gnpcli.models.layers.attention import attend, fused_projection
 from gnpcli.models.layers.blocks import run
 from gnpcli.models.layers.dense import DTYPES, Dense, compact, linear
 from gnpcli.models.layers.dropout import Dropout, DropPath, linear_rates
 from gnpcli.models.layers.norm import LayerNorm
 from gnpcli.models.layers.transformer import FORMS, Form, Mlp, PatchEmbedding, extract_patches
+from gnpcli.models.options import SwinOptions
 from gnpcli.models.torch.facts import Facts, Path, patches, resize_grid
 from gnpcli.models.torch.state_dict import StateDict
 
@@ -288,102 +289,99 @@ def _check_sizes(image_size: int, patch_size: int, window_size: int) -> None:
     )
 
 
-def build(
-    architecture: Mapping[str, int],
-    config: ModelConfig,
-    *,
-    num_classes: int,
-    image_size: int,
-    channels: int,
-    dtype: str,
-) -> Model:
-    """Build a Swin Transformer; see `gnpcli.models.registry.build_model` for the arguments.
+class SwinFamily(Family[SwinOptions]):
+    """Swin Transformers."""
 
-    Raises:
-        ConfigError: Patches or windows do not tile the images, or a feature map with an odd side
-            would be merged.
-    """
-    del channels  # the patch embedding takes as many as it meets
-    assert config.patch_size is not None  # resolved
-    assert config.window_size is not None
-    _check_sizes(image_size, config.patch_size, config.window_size)
-    module = SwinTransformer(
-        **architecture,
-        patch_size=config.patch_size,
-        window_size=config.window_size,
-        num_classes=num_classes,
-        dropout=config.dropout or 0.0,
-        attention_dropout=config.attention_dropout or 0.0,
-        drop_path=config.drop_path or 0.0,
-        form=FORMS[config.variant or "paper"],
-        dtype=DTYPES[dtype],
+    tiny = Tiny(
+        {"dim": 8, "depth": 2, "heads": 1}, {"patch_size": 1, "window_size": 2, "drop_path": 0.3}
     )
-    return from_linen(module)
+
+    def build(
+        self, sizes: Mapping[str, int], options: SwinOptions, images: Images, dtype: str
+    ) -> Model:
+        """Build a member of the family; raises ConfigError where patches, windows and merging do not tile the images."""
+        _check_sizes(images.size, options.patch_size, options.window_size)
+        module = SwinTransformer(
+            **sizes,
+            patch_size=options.patch_size,
+            window_size=options.window_size,
+            num_classes=images.classes,
+            dropout=options.dropout,
+            attention_dropout=options.attention_dropout,
+            drop_path=options.drop_path,
+            form=FORMS[options.variant],
+            dtype=DTYPES[dtype],
+        )
+        return from_linen(module)
+
+    def from_torch(self, tensors: Mapping[str, np.ndarray]) -> tuple[Params, State]:
+        """Map a PyTorch state dict to parameters: timm's names, or those of the authors' own
+        checkpoints.
+
+        Their patch merging concatenates the 2 x 2 patches by columns, this one by rows. The authors
+        number a merging by the stage before it, timm by the stage after it.
+
+        Raises:
+            CheckpointError: The tensors are not those of a Swin Transformer.
+        """
+        weights = StateDict(tensors)
+        is_authors = "layers.0.downsample.reduction.weight" in weights
+        params: Params = {
+            "patch_embedding": {"projection": weights.patches("patch_embed.proj")},
+            "ln_patches": weights.norm("patch_embed.norm"),
+            "ln": weights.norm("norm"),
+            **weights.head("head", "head.fc"),
+        }
+
+        def by_rows(x: np.ndarray) -> np.ndarray:
+            return x.reshape(2, 2, -1, *x.shape[1:]).swapaxes(0, 1).reshape(x.shape)
+
+        for stage in range(STAGES):
+            if stage > 0:
+                prefix = f"layers.{stage - 1 if is_authors else stage}.downsample"
+                kernel = weights.take(f"{prefix}.reduction.weight").T
+                norm = {
+                    name: by_rows(array) for name, array in weights.norm(f"{prefix}.norm").items()
+                }
+                params[f"merge_{stage}"] = {"norm": norm, "kernel": by_rows(kernel)}
+            for index in range(weights.count(f"layers.{stage}.blocks")):
+                prefix = f"layers.{stage}.blocks.{index}"
+                table = weights.take(f"{prefix}.attn.relative_position_bias_table")
+                side = round(len(table) ** 0.5)
+                params[f"stage_{stage}_block_{index}"] = {
+                    "ln_1": weights.norm(f"{prefix}.norm1"),
+                    "attention": {
+                        **weights.fused(f"{prefix}.attn.qkv"),
+                        "relative_positions": table.reshape(side, side, -1),
+                        "out": weights.dense(f"{prefix}.attn.proj"),
+                    },
+                    "ln_2": weights.norm(f"{prefix}.norm2"),
+                    "mlp": {
+                        "up": weights.dense(f"{prefix}.mlp.fc1"),
+                        "down": weights.dense(f"{prefix}.mlp.fc2"),
+                    },
+                }
+        weights.finish(constants=("relative_position_index", "attn_mask"))
+        return params, {}
+
+    def facts(self, params: Params) -> Facts:
+        """Return what parameters say of patches and windows, and the image size whose smallest map is
+        one window.
+        """
+        patch_size, channels = patches(len(params["patch_embedding"]["projection"]["kernel"]))
+        window_size = (
+            params["stage_0_block_0"]["attention"]["relative_positions"].shape[0] + 1
+        ) // 2
+        image_size = 2 ** (STAGES - 1) * patch_size * window_size
+        return Facts(image_size, channels, {"patch_size": patch_size, "window_size": window_size})
+
+    def resize(self, path: Path, array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray | None:
+        """Return a table of relative positions for windows of another side.
+
+        Stretched as an image is, as in the authors' code: the farthest distances in a window keep about
+        their bias. timm keeps that of each distance in patches instead.
+        """
+        return resize_grid(array, shape[0]) if path[-1] == "relative_positions" else None
 
 
-def from_torch(tensors: Mapping[str, np.ndarray]) -> tuple[Params, State]:
-    """Map a PyTorch state dict to parameters: timm's names, or those of the authors' own
-    checkpoints.
-
-    Their patch merging concatenates the 2 x 2 patches by columns, this one by rows. The authors
-    number a merging by the stage before it, timm by the stage after it.
-
-    Raises:
-        CheckpointError: The tensors are not those of a Swin Transformer.
-    """
-    weights = StateDict(tensors)
-    is_authors = "layers.0.downsample.reduction.weight" in weights
-    params: Params = {
-        "patch_embedding": {"projection": weights.patches("patch_embed.proj")},
-        "ln_patches": weights.norm("patch_embed.norm"),
-        "ln": weights.norm("norm"),
-        **weights.head("head", "head.fc"),
-    }
-
-    def by_rows(x: np.ndarray) -> np.ndarray:
-        return x.reshape(2, 2, -1, *x.shape[1:]).swapaxes(0, 1).reshape(x.shape)
-
-    for stage in range(STAGES):
-        if stage > 0:
-            prefix = f"layers.{stage - 1 if is_authors else stage}.downsample"
-            kernel = weights.take(f"{prefix}.reduction.weight").T
-            norm = {name: by_rows(array) for name, array in weights.norm(f"{prefix}.norm").items()}
-            params[f"merge_{stage}"] = {"norm": norm, "kernel": by_rows(kernel)}
-        for index in range(weights.count(f"layers.{stage}.blocks")):
-            prefix = f"layers.{stage}.blocks.{index}"
-            table = weights.take(f"{prefix}.attn.relative_position_bias_table")
-            side = round(len(table) ** 0.5)
-            params[f"stage_{stage}_block_{index}"] = {
-                "ln_1": weights.norm(f"{prefix}.norm1"),
-                "attention": {
-                    **weights.fused(f"{prefix}.attn.qkv"),
-                    "relative_positions": table.reshape(side, side, -1),
-                    "out": weights.dense(f"{prefix}.attn.proj"),
-                },
-                "ln_2": weights.norm(f"{prefix}.norm2"),
-                "mlp": {
-                    "up": weights.dense(f"{prefix}.mlp.fc1"),
-                    "down": weights.dense(f"{prefix}.mlp.fc2"),
-                },
-            }
-    weights.finish(constants=("relative_position_index", "attn_mask"))
-    return params, {}
-
-
-def facts(params: Params) -> Facts:
-    """Return what parameters say of patches and windows, and the image size whose smallest map is
-    one window.
-    """
-    patch_size, channels = patches(len(params["patch_embedding"]["projection"]["kernel"]))
-    window_size = (params["stage_0_block_0"]["attention"]["relative_positions"].shape[0] + 1) // 2
-    image_size = 2 ** (STAGES - 1) * patch_size * window_size
-    return Facts(image_size, channels, {"patch_size": patch_size, "window_size": window_size})
-
-
-def resize(path: Path, array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray | None:
-    """Return a table of relative positions for windows of another side.
-
-    Stretched as an image is, as in the authors' code: the farthest distances in a window keep about
-    their bias. timm keeps that of each distance in patches instead.
-    """
-    return resize_grid(array, shape[0]) if path[-1] == "relative_positions" else None
+FAMILY = SwinFamily()

@@ -23,14 +23,15 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from gnpcli.config.schema import ModelConfig
 from gnpcli.errors import ConfigError
 from gnpcli.models.base import Model, Params, State, from_linen
+from gnpcli.models.family import Family, Images, Tiny
 from gnpcli.models.layers.convolution import Conv
 from gnpcli.models.layers.dense import DTYPES, Dense, compact
 from gnpcli.models.layers.dropout import Dropout
 from gnpcli.models.layers.norm import BatchNorm
 from gnpcli.models.layers.pooling import max_pool
+from gnpcli.models.options import VggOptions
 from gnpcli.models.torch.convolutional import batch_norm, conv
 from gnpcli.models.torch.facts import Facts
 from gnpcli.models.torch.state_dict import StateDict
@@ -96,92 +97,88 @@ class Vgg(nn.Module):
         return logits
 
 
-def build(
-    architecture: Mapping[str, int],
-    config: ModelConfig,
-    *,
-    num_classes: int,
-    image_size: int,
-    channels: int,
-    dtype: str,
-) -> Model:
-    """Build a VGG of ``depth``, ``width`` and ``hidden``, with ``batch_norm`` 0 or 1; see
-    `gnpcli.models.registry.build_model`.
+class VggFamily(Family[VggOptions]):
+    """VGG networks; `batch_norm` is 0 or 1."""
 
-    Raises:
-        ConfigError: The poolings leave nothing of the images.
-    """
-    del channels  # the first convolution takes as many as it meets
-    stages = STAGES[architecture["depth"]]
-    smallest = 2 ** len(stages)
+    tiny = Tiny({"depth": 16, "width": 2, "hidden": 8, "batch_norm": 1}, image_size=32)
+
+    def build(
+        self, sizes: Mapping[str, int], options: VggOptions, images: Images, dtype: str
+    ) -> Model:
+        """Build a member of the family; raises ConfigError where the poolings leave nothing of the images."""
+        stages = STAGES[sizes["depth"]]
+        _check_size(images.size, len(stages), options.name)
+        module = Vgg(
+            stages=stages,
+            width=sizes["width"],
+            hidden=sizes["hidden"],
+            batch_norm=bool(sizes["batch_norm"]),
+            num_classes=images.classes,
+            dropout=options.dropout,
+            variant=options.variant,
+            dtype=DTYPES[dtype],
+        )
+        return from_linen(module)
+
+    def from_torch(self, tensors: Mapping[str, np.ndarray]) -> tuple[Params, State]:
+        """Map the state dict of torchvision's or timm's ``vgg16`` to ``vgg19_bn`` to parameters and
+        state.
+
+        The first hidden layer takes the map in the order ``[H, W, C]`` here and ``[C, H, W]`` there.
+
+        Raises:
+            CheckpointError: The tensors are not those of such a network.
+        """
+        weights = StateDict(tensors)
+        params: Params = {}
+        stats: State = {}
+        # Their numbers count the activations and poolings too: BatchNorm has the number after its
+        # convolution's.
+        numbers = sorted(
+            int(match[1])
+            for name, array in tensors.items()
+            if (match := re.fullmatch(r"features\.(\d+)\.weight", name)) and array.ndim == 4
+        )
+        for count, number in enumerate(numbers, start=1):
+            params[f"conv_{count}"] = conv(weights, f"features.{number}", bias=True)
+            if f"features.{number + 1}.running_mean" in weights:
+                norm = f"norm_{count}"
+                params[norm], stats[norm] = batch_norm(weights, f"features.{number + 1}")
+        last_channels = len(weights.take(f"features.{max(numbers, default=0)}.weight"))
+        if "pre_logits.fc1.weight" in weights:  # timm's, where the hidden layers are convolutions
+            names = ("pre_logits.fc1", "pre_logits.fc2", "head.fc")
+        else:
+            names = ("classifier.0", "classifier.3", "classifier.6")
+        for theirs, ours in zip(names, ("hidden_1", "hidden_2", "head"), strict=True):
+            if ours == "head" and f"{theirs}.weight" not in weights:
+                continue
+            kernel = weights.take(f"{theirs}.weight")
+            if ours == "hidden_1":
+                kernel = kernel.reshape(len(kernel), last_channels, -1).swapaxes(1, 2)
+            params[ours] = {
+                "kernel": kernel.reshape(len(kernel), -1).T,
+                "bias": weights.take(f"{theirs}.bias"),
+            }
+        weights.finish(constants=("num_batches_tracked",))
+        return params, {"batch_stats": stats} if stats else {}
+
+    def facts(self, params: Params) -> Facts:
+        """Return what the first dense layer says of the images: it takes the last map whole."""
+        last = max(
+            (name for name in params if name.startswith("conv_")), key=lambda name: int(name[5:])
+        )
+        side = math.isqrt(len(params["hidden_1"]["kernel"]) // params[last]["kernel"].shape[-1])
+        return Facts(2 ** len(WIDTHS) * side, params["conv_1"]["kernel"].shape[2], {})
+
+
+def _check_size(image_size: int, halvings: int, name: str) -> None:
+    smallest = 2**halvings
     if image_size < smallest:
         raise ConfigError(
-            f"{config.name} halves its images {len(stages)} times, which images of {image_size} x "
-            f"{image_size} pixels "
-            f"do not allow; sizes that do: {smallest} and larger",
+            f"{name} halves its images {halvings} times, which images of {image_size} x "
+            f"{image_size} pixels do not allow; sizes that do: {smallest} and larger",
             key="data.image_size",
         )
-    assert config.variant is not None  # resolved
-    module = Vgg(
-        stages=stages,
-        width=architecture["width"],
-        hidden=architecture["hidden"],
-        batch_norm=bool(architecture["batch_norm"]),
-        num_classes=num_classes,
-        dropout=config.dropout or 0.0,
-        variant=config.variant,
-        dtype=DTYPES[dtype],
-    )
-    return from_linen(module)
 
 
-def from_torch(tensors: Mapping[str, np.ndarray]) -> tuple[Params, State]:
-    """Map the state dict of torchvision's or timm's ``vgg16`` to ``vgg19_bn`` to parameters and
-    state.
-
-    The first hidden layer takes the map in the order ``[H, W, C]`` here and ``[C, H, W]`` there.
-
-    Raises:
-        CheckpointError: The tensors are not those of such a network.
-    """
-    weights = StateDict(tensors)
-    params: Params = {}
-    stats: State = {}
-    # Their numbers count the activations and poolings too: BatchNorm has the number after its
-    # convolution's.
-    numbers = sorted(
-        int(match[1])
-        for name, array in tensors.items()
-        if (match := re.fullmatch(r"features\.(\d+)\.weight", name)) and array.ndim == 4
-    )
-    for count, number in enumerate(numbers, start=1):
-        params[f"conv_{count}"] = conv(weights, f"features.{number}", bias=True)
-        if f"features.{number + 1}.running_mean" in weights:
-            norm = f"norm_{count}"
-            params[norm], stats[norm] = batch_norm(weights, f"features.{number + 1}")
-    last_channels = len(weights.take(f"features.{max(numbers, default=0)}.weight"))
-    if "pre_logits.fc1.weight" in weights:  # timm's, where the hidden layers are convolutions
-        names = ("pre_logits.fc1", "pre_logits.fc2", "head.fc")
-    else:
-        names = ("classifier.0", "classifier.3", "classifier.6")
-    for theirs, ours in zip(names, ("hidden_1", "hidden_2", "head"), strict=True):
-        if ours == "head" and f"{theirs}.weight" not in weights:
-            continue
-        kernel = weights.take(f"{theirs}.weight")
-        if ours == "hidden_1":
-            kernel = kernel.reshape(len(kernel), last_channels, -1).swapaxes(1, 2)
-        params[ours] = {
-            "kernel": kernel.reshape(len(kernel), -1).T,
-            "bias": weights.take(f"{theirs}.bias"),
-        }
-    weights.finish(constants=("num_batches_tracked",))
-    return params, {"batch_stats": stats} if stats else {}
-
-
-def facts(params: Params) -> Facts:
-    """Return what the first dense layer says of the images: it takes the last map whole."""
-    last = max(
-        (name for name in params if name.startswith("conv_")), key=lambda name: int(name[5:])
-    )
-    side = math.isqrt(len(params["hidden_1"]["kernel"]) // params[last]["kernel"].shape[-1])
-    return Facts(2 ** len(WIDTHS) * side, params["conv_1"]["kernel"].shape[2], {})
+FAMILY = VggFamily()

@@ -18,14 +18,15 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from gnpcli.config.schema import ModelConfig
 from gnpcli.models.base import Model, Params, State, from_linen
+from gnpcli.models.family import Family, Images, Tiny
 from gnpcli.models.layers.attention import Attention
 from gnpcli.models.layers.blocks import run
 from gnpcli.models.layers.dense import DTYPES, GELUS, Dense, compact
 from gnpcli.models.layers.dropout import Dropout
 from gnpcli.models.layers.norm import LayerNorm
 from gnpcli.models.layers.transformer import Mlp, check_patches, extract_patches
+from gnpcli.models.options import VitOptions
 from gnpcli.models.torch.facts import Facts, Path, patches, resize_positions
 from gnpcli.models.torch.state_dict import StateDict
 
@@ -149,44 +150,45 @@ class VisionTransformer(nn.Module):
         return logits
 
 
-def build(
-    architecture: Mapping[str, int],
-    config: ModelConfig,
-    *,
-    num_classes: int,
-    image_size: int,
-    channels: int,
-    dtype: str,
-) -> Model:
-    """Build a Vision Transformer; see `gnpcli.models.registry.build_model` for the arguments.
+class VitFamily(Family[VitOptions]):
+    """Vision Transformers."""
 
-    Raises:
-        ConfigError: The patches do not tile the images.
-    """
-    del channels  # the patch embedding takes as many as it meets
-    patch_size = config.patch_size
-    assert patch_size is not None  # resolved
-    check_patches(image_size, patch_size)
-    module = VisionTransformer(
-        **architecture,
-        patch_size=patch_size,
-        num_classes=num_classes,
-        gelu=config.gelu or "tanh",
-        dropout=config.dropout or 0.0,
-        attention_dropout=config.attention_dropout or 0.0,
-        dtype=DTYPES[dtype],
-    )
-    return from_linen(module)
+    tiny = Tiny({"dim": 8, "depth": 2, "heads": 2, "mlp": 16}, {"dropout": 0.2})
 
+    def build(
+        self, sizes: Mapping[str, int], options: VitOptions, images: Images, dtype: str
+    ) -> Model:
+        """Build a member of the family; raises ConfigError where patches do not tile the images."""
+        check_patches(images.size, options.patch_size)
+        module = VisionTransformer(
+            **sizes,
+            patch_size=options.patch_size,
+            num_classes=images.classes,
+            gelu=options.gelu,
+            dropout=options.dropout,
+            attention_dropout=options.attention_dropout,
+            dtype=DTYPES[dtype],
+        )
+        return from_linen(module)
 
-def from_torch(tensors: Mapping[str, np.ndarray]) -> tuple[Params, State]:
-    """Map the state dict of timm's ``VisionTransformer`` or of torchvision's to parameters.
+    def from_torch(self, tensors: Mapping[str, np.ndarray]) -> tuple[Params, State]:
+        """Map the state dict of timm's ``VisionTransformer`` or of torchvision's to parameters.
 
-    Raises:
-        CheckpointError: The tensors are not those of a Vision Transformer with a class token.
-    """
-    weights = StateDict(tensors)
-    return (_from_torchvision(weights) if "class_token" in weights else _from_timm(weights)), {}
+        Raises:
+            CheckpointError: The tensors are not those of a Vision Transformer with a class token.
+        """
+        weights = StateDict(tensors)
+        return (_from_torchvision(weights) if "class_token" in weights else _from_timm(weights)), {}
+
+    def facts(self, params: Params) -> Facts:
+        """Return what parameters say of patches and images; both libraries take the exact GELU."""
+        patch_size, channels = patches(len(params["patch_embedding"]["kernel"]))
+        side = math.isqrt(params["positions"].shape[1] - 1)
+        return Facts(patch_size * side, channels, {"patch_size": patch_size, "gelu": "exact"})
+
+    def resize(self, path: Path, array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray | None:
+        """Return the position embedding for another number of patches; the class token's stays."""
+        return resize_positions(array, shape[1], prefix=1) if path == ("positions",) else None
 
 
 def _from_timm(weights: StateDict) -> Params:
@@ -243,13 +245,4 @@ def _from_torchvision(weights: StateDict) -> Params:
     return params
 
 
-def facts(params: Params) -> Facts:
-    """Return what parameters say of patches and images; both libraries take the exact GELU."""
-    patch_size, channels = patches(len(params["patch_embedding"]["kernel"]))
-    side = math.isqrt(params["positions"].shape[1] - 1)
-    return Facts(patch_size * side, channels, {"patch_size": patch_size, "gelu": "exact"})
-
-
-def resize(path: Path, array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray | None:
-    """Return the position embedding for another number of patches; the class token's stays."""
-    return resize_positions(array, shape[1], prefix=1) if path == ("positions",) else None
+FAMILY = VitFamily()

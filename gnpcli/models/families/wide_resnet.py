@@ -17,14 +17,15 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from gnpcli.config.schema import ModelConfig
 from gnpcli.models.base import Model, Params, State, from_linen
+from gnpcli.models.family import Family, Images, Tiny
 from gnpcli.models.layers.blocks import run
 from gnpcli.models.layers.convolution import Conv
 from gnpcli.models.layers.dense import DTYPES, Dense, compact, fan_out_uniform
 from gnpcli.models.layers.dropout import Dropout
 from gnpcli.models.layers.norm import NormRelu
 from gnpcli.models.layers.pooling import pool_and_pad
+from gnpcli.models.options import WideResnetOptions
 from gnpcli.models.torch.convolutional import batch_norm, conv
 from gnpcli.models.torch.facts import Facts
 from gnpcli.models.torch.state_dict import StateDict
@@ -130,63 +131,62 @@ class WideResNet(nn.Module):
         return changes if self.variant == "paper" else is_first
 
 
-def build(
-    architecture: Mapping[str, int],
-    config: ModelConfig,
-    *,
-    num_classes: int,
-    image_size: int,
-    channels: int,
-    dtype: str,
-) -> Model:
-    """Build a wide residual network; see `gnpcli.models.registry.build_model` for the arguments."""
-    del image_size, channels  # convolutions and the mean over the pixels take any
-    if (architecture["depth"] - 4) % 6:
-        raise ValueError(
-            f"the depth of a wide residual network is 6 n + 4, not {architecture['depth']}"
+class WideResnetFamily(Family[WideResnetOptions]):
+    """Wide residual networks."""
+
+    tiny = Tiny({"depth": 10, "width": 1}, {"dropout": 0.2})
+
+    def build(
+        self, sizes: Mapping[str, int], options: WideResnetOptions, images: Images, dtype: str
+    ) -> Model:
+        """Build a member of the family."""
+        if (sizes["depth"] - 4) % 6:
+            raise ValueError(
+                f"the depth of a wide residual network is 6 n + 4, not {sizes['depth']}"
+            )
+        module = WideResNet(
+            **sizes,
+            num_classes=images.classes,
+            variant=options.variant,
+            dropout=options.dropout,
+            dtype=DTYPES[dtype],
         )
-    module = WideResNet(
-        **architecture,
-        num_classes=num_classes,
-        variant=config.variant or "paper",
-        dropout=config.dropout or 0.0,
-        dtype=DTYPES[dtype],
-    )
-    return from_linen(module)
+        return from_linen(module)
+
+    def from_torch(self, tensors: Mapping[str, np.ndarray]) -> tuple[Params, State]:
+        """Map a PyTorch state dict to parameters and state.
+
+        timm and torchvision have no such network. The names are those of the implementations that most
+        published weights come from: ``conv1``, ``block1`` to ``block3`` with ``layer.<n>`` of ``bn1``,
+        ``conv1``, ``bn2``, ``conv2`` and ``convShortcut``, then ``bn1`` and ``fc``.
+
+        Raises:
+            CheckpointError: The tensors are not those of such a network.
+        """
+        weights = StateDict(tensors)
+        params: Params = {"stem": conv(weights, "conv1"), "act": {}, **weights.head("fc")}
+        stats: State = {"act": {}}
+        params["act"]["norm"], stats["act"]["norm"] = batch_norm(weights, "bn1")
+        for group in range(3):
+            for index in range(weights.count(f"block{group + 1}.layer")):
+                prefix, name = f"block{group + 1}.layer.{index}", f"group_{group}_block_{index}"
+                block = params[name] = {}
+                averages = stats[name] = {}
+                for number in (1, 2):
+                    norm, running = batch_norm(weights, f"{prefix}.bn{number}")
+                    block[f"act_{number}"], averages[f"act_{number}"] = (
+                        {"norm": norm},
+                        {"norm": running},
+                    )
+                    block[f"conv_{number}"] = conv(weights, f"{prefix}.conv{number}")
+                if f"{prefix}.convShortcut.weight" in weights:
+                    block["shortcut"] = conv(weights, f"{prefix}.convShortcut")
+        weights.finish(constants=("num_batches_tracked",))
+        return params, {"batch_stats": stats}
+
+    def facts(self, params: Params) -> Facts:
+        """Return the channels of the images, of which any size will do."""
+        return Facts(32, params["stem"]["kernel"].shape[2], {})
 
 
-def from_torch(tensors: Mapping[str, np.ndarray]) -> tuple[Params, State]:
-    """Map a PyTorch state dict to parameters and state.
-
-    timm and torchvision have no such network. The names are those of the implementations that most
-    published weights come from: ``conv1``, ``block1`` to ``block3`` with ``layer.<n>`` of ``bn1``,
-    ``conv1``, ``bn2``, ``conv2`` and ``convShortcut``, then ``bn1`` and ``fc``.
-
-    Raises:
-        CheckpointError: The tensors are not those of such a network.
-    """
-    weights = StateDict(tensors)
-    params: Params = {"stem": conv(weights, "conv1"), "act": {}, **weights.head("fc")}
-    stats: State = {"act": {}}
-    params["act"]["norm"], stats["act"]["norm"] = batch_norm(weights, "bn1")
-    for group in range(3):
-        for index in range(weights.count(f"block{group + 1}.layer")):
-            prefix, name = f"block{group + 1}.layer.{index}", f"group_{group}_block_{index}"
-            block = params[name] = {}
-            averages = stats[name] = {}
-            for number in (1, 2):
-                norm, running = batch_norm(weights, f"{prefix}.bn{number}")
-                block[f"act_{number}"], averages[f"act_{number}"] = (
-                    {"norm": norm},
-                    {"norm": running},
-                )
-                block[f"conv_{number}"] = conv(weights, f"{prefix}.conv{number}")
-            if f"{prefix}.convShortcut.weight" in weights:
-                block["shortcut"] = conv(weights, f"{prefix}.convShortcut")
-    weights.finish(constants=("num_batches_tracked",))
-    return params, {"batch_stats": stats}
-
-
-def facts(params: Params) -> Facts:
-    """Return the channels of the images, of which any size will do."""
-    return Facts(32, params["stem"]["kernel"].shape[2], {})
+FAMILY = WideResnetFamily()

@@ -15,15 +15,13 @@ shakes.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from gnpcli.config.schema import ModelConfig
-from gnpcli.models.base import Model, from_linen
+Module = TypeVar("Module", bound=nn.Module)
 
 
 class Factors(NamedTuple):
@@ -119,20 +117,19 @@ def shake_drop(
     return Factors(forward, forward if true_gradient else backward)
 
 
-def from_shaking(module: nn.Module, config: ModelConfig) -> Model:
-    """Adapt a Linen module with the attribute `true_gradient` to `Model`, its clean pass as the
-    configuration says.
+def clean_pass(module: Module, clean_gradient: str) -> Module | None:
+    """Return the network of the clean pass of a GR step; None where it is that of plain training.
 
-    Shaken in both passes, the clean gradient is that of plain training, which GR then tends to
-    where r or alpha tends to 0, and the difference of the two gradients is that of one function at
-    two points. With the true gradient in the clean pass, as in the papers' code, the perturbation
-    follows the loss itself; in a mix, the difference of the two gradients then is of the shaking
-    too.
+    With ``shaken`` the clean gradient is that of plain training, to which GR tends where r or alpha
+    tends to 0. The difference of the two gradients is that of one function at two points. With
+    ``true``, as in the papers' code, the perturbation follows the loss itself. In a mix, the
+    difference of the two gradients then is of the shaking too.
+
+    Args:
+        module: With the attribute `true_gradient`.
+        clean_gradient: ``shaken`` or ``true``.
     """
-    model = from_linen(module)
-    if config.clean_gradient != "true":
-        return model
-    return replace(model, clean_apply=from_linen(module.clone(true_gradient=True)).apply)
+    return module.clone(true_gradient=True) if clean_gradient == "true" else None
 
 
 def linear_decay(last: float, blocks: int) -> tuple[float, ...]:

@@ -28,7 +28,7 @@ class Facts(NamedTuple):
     channels: int
     """Of the images."""
     options: dict[str, Any]
-    """Fields of `ModelConfig`: those that the shapes of the parameters tell, and those that all
+    """Options of the family: those that the shapes of the parameters tell, and those that all
     such weights mean.
     """
 
