@@ -1,6 +1,4 @@
-"""Every failure a user can cause, as one line that says what is wrong, where, and what to type
-instead.
-"""
+"""Every failure that a user can cause, as one line: what is wrong, where, and what to type."""
 
 from __future__ import annotations
 
@@ -9,8 +7,9 @@ from collections.abc import Iterable
 
 
 class GnpError(Exception):
-    """Base of all user-facing failures: the command line prints the message alone and exits with
-    `exit_status`.
+    """Base of all failures that a user can cause.
+
+    The command line prints the message alone, and exits with `exit_status`.
     """
 
     exit_status = 1
@@ -20,9 +19,9 @@ class ConfigError(GnpError):
     """A configuration that cannot be trained.
 
     Args:
-        message: What is wrong and what is allowed.
-        key: Dotted key the message is about (``optimizer.lr``), from which the command line finds
-            file and line.
+        message: What is wrong, and what is allowed.
+        key: Dotted key that the message is about, such as ``optimizer.lr``. The command line finds
+            the file and the line of it.
     """
 
     def __init__(self, message: str, key: str | None = None):
@@ -43,8 +42,9 @@ class DivergenceError(GnpError):
 
 
 class Interrupted(GnpError):
-    """A run stopped by a signal after saving its state; the exit status is the shell's, 128 + the
-    signal's number.
+    """A signal stopped a run, which has saved its state.
+
+    The exit status is that of a shell: 128 plus the number of the signal.
     """
 
     def __init__(self, message: str, signal_number: int):
@@ -52,31 +52,34 @@ class Interrupted(GnpError):
         self.exit_status = 128 + signal_number
 
 
+OUT_OF_MEMORY = "out of device memory: lower data.batch_size, or spread the batch over more devices"
+
+
 def explain(error: BaseException) -> tuple[str | None, int]:
-    """Return message and exit status of an error that is the user's to mend; a message of None is a
-    bug of ours.
+    """Return the message of an error for a user, and the exit status.
+
+    The message is None for an error that is a bug of ours.
     """
     if isinstance(error, GnpError):
         return " ".join(str(error).split()), error.exit_status
     if isinstance(error, OSError) and error.strerror:
-        return f"{error.strerror}: {error.filename}" if error.filename else error.strerror, 1
+        place = f": {error.filename}" if error.filename else ""
+        return f"{error.strerror}{place}", 1
     if "RESOURCE_EXHAUSTED" in str(error):
-        return (
-            "out of device memory: lower data.batch_size, or spread the batch over more devices",
-            1,
-        )
+        return OUT_OF_MEMORY, 1
     return None, 1
 
 
 def suggest(word: str, choices: Iterable[str]) -> str:
-    """Return `` - did you mean 'x'?`` for the closest of `choices`, or the empty string where
-    nothing is close.
+    """Return `` - did you mean 'x'?`` for the closest choice, or nothing where none is close.
+
+    A choice that begins with `word` is close as well.
 
     >>> suggest("cifar01", ["cifar10", "digits"])
     " - did you mean 'cifar10'?"
     """
-    choices = list(choices)
-    close = difflib.get_close_matches(word, choices, n=1, cutoff=0.6)
+    known = list(choices)
+    close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
     if not close and len(word) > 2:
-        close = [choice for choice in choices if choice.startswith(word)][:1]
+        close = [choice for choice in known if choice.startswith(word)]
     return f" - did you mean '{close[0]}'?" if close else ""

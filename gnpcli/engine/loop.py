@@ -21,6 +21,7 @@ from gnpcli.runs.log import MetricsLog
 from gnpcli.step import guard, precision
 from gnpcli.step.state import TrainState
 from gnpcli.terminal.screen import Screen
+from gnpcli.terminal.words import percent
 
 LOOKAHEAD = 2
 """Steps dispatched before the metrics of a step are read: the device never waits for the host, nor
@@ -155,7 +156,7 @@ class Loop:
         if not self.results:
             return None
         told = "  ".join(
-            f"{split} error {100 * result['error_rate']:.2f} %  loss {result['loss']:.4f}"
+            f"{split} error {percent(result['error_rate'])}  loss {result['loss']:.4f}"
             for split, result in self.results.items()
         )
         self.screen.line(
