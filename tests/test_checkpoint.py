@@ -17,6 +17,7 @@ import pytest
 from gnpcli.config import CheckpointConfig
 from gnpcli.errors import CheckpointError
 from gnpcli.runs.checkpoint import Checkpoints, DamagedCheckpoint
+from gnpcli.runs.description import read_description
 from gnpcli.step.state import Skips, TrainState
 from tests.trees import same_structure
 
@@ -85,6 +86,14 @@ def test_a_state_comes_back_whole(checkpoints):
     )
     np.testing.assert_array_equal(params["w"], state(7).params["w"])
     np.testing.assert_array_equal(model_state["batch_stats"]["mean"], np.ones(3))
+
+
+@pytest.mark.parametrize("meta", [{}, {"config": 3, "data": {}}, META, {**META, "data": []}])
+def test_a_save_that_does_not_say_what_it_is_of_is_damaged(checkpoints, meta):
+    checkpoints.save(state(7), meta)
+    checkpoints.wait()
+    with pytest.raises(DamagedCheckpoint, match="the checkpoint of step 7 in .* is damaged: "):
+        read_description(checkpoints, 7)
 
 
 def test_averages_are_an_item_of_their_own(checkpoints):

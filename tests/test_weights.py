@@ -19,7 +19,7 @@ from gnpcli.runs.location import locate
 from gnpcli.runs.trained import open_trained
 from gnpcli.terminal.screen import Screen
 from gnpcli.weights.fit import fit
-from gnpcli.weights.importing import import_file
+from gnpcli.weights.importing import ImportRequest, import_file
 from gnpcli.weights.source import read_pretrained
 from tests.conftest import fails
 from tests.networks import build
@@ -137,14 +137,10 @@ def test_the_hash_is_of_the_weights_not_of_the_file(tmp_path):
 def test_import_gives_the_same_logits(tmp_path, capsys):
     tensors = vit_tensors()
     save_file(tensors, tmp_path / "w.safetensors")
-    out = import_file(
-        tmp_path / "w.safetensors",
-        "vit-nano",
-        tmp_path / "out",
-        mean=[0.5] * 3,
-        std=[0.25] * 3,
-        screen=Screen(),
+    request = ImportRequest(
+        tmp_path / "w.safetensors", "vit-nano", tmp_path / "out", mean=(0.5,) * 3, std=(0.25,) * 3
     )
+    out = import_file(request, Screen())
     assert "10 classes, 8 px, normalised with mean (0.5, 0.5, 0.5)" in capsys.readouterr().err
     trained = open_trained(locate(out), step=None, best=False, screen=Screen())
     assert (trained.spec.mean, trained.spec.std) == ((0.5,) * 3, (0.25,) * 3)
@@ -162,9 +158,10 @@ def test_import_gives_the_same_logits(tmp_path, capsys):
 
 def test_import_fits_a_data_set_and_tells_of_it(tmp_path, capsys):
     save_file(vit_tensors(classes=3), tmp_path / "w.safetensors")
-    out = import_file(
-        tmp_path / "w.safetensors", "vit-nano", tmp_path / "out", dataset="cifar10", screen=Screen()
+    request = ImportRequest(
+        tmp_path / "w.safetensors", "vit-nano", tmp_path / "out", dataset="cifar10"
     )  # whose sizes are known without its images
+    out = import_file(request, Screen())
     trained = open_trained(locate(out), step=None, best=False, screen=Screen())
     assert (trained.spec.num_classes, trained.spec.image_size, trained.config.data.name) == (
         10,
@@ -175,7 +172,7 @@ def test_import_fits_a_data_set_and_tells_of_it(tmp_path, capsys):
     assert "new head for 10 classes: that of the weights is for 3" in told
     assert "resized bicubically: positions [1, 17, 64] -> [1, 257, 64]" in told
     with pytest.raises(CheckpointError, match="is there already"):
-        import_file(tmp_path / "w.safetensors", "vit-nano", out, screen=Screen())
+        import_file(ImportRequest(tmp_path / "w.safetensors", "vit-nano", out), Screen())
 
 
 @pytest.mark.parametrize(
@@ -188,17 +185,17 @@ def test_import_fits_a_data_set_and_tells_of_it(tmp_path, capsys):
             r"w\.safetensors does not hold the weights of wrn-16-4",
         ),
         (
-            {"assignments": ["model.patch_size=4"]},
+            {"assignments": ("model.patch_size=4",)},
             CheckpointError,
             r"kernel \[12, 64\], not \[48, 64\]; they are for ",
         ),
         (
-            {"assignments": ["model.stem=cifar"]},
+            {"assignments": ("model.stem=cifar",)},
             ConfigError,
             r"--set: vit-nano has no option 'stem'",
         ),
         ({"image_size": 9}, ConfigError, r"do not tile images of 9 x 9"),
-        ({"mean": [0.5], "std": [0.5]}, ConfigError, r"--mean and --std take 3 number"),
+        ({"mean": (0.5,), "std": (0.5,)}, ConfigError, r"--mean and --std take 3 number"),
         ({"dataset": "tfds:nothing"}, ConfigError, r"give --num-classes and --image-size"),
         ({"dataset": "cifar01"}, ConfigError, r"did you mean 'cifar10'"),
     ],
@@ -206,10 +203,9 @@ def test_import_fits_a_data_set_and_tells_of_it(tmp_path, capsys):
 def test_imports_that_do_not_fit(tmp_path, options, kind, said):
     save_file(vit_tensors(), tmp_path / "w.safetensors")
     arguments = {"model": "vit-nano", **options}
+    request = ImportRequest(path=tmp_path / "w.safetensors", out=tmp_path / "out", **arguments)
     with pytest.raises(kind, match=said):
-        import_file(
-            tmp_path / "w.safetensors", out=tmp_path / "out", screen=Screen(quiet=True), **arguments
-        )
+        import_file(request, Screen(quiet=True))
     assert not (tmp_path / "out").exists()
 
 
@@ -217,11 +213,10 @@ def test_families_without_a_state_dict_say_so(tmp_path):
     other = next((name for name in ONE_OF_EACH if not MODELS[name].imports), None)
     if other is None:
         pytest.skip("every registered family can import")
-    with pytest.raises(
-        ConfigError,
-        match=rf"no state dict is known for {other}; the families that have one are .*vit",
-    ):
-        import_file(tmp_path / "w.safetensors", other, tmp_path / "out", screen=Screen())
+    request = ImportRequest(tmp_path / "w.safetensors", other, tmp_path / "out")
+    said = rf"no state dict is known for {other}; the families that have one are .*vit"
+    with pytest.raises(ConfigError, match=said):
+        import_file(request, Screen())
 
 
 def images_in(folder):

@@ -72,30 +72,30 @@ def import_weights(
         raise typer.BadParameter("--mean and --std go together", param_hint="--mean")
     _check_name(model)
     from gnpcli.terminal.screen import Screen
-    from gnpcli.weights.importing import import_file
+    from gnpcli.weights.importing import ImportRequest, import_file
 
-    made = import_file(
-        file,
-        model,
-        out,
+    request = ImportRequest(
+        path=file,
+        model=model,
+        out=out,
         dataset=dataset,
         data_dir=data_dir,
         num_classes=num_classes,
         image_size=image_size,
         mean=means,
         std=stds,
-        assignments=assignments,
-        screen=Screen(quiet=quiet),
+        assignments=tuple(assignments),
     )
+    made = import_file(request, Screen(quiet=quiet))
     typer.echo(f"{made}: train on it with `gnp train --init-from {made}`")
     typer.echo(f"evaluate it with `gnp eval {made}`")
 
 
-def _numbers(text: str | None, flag: str) -> list[float] | None:
+def _numbers(text: str | None, flag: str) -> tuple[float, ...] | None:
     if text is None:
         return None
     try:
-        return [float(part) for part in text.split(",")]
+        return tuple(float(part) for part in text.split(","))
     except ValueError:
         raise typer.BadParameter(
             f"'{text}' is not numbers joined by commas: 0.5,0.5,0.5", param_hint=flag

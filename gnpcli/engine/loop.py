@@ -17,6 +17,7 @@ from gnpcli.engine.task import Task
 from gnpcli.errors import CheckpointError, DivergenceError, GnpError
 from gnpcli.runs.checkpoint import Checkpoints
 from gnpcli.runs.contents import Evaluation, HeldOut, Status, Summary
+from gnpcli.runs.description import Description
 from gnpcli.runs.log import MetricsLog
 from gnpcli.step import guard, precision
 from gnpcli.step.state import TrainState
@@ -51,7 +52,7 @@ class Loop:
         self.results: dict[HeldOut, Evaluation] = {}
         self.skipped: dict[str, int] = {}
         self.saved_step: int | None = None
-        self.meta = checkpoint_meta(task)
+        self.meta = Description(task.config, task.spec).to_meta()
         self.rounding = task.rounding
         self.clock = Clock(task.config.data.batch_size)
 
@@ -252,11 +253,6 @@ class Loop:
         for split, result in self.results.items():
             summary[split] = result
         return summary
-
-
-def checkpoint_meta(task: Task) -> dict[str, Any]:
-    """Return what a checkpoint says about its run: configuration and data set."""
-    return {"config": task.config.model_dump(mode="json"), "data": task.spec.to_dict()}
 
 
 def last_good(checkpoints: Checkpoints) -> str:

@@ -15,7 +15,7 @@ from gnpcli.devices.mesh import make_mesh
 from gnpcli.devices.process import describe_environment, stop_signals
 from gnpcli.engine.evaluator import Evaluator
 from gnpcli.engine.loading import load_with_progress
-from gnpcli.engine.loop import Loop, checkpoint_meta, last_good
+from gnpcli.engine.loop import Loop, last_good
 from gnpcli.engine.task import Task, build_task
 from gnpcli.errors import CheckpointError, DivergenceError, GnpError, Interrupted
 from gnpcli.keys import run_keys
@@ -23,7 +23,8 @@ from gnpcli.recipes.plan import fit
 from gnpcli.recipes.wording import objective_in_words
 from gnpcli.runs.checkpoint import Checkpoints
 from gnpcli.runs.contents import HeldOut, Summary, is_done
-from gnpcli.runs.folder import RunFolder, config_from_meta
+from gnpcli.runs.description import Description, read_description
+from gnpcli.runs.folder import RunFolder
 from gnpcli.step.state import TrainState
 from gnpcli.terminal.screen import Screen
 from gnpcli.weights.source import Pretrained, complete, fit_pretrained, open_pretrained
@@ -118,9 +119,8 @@ def _run(
             return {**summary, "run_dir": str(run)}
         if state is None and task.config.train.init_from is not None:
             state = initial or _start_from(open_pretrained(task.config, screen), task, screen)
-            checkpoints.save(
-                state, checkpoint_meta(task)
-            )  # so that resuming does not need the weights' own file
+            # Resuming then does not need the weights' own file.
+            checkpoints.save(state, Description(task.config, task.spec).to_meta())
             checkpoints.wait()
         state = task.init() if state is None else state
         run.note_session(describe_environment(), start)
@@ -173,8 +173,8 @@ def _restore(task: Task, checkpoints: Checkpoints, screen: Screen) -> TrainState
     """
 
     def restore(step: int) -> TrainState:
-        meta = checkpoints.read_meta(step)
-        different = differences(config_from_meta(meta), task.config)
+        saved = read_description(checkpoints, step)
+        different = differences(saved.config, task.config)
         if different:
             raise CheckpointError(
                 f"the checkpoint of step {step} in {checkpoints.directory} is of another "

@@ -259,11 +259,6 @@ def default_run_dir(config: Resolved) -> Path:
     return path
 
 
-def config_from_meta(meta: dict[str, Any]) -> Resolved:
-    """Return the configuration that a checkpoint was saved with."""
-    return read_resolved([Layer(meta["config"])])
-
-
 def _parse(path: Path, content: TypeAdapter[Content]) -> Content:
     """Return what a JSON file holds; raises OSError where it cannot be read, else ValidationError."""
     return content.validate_json(path.read_bytes())

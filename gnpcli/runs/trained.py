@@ -16,7 +16,7 @@ from gnpcli.errors import CheckpointError
 from gnpcli.models.base import Model, Params, State
 from gnpcli.models.registry import build_for
 from gnpcli.runs.checkpoint import Checkpoints, DamagedCheckpoint
-from gnpcli.runs.folder import config_from_meta
+from gnpcli.runs.description import Description, read_description
 from gnpcli.runs.location import Location
 from gnpcli.terminal.screen import Screen
 
@@ -59,54 +59,71 @@ def open_trained(
         CheckpointError: Nothing usable, a checkpoint of another model than the run's, or no
             averaged weights in it.
     """
-    run_config = location.run.config() if location.run is not None else None
+    run = location.run
+    run_config = run.config() if run is not None else None
     checkpoints = Checkpoints(location.checkpoints, CheckpointConfig(), read_only=True)
+
+    def restore(at: int) -> Trained:
+        description = read_description(checkpoints, at)
+        if run_config is not None and description.config.model != run_config.model:
+            where = f"{run}/config.yaml"
+            raise CheckpointError(_other_model(checkpoints, at, description, run_config, where))
+        return _restore(checkpoints, at, description, weights)
+
+    def on_damaged(at: int, error: DamagedCheckpoint) -> None:
+        screen.line(f"warning: {error}; falling back to the one before", style="yellow")
+
     try:
-        step = step if step is not None else location.step
-        if best:
-            step = checkpoints.best_step()
-            if step is None:
-                raise CheckpointError(
-                    f"no checkpoint in {location.checkpoints} has an error rate to be the best by"
-                )
-        if step is not None and step not in checkpoints.steps():
-            known = ", ".join(map(str, checkpoints.steps())) or "none"
-            raise CheckpointError(
-                f"no checkpoint of step {step} in {location.checkpoints} (there: {known})"
-            )
-
-        def load(at: int) -> Trained:
-            meta = checkpoints.read_meta(at)
-            config, spec = config_from_meta(meta), DataSpec.from_dict(meta["data"])
-            if run_config is not None and config.model != run_config.model:
-                raise CheckpointError(
-                    f"the checkpoint of step {at} in {location.checkpoints} is of "
-                    f"{config.model.name}, "
-                    f"but the run's {location.run}/config.yaml says {run_config.model.name}: "
-                    + "; ".join(differences(config, run_config))
-                )
-            chosen = weights or config.train.evaluate_weights
-            if chosen == "ema" and config.train.ema_decay is None:
-                raise CheckpointError(
-                    f"the checkpoint of step {at} in {location.checkpoints} has no averaged "
-                    "weights: its run was "
-                    "trained with train.ema_decay=null; leave --weights ema out"
-                )
-            mesh, model = make_mesh(config), build_for(config, spec)
-            shape = (spec.image_size, spec.image_size, spec.channels)
-            like = abstract(lambda: model.init(jax.random.key(0), shape), mesh)
-            params, model_state = checkpoints.restore_model(at, *like, weights=chosen)
-            return Trained(at, config, spec, mesh, model, chosen, params, model_state)
-
-        def on_damaged(at: int, error: DamagedCheckpoint) -> None:
-            screen.line(f"warning: {error}; falling back to the one before", style="yellow")
-
-        if step is not None:
-            return load(step)
-        found = checkpoints.restore_latest(load, on_damaged=on_damaged)
+        chosen = _choose(checkpoints, step if step is not None else location.step, best)
+        if chosen is not None:
+            return restore(chosen)
+        found = checkpoints.restore_latest(restore, on_damaged=on_damaged)
         if found is None:
             raise CheckpointError(f"no usable checkpoint in {location.checkpoints}")
         trained: Trained = found[1]
         return trained
     finally:
         checkpoints.close()
+
+
+def _choose(checkpoints: Checkpoints, step: int | None, best: bool) -> int | None:
+    """Return the step to restore; None is the last good one."""
+    if best:
+        step = checkpoints.best_step()
+        if step is None:
+            raise CheckpointError(
+                f"no checkpoint in {checkpoints.directory} has an error rate to be the best by"
+            )
+    if step is not None and step not in checkpoints.steps():
+        known = ", ".join(map(str, checkpoints.steps())) or "none"
+        raise CheckpointError(
+            f"no checkpoint of step {step} in {checkpoints.directory} (there: {known})"
+        )
+    return step
+
+
+def _other_model(
+    checkpoints: Checkpoints, step: int, saved: Description, config: Resolved, where: str
+) -> str:
+    changed = "; ".join(differences(saved.config, config))
+    return (
+        f"the checkpoint of step {step} in {checkpoints.directory} is of "
+        f"{saved.config.model.name}, but the run's {where} says {config.model.name}: {changed}"
+    )
+
+
+def _restore(
+    checkpoints: Checkpoints, step: int, description: Description, weights: Weights | None
+) -> Trained:
+    config, spec = description.config, description.data
+    chosen = weights or config.train.evaluate_weights
+    if chosen == "ema" and config.train.ema_decay is None:
+        raise CheckpointError(
+            f"the checkpoint of step {step} in {checkpoints.directory} has no averaged weights: "
+            "its run was trained with train.ema_decay=null; leave --weights ema out"
+        )
+    mesh, model = make_mesh(config), build_for(config, spec)
+    shape = (spec.image_size, spec.image_size, spec.channels)
+    like = abstract(lambda: model.init(jax.random.key(0), shape), mesh)
+    params, model_state = checkpoints.restore_model(step, *like, weights=chosen)
+    return Trained(step, config, spec, mesh, model, chosen, params, model_state)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,45 +17,50 @@ from gnpcli.data.base import DataSpec, numbered
 from gnpcli.data.registry import check_data, describe_data
 from gnpcli.errors import CheckpointError, ConfigError
 from gnpcli.keys import run_keys
-from gnpcli.models.base import HEAD, starting_from
+from gnpcli.models.base import HEAD, Params, starting_from
 from gnpcli.models.registry import build_for
 from gnpcli.models.torch.facts import Facts
 from gnpcli.recipes.presets import read_resolved
 from gnpcli.runs.checkpoint import Checkpoints
+from gnpcli.runs.description import Description
 from gnpcli.step.state import init_state
 from gnpcli.terminal.screen import Screen
 from gnpcli.weights.source import Pretrained, fit_pretrained, read_torch, usual_statistics
 
 
-def import_file(
-    path: Path,
-    model: str,
-    out: Path,
-    *,
-    dataset: str | None = None,
-    data_dir: str | None = None,
-    num_classes: int | None = None,
-    image_size: int | None = None,
-    mean: list[float] | None = None,
-    std: list[float] | None = None,
-    assignments: Sequence[str] = (),
-    screen: Screen,
-) -> Path:
+@dataclass(frozen=True)
+class ImportRequest:
+    """Published weights, and what a checkpoint of them is to be like."""
+
+    path: Path
+    """See `gnpcli.weights.files.read_tensors`."""
+    model: str
+    """Registered name."""
+    out: Path
+    """Folder to make."""
+    dataset: str | None = None
+    """Where classes and image size come from, if not given. None takes those of the weights, and
+    ImageNet as the set that they were trained on.
+    """
+    data_dir: str | None = None
+    """`data.dir`."""
+    num_classes: int | None = None
+    """None takes the data set's, else the weights' own."""
+    image_size: int | None = None
+    """Side in pixels. None takes the data set's, where it has one, else the weights' own."""
+    mean: tuple[float, ...] | None = None
+    """Per channel, of pixel values scaled to [0, 1]; None takes ImageNet's."""
+    std: tuple[float, ...] | None = None
+    """Likewise."""
+    assignments: tuple[str, ...] = ()
+    """``key=value`` texts, which win over what the weights say."""
+
+
+def import_file(request: ImportRequest, screen: Screen) -> Path:
     """Write a checkpoint of step 0 with the weights of a file, and say what became of them.
 
     Args:
-        path: See `gnpcli.weights.files.read_tensors`.
-        model: Registered name.
-        out: Folder to make.
-        dataset: Where classes and image size come from, if not given; None takes those of the
-            weights, and ImageNet as the set that they were trained on.
-        data_dir: `data.dir`.
-        num_classes: None takes the data set's, else the weights' own.
-        image_size: Side in pixels; None takes the data set's, where it has one, else the weights'
-            own.
-        mean: Per channel, of pixel values scaled to [0, 1]; None takes ImageNet's.
-        std: Likewise.
-        assignments: ``key=value`` texts, which win over what the weights say.
+        request: The file, and what its checkpoint is to be like.
         screen: Told of a new head, of what was resized, and of the statistics taken.
 
     Returns:
@@ -64,97 +70,118 @@ def import_file(
         CheckpointError: The file cannot be read or does not fit, or the folder is there already.
         ConfigError: The configuration is wrong, or the data set is unknown and not here.
     """
-    out = out.expanduser().resolve()
+    out = request.out.expanduser().resolve()
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise CheckpointError(f"{out} is there already: take another --out")
-    given = {"name": dataset or "imagenet", "dir": data_dir}
-    if dataset is not None:
-        check_data(DataConfig(name=dataset, dir=data_dir))
-    params, state, facts = read_torch(path.expanduser(), model)
-    usual_mean, usual_std = usual_statistics(facts.channels)
-    mean, std = mean or list(usual_mean), std or list(usual_std)
-    if len(mean) != facts.channels or len(std) != facts.channels:
-        raise ConfigError(
-            f"--mean and --std take {facts.channels} number(s), one for each channel of the images"
-        )
-    num_classes, image_size = _sizes(
-        facts, params, given, dataset is not None, num_classes, image_size
-    )
-    config = _configure(
-        model,
-        facts.options,
-        {**given, "image_size": image_size, "mean": mean, "std": std},
-        assignments,
-    )
+    if request.dataset is not None:
+        check_data(DataConfig(name=request.dataset, dir=request.data_dir))
+    params, state, facts = read_torch(request.path.expanduser(), request.model)
+    description = _describe(request, params, facts)
+    about = f"a state dict of {request.model}"
+    mean, std = description.data.mean, description.data.std
+    pretrained = Pretrained(request.path, about, params, state, facts.options, mean, std)
+    _save(pretrained, description, out, screen)
+    return out
+
+
+def _describe(request: ImportRequest, params: Params, facts: Facts) -> Description:
+    """Return the configuration and the data set of the checkpoint."""
+    mean, std = _statistics(request, facts.channels)
+    num_classes, image_size = _sizes(request, params, facts)
+    config = _configure(request, facts.options, image_size, mean, std)
     spec = DataSpec(
         name=config.data.name,
         class_names=numbered(num_classes),
         image_size=image_size,
         channels=facts.channels,
-        mean=tuple(mean),
-        std=tuple(std),
+        mean=mean,
+        std=std,
     )
-    network = build_for(config, spec)
-    shape = (image_size, image_size, facts.channels)
-    init = partial(network.init, run_keys(config.train.seed).init, shape)
-    pretrained = Pretrained(
-        path, f"a state dict of {model}", params, state, facts.options, tuple(mean), tuple(std)
-    )
-    params, state, notes = fit_pretrained(pretrained, config, init)
-    pixels = f"{image_size} px, normalised with mean {_list(mean)}, std {_list(std)}"
-    for line in (f"{config.model.name}: {num_classes:,} classes, {pixels}", *notes):
-        screen.line(line)
-    initial = init_state(
-        starting_from(network, params, state), shape, optax.identity(), config.train.seed
-    )
-    checkpoints = Checkpoints(out, CheckpointConfig())
-    try:
-        checkpoints.save(
-            initial, {"config": config.model_dump(mode="json"), "data": spec.to_dict()}
+    return Description(config, spec)
+
+
+def _statistics(
+    request: ImportRequest, channels: int
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return mean and deviation per channel: as given, else the usual ones."""
+    usual_mean, usual_std = usual_statistics(channels)
+    mean, std = request.mean or usual_mean, request.std or usual_std
+    if len(mean) != channels or len(std) != channels:
+        raise ConfigError(
+            f"--mean and --std take {channels} number(s), one for each channel of the images"
         )
-        checkpoints.wait()
-    finally:
-        checkpoints.close()
-    return out
+    return mean, std
 
 
-def _sizes(
-    facts: Facts,
-    params: Any,
-    data: dict[str, Any],
-    is_named: bool,
-    num_classes: int | None,
-    image_size: int | None,
-) -> tuple[int, int]:
+def _sizes(request: ImportRequest, params: Params, facts: Facts) -> tuple[int, int]:
     """Return number of classes and image size: as given, else the data set's, else the weights'
     own.
     """
-    if is_named and (num_classes is None or image_size is None):
-        info = describe_data(DataConfig(**data))
+    num_classes, image_size = request.num_classes, request.image_size
+    if request.dataset is not None and (num_classes is None or image_size is None):
+        info = describe_data(DataConfig(name=request.dataset, dir=request.data_dir))
         if info is None:
             raise ConfigError(
-                f"{data['name']} is not here to say its sizes: give --num-classes and "
+                f"{request.dataset} is not here to say its sizes: give --num-classes and "
                 "--image-size, or --data-dir",
                 "data.name",
             )
         num_classes = num_classes or info.num_classes
-        image_size = image_size or (None if info.is_streamed else info.image_size)
-    own_classes = params[HEAD]["bias"].shape[0] if HEAD in params else None
-    if num_classes is None and own_classes is None:
-        raise ConfigError("the weights have no head: give --num-classes or --dataset")
-    return num_classes or own_classes or 0, image_size or facts.image_size
+        if image_size is None and not info.is_streamed:
+            image_size = info.image_size
+    if num_classes is None:
+        if HEAD not in params:
+            raise ConfigError("the weights have no head: give --num-classes or --dataset")
+        num_classes = int(params[HEAD]["bias"].shape[0])
+    return num_classes, image_size or facts.image_size
 
 
 def _configure(
-    model: str, options: dict[str, Any], data: dict[str, Any], assignments: Sequence[str]
+    request: ImportRequest,
+    options: dict[str, Any],
+    image_size: int,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
 ) -> Resolved:
-    """Return a configuration for weights that no training of ours made; what is of training alone
-    is immaterial.
+    """Return a configuration for weights that this program did not train: its optimizer and its
+    epochs stand for nothing.
     """
     base: dict[str, Any] = {
-        "model": {"name": model, **options}, "data": data, "optimizer": {"name": "sgd"}, "train": {"epochs": 1},
-    }  # fmt: skip
-    return read_resolved([Layer(base), *parse_overrides(assignments)])
+        "model": {"name": request.model, **options},
+        "data": {
+            "name": request.dataset or "imagenet",
+            "dir": request.data_dir,
+            "image_size": image_size,
+            "mean": list(mean),
+            "std": list(std),
+        },
+        "optimizer": {"name": "sgd"},
+        "train": {"epochs": 1},
+    }
+    return read_resolved([Layer(base), *parse_overrides(request.assignments)])
+
+
+def _save(pretrained: Pretrained, description: Description, out: Path, screen: Screen) -> None:
+    """Fit the weights to the model, tell `screen` what became of them, and write the checkpoint."""
+    config, spec = description.config, description.data
+    network = build_for(config, spec)
+    shape = (spec.image_size, spec.image_size, spec.channels)
+    init = partial(network.init, run_keys(config.train.seed).init, shape)
+    params, state, notes = fit_pretrained(pretrained, config, init)
+    screen.line(
+        f"{config.model.name}: {spec.num_classes:,} classes, {spec.image_size} px, normalised with "
+        f"mean {_list(spec.mean)}, std {_list(spec.std)}"
+    )
+    for note in notes:
+        screen.line(note)
+    start = starting_from(network, params, state)
+    initial = init_state(start, shape, optax.identity(), config.train.seed)
+    checkpoints = Checkpoints(out, CheckpointConfig())
+    try:
+        checkpoints.save(initial, description.to_meta())
+        checkpoints.wait()
+    finally:
+        checkpoints.close()
 
 
 def _list(values: Sequence[float]) -> str:
