@@ -92,7 +92,7 @@ def test_a_state_comes_back_whole(checkpoints):
 def test_a_save_that_does_not_say_what_it_is_of_is_damaged(checkpoints, meta):
     checkpoints.save(state(7), meta)
     checkpoints.wait()
-    with pytest.raises(DamagedCheckpoint, match="the checkpoint of step 7 in .* is damaged: "):
+    with pytest.raises(DamagedCheckpoint, match=r"the checkpoint of step 7 in .* is damaged: "):
         read_description(checkpoints, 7)
 
 

@@ -9,8 +9,8 @@ from gnpcli.config.loader import Layer
 from gnpcli.config.resolved import Resolved
 from gnpcli.data.base import DataSpec
 from gnpcli.errors import DataError
-from gnpcli.runs.checkpoint import Checkpoints, DamagedCheckpoint
 from gnpcli.recipes.presets import read_resolved
+from gnpcli.runs.checkpoint import Checkpoints, DamagedCheckpoint
 
 
 @dataclass(frozen=True)

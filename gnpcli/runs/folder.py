@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from pydantic import TypeAdapter, ValidationError
 
 from gnpcli.config import CheckpointConfig
-from gnpcli.config.loader import Layer, differences, dump, read_yaml
+from gnpcli.config.loader import differences, dump, read_yaml
 from gnpcli.config.resolved import Resolved
 from gnpcli.errors import ConfigError
 from gnpcli.files import write_atomically
