@@ -6,7 +6,7 @@ import os
 import pty
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ BEARTYPE = "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))"
 
 install_import_hook(CHECKED, BEARTYPE)  # before any of them is imported
 
+from tests.commands import PROGRAM, CommandServer  # noqa: E402
 from tests.folders import put  # noqa: E402
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
@@ -59,8 +60,16 @@ def _isolated_caches(tmp_path_factory: pytest.TempPathFactory) -> None:
     )
 
 
+@pytest.fixture(scope="session")
+def command_server(_isolated_caches: None) -> Iterator[CommandServer]:
+    """What runs the commands of all tests of this process."""
+    server = CommandServer({**os.environ, **FINDS_SMALL})
+    yield server
+    server.close()
+
+
 @pytest.fixture
-def gnp(tmp_path: Path) -> Gnp:
+def gnp(tmp_path: Path, command_server: CommandServer) -> Gnp:
     """Run ``gnp ARGS`` in `tmp_path` as a user would; returns exit status, stdout and stderr.
 
     ``model.name=tests.small:small`` is found, a network that compiles in a second.
@@ -69,10 +78,14 @@ def gnp(tmp_path: Path) -> Gnp:
     def run(
         *args: object, env: dict[str, str] | None = None, timeout: float = 300
     ) -> subprocess.CompletedProcess[str]:
+        arguments = [*map(str, args)]
+        environment = {**os.environ, **FINDS_SMALL, "COLUMNS": "200", **(env or {})}
+        if command_server.suits(environment):
+            return command_server.run(arguments, cwd=tmp_path, env=environment, timeout=timeout)
         return subprocess.run(
-            [sys.executable, "-c", "from gnpcli.cli import main; main()", *map(str, args)],
+            [sys.executable, "-c", PROGRAM, *arguments],
             cwd=tmp_path,
-            env={**os.environ, **FINDS_SMALL, "COLUMNS": "200", **(env or {})},
+            env=environment,
             capture_output=True,
             text=True,
             timeout=timeout,
@@ -138,7 +151,7 @@ def on_a_terminal(*arguments: object) -> tuple[int, str]:
     """Run ``gnp ARGS`` on a terminal of 80 columns; return exit status and all that it showed."""
     outer, inner = pty.openpty()
     process = subprocess.Popen(
-        [sys.executable, "-c", "from gnpcli.cli import main; main()", *map(str, arguments)],
+        [sys.executable, "-c", PROGRAM, *map(str, arguments)],
         stdin=inner,
         stdout=inner,
         stderr=inner,
