@@ -18,7 +18,7 @@ from jaxtyping import install_import_hook
 
 CHECKED: list[str] = [
     "gnpcli.data.augment",
-    "gnpcli.data.feeds.memory",
+    "gnpcli.data.feeds",
     "gnpcli.measure.directions",
     "gnpcli.measure.hessian",
     "gnpcli.measure.landscape",

@@ -7,7 +7,7 @@ the jitted step. Inside the step it makes a batch of it, as a pure function.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Protocol, TypeAlias
+from typing import Protocol, TypeAlias, runtime_checkable
 
 import jax
 from jaxtyping import Array, Bool, Float, Float32, Int32, Key
@@ -38,6 +38,7 @@ def steps_per_epoch(num_train: int, batch_size: int) -> int:
     return num_train // batch_size
 
 
+@runtime_checkable
 class TrainFeed(Protocol):
     """Training batches, each a function of the configuration, the run's keys and the step."""
 
@@ -71,6 +72,7 @@ class TrainFeed(Protocol):
         ...
 
 
+@runtime_checkable
 class EvalFeed(Protocol):
     """Evaluation batches: every example of a split exactly once, the last batch filled up."""
 

@@ -11,7 +11,7 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Literal, Protocol, TypedDict
+from typing import Literal, Protocol, TypedDict, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -47,6 +47,7 @@ class Chunk(TypedDict):
     """int64: positions of files that could not be read."""
 
 
+@runtime_checkable
 class Order(Protocol):
     """Which files the steps of a run read."""
 
