@@ -14,7 +14,7 @@ import numpy as np
 from gnpcli.errors import DataError
 from gnpcli.report.metrics import Curve, Panel, present_panels
 from gnpcli.runs.grouping import by_seed, data_sets
-from gnpcli.runs.history import Axis, History, Values, read_histories
+from gnpcli.runs.history import History, Values, XAxis, read_histories
 
 Spread = Literal["range", "std"]
 """What the band around a mean shows: from the lowest to the highest run, or one standard deviation
@@ -84,7 +84,7 @@ def panels_of(groups: Sequence[Group]) -> list[Panel]:
     )
 
 
-def band(group: Group, curve: Curve, axis: Axis, spread: Spread) -> Band | None:
+def band(group: Group, curve: Curve, axis: XAxis, spread: Spread) -> Band | None:
     """Return one metric of a group at the steps that all its runs have logged; None where there is
     none.
 

@@ -30,7 +30,7 @@ from gnpcli.errors import DataError
 from gnpcli.report.bands import Band, Group, Spread, band, named_groups, panels_of
 from gnpcli.report.metrics import PANELS, Curve, Panel, choose_panels
 from gnpcli.report.palette import COLOURS, GRID, INK, MUTED
-from gnpcli.runs.history import Axis
+from gnpcli.runs.history import XAxis
 
 FORMATS = (".png", ".svg", ".pdf")
 """What a picture's name may end in."""
@@ -97,7 +97,7 @@ def save(figure: Figure, path: Path) -> None:
 
 
 def picture(
-    groups: Sequence[Group], panels: Sequence[Panel], axis: Axis, spread: Spread, columns: int = 3
+    groups: Sequence[Group], panels: Sequence[Panel], axis: XAxis, spread: Spread, columns: int = 3
 ) -> Figure:
     """Draw the panels of several groups of runs as one figure, the groups named in a legend above."""
     columns = min(columns, len(panels))
@@ -137,7 +137,7 @@ def picture(
 
 
 def inline_charts(
-    groups: Sequence[Group], panels: Sequence[Panel], axis: Axis, spread: Spread
+    groups: Sequence[Group], panels: Sequence[Panel], axis: XAxis, spread: Spread
 ) -> str:
     """Draw the panels as HTML: a legend of the groups where they are several, and an SVG a panel
     with its key.
@@ -197,7 +197,7 @@ def spread_note(groups: Sequence[Group], spread: Spread) -> str:
     return f"Lines are means over seeds; bands reach {shown}."
 
 
-def _lines(groups: Sequence[Group], panel: Panel, axis: Axis, spread: Spread) -> list[_Line]:
+def _lines(groups: Sequence[Group], panel: Panel, axis: XAxis, spread: Spread) -> list[_Line]:
     """Return what a panel draws: colours tell groups apart and dashes curves, or colours curves of
     a single group.
     """
@@ -213,7 +213,7 @@ def _lines(groups: Sequence[Group], panel: Panel, axis: Axis, spread: Spread) ->
     return found
 
 
-def _draw(axes: Axes, panel: Panel, lines: Sequence[_Line], axis: Axis) -> None:
+def _draw(axes: Axes, panel: Panel, lines: Sequence[_Line], axis: XAxis) -> None:
     scale = 100.0 if panel.is_percent else 1.0
     for line in lines:
         drawn = line.band
@@ -245,7 +245,7 @@ def _handle(colour: str, dash: Any) -> Line2D:
     return Line2D([], [], color=colour, linestyle=dash)
 
 
-def _inline(groups: Sequence[Group], panel: Panel, axis: Axis, spread: Spread) -> str:
+def _inline(groups: Sequence[Group], panel: Panel, axis: XAxis, spread: Spread) -> str:
     lines = _lines(groups, panel, axis, spread)
     if not lines:
         return ""

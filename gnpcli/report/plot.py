@@ -10,7 +10,7 @@ from gnpcli.report.bands import Group, Spread, group_runs, panels_of
 from gnpcli.report.charts import check_out, picture, save, spread_note
 from gnpcli.report.metrics import choose_panels, default_panels
 from gnpcli.runs.grouping import data_sets
-from gnpcli.runs.history import Axis, read_histories
+from gnpcli.runs.history import XAxis, read_histories
 
 
 def plot(
@@ -18,7 +18,7 @@ def plot(
     out: Path,
     *,
     metrics: Sequence[str],
-    axis: Axis,
+    axis: XAxis,
     spread: Spread,
     columns: int,
     warn: Callable[[str], None],

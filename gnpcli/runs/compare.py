@@ -37,31 +37,20 @@ def compare(folders: Sequence[Path], warn: Callable[[str], None]) -> dict[str, A
         ConfigError: Not a run folder, one given twice, or fewer than two.
     """
     places = [folder.resolve() for folder in folders]
-    if len(places) < 2:
-        raise ConfigError("comparing takes two runs at least")
-    for index, place in enumerate(places):
-        if place in places[:index]:
-            raise ConfigError(f"{folders[index]} is given twice")
+    _check_distinct(folders, places)
     opened = [RunFolder(folder, warn) for folder in folders]
     configs = [run.config() for run in opened]
-    runs = [
-        {"label": label, "folder": str(run), **_run(run, config)}
-        for label, run, config in zip(labels(places), opened, configs, strict=True)
-    ]
-    flat = [flatten(config) for config in configs]
-    keys = dict.fromkeys(key for values in flat for key in values)
-    different = {key: [values.get(key) for values in flat] for key in keys}
-    different = {
-        key: values
-        for key, values in different.items()
-        if any(value != values[0] for value in values)
-    }
-    if data := [key for key in DATA_KEYS if key in different]:
-        told = "; ".join(f"{key}: {', '.join(map(str, different[key]))}" for key in data)
+    runs = []
+    for label, run, config in zip(labels(places), opened, configs, strict=True):
+        runs.append({"label": label, "folder": str(run), **_run(run, config)})
+    differences = _differences(configs)
+    data = [key for key in DATA_KEYS if key in differences]
+    if data:
+        told = "; ".join(f"{key}: {', '.join(map(str, differences[key]))}" for key in data)
         warn(
             f"these runs are not on the same data ({told}): their errors and losses do not compare"
         )
-    return {"runs": runs, "differences": different, "same_data": not data}
+    return {"runs": runs, "differences": differences, "same_data": not data}
 
 
 def labels(places: Sequence[Path]) -> list[str]:
@@ -70,19 +59,46 @@ def labels(places: Sequence[Path]) -> list[str]:
     return [str(place.relative_to(common)) if place != common else place.name for place in places]
 
 
+def _check_distinct(folders: Sequence[Path], places: Sequence[Path]) -> None:
+    if len(places) < 2:
+        raise ConfigError("comparing takes two runs at least")
+    for index, place in enumerate(places):
+        if place in places[:index]:
+            raise ConfigError(f"{folders[index]} is given twice")
+
+
+def _differences(configs: Sequence[Resolved]) -> dict[str, list[Any]]:
+    """Return the keys whose values differ, each with its value in every run; null where a run has
+    no such key.
+    """
+    flat = [flatten(config) for config in configs]
+    keys = dict.fromkeys(key for values in flat for key in values)
+    found = {}
+    for key in keys:
+        values = [own.get(key) for own in flat]
+        if any(value != values[0] for value in values):
+            found[key] = values
+    return found
+
+
 def _run(run: RunFolder, config: Resolved) -> dict[str, Any]:
+    """Return what a run has measured and cost; see `compare`."""
     records, summary = run.records(), run.summary()
     step = records[-1]["step"] if records else 0
     epoch = reached_epoch(records) or 0.0
-    evaluations = {split: [r for r in records if r["split"] == split] for split in HELD_OUT}
-    evaluations = {split: found for split, found in evaluations.items() if found}
+    final, best = {}, {}
+    for split in HELD_OUT:
+        evaluations = [record for record in records if record["split"] == split]
+        if evaluations:
+            final[split] = _measured(evaluations[-1])
+            best[split] = _measured(min(evaluations, key=_error))
     return {
         "status": summary["status"],
         "step": step,
         "epoch": epoch,
         "total_steps": summary.get("total_steps"),
-        "final": {split: _measured(found[-1]) for split, found in evaluations.items()},
-        "best": {split: _measured(min(found, key=_error)) for split, found in evaluations.items()},
+        "final": final,
+        "best": best,
         "cost": {
             "training_time_s": round(training_time_s(records), 3),
             "images_per_s": summary.get("images_per_s"),

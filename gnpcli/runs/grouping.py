@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from gnpcli.config.recipe import DATA_KEYS, recipe
 from gnpcli.config.resolved import Resolved
@@ -24,10 +25,13 @@ class Configured(Protocol):
         ...
 
 
-Run = TypeVar("Run", bound=Configured)
+ConfiguredRun = TypeVar("ConfiguredRun", bound=Configured)
+
+_MAX_KEYS = 3
+"""Keys in a label; of more, the name of the folder says it better."""
 
 
-def by_seed(runs: Sequence[Run]) -> dict[str, list[Run]]:
+def by_seed(runs: Sequence[ConfiguredRun]) -> dict[str, list[ConfiguredRun]]:
     """Put runs together that differ only in their seed, and label the groups by the keys in which
     they differ.
 
@@ -36,60 +40,69 @@ def by_seed(runs: Sequence[Run]) -> dict[str, list[Run]]:
     ``key=value`` for up to three keys that differ among the groups, always with the data set where
     there are several, and the name of the folder where that says nothing or too much.
     """
-    sets: dict[tuple[object, ...], list[Run]] = {}
+    groups: dict[tuple[str, int], list[ConfiguredRun]] = {}
+    repeats: Counter[tuple[str, int]] = Counter()
     for run in runs:
-        setting = tuple((key, repr(value)) for key, value in recipe(run.config).items())
-        again = sum(
-            run.config.train.seed == other.config.train.seed
-            for (seen, _), others in sets.items()
-            if seen == setting
-            for other in others
-        )
-        sets.setdefault((setting, again), []).append(run)
-    groups = list(sets.values())
-    return dict(zip(_labels([group[0] for group in groups]), groups, strict=True))
+        setting = repr(recipe(run.config))
+        sample = (setting, run.config.train.seed)
+        groups.setdefault((setting, repeats[sample]), []).append(run)
+        repeats[sample] += 1
+    firsts = [group[0] for group in groups.values()]
+    return dict(zip(_labels(firsts), groups.values(), strict=True))
 
 
 def data_sets(runs: Sequence[Configured]) -> list[str]:
-    """Return the different images that runs were trained and measured on, as texts; of one, losses
-    compare.
+    """Return the different images that runs were trained and measured on, as texts. Losses and
+    errors compare where there is one.
     """
-    kinds = [
-        {key: value for key, value in recipe(run.config).items() if key in DATA_KEYS}
-        for run in runs
-    ]
-    differing = [key for key in DATA_KEYS if len({repr(kind[key]) for kind in kinds}) > 1]
-    texts = []
-    for kind in kinds:
-        rest = ", ".join(
-            f"{key.rpartition('.')[2]}={kind[key]}" for key in differing if key != "data.name"
-        )
-        texts.append(f"{kind['data.name']} ({rest})" if rest else str(kind["data.name"]))
-    return sorted(set(texts))
+    recipes = [recipe(run.config) for run in runs]
+    differing = [key for key in _differing(recipes, DATA_KEYS) if key != "data.name"]
+    texts = set()
+    for own in recipes:
+        details = ", ".join(f"{_last(key)}={own[key]}" for key in differing)
+        name = str(own["data.name"])
+        texts.add(f"{name} ({details})" if details else name)
+    return sorted(texts)
 
 
 def _labels(firsts: Sequence[Configured]) -> list[str]:
+    """Return a label for each group, given its first run; no two are equal."""
     names = [run.folder.resolve().name for run in firsts]
     if len(firsts) == 1:
         return names
     recipes = [recipe(run.config) for run in firsts]
-    # Without gradient regularization a recipe has no other keys of it: that there is none is what
-    # differs.
+    # A recipe without gradient regularization has none of its keys: only common keys tell.
     common = [key for key in recipes[0] if all(key in own for own in recipes)]
-    keys = [key for key in common if len({repr(own[key]) for own in recipes}) > 1]
-    shown = keys if 0 < len(keys) <= 3 else [key for key in keys if key == "data.name"]
-    labels = [
-        ", ".join(
-            f"{'data' if key == 'data.name' else key.rpartition('.')[2]}={own[key]}"
-            for key in shown
-        )
-        for own in recipes
-    ]
-    if len(keys) > 3 or len(set(labels)) < len(labels):
+    keys = _differing(recipes, common)
+    if 0 < len(keys) <= _MAX_KEYS:
+        labels = [_settings(own, keys) for own in recipes]
+    else:
+        labels = [_settings(own, [key for key in keys if key == "data.name"]) for own in recipes]
+    if len(keys) > _MAX_KEYS or _has_equal(labels):
         labels = [
-            ", ".join(filter(None, (name, label)))
-            for name, label in zip(names, labels, strict=True)
+            f"{name}, {label}" if label else name for name, label in zip(names, labels, strict=True)
         ]
-    if len(set(labels)) < len(labels):
+    if _has_equal(labels):
         labels = [str(run.folder) for run in firsts]
     return labels
+
+
+def _differing(recipes: Sequence[dict[str, Any]], keys: Sequence[str]) -> list[str]:
+    """Return the keys whose values are not the same in all recipes."""
+    return [key for key in keys if len({repr(own[key]) for own in recipes}) > 1]
+
+
+def _settings(own: dict[str, Any], keys: Sequence[str]) -> str:
+    return ", ".join(f"{_short(key)}={own[key]}" for key in keys)
+
+
+def _short(key: str) -> str:
+    return "data" if key == "data.name" else _last(key)
+
+
+def _last(key: str) -> str:
+    return key.rpartition(".")[2]
+
+
+def _has_equal(labels: Sequence[str]) -> bool:
+    return len(set(labels)) < len(labels)

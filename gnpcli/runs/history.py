@@ -18,7 +18,7 @@ from gnpcli.errors import DataError
 from gnpcli.runs.contents import Record, is_number
 from gnpcli.runs.folder import RunFolder
 
-Axis = Literal["step", "epoch", "time"]
+XAxis = Literal["step", "epoch", "time"]
 """What a curve is drawn over: steps, epochs, or seconds of wall time."""
 
 Values = npt.NDArray[np.float64]
@@ -48,7 +48,7 @@ class History:
         }
 
     def series(
-        self, split: str, key: str, axis: Axis
+        self, split: str, key: str, axis: XAxis
     ) -> tuple[npt.NDArray[np.int64], Values, Values]:
         """Return a metric as ``(steps [N], x [N], y [N])``; a null, which a value that is not
         finite became, is NaN.
