@@ -41,7 +41,12 @@ def test_arrays_become_splits(dtype: npt.DTypeLike) -> None:
     assert (data.spec.image_size, data.spec.channels, data.spec.num_classes) == (8, 3, 3)
     assert (data.spec.mean, data.spec.std) == channel_statistics(images(4))
     info = data.info
-    assert (info.name, info.num_train, info.num_validation, info.num_test) == ("insects", 4, 2, 3)
+    assert (info.name, info.num_train, info.num_validation, info.num_test) == (
+        "arrays:insects",
+        4,
+        2,
+        3,
+    )
     assert (info.image_size, info.channels, info.num_classes) == (8, 3, 3)
     assert info.present
     assert not info.is_streamed

@@ -20,7 +20,7 @@ from gnpcli.config.resolved import Resolved
 from gnpcli.data.feeds.make import make_train_feed
 from gnpcli.engine.evaluate import evaluate
 from gnpcli.engine.evaluator import Evaluator
-from gnpcli.engine.loop import LOOKAHEAD
+from gnpcli.engine.pending import LOOKAHEAD
 from gnpcli.engine.task import build_task
 from gnpcli.engine.train import _prepare, resume, train
 from gnpcli.errors import CheckpointError, ConfigError, DivergenceError, Interrupted
@@ -74,7 +74,7 @@ def saved(run_dir: Path, step: int) -> dict[str, np.ndarray]:
     """Every array of a saved state by its path."""
     checkpoints = Checkpoints(run_dir / "checkpoints", config().checkpoint, read_only=True)
     own = read_resolved([read_yaml(run_dir / "config.yaml")])
-    task, _ = _prepare(own, Screen(quiet=True))
+    task, _ = _prepare(own, None, Screen(quiet=True))
     state = checkpoints.restore(step, task.abstract_state())
     checkpoints.close()
     leaves = jax.tree_util.tree_leaves_with_path(state._replace(key=jax.random.key_data(state.key)))
@@ -392,7 +392,7 @@ def test_divergence_names_the_last_good_checkpoint_which_still_evaluates(tmp_pat
     own = config(*changes, "gr.strategy=none")
     schedule = lr_schedule
     monkeypatch.setattr(
-        "gnpcli.engine.task.lr_schedule",
+        "gnpcli.step.parts.lr_schedule",
         lambda *args: lambda step: schedule(*args)(step) * jax.numpy.where(step >= 10, 1e38, 1.0),
     )
     with pytest.raises(

@@ -181,7 +181,7 @@ class Dataset:
         validation: Arrays | None = None,
         test: Arrays | None = None,
         class_names: Sequence[str] | None = None,
-        name: str = "arrays",
+        name: str = "mine",
     ) -> Dataset:
         """Return a data set of NumPy arrays; they are not copied.
 
@@ -199,7 +199,8 @@ class Dataset:
             test: As `validation`. One of the two must be there.
             class_names: Name of label 0, 1, ...; None numbers the labels up to the largest one of
                 `train`.
-            name: What messages and checkpoints call the data.
+            name: What messages and checkpoints call the data, behind ``arrays:``. A run trained on
+                it has the name as `data.name`.
 
         Raises:
             DataError: If an array has another type or shape, a split is empty, a label is out of
@@ -221,7 +222,7 @@ class Dataset:
             _check_range(split, labels, len(class_names))
         mean, std = channel_statistics(train[0])
         spec = DataSpec(
-            name=name,
+            name=f"arrays:{name}",
             class_names=tuple(class_names),
             image_size=train[0].shape[1],
             channels=train[0].shape[3],

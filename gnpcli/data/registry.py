@@ -114,6 +114,12 @@ SOURCES: dict[str, SourceEntry] = {
         by_hand="it is read where TFDS has prepared it; where TensorFlow is installed, `tfds build "
         "NAME --file_format=array_record` does so",
     ),
+    "arrays:NAME": SourceEntry(
+        "gnpcli.data.sources.arrays",
+        "NumPy arrays of a Python program of yours (docs/library.md)",
+        argument="data set",
+        by_hand="it is what a Python program gave to gnpcli.engine.train",
+    ),
 }
 """Sources by name. ``scheme:WORD`` stands for every name that begins with ``scheme:``."""
 
@@ -158,11 +164,25 @@ def load_dataset(config: DataConfig, progress: ProgressListener | None = None) -
         ConfigError: As `describe_data`.
         DataError: If images are missing and cannot be fetched, are unreadable, or differ in size.
     """
+    return as_configured(_module(config).load(config, progress), config)
+
+
+def as_configured(dataset: Dataset, config: DataConfig) -> Dataset:
+    """Return a data set with the statistics and the validation split that `config` asks for.
+
+    Raises:
+        ConfigError: `config.mean` is of another number of channels, or `config.validation_fraction`
+            is too small, or above 0 for a data set with a validation split.
+    """
     from gnpcli.data.validation import carve_validation
 
-    dataset = _module(config).load(config, progress)
     if config.mean is not None and config.std is not None:
         dataset = dataset.with_statistics(config.mean, config.std)
+    if config.validation_fraction > 0 and dataset.validation is not None:
+        raise ConfigError(
+            f"{dataset.spec.name} has a validation split of its own: set data.validation_fraction=0",
+            key="data.validation_fraction",
+        )
     if config.validation_fraction > 0:
         dataset = carve_validation(dataset, config.validation_fraction)
     return dataset

@@ -5,7 +5,7 @@ from __future__ import annotations
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import jax
 from jax.sharding import Mesh
@@ -17,6 +17,7 @@ from gnpcli.devices.mesh import abstract, check_cut, replicated
 from gnpcli.keys import run_keys
 from gnpcli.models.base import Model, Params, State, parameter_shapes, starting_from
 from gnpcli.models.registry import build_for
+from gnpcli.runs.description import Description
 from gnpcli.step.optimizer import make_statistics
 from gnpcli.step.parts import Parts, build_parts
 from gnpcli.step.perturbation import perturbed_mask
@@ -69,6 +70,10 @@ class Task:
         """Return shapes, dtypes and shardings of the state, allocating nothing."""
         state: TrainState = abstract(self.init, self.parts.mesh)
         return state
+
+    def checkpoint_meta(self) -> dict[str, Any]:
+        """Return what a checkpoint says about its run: configuration and data set."""
+        return Description(self.config, self.spec).to_meta()
 
     def diagnose(self, state: TrainState, step: int) -> dict[str, Params]:
         """Return what `gnpcli.step.probes.make_diagnosis` finds about `step`, begun in `state`."""

@@ -19,6 +19,7 @@ from gnpcli.files import write_atomically
 from gnpcli.recipes.presets import read_resolved
 from gnpcli.runs.contents import ENVIRONMENT, SUMMARY, Record, Session, Summary, reason
 from gnpcli.runs.log import MetricsLog, parse_records
+from gnpcli.runs.tensorboard import TensorBoardEvents
 
 if TYPE_CHECKING:
     from gnpcli.runs.checkpoint import Checkpoints
@@ -158,6 +159,10 @@ class RunFolder:
     def open_log(self, start_step: int) -> MetricsLog:
         """Open the log to go on after `start_step`; see `MetricsLog`."""
         return MetricsLog(self.path, start_step, self._warn)
+
+    def open_events(self, start_step: int) -> TensorBoardEvents:
+        """Open TensorBoard events to go on after `start_step`; see `TensorBoardEvents`."""
+        return TensorBoardEvents(self.path, start_step)
 
     @property
     def checkpoint_dir(self) -> Path:

@@ -1,12 +1,9 @@
-"""What a run tells: ``metrics.jsonl`` and TensorBoard events for machines, a progress bar or plain
-lines for people.
-"""
+"""The metrics of a run: ``metrics.jsonl``, a record a line."""
 
 from __future__ import annotations
 
 import json
 import math
-import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass
@@ -110,70 +107,38 @@ def training_time_s(records: Sequence[Record]) -> float:
 
 
 class MetricsLog:
-    """Appends records to ``metrics.jsonl`` and to TensorBoard events in the run folder; a context
-    manager.
-
-    Both are written by this thread, so that a full disk stops the run where it can be said, not a
-    writer behind it.
+    """Appends records to ``metrics.jsonl`` in the run folder. A context manager.
 
     Args:
         run_dir: The run folder.
-        start_step: Steps done when the run (re)starts; records past it, of a run that was killed
-            after its last checkpoint, are dropped: those steps come again.
+        start_step: Steps done when the run (re)starts. Records past it are dropped: they are of a
+            run that was killed after its last checkpoint, and those steps come again.
         on_damage: As in `read_metrics`, of the file that is there already.
 
     Raises:
-        OSError: Here, in `write` or at the end: the files cannot be written.
+        OSError: Here, in `write` or at the end: the file cannot be written.
     """
-
-    FLUSH_EVERY_S = 10.0
 
     def __init__(
         self, run_dir: Path, start_step: int, on_damage: Callable[[str], None] | None = None
     ):
-        from tensorboardX.proto.event_pb2 import (
-            Event,
-            SessionLog,
-        )  # loads numpy; reading records does not need it
-        from tensorboardX.record_writer import RecordWriter
-
         self.path = run_dir / "metrics.jsonl"
         if self.path.exists():
-            kept = [
-                record
-                for record in read_metrics(self.path, on_damage)
-                if record["step"] <= start_step
-            ]
+            records = read_metrics(self.path, on_damage)
+            kept = [record for record in records if record["step"] <= start_step]
             write_atomically(self.path, "".join(json.dumps(record) + "\n" for record in kept))
         self._file = open(self.path, "a", encoding="utf-8", buffering=1)  # noqa: SIM115 - closed in __exit__
-        self._events = RecordWriter(str(run_dir / f"events.out.tfevents.{time.time():.6f}.gnp"))
-        self._event = Event
-        self._flushed = time.monotonic()
-        self._add(file_version="brain.Event:2")
-        # Tells TensorBoard to forget what an earlier session wrote past this step.
-        self._add(step=start_step + 1, session_log=SessionLog(status=SessionLog.START))
 
     def write(self, record: Mapping[str, Any]) -> None:
-        """Write one record, which has `step` and `split`; a float that is not finite becomes null
-        and is named.
+        """Write one record, which has `step` and `split`.
+
+        A float that is not finite becomes null, and ``non_finite`` names it.
         """
         finite = {key: _finite(value) for key, value in record.items()}
         lost = [key for key, value in record.items() if value is not None and finite[key] is None]
         if lost:
             finite["non_finite"] = lost
         self._file.write(json.dumps(finite) + "\n")
-        values = [
-            {"tag": f"{record['split']}/{key}", "simple_value": value}
-            for key, value in finite.items()
-            if isinstance(value, int | float) and key not in ("step", "epoch")
-        ]
-        self._add(step=record["step"], summary={"value": values})
-        if time.monotonic() - self._flushed > self.FLUSH_EVERY_S:
-            self._events.flush()
-            self._flushed = time.monotonic()
-
-    def _add(self, **fields: Any) -> None:
-        self._events.write(self._event(wall_time=time.time(), **fields).SerializeToString())
 
     def __enter__(self) -> MetricsLog:
         return self
@@ -184,12 +149,9 @@ class MetricsLog:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        # An error on its way out is the first one, and says more than what it makes of closing
-        # these.
+        # An error on its way out says more than what it makes of closing the file.
         with suppress(OSError) if error else nullcontext():
             self._file.close()
-        with suppress(OSError) if error else nullcontext():
-            self._events.close()
 
 
 def _finite(value: Any) -> Any:

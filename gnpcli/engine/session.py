@@ -1,0 +1,155 @@
+"""One session of a run: from the last checkpoint, or the start, to where it stops."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import jax
+
+from gnpcli.data.base import Dataset, FileSplit, Split
+from gnpcli.devices.process import describe_environment, stop_signals
+from gnpcli.engine.clock import Clock
+from gnpcli.engine.evaluator import Evaluator
+from gnpcli.engine.faults import last_good
+from gnpcli.engine.hooks import Hook, Hooks
+from gnpcli.engine.loop import Loop
+from gnpcli.engine.standard_hooks import log_hooks, measuring_hooks
+from gnpcli.engine.starting import restore, starting_state
+from gnpcli.engine.task import Task
+from gnpcli.errors import DivergenceError, GnpError, Interrupted
+from gnpcli.recipes.wording import objective_in_words
+from gnpcli.runs.checkpoint import Checkpoints
+from gnpcli.runs.contents import HeldOut, Summary, is_done
+from gnpcli.runs.folder import RunFolder
+from gnpcli.step.state import TrainState
+from gnpcli.terminal.screen import Screen
+
+
+@dataclass(frozen=True)
+class Session:
+    """One session of a run."""
+
+    task: Task
+    dataset: Dataset
+    run: RunFolder
+    screen: Screen
+    hooks: Sequence[Hook]
+    """Those of the caller."""
+
+    def go(self, max_steps: int | None, initial: TrainState | None = None) -> Summary:
+        """Go on from the last checkpoint; else from `initial`; else as the configuration says.
+
+        Args:
+            max_steps: Steps to be done at the end; None does all.
+            initial: The state from ``train.init_from``, where it is made already.
+
+        Returns:
+            What ``summary.json`` holds.
+
+        Raises:
+            GnpError: As of `gnpcli.engine.train.train`.
+        """
+        total = self.task.horizon.total_steps
+        stop = total if max_steps is None else min(total, max_steps)
+        checkpoints = self.run.checkpoints(self.task.config.checkpoint)
+        try:
+            state = restore(self.task, checkpoints, self.screen)
+            start = 0 if state is None else int(state.step)
+            summary = self.run.summary()
+            if start >= stop and is_done(summary, start):
+                where = f"{self.run} is already at step {start}"
+                self.screen.line(f"{where}: nothing to do", style="bold")
+                return {**summary, "run_dir": str(self.run)}
+            if state is None:
+                state = starting_state(self.task, checkpoints, self.screen, initial)
+            self.run.note_session(describe_environment(), start)
+            self._introduce(state, start)
+            summary, received = self._train(state, checkpoints, start, stop)
+        finally:
+            self.task.parts.feed.close()
+            checkpoints.close()
+        summary = self.run.write_summary(summary)
+        if summary["status"] == "interrupted":
+            raise Interrupted(
+                f"stopped by {received[0].name} after step {summary['step']}, saved; continue with "
+                f"`gnp resume {self.run}`",
+                received[0],
+            )
+        return summary
+
+    def _train(
+        self, state: TrainState, checkpoints: Checkpoints, start: int, stop: int
+    ) -> tuple[Summary, list[signal.Signals]]:
+        """Run the loop between opening and closing the logs; return the signals that came, too."""
+        evaluators = self._evaluators()
+        try:
+            with (
+                self.run.open_log(start) as log,
+                self.run.open_events(start) as events,
+                self.screen.progress(self.task.horizon.total_steps, start),
+                stop_signals() as received,
+            ):
+                clock = Clock(self.task.config.data.batch_size)
+                hooks = [
+                    *measuring_hooks(self.task, start, clock, self.screen),
+                    *log_hooks(self.task, log, events),
+                    *self.hooks,
+                ]
+                loop = Loop(
+                    self.task,
+                    state,
+                    evaluators,
+                    checkpoints,
+                    Hooks(hooks, self.task.horizon.total_steps),
+                    clock,
+                    self.screen,
+                )
+                return loop.run(start, stop, received), received
+        except DivergenceError as error:
+            self.run.write_summary({"status": "diverged", "error": str(error)})
+            raise
+        except OSError as error:
+            raise GnpError(
+                f"cannot write to {self.run}: {error.strerror}; {last_good(checkpoints)}"
+            ) from error
+
+    def _evaluators(self) -> dict[HeldOut, Evaluator]:
+        """Return those of the held-out splits; the first one decides which checkpoint is best."""
+        task = self.task
+        splits: dict[HeldOut, Split | FileSplit | None] = {
+            "val": self.dataset.validation,
+            "test": self.dataset.test,
+        }
+        return {
+            name: Evaluator(split, task.spec, task.config, task.parts.model, task.parts.mesh)
+            for name, split in splits.items()
+            if split is not None
+        }
+
+    def _introduce(self, state: TrainState, start: int) -> None:
+        """Say what is about to be trained."""
+        task, config, spec = self.task, self.task.config, self.task.spec
+        count = sum(leaf.size for leaf in jax.tree.leaves(state.params))
+        splits = {
+            "train": self.dataset.train,
+            "val": self.dataset.validation,
+            "test": self.dataset.test,
+        }
+        sizes = "  ".join(
+            f"{name} {len(split.labels):,}" for name, split in splits.items() if split is not None
+        )
+        lines = {
+            "run": f"{self.run}",
+            "model": f"{config.model.name}, {count:,} parameters, {config.train.dtype}",
+            "data": f"{config.data.name}: {sizes}, {spec.num_classes} classes, "
+            f"{spec.image_size} px",
+            "objective": objective_in_words(config),
+            "steps": f"{task.horizon.total_steps:,} ({task.horizon.steps_per_epoch} an epoch) on "
+            f"{task.parts.mesh.size} {jax.default_backend()} device(s)",
+        }
+        if start:
+            lines["steps"] += f", from step {start}"
+        for name, text in lines.items():
+            self.screen.line(f"{name:<10} {text}")

@@ -1,0 +1,83 @@
+"""Where a session begins: at a checkpoint, at weights from elsewhere, or at drawn ones."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from gnpcli.config.loader import differences
+from gnpcli.engine.task import Task
+from gnpcli.errors import CheckpointError
+from gnpcli.keys import run_keys
+from gnpcli.runs.checkpoint import Checkpoints
+from gnpcli.runs.description import Description, read_description
+from gnpcli.step.state import TrainState
+from gnpcli.terminal.screen import Screen
+from gnpcli.weights.source import Pretrained, fit_pretrained, open_pretrained
+
+
+def starting_state(
+    task: Task, checkpoints: Checkpoints, screen: Screen, initial: TrainState | None
+) -> TrainState:
+    """Return the state of a new run, and save it where it came from weights elsewhere.
+
+    Args:
+        task: What is trained.
+        checkpoints: Of the run.
+        screen: Told what became of the weights.
+        initial: The state from ``train.init_from``, where it is made already.
+    """
+    if task.config.train.init_from is None:
+        return task.init()
+    state = initial or state_from(open_pretrained(task.config, screen), task, screen)
+    # Saved, so that resuming does not need the weights' own file.
+    checkpoints.save(state, task.checkpoint_meta())
+    checkpoints.wait()
+    return state
+
+
+def state_from(pretrained: Pretrained, task: Task, screen: Screen) -> TrainState:
+    """Return the state before the first step with the parameters of `pretrained`.
+
+    The screen is told what became of them.
+    """
+    image_shape = (task.spec.image_size, task.spec.image_size, task.spec.channels)
+    init = partial(task.parts.model.init, run_keys(task.config.train.seed).init, image_shape)
+    params, model_state, notes = fit_pretrained(pretrained, task.config, init)
+    screen.line(
+        f"weights    {pretrained.about} in {pretrained.path}, SHA-256 {pretrained.sha256[:8]}"
+    )
+    for note in notes:
+        screen.line(f"           {note}")
+    return task.init((params, model_state))
+
+
+def restore(task: Task, checkpoints: Checkpoints, screen: Screen) -> TrainState | None:
+    """Return the state of the last good checkpoint; None where there is none.
+
+    Damaged checkpoints are set aside and named.
+
+    Raises:
+        CheckpointError: It is of another configuration, or of other images.
+    """
+
+    def read(step: int) -> TrainState:
+        saved = read_description(checkpoints, step)
+        _check_same_run(saved, task, f"the checkpoint of step {step} in {checkpoints.directory}")
+        return checkpoints.restore(step, task.abstract_state())
+
+    def on_damaged(step: int, error: CheckpointError) -> None:
+        moved = checkpoints.set_aside(step)
+        what = f"{error}; moved to {moved.name}, falling back to the one before"
+        screen.line(f"warning: {what}", style="yellow")
+
+    found = checkpoints.restore_latest(read, on_damaged=on_damaged)
+    return None if found is None else found[1]
+
+
+def _check_same_run(saved: Description, task: Task, what: str) -> None:
+    different = differences(saved.config, task.config)
+    if different:
+        raise CheckpointError(f"{what} is of another configuration: " + "; ".join(different))
+    is_given = task.spec.name.startswith("arrays:")
+    if is_given and saved.data != task.spec:
+        raise CheckpointError(f"{what} is of other images than the arrays of `data`")

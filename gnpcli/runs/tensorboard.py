@@ -1,0 +1,73 @@
+"""TensorBoard events of a run, written without TensorFlow."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping
+from contextlib import nullcontext, suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+
+class TensorBoardEvents:
+    """Writes records as TensorBoard events into the run folder. A context manager.
+
+    This thread writes them, so that a full disk stops the run where it can be said, and not a
+    writer behind it.
+
+    Args:
+        run_dir: The run folder.
+        start_step: Steps done when the run (re)starts. TensorBoard is told to forget what an
+            earlier session wrote past it.
+
+    Raises:
+        OSError: Here, in `write` or at the end: the file cannot be written.
+    """
+
+    FLUSH_EVERY_S = 10.0
+
+    def __init__(self, run_dir: Path, start_step: int):
+        # Both load numpy, which those who read a run folder can do without.
+        from tensorboardX.proto.event_pb2 import Event, SessionLog
+        from tensorboardX.record_writer import RecordWriter
+
+        self._writer = RecordWriter(str(run_dir / f"events.out.tfevents.{time.time():.6f}.gnp"))
+        self._event = Event
+        self._flushed = time.monotonic()
+        self._add(file_version="brain.Event:2")
+        self._add(step=start_step + 1, session_log=SessionLog(status=SessionLog.START))
+
+    def write(self, record: Mapping[str, Any]) -> None:
+        """Write the finite numbers of a record, which has `step` and `split`, as ``split/name``."""
+        values = [
+            {"tag": f"{record['split']}/{key}", "simple_value": value}
+            for key, value in record.items()
+            if key not in ("step", "epoch") and _is_shown(value)
+        ]
+        self._add(step=record["step"], summary={"value": values})
+        if time.monotonic() - self._flushed > self.FLUSH_EVERY_S:
+            self._writer.flush()
+            self._flushed = time.monotonic()
+
+    def _add(self, **fields: Any) -> None:
+        event = self._event(wall_time=time.time(), **fields)
+        self._writer.write(event.SerializeToString())
+
+    def __enter__(self) -> TensorBoardEvents:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        # An error on its way out says more than what it makes of closing the file.
+        with suppress(OSError) if error else nullcontext():
+            self._writer.close()
+
+
+def _is_shown(value: object) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
