@@ -65,7 +65,7 @@ def show(grid: Grid, console: Console) -> None:
     notes = [_draw_cell(row[-1]) for row in grid.rows]
     for number, (line, note) in enumerate(zip(lines, [None, *notes], strict=True)):
         console.print(line, style=None if number else "bold", markup=False)
-        if note is not None:
+        if note:
             _show_note(note, console)
 
 
