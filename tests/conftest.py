@@ -20,6 +20,7 @@ CHECKED: list[str] = [
     "gnpcli.data.augment",
     "gnpcli.data.feeds",
     "gnpcli.measure.directions",
+    "gnpcli.measure.fidelity",
     "gnpcli.measure.hessian",
     "gnpcli.measure.landscape",
 ]

@@ -129,12 +129,14 @@ def test_a_terminal_tells_the_time_left(tmp_path):
         CellProgress(cell, "running", epoch=0.0) for cell in small_cells(tmp_path, ["adam"], [0, 1])
     ]
     console = Console(file=io.StringIO(), force_terminal=True, width=150)
-    with TableDisplay(write(tmp_path), Screen(console=console)) as display:
+    times = iter([0.0, 1.0, 10.0])  # of the start and of each call
+    screen = Screen(console=console)
+    with TableDisplay(write(tmp_path), screen, now=lambda: next(times)) as display:
         display(items)
         assert "left" not in shown_on(console)
-        items[0].epoch = 1.0
+        items[0].epoch = 1.0  # one epoch of 32 in 10 s
         display(items)
-    assert "about 0 s left; Ctrl-C" in shown_on(console)
+    assert ", 0:10, about 5.2 min left; Ctrl-C" in shown_on(console)
 
 
 @pytest.mark.parametrize(

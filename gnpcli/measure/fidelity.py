@@ -24,6 +24,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
+from jaxtyping import Array, Float, PyTree
 
 from gnpcli.config.resolved import Resolved
 from gnpcli.data.base import DataSpec
@@ -54,35 +55,35 @@ REFERENCE_DTYPE = "float32"
 
 Gradient = Literal["finite-difference", "exact"]
 
-Loss = Callable[..., tuple[jax.Array, Any]]
+Loss = Callable[..., tuple[Array, Any]]
 """``loss(params, *args) -> (loss, aux)``."""
 
 
 class Exact(NamedTuple):
     """What the approximations of a batch are measured against; trees are as the parameters."""
 
-    gradient: Params
+    gradient: PyTree
     """``g = grad L(w)``."""
-    direction: Params
+    direction: PyTree
     """``u``."""
-    product: Params
+    product: PyTree
     """``H u``."""
-    gradient_norm: jax.Array
+    gradient_norm: Float[Array, ""]
     """``||g||``."""
-    product_norm: jax.Array
+    product_norm: Float[Array, ""]
     """``||H u||``."""
 
 
 class Deviation(NamedTuple):
     """How far a penalty gradient p, of weight alpha = 1, is from ``r H u``; float32 scalars."""
 
-    penalty: jax.Array
+    penalty: Float[Array, ""]
     """``||p - r H u|| / ||r H u||``: ``||g_fd - g_exact|| / ||alpha r H u||`` for every alpha."""
-    mixed: jax.Array
+    mixed: Float[Array, ""]
     """``alpha ||p - r H u|| / ||g + alpha r H u||``: as a share of the whole mixed gradient."""
-    cosine: jax.Array
+    cosine: Float[Array, ""]
     """Cosine of the angle between p and ``H u``: 1 where only the length is wrong."""
-    moved: jax.Array
+    moved: Float[Array, ""]
     """Share of the parameters that the step ``r u`` changes once they are in the compute type."""
 
 
@@ -95,9 +96,9 @@ def exact_products(loss: Loss, scales: Scales | None) -> Callable[..., Exact]:
     """
 
     @jax.jit
-    def products(params: Params, *args: Any) -> Exact:
-        def grad(point: Params) -> Params:
-            found: Params = jax.grad(loss, has_aux=True)(point, *args)[0]
+    def products(params: PyTree, *args: Any) -> Exact:
+        def grad(point: PyTree) -> PyTree:
+            found: PyTree = jax.grad(loss, has_aux=True)(point, *args)[0]
             return found
 
         # What is called float32 may be TF32 on an accelerator.
@@ -127,7 +128,7 @@ def deviation(
 
     @jax.jit
     def measure(
-        r: jax.Array, alpha: jax.Array, exact: Exact, params: Params, *args: Any
+        r: Float[Array, ""], alpha: Float[Array, ""], exact: Exact, params: PyTree, *args: Any
     ) -> Deviation:
         # At alpha = 1 the mixed gradient is g + p. Both in one program, as in a train step.
         clean = jax.grad(loss, has_aux=True)(params, *args)[0]
@@ -157,8 +158,8 @@ def deviation(
     return measure
 
 
-def _sum_of_leaves(tree: Any) -> jax.Array:
-    leaves: list[jax.Array] = jax.tree.leaves(tree)
+def _sum_of_leaves(tree: PyTree) -> Float[Array, ""]:
+    leaves: list[Array] = jax.tree.leaves(tree)
     return sum(leaves[1:], start=leaves[0])
 
 

@@ -14,7 +14,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from gnpcli.measure.inspection import Inspection
 from gnpcli.report.charts import style
 from gnpcli.report.palette import COLOURS, INK, MUTED
-from gnpcli.terminal.words import plural
+from gnpcli.terminal.words import plural, rough_percent
 
 COLUMNS = 3
 _TOP_HEIGHT = 3.3
@@ -213,7 +213,7 @@ def draw_fidelity(result: dict[str, Any]) -> Figure:
         _first_order(axes, result["types"][0])
         thin: dict[str, Any] = {"color": MUTED, "lw": 0.8}
         threshold, r = result["threshold"], result["r"]
-        axes.axhline(threshold, ls="--", label=f"{100 * threshold:g} %", **thin)
+        axes.axhline(threshold, ls="--", label=rough_percent(threshold, 6), **thin)
         if r:
             axes.axvline(r, ls=":", label=f"configured r = {r:g}", **thin)
         axes.set(xscale="log", yscale="log", xlabel="r", ylabel="||p - r H u|| / ||r H u||")

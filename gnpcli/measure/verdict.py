@@ -164,7 +164,7 @@ def _worst_penalty(row: dict[str, float | None]) -> float:
 
 def _range(sweep: _Sweep, threshold: float) -> str:
     """Say from where to where the finite difference is near the exact gradient."""
-    within = f"within {100 * threshold:g} % of the exact gradient of the penalty"
+    within = f"within {rough_percent(threshold, 6)} of the exact gradient of the penalty"
     if not sweep.is_trusted:
         return f"the finite difference is nowhere {within}"
     low, high = sweep.radii[sweep.low], sweep.radii[sweep.high]

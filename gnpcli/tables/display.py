@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import TracebackType
 
 from gnpcli.tables.runner import CellProgress, CellStatus
@@ -25,12 +25,13 @@ class TableDisplay:
     Args:
         table: The table.
         screen: Where it is shown.
+        now: The clock, in seconds.
     """
 
-    def __init__(self, table: Table, screen: Screen):
-        self._table, self._screen = table, screen
+    def __init__(self, table: Table, screen: Screen, *, now: Callable[[], float] = time.monotonic):
+        self._table, self._screen, self._now = table, screen, now
         self._unit = table.spec.metric.kind.unit
-        self._start = time.monotonic()
+        self._start = now()
         self._time_left = TimeLeft(self._start)
         self._told: dict[str, tuple[CellStatus, float]] = {}
         self._live = LiveGrid(screen)
@@ -61,8 +62,9 @@ class TableDisplay:
         failed = sum(item.status == "failed" for item in progress)
         if failed:
             parts.append(f"{failed} failed")
-        parts.append(clock(time.monotonic() - self._start))
-        left_s = self._time_left(progress)
+        now = self._now()
+        parts.append(clock(now - self._start))
+        left_s = self._time_left(progress, now)
         if left_s is not None:
             parts.append(f"about {duration(left_s)} left")
         return f"{', '.join(parts)}; Ctrl-C saves and stops"
@@ -97,7 +99,7 @@ class TableDisplay:
     def _tell(self, progress: Sequence[CellProgress]) -> None:
         """Print a line for each cell whose status is new, and now and then for one that runs."""
         done = f"{_count_done(progress)} of {len(progress)} cells"
-        now = time.monotonic()
+        now = self._now()
         for item in progress:
             before, when = self._told.get(item.cell.name, ("waiting", now))
             is_new = item.status != before

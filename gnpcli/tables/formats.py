@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from gnpcli.tables.report import Grid, TableReport
+from gnpcli.tables.report import TableReport, TextGrid
 from gnpcli.tables.results import CellResult, CellRun, TableResult
 from gnpcli.tables.statistics import Interval
 
@@ -24,7 +24,7 @@ def to_markdown(report: TableReport) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _markdown_grid(grid: Grid) -> str:
+def _markdown_grid(grid: TextGrid) -> str:
     rule = ["---:" if index in grid.numbers else "---" for index in range(len(grid.header))]
     return "\n".join(_markdown_line(line) for line in (grid.header, rule, *grid.rows))
 

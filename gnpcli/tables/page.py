@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from gnpcli.report.charts import learning_curves
 from gnpcli.report.page import document, table, warnings
-from gnpcli.tables.report import Grid, TableReport
+from gnpcli.tables.report import TableReport, TextGrid
 from gnpcli.tables.results import TableResult
 
 
@@ -33,7 +33,7 @@ def _header(report: TableReport) -> str:
     return f"<header><h1>{title}</h1><p class=sub>{about}</p></header>\n"
 
 
-def _grid(grid: Grid) -> str:
+def _grid(grid: TextGrid) -> str:
     title = f"<p class=sub>{html.escape(grid.title)}</p>\n"
     return title + table(grid.header, grid.rows, numbers=sorted(grid.numbers))
 

@@ -10,8 +10,8 @@ from gnpcli.terminal.words import NOTHING, rough_percent, spread
 
 
 @dataclass(frozen=True)
-class Grid:
-    """Texts in rows and columns."""
+class TextGrid:
+    """Texts in rows and columns, for every format."""
 
     title: str
     header: tuple[str, ...]
@@ -26,8 +26,8 @@ class TableReport:
 
     title: str
     about: str
-    values: Grid
-    differences: Grid
+    values: TextGrid
+    differences: TextGrid
     lists: tuple[tuple[str, tuple[str, ...]], ...]
     """Heading and sentences, in order; none is empty.
 
@@ -110,7 +110,7 @@ def _how_to_read(result: TableResult) -> list[str]:
     return lines
 
 
-def _values(result: TableResult) -> Grid:
+def _values(result: TableResult) -> TextGrid:
     table = result.table
     header = ("", *(table.label("columns", column) for column in result.columns))
     rows = []
@@ -120,7 +120,7 @@ def _values(result: TableResult) -> Grid:
     title = "mean ± standard deviation (n)"
     if any(cell.published is not None for cell in result.cells.values()):
         title += " [published]"
-    return Grid(title, header, tuple(rows), frozenset(range(1, len(header))))
+    return TextGrid(title, header, tuple(rows), frozenset(range(1, len(header))))
 
 
 def cell_text(cell: CellResult) -> str:
@@ -132,7 +132,7 @@ def cell_text(cell: CellResult) -> str:
     return f"{spread(sample.mean, sample.std)} ({sample.n}){published}"
 
 
-def _differences(result: TableResult) -> Grid:
+def _differences(result: TableResult) -> TextGrid:
     by_cell: dict[tuple[str, str], list[Comparison]] = {}
     for comparison in result.comparisons:
         by_cell.setdefault((comparison.row, comparison.column), []).append(comparison)
@@ -140,7 +140,7 @@ def _differences(result: TableResult) -> Grid:
     for place, cell in result.cells.items():
         if cell.sample is not None:
             rows += _difference_rows(result, cell, by_cell.get(place, []))
-    return Grid(
+    return TextGrid(
         "differences, below 0 where the column is better",
         ("", "", "to published", "against", "difference", "published", "verdict"),
         tuple(rows),

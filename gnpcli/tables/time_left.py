@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 
 from gnpcli.config.resolved import Resolved
@@ -41,8 +40,8 @@ class TimeLeft:
         self._work: dict[str, float] = {}
         self._at_start: dict[str, float] = {}
 
-    def __call__(self, progress: Sequence[CellProgress], now: float | None = None) -> float | None:
-        """Return the estimate; None before anything has been done.
+    def __call__(self, progress: Sequence[CellProgress], now: float) -> float | None:
+        """Return the estimate at `now`; None before anything has been done.
 
         A cell that failed has nothing left to do.
         """
@@ -54,5 +53,4 @@ class TimeLeft:
             done += self._work[name] * (item.share - self._at_start[name])
             if item.status != "failed":
                 to_do += self._work[name] * (1 - item.share)
-        passed_s = (time.monotonic() if now is None else now) - self._start
-        return passed_s * to_do / done if done > 0 else None
+        return (now - self._start) * to_do / done if done > 0 else None
