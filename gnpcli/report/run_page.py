@@ -6,22 +6,24 @@ import html
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from gnpcli import __version__
-from gnpcli.config import GrConfig
 from gnpcli.config.checks import advice
 from gnpcli.config.resolved import Resolved
 from gnpcli.errors import DataError
-from gnpcli.recipes.wording import objective_in_words
 from gnpcli.report import page
 from gnpcli.report.bands import Group, panels_of
 from gnpcli.report.charts import check_place, inline_charts
+from gnpcli.report.formula import formula
 from gnpcli.report.metrics import EVALUATED
-from gnpcli.runs.contents import Session, Summary
+from gnpcli.runs.contents import Record, Session, Summary
 from gnpcli.runs.folder import RunFolder
 from gnpcli.runs.history import History, read_history
 from gnpcli.runs.log import training_time_s
+from gnpcli.terminal.words import duration, percent, size
+
+_MANY_EVALUATIONS = 20
+"""More are folded."""
 
 
 def write_report(folder: Path, out: Path | None) -> Path:
@@ -87,16 +89,13 @@ def _headline(config: Resolved) -> str:
     return f"{config.model.name} on {config.data.name}, {how}"
 
 
-def _evaluated(history: History, split: str) -> list[dict[str, Any]]:
+def _evaluated(history: History, split: str) -> list[Record]:
+    """Return the evaluations of a split whose error is finite."""
     return [
         record
         for record in history.records
         if record["split"] == split and record.get("error_rate") is not None
     ]
-
-
-def _percent(fraction: float) -> str:
-    return f"{100 * fraction:.2f} %"
 
 
 def _warnings(history: History, summary: Summary) -> list[str]:
@@ -120,140 +119,96 @@ def _warnings(history: History, summary: Summary) -> list[str]:
 
 
 def _tiles(history: History, summary: Summary) -> dict[str, str]:
-    tiles = {}
+    """Return the figures that matter most, by name."""
+    tiles: dict[str, str] = {}
     for split in reversed(EVALUATED):
-        if records := _evaluated(history, split):
-            last, best = records[-1], min(records, key=lambda record: float(record["error_rate"]))
-            tiles[f"{split} error at epoch {last.get('epoch') or 0:g}"] = _percent(
-                last["error_rate"]
-            )
-            if best["error_rate"] < last["error_rate"]:
-                tiles[f"lowest {split} error, epoch {best.get('epoch') or 0:g}"] = _percent(
-                    best["error_rate"]
-                )
-            if last.get("loss") is not None:
-                tiles[f"{split} loss"] = f"{last['loss']:.4f}"
-    last = history.records[-1]
-    total = summary.get("total_steps", last["step"])
-    tiles["steps" if total == last["step"] else f"of {total:,} steps"] = f"{last['step']:,}"
+        tiles |= _error_tiles(_evaluated(history, split), split)
+    step = history.records[-1]["step"]
+    total = summary.get("total_steps", step)
+    tiles["steps" if total == step else f"of {total:,} steps"] = f"{step:,}"
     if num_parameters := summary.get("num_parameters"):
         tiles["parameters"] = f"{num_parameters:,}"
     if seconds := training_time_s(history.records):
-        tiles["training time"] = _duration(seconds)
+        tiles["training time"] = duration(seconds)
     if images_per_s := summary.get("images_per_s"):
         tiles["images/s in training"] = f"{images_per_s:,.0f}"
     return tiles
 
 
-def _duration(seconds: float) -> str:
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    minutes, hours = round(seconds / 60), seconds / 3600
-    return f"{minutes} min" if minutes < 120 else f"{hours:.1f} h"
+def _error_tiles(records: Sequence[Record], split: str) -> dict[str, str]:
+    if not records:
+        return {}
+    last, best = records[-1], min(records, key=_error_rate)
+    tiles = {f"{split} error at epoch {_epoch(last)}": percent(last["error_rate"])}
+    if best["error_rate"] < last["error_rate"]:
+        tiles[f"lowest {split} error, epoch {_epoch(best)}"] = percent(best["error_rate"])
+    if last.get("loss") is not None:
+        tiles[f"{split} loss"] = f"{last['loss']:.4f}"
+    return tiles
 
 
-def _when(gr: GrConfig) -> str:
-    if not gr.how.warms_up:
-        return "at full strength from the first step"
-    words = gr.how.words.replace("alpha", "α")
-    return f"{words} for the first {gr.warmup_epochs:g} epochs"
+def _error_rate(record: Record) -> float:
+    return float(record["error_rate"])
 
 
-def formula(config: Resolved) -> str:
-    """Return the objective as a formula, what its letters are in this run, and the line that `gnp
-    train` printed.
-    """
-    gr, train = config.gr, config.train
-    loss = "<i>L</i>(<i>w</i>)"
-    inner = f"{loss} + ½·{train.l2:g}·‖<i>w</i>‖²" if train.l2 else loss
-    told = ["L is the mean cross-entropy"
-            + (f" with label smoothing {train.label_smoothing:g}" if train.label_smoothing else "")]  # fmt: skip
-    r, alpha = gr.r, gr.alpha
-    if not gr.how.penalises or not r * alpha:
-        formula = inner
-    else:
-        gradient = f"∇[{inner}]" if train.l2 and gr.penalize_l2 else f"∇{loss}"
-        gradient = f"<i>T</i>&#8202;{gradient}" if gr.ascent == "adaptive" else gradient
-        formula = f"{inner} + <i>λ</i>·‖{gradient}‖₂"
-        how = _when(gr)
-        kind = (
-            "a second gradient at distance r"
-            if gr.gradient == "finite-difference"
-            else "an exact Hessian-vector product"
-        )
-        told += [
-            f"λ = α·r = {alpha * r:g} with r = {r:g} and α = {alpha:g}, {how}",
-            f"its gradient is taken by {kind}",
-        ]
-    if config.optimizer.weight_decay:
-        told.append(f"decoupled weight decay {config.optimizer.weight_decay:g} acts besides")
-    if train.clip_norm:
-        told.append(f"the gradient is clipped to a norm of {train.clip_norm:g}")
-    return (
-        '<div class="formula"><div '
-        f'class="math">{formula}</div>\n<p>{html.escape("; ".join(told))}.</p>'
-        f'<p class="sub"><code>{html.escape(objective_in_words(config))}</code></p></div>\n'
-    )
+def _epoch(record: Record) -> str:
+    return f"{record.get('epoch') or 0:g}"
 
 
 def _evaluations(history: History) -> str:
-    rows = []
+    """Return a line for each evaluation, folded where they are many."""
+    lowest = {}
+    for split in EVALUATED:
+        rates = [_error_rate(record) for record in _evaluated(history, split)]
+        lowest[split] = min(rates, default=None)
     records = [record for record in history.records if record["split"] in EVALUATED]
-    lowest = {
-        split: min(record["error_rate"] for record in found)
-        for split in EVALUATED
-        if (found := _evaluated(history, split))
-    }
-    for record in records:
-        rate = record.get("error_rate")
-        top5, loss = record.get("top5_error_rate"), record.get("loss")
-        rows.append(
-            [
-                f"{record.get('epoch') or 0:g}", f"{record['step']:,}", record["split"],
-                "not finite" if rate is None else "lowest ▸ " * (rate == lowest[record["split"]]) + _percent(rate),
-                "" if top5 is None else _percent(top5),
-                "not finite" if loss is None else f"{loss:.4f}", f"{record.get('num_examples') or 0:,}",
-            ]
-        )  # fmt: skip
+    rows = [_evaluation(record, lowest[record["split"]]) for record in records]
     if not rows:
         return "<p>None yet.</p>\n"
-    listed = page.table(
-        ("epoch", "step", "split", "error", "top-5 error", "loss", "images"),
-        rows,
-        numbers=(0, 1, 3, 4, 5, 6),
-    )
-    return f"<details{' open' if len(rows) <= 20 else ''}><summary>{len(rows)} evaluations</summary>\n{listed}</details>\n"
+    heads = ("epoch", "step", "split", "error", "top-5 error", "loss", "images")
+    listed = page.table(heads, rows, numbers=(0, 1, 3, 4, 5, 6))
+    is_open = " open" if len(rows) <= _MANY_EVALUATIONS else ""
+    count = f"<summary>{len(rows)} evaluations</summary>"
+    return f"<details{is_open}>{count}\n{listed}</details>\n"
+
+
+def _evaluation(record: Record, lowest: float | None) -> list[str]:
+    """Return the cells of one evaluation; a null is a value that was not finite."""
+    rate, top5, loss = (record.get(key) for key in ("error_rate", "top5_error_rate", "loss"))
+    error = "not finite" if rate is None else percent(rate)
+    if rate is not None and rate == lowest:
+        error = f"lowest ▸ {error}"
+    return [
+        _epoch(record),
+        f"{record['step']:,}",
+        record["split"],
+        error,
+        "" if top5 is None else percent(top5),
+        "not finite" if loss is None else f"{loss:.4f}",
+        f"{record.get('num_examples') or 0:,}",
+    ]
 
 
 def _checkpoints(history: History, sizes: Mapping[int, int], summary: Summary) -> str:
+    """Return a line for each checkpoint: its step, its error, its bytes on disk."""
     if not sizes:
         return "<p>None.</p>\n"
-    rates = {
-        record["step"]: record["error_rate"]
-        for split in ("test", "val")
-        for record in _evaluated(history, split)
-    }
+    rates: dict[int, float] = {}
+    for split in ("test", "val"):  # val decides where there is one
+        rates |= {record["step"]: _error_rate(record) for record in _evaluated(history, split)}
     rows = []
-    for step, size in sizes.items():
-        what = ["best"] if step == summary.get("best_step") else []
-        what += ["last"] if step == max(sizes) else []
-        rows.append(
-            [
-                f"{step:,}",
-                ", ".join(what),
-                _percent(rates[step]) if step in rates else "",
-                f"{size / 1e6:,.1f} MB",
-            ]
-        )
+    for step, num_bytes in sizes.items():
+        marks = {"best": step == summary.get("best_step"), "last": step == max(sizes)}
+        which = ", ".join(mark for mark, is_so in marks.items() if is_so)
+        error = percent(rates[step]) if step in rates else ""
+        rows.append([f"{step:,}", which, error, size(num_bytes)])
     return page.table(("step", "", "error", "on disk"), rows, numbers=(0, 2, 3))
 
 
 def _configuration(config: Resolved) -> str:
     sections = []
     for section, keys in config.model_dump(mode="json").items():
-        shown = sorted(
-            keys, key=lambda key: key != "name"
-        )  # the name, which chooses the rest, first
+        shown = sorted(keys, key=lambda key: key != "name")  # the name chooses the rest
         rows = [[key, _value(keys[key])] for key in shown if keys[key] is not None]
         unset = [key for key, value in keys.items() if value is None]
         table = page.table(("", ""), rows)
@@ -283,7 +238,6 @@ def _told(value: object) -> str:
         return "-"
     if isinstance(value, list):
         counts = {item: value.count(item) for item in value}
-        return ", ".join(
-            f"{count} x {item}" if count > 1 else str(item) for item, count in counts.items()
-        )
+        texts = [f"{count} x {item}" if count > 1 else str(item) for item, count in counts.items()]
+        return ", ".join(texts)
     return str(value)
