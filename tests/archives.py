@@ -10,8 +10,9 @@ import re
 import struct
 import tarfile
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -45,8 +46,7 @@ def write_archives(name: str, images: Images, folder: Path) -> None:
     the real ones.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    writers = {"svhn_cropped": _write_svhn, "fashion_mnist": _write_idx}
-    writers.get(name, lambda images, folder: _write_cifar(name, images, folder))(images, folder)
+    WRITERS[name](images, folder)
 
 
 def _write_cifar(name: str, images: Images, folder: Path) -> None:
@@ -99,6 +99,15 @@ def _write_idx(images: Images, folder: Path) -> None:
             (folder / f"{prefix}-{what}-ubyte.gz").write_bytes(
                 gzip.compress(header + values.tobytes())
             )
+
+
+WRITERS: dict[str, Callable[[Images, Path], None]] = {
+    "cifar10": partial(_write_cifar, "cifar10"),
+    "cifar100": partial(_write_cifar, "cifar100"),
+    "svhn_cropped": _write_svhn,
+    "fashion_mnist": _write_idx,
+}
+"""What writes the archives of a data set, by its name."""
 
 
 def write_tfds(

@@ -21,10 +21,12 @@ from gnpcli.config.schema import DataConfig
 from gnpcli.data.archives import prepare as prepare_module
 from gnpcli.data.archives.fetch import Origin
 from gnpcli.data.archives.published import PublishedDataset
+from gnpcli.data.base import numbered
 from gnpcli.data.registry import SOURCES, describe_data, load_dataset
 from gnpcli.data.statistics import channel_statistics
 from gnpcli.errors import DataError
 from tests.archives import (
+    WRITERS,
     Images,
     Server,
     check_images,
@@ -130,6 +132,15 @@ def version(data_dir: Path, name: str) -> Path:
 # --- facts
 
 
+def names_come_with_the_archive(name: str) -> bool:
+    """Return whether TFDS registers a data set without names: it numbers the classes then."""
+    import tensorflow_datasets
+
+    label = tensorflow_datasets.builder(name, data_dir="none").info.features["label"]
+    numbers = numbered(label.num_classes)
+    return tuple(label.names) == numbers != published(name).class_names
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_published_facts_are_those_that_tfds_registers(name: str) -> None:
     import tensorflow_datasets
@@ -138,7 +149,7 @@ def test_published_facts_are_those_that_tfds_registers(name: str) -> None:
     features = builder.info.features
     assert features["image"].shape == (facts.image_size, facts.image_size, facts.channels)
     assert features["label"].num_classes == len(facts.class_names) == len(set(facts.class_names))
-    if not name.startswith("cifar"):  # whose names come with the archive
+    if not names_come_with_the_archive(name):
         assert tuple(features["label"].names) == facts.class_names
     for feature, names in facts.more_names.items():
         assert features[feature].num_classes == len(names) == len(set(names))
@@ -183,7 +194,7 @@ def test_published_sizes_are_described_without_data(name: str, counts: dict[str,
 # --- the whole way
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [name for name in NAMES if name in WRITERS])
 def test_archives_become_what_tfds_itself_would_prepare(
     name: str, site: Callable[..., Site], gnp: Gnp, tmp_path: Path
 ) -> None:
@@ -200,7 +211,9 @@ def test_archives_become_what_tfds_itself_would_prepare(
     assert all(line.startswith(("downloading ", "preparing ")) for line in lines), done.stderr
     assert f"preparing {name} test: 50/50 images" in lines
     # The same records in the same order, and the same descriptions, as by TFDS alone.
-    names = {"label": facts.class_names, **facts.more_names} if name.startswith("cifar") else None
+    names = None
+    if names_come_with_the_archive(name):
+        names = {"label": facts.class_names, **facts.more_names}
     write_tfds(tmp_path / "reference", here.images, name, names)
     assert contents(folder) == contents(version(tmp_path / "reference", name))
     asked = len(here.server.requests)

@@ -1,8 +1,6 @@
-"""What data there is: the registered sources, and what else TFDS has prepared where they are
-looked for.
+"""What data there is: the registered sources, and what else TFDS has prepared.
 
-Only names and small JSON files are read, so that the answer is quick also where a million images
-lie.
+Only names and small JSON files are read. The answer is quick also where a million images lie.
 """
 
 from __future__ import annotations

@@ -1,6 +1,4 @@
-"""Where named data sets are looked for, and where those that are missing are put. Names only:
-nothing is opened.
-"""
+"""Where named data sets are looked for, and where missing ones are put. No file is opened."""
 
 from __future__ import annotations
 
@@ -8,13 +6,12 @@ import os
 
 
 def data_dirs(directory: str | None) -> list[str]:
-    """Return the folders in which data sets lie under their names, in the order in which they are
-    looked through.
+    """Return the folders in which data sets lie under their names, in the order of looking.
 
     Args:
-        directory: `data.dir`; None stands for the default places, of which the variables' come only
-            where they are set: ``$GNP_DATA_DIR``, ``./data``, ``$TFDS_DATA_DIR``, and the folder
-            that TFDS uses by default.
+        directory: `data.dir`. None stands for the default places: ``$GNP_DATA_DIR``, ``./data``,
+            ``$TFDS_DATA_DIR``, and the folder that TFDS uses by default. A variable that is not set
+            stands for none.
     """
     if directory is not None:
         return [os.path.expanduser(directory)]
@@ -37,14 +34,10 @@ def target_dir(directory: str | None) -> str:
 
 def image_folder(name: str, directory: str | None) -> str | None:
     """Return the first of `candidates` that holds an image folder's ``train``; None without one."""
-    return next(
-        (
-            place
-            for place in candidates(name, directory)
-            if os.path.isdir(os.path.join(place, "train"))
-        ),
-        None,
-    )
+    for place in candidates(name, directory):
+        if os.path.isdir(os.path.join(place, "train")):
+            return place
+    return None
 
 
 def _variable(name: str) -> str:

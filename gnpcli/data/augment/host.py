@@ -14,8 +14,9 @@ from gnpcli.data.augment.policies import FILL, SIGNED, Policy, Step, make_policy
 
 @dataclass(frozen=True)
 class HostPolicy:
-    """Applies a policy to one image after another. Can be pickled; holds no random state of its
-    own.
+    """Applies a policy to one image after another.
+
+    It can be pickled, and holds no random state of its own.
     """
 
     policy: Policy

@@ -1,9 +1,8 @@
-"""Resizing of decoded images: bilinear with antialiasing, as Pillow defines it, several times as
-fast.
+"""Resizing of decoded images: bilinear with antialiasing, as Pillow defines it, but faster.
 
-Two implementations of one filter: fast_image_resize (the package cykooz-resizer, SIMD) where there
-is a wheel of it, else Pillow. Either rounds its coefficients in its own way, so that they differ by
-at most one of 256 levels. Both let other threads run meanwhile.
+There are two implementations of one filter: fast_image_resize (the package cykooz-resizer, SIMD)
+where there is a wheel of it, else Pillow. Each rounds its coefficients in its own way. They differ
+by at most one of 256 levels. Both let other threads run meanwhile.
 """
 
 from __future__ import annotations

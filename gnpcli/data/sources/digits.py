@@ -5,16 +5,16 @@ Repository, https://archive.ics.uci.edu/dataset/80, licensed CC BY 4.0 (``digits
 the copy that scikit-learn distributes, which is the test part of the UCI data: 13 writers who are
 not among the 30 of its training part.
 
-``digits.npz`` holds scikit-learn's ``load_digits()`` unchanged and in its order: `values`, uint8
-``[1797, 8, 8]``, is its ``images`` (whole numbers from 0 to 16: how many of a cell's 4x4 pixels
-were ink) and `labels`, uint8 ``[1797]``, is its ``target``; it was written with
+``digits.npz`` holds scikit-learn's ``load_digits()`` unchanged and in its order. `values`, uint8
+``[1797, 8, 8]``, is its ``images``: whole numbers from 0 to 16, how many of a cell's 4x4 pixels
+were ink. `labels`, uint8 ``[1797]``, is its ``target``. The file was written with
 ``numpy.savez_compressed``. `load` maps a value v to ``(255 v + 8) // 16``, which is 255 v / 16
 rounded half up: 0 stays 0, 16 becomes 255, and no two values meet.
 
 Every fifth image, from the first on, is held out for the test: 360 images. The file goes writer by
-writer, so this split holds out images, not writers. It is the easier of the two
-(1-nearest-neighbour error on the pixels: 2.2 %, against 4.4 % with the last 360 images held out),
-and what a demonstration of a minute can hope to solve.
+writer, so this split holds out images, not writers. It is the easier of the two: the
+1-nearest-neighbour error on the pixels is 2.2 %, against 4.4 % with the last 360 images held out.
+A demonstration of a minute can hope to solve it.
 """
 
 from __future__ import annotations
@@ -58,8 +58,9 @@ def describe(config: DataConfig) -> DataInfo:
 
 
 def load(config: DataConfig, progress: ProgressListener | None = None) -> Dataset:
-    """Return 1,437 training and 360 test images; nothing is downloaded and `progress` is not
-    called.
+    """Return 1,437 training and 360 test images.
+
+    Nothing is downloaded, and `progress` is not called.
     """
     with np.load(Path(__file__).with_name("digits.npz"), allow_pickle=False) as file:
         values, labels = file["values"], file["labels"].astype(np.int32)
