@@ -19,7 +19,7 @@ class Command(NamedTuple):
     name: str
     """As it is typed."""
     place: str
-    """``module:name`` below `gnpcli.cli`: a function, or a `typer.Typer` with commands of its own."""
+    """``module:name`` below `gnpcli.cli`: a function, or a `typer.Typer` with its own commands."""
     help: str
     """Its line of ``gnp --help``."""
 
@@ -72,7 +72,7 @@ def load(command: Command) -> Any:
 
 
 def _unwrap(text: str | None) -> str:
-    """Return a docstring with each paragraph on one line: the terminal breaks it where it is wide."""
+    """Return a docstring with each paragraph on one line, for the terminal to break."""
     paragraphs = (text or "").split("\n\n")
     return "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
 

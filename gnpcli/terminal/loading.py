@@ -13,7 +13,7 @@ from gnpcli.terminal.progress import Amount, Pace, Rate, make_bar, time_left
 
 
 class LoadingDisplay:
-    """Shows how far it is called to be: a `gnpcli.data.progress.ProgressListener` and a context manager.
+    """Shows how far a `gnpcli.data.progress.ProgressListener` is told to be; a context manager.
 
     Args:
         name: The data set.
