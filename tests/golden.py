@@ -18,6 +18,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -166,7 +167,9 @@ def hash_arrays(checkpoint: Path) -> dict[str, str]:
     for item in ("model", "ema", "optimizer"):
         if not (checkpoint / item).exists():
             continue
-        tree = ocp.PyTreeCheckpointer().restore(checkpoint / item)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Orbax asks on what devices; here it does not matter
+            tree = ocp.PyTreeCheckpointer().restore(checkpoint / item)
         digest = hashlib.sha256()
         for path, leaf in sorted(
             (jax.tree_util.keystr(path), leaf) for path, leaf in jax.tree.leaves_with_path(tree)

@@ -37,7 +37,9 @@ def of_block(factors: Factors, index: int) -> Factors:
 
 
 def pyramid_model(depth, widening, shape=CIFAR, num_classes=10, dtype="float32", **options):
-    shakes = "drop_path" in options
+    shakes = options.get("drop_path") is not None
+    if not shakes:
+        options.pop("drop_path", None)
     name = "pyramidnet-164-48-shakedrop" if shakes else "pyramidnet-164-48"
     return of_family(
         name, {"depth": depth, "widening": widening}, shape, num_classes, dtype, options
