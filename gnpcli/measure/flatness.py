@@ -13,6 +13,7 @@ import numpy as np
 
 from gnpcli.errors import DivergenceError
 from gnpcli.gnp import global_norm
+from gnpcli.keys import measurement_key
 from gnpcli.measure.directions import filter_normalized, random_direction, with_norm
 from gnpcli.measure.hessian import basis_size, largest_eigenvalues
 from gnpcli.measure.landscape import Landscape
@@ -200,7 +201,7 @@ def _random_rise(landscape: Landscape, plan: Plan, base: float) -> list[dict[str
 def _random(landscape: Landscape, plan: Plan, index: int) -> Params:
     """Return the random direction of an index, the same for every run of one architecture."""
     # The surface takes two directions, also where no rise is measured.
-    keys = jax.random.split(jax.random.key(plan.seed), max(plan.directions, 2))
+    keys = jax.random.split(measurement_key(plan.seed), max(plan.directions, 2))
     drawn = random_direction(keys[index], landscape.params)
     direction: Params = filter_normalized(drawn, landscape.params)
     return direction

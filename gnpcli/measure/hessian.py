@@ -10,6 +10,7 @@ import numpy.typing as npt
 from scipy.sparse.linalg import ArpackNoConvergence, LinearOperator, eigsh
 
 from gnpcli.errors import ConfigError
+from gnpcli.keys import measurement_generator
 
 Vector = npt.NDArray[np.float32]
 
@@ -76,7 +77,7 @@ def largest_eigenvalues(
         calls += 1
         return product(np.asarray(vector, np.float32).reshape(-1))
 
-    start = np.random.default_rng(seed).standard_normal(size).astype(np.float32)
+    start = measurement_generator(seed).standard_normal(size).astype(np.float32)
     operator = LinearOperator((size, size), matvec=counted, dtype=np.float32)
     try:
         values, vectors = eigsh(

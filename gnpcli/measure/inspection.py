@@ -17,6 +17,7 @@ from gnpcli.devices.mesh import make_mesh
 from gnpcli.engine.evaluate import recalibrated
 from gnpcli.engine.loading import load_with_progress, warn_of_skipped
 from gnpcli.errors import DataError
+from gnpcli.keys import measurement_generator
 from gnpcli.measure.flatness import Plan, Work, measure_flatness
 from gnpcli.measure.landscape import Landscape, Sums
 from gnpcli.models.base import State
@@ -217,7 +218,7 @@ def _subset(split: Split | FileSplit, plan: Plan) -> Split | FileSplit:
     A split that has no more is taken whole.
     """
     chosen = np.zeros(len(split), bool)
-    drawn = np.random.default_rng(plan.seed).permutation(len(split))[: plan.examples]
+    drawn = measurement_generator(plan.seed).permutation(len(split))[: plan.examples]
     chosen[drawn] = True
     return split.take(chosen)
 

@@ -17,6 +17,7 @@ import numpy as np
 from gnpcli.config import ScheduleConfig, Strategy
 from gnpcli.config.resolved import ResolvedGr
 from gnpcli.config.schedules import Moment
+from gnpcli.keys import coins
 
 Step = jax.Array | int
 Schedule = Callable[[Step], jax.Array]
@@ -64,11 +65,6 @@ StepKind = Literal["plain", "gnp", "reuse"]
 """What a step takes.
 
 ``plain``: one gradient. ``gnp``: two. ``reuse``: one, and what the last gnp step left behind.
-"""
-
-_COIN = 0x636F696E
-"""Second half of the key of the coin's stream, so that it shares its numbers with nothing else of
-the seed.
 """
 
 
@@ -119,7 +115,7 @@ def gr_schedule(config: ResolvedGr, horizon: Horizon, seed: int) -> GrSchedule:
     since = steps - (warmup if how.is_plain_first else 0)
     is_gnp = (since >= 0) & (since % config.every == 0)
     if config.probability < 1 or config.probability_end is not None:
-        is_gnp &= _coins(seed, total) < _probability(config, warmup, steps)
+        is_gnp &= coins(seed, total) < _probability(config, warmup, steps)
     kinds: list[StepKind] = [
         "gnp" if penalised else config.between if after >= 0 else "plain"
         for penalised, after in zip(is_gnp, since, strict=True)
@@ -153,12 +149,3 @@ def _probability(config: ResolvedGr, warmup: int, steps: np.ndarray) -> np.ndarr
     end = config.probability if config.probability_end is None else config.probability_end
     progress = np.clip((steps - start) / max(len(steps) - 1 - start, 1), 0, 1)
     return config.probability + (end - config.probability) * progress
-
-
-def _coins(seed: int, count: int) -> np.ndarray:
-    """Return a number in [0, 1) for each of the first `count` steps; a longer run begins with the
-    same ones.
-    """
-    # A counter-based stream (Philox, SC 2011, doi 10.1145/2063384.2063405): number t depends on the
-    # key and t only.
-    return np.random.Generator(np.random.Philox(key=[seed, _COIN])).random(count)

@@ -19,6 +19,7 @@ import numpy.typing as npt
 from gnpcli.data.base import Images
 from gnpcli.data.images.crops import Transform
 from gnpcli.errors import ConfigError, DataError
+from gnpcli.keys import file_order_generator, image_generator
 
 Positions = npt.NDArray[np.int64]
 """Positions of files in a split; -1 stands for a row without a file."""
@@ -31,7 +32,6 @@ Unreadable = Literal["error", "replace", "mark"]
 ``mark`` leaves the row black, with the position -1.
 """
 
-_ORDER, _ROW = 0, 1  # kinds of random numbers drawn from one seed
 _CHUNK_BYTES = 1 << 21
 _ENDLESS = 1 << 60
 
@@ -97,7 +97,7 @@ class FileOrder:
 
 @lru_cache(maxsize=2)  # chunks are asked for in order; around the turn of an epoch from two of them
 def _permutation(size: int, seed: Seed, epoch: int) -> Positions:
-    order = np.random.default_rng([*seed, _ORDER, epoch]).permutation(size)
+    order = file_order_generator(seed, epoch).permutation(size)
     order.flags.writeable = False
     return order
 
@@ -218,7 +218,7 @@ class ChunkSource:
             skipped: Gets the positions of files that cannot be read.
         """
         for candidate in self._candidates(file):
-            rng = np.random.default_rng([*self.seed, _ROW, *place])
+            rng = image_generator(self.seed, *place)
             try:
                 out[...] = self.transform(self.paths[candidate], rng)
             except DataError:

@@ -22,6 +22,7 @@ from gnpcli.data.base import DataSpec, Split
 from gnpcli.data.feeds.base import BatchLabels, FeedData, StepNumber, steps_per_epoch
 from gnpcli.devices.mesh import Place
 from gnpcli.errors import DataError
+from gnpcli.keys import epoch_key
 
 
 class InMemoryFeed:
@@ -179,7 +180,7 @@ def _shape(sides: Sequence[int]) -> str:
 
 @partial(jax.jit, static_argnames="size")
 def _permutation(key: Key[Array, ""], epoch: StepNumber, size: int) -> Int32[Array, " N"]:
-    return jax.random.permutation(jax.random.fold_in(key, epoch), jnp.arange(size, dtype=jnp.int32))
+    return jax.random.permutation(epoch_key(key, epoch), jnp.arange(size, dtype=jnp.int32))
 
 
 def _take(source: FeedData, chosen: jax.Array) -> tuple[jax.Array, jax.Array]:

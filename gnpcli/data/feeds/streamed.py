@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Literal
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import numpy.typing as npt
@@ -36,6 +35,7 @@ from gnpcli.data.feeds.reading import ChunkReader
 from gnpcli.data.images.crops import Transform
 from gnpcli.devices.mesh import Place
 from gnpcli.errors import DataError
+from gnpcli.keys import host_seed
 
 _WORTH_A_PROCESS = 256
 """Files that are decoded in about the time in which a process starts and ends."""
@@ -76,7 +76,7 @@ class StreamedFeed:
         self.steps_per_epoch: int = steps_per_epoch(len(split), config.batch_size)
         self._augment = make_pipeline(config, spec, is_streamed=True, dtype=dtype)
         self._place = place
-        seed = tuple(np.asarray(jax.random.key_data(key)).ravel().tolist())
+        seed = host_seed(key)
         self._batches = _Batches(
             split,
             config,
