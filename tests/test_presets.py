@@ -155,11 +155,9 @@ def test_the_papers_recipes_are_what_their_code_ran():
             "train.l2": 1e-4,
         },
     }.items():
-        found = {
-            key: value
-            for key, value in flatten(resolve(name)).items()
-            if value != flatten(wide)[key]
-        }
+        own, base = flatten(resolve(name)), flatten(wide)
+        keys = own.keys() | base.keys()
+        found = {key: own.get(key) for key in keys if own.get(key) != base.get(key)}
         found.pop("checkpoint.every_epochs", None)
         assert found == changes, name
     for config in (vit, warm, wide):
