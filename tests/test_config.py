@@ -21,6 +21,8 @@ from gnpcli.config.loader import (
     read_yaml,
     validate,
 )
+from gnpcli.config.reference import reference
+from gnpcli.config.resolved import resolve, settle
 from gnpcli.errors import ConfigError, suggest
 from gnpcli.models.registry import model_section
 
@@ -391,3 +393,39 @@ def test_every_field_of_the_configuration_is_documented():
             assert kind is not None
             for key, field in kind.model_fields.items():
                 assert field.description, f"{section}.{key}"
+
+
+def test_the_reference_of_the_configuration_is_current():
+    page = Path(__file__).resolve().parents[1] / "docs" / "configuration.md"
+    assert page.read_text(encoding="utf-8") == reference(), (
+        "run: python -m gnpcli.config.reference > docs/configuration.md"
+    )
+
+
+def test_other_values_are_validated_like_the_first():
+    resolved = settle(config("gr.groups=per-device"), lambda: 4)
+    assert resolved.gr.groups == 4
+    assert resolved.replaced({"data.batch_size": 64}).data.batch_size == 64
+    with pytest.raises(ConfigError, match=r"data\.batch_size: expected a whole number, got 'many'"):
+        resolved.replaced({"data.batch_size": "many"})
+    with pytest.raises(ConfigError, match=r"not divisible by gr\.groups = 4"):
+        resolved.replaced({"data.batch_size": 62})
+    with pytest.raises(ConfigError, match=r"constant needs gr\.r and gr\.alpha"):
+        resolved.replaced({"gr.strategy": "constant"})
+    with pytest.raises(ConfigError, match="batch_size"):
+        resolved.data.replaced({"batch_size": "many"})
+
+
+@pytest.mark.parametrize(
+    "assignments",
+    [[], ["gr.groups=per-device"], ["gr.r=0.1", "gr.alpha=0"], ["gr.strategy=sam", "gr.r=0.1"]],
+)
+def test_a_resolved_configuration_reads_back_as_the_same_on_any_devices(tmp_path, assignments):
+    resolved = settle(config(*assignments), lambda: 4)
+    (tmp_path / "config.yaml").write_text(dump(resolved))
+    layer = read_yaml(tmp_path / "config.yaml")
+    assert resolve([layer], lambda: 8, model_section) == resolved
+    is_given = resolved.gr.r > 0
+    assert (layer.values["gr"]["r"], layer.values["gr"]["alpha"]) == (
+        (resolved.gr.r, resolved.gr.alpha) if is_given else (None, None)
+    )

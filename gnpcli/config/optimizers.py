@@ -21,8 +21,6 @@ class OptimizerConfig(NamedSection):
 
     is_adaptive: ClassVar[bool] = False
     """Whether each parameter has a learning rate of its own; if so, `adaptive_rates` tells it."""
-    name: str
-    """``gnpcli.config.optimizers`` has the choices."""
     lr: Annotated[float, Field(gt=0)] = 1e-3
     """Peak learning rate."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0

@@ -32,8 +32,6 @@ class Moment:
 class ScheduleConfig(NamedSection):
     """How the learning rate moves: a linear warmup from 0 to its peak, and then a decay."""
 
-    name: str
-    """``gnpcli.config.schedules`` has the choices."""
     warmup_epochs: Annotated[float, Field(ge=0)] = 0.0
     """Epochs over which the learning rate rises linearly from 0 to its peak."""
 

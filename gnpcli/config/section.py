@@ -66,6 +66,9 @@ class ModelSection(NamedSection):
     lack it.
     """
 
+    name: str
+    """Registered name, for example ``vit-s`` or ``wrn-28-10``; ``gnp models list`` shows them."""
+
     @model_validator(mode="before")
     @classmethod
     def _without_null(cls, values: Any) -> Any:
