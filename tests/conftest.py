@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pty
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -59,6 +60,22 @@ def _isolated_caches(tmp_path_factory: pytest.TempPathFactory) -> None:
     os.environ["GNP_MIRROR"] = (
         "http://127.0.0.1:9"  # what is absent is not fetched: nobody listens there
     )
+
+
+UNOPTIMISED = re.compile(r"test_models(_(resnet|shake|swin|cait|vgg))?")
+"""Tests of what a network computes, not of what the compiler makes of it.
+
+Most of their time is the compiler's, which takes half of it without its optimizations. What is
+compared bit for bit, or by the memory or the text of a program, is compiled as users have it.
+"""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _compiler(request: pytest.FixtureRequest) -> Iterator[None]:
+    name = request.module.__name__.rpartition(".")[2]
+    jax.config.update("jax_disable_most_optimizations", bool(UNOPTIMISED.fullmatch(name)))
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture(scope="session")
