@@ -17,9 +17,9 @@ def describe(config: DataConfig) -> DataInfo:
 
 def load(config: DataConfig, progress: ProgressListener | None) -> Dataset:
     """Return 32 training and 8 test images of 8x8 pixels."""
-    del progress
+    del config, progress
     return Dataset.from_arrays(
-        train=_stripes(32), test=_stripes(8), class_names=("rows", "columns"), name=config.name
+        train=_stripes(32), test=_stripes(8), class_names=("rows", "columns")
     )
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import importlib
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol, cast
 
 from gnpcli.data.archives.places import data_dirs
@@ -28,10 +28,10 @@ class SourceModule(Protocol):
     """What a source's module holds."""
 
     def describe(self, config: DataConfig) -> DataInfo | None:
-        """Answer `describe_data` for this source."""
+        """Answer `describe_data` for this source. The registry puts `config.name` in."""
 
     def load(self, config: DataConfig, progress: ProgressListener | None) -> Dataset:
-        """Read the images of all splits.
+        """Read the images of all splits. The registry puts `config.name` in.
 
         `load_dataset` sets `validation_fraction` aside afterwards. A source with a validation split
         of its own refuses that key itself.
@@ -146,7 +146,8 @@ def describe_data(config: DataConfig) -> DataInfo | None:
         DataError: On a folder that `load_dataset` would refuse, as far as its names and file sizes
             show it.
     """
-    return _module(config).describe(config)
+    info = _module(config).describe(config)
+    return None if info is None else replace(info, name=config.name)
 
 
 def load_dataset(config: DataConfig, progress: ProgressListener | None = None) -> Dataset:
@@ -164,7 +165,9 @@ def load_dataset(config: DataConfig, progress: ProgressListener | None = None) -
         ConfigError: As `describe_data`.
         DataError: If images are missing and cannot be fetched, are unreadable, or differ in size.
     """
-    return as_configured(_module(config).load(config, progress), config)
+    dataset = _module(config).load(config, progress)
+    named = replace(dataset, spec=replace(dataset.spec, name=config.name))
+    return as_configured(named, config)
 
 
 def as_configured(dataset: Dataset, config: DataConfig) -> Dataset:
@@ -180,7 +183,8 @@ def as_configured(dataset: Dataset, config: DataConfig) -> Dataset:
         dataset = dataset.with_statistics(config.mean, config.std)
     if config.validation_fraction > 0 and dataset.validation is not None:
         raise ConfigError(
-            f"{dataset.spec.name} has a validation split of its own: set data.validation_fraction=0",
+            f"{dataset.spec.name} has a validation split of its own: set data.validation_fraction "
+            "to 0",
             key="data.validation_fraction",
         )
     if config.validation_fraction > 0:
