@@ -72,3 +72,10 @@ def test_a_run_that_goes_on_says_so_and_leaves_a_sound_file(tmp_path):
     assert read_metrics(path, said.append) == RECORDS[:3]
     assert len(said) == 1
     assert "line 4" in said[0]
+
+
+@pytest.mark.parametrize("value", ["x", [1.0], {"a": 1}, True])
+def test_what_could_not_be_read_back_is_not_written(tmp_path, value):
+    with MetricsLog(tmp_path, 0) as log, pytest.raises(ValueError, match="numbers by name"):
+        log.write({**RECORDS[0], "odd": value})
+    assert read_metrics(log.path) == []

@@ -18,7 +18,7 @@ from gnpcli.errors import ConfigError
 from gnpcli.files import write_atomically
 from gnpcli.recipes.presets import read_resolved
 from gnpcli.runs.contents import ENVIRONMENT, SUMMARY, Record, Session, Summary, reason
-from gnpcli.runs.log import MetricsLog, parse_records
+from gnpcli.runs.log import METRICS_FILE, MetricsLog, parse_records
 from gnpcli.runs.tensorboard import TensorBoardEvents
 
 if TYPE_CHECKING:
@@ -29,7 +29,6 @@ Content = TypeVar("Content")
 _CONFIG = "config.yaml"
 _SUMMARY = "summary.json"
 _ENVIRONMENT = "environment.json"
-_METRICS = "metrics.jsonl"
 _CHECKPOINTS = "checkpoints"
 
 
@@ -141,18 +140,18 @@ class RunFolder:
     def records(self) -> list[Record]:
         """Return what the run has logged, in the order of the file, up to the first damaged line."""
         try:
-            records, damage = parse_records(self.path / _METRICS)
+            records, damage = parse_records(self.path / METRICS_FILE)
         except OSError as error:
-            self._tell_unreadable(_METRICS, error)
+            self._tell_unreadable(METRICS_FILE, error)
             return []
         if damage is not None:
-            self._tell(_METRICS, str(damage))
+            self._tell(METRICS_FILE, str(damage))
         return records
 
     def log_size(self) -> int:
         """Return the bytes that the log has grown to; 0 where there is none."""
         try:
-            return (self.path / _METRICS).stat().st_size
+            return (self.path / METRICS_FILE).stat().st_size
         except OSError:
             return 0
 
@@ -203,17 +202,17 @@ class RunFolder:
             self._set_aside(name, error)
 
     def _set_aside_damaged_log(self) -> None:
-        path = self.path / _METRICS
+        path = self.path / METRICS_FILE
         try:
             records, damage = parse_records(path)
         except OSError as error:
-            self._set_aside(_METRICS, error)
+            self._set_aside(METRICS_FILE, error)
             return
         if damage is None or damage.is_cut:
             return
-        target = self._rename(_METRICS)
+        target = self._rename(METRICS_FILE)
         write_atomically(path, "".join(json.dumps(record) + "\n" for record in records))
-        self._tell(_METRICS, f"{damage}; the damaged file is kept as {target.name}")
+        self._tell(METRICS_FILE, f"{damage}; the damaged file is kept as {target.name}")
 
     def _set_aside(self, name: str, error: OSError | ValidationError) -> None:
         if isinstance(error, FileNotFoundError):

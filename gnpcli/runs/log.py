@@ -14,11 +14,14 @@ from typing import Any
 from gnpcli.files import write_atomically
 from gnpcli.runs.contents import Record, is_record
 
+METRICS_FILE = "metrics.jsonl"
+
 
 @dataclass(frozen=True)
 class Damage:
-    """The first line of a log that is not a record; a crash cuts the last line short, a full disk or
-    a power cut can leave worse.
+    """The first line of a log that is not a record.
+
+    A crash cuts the last line short. A full disk or a power cut can leave worse.
     """
 
     path: Path
@@ -122,7 +125,7 @@ class MetricsLog:
     def __init__(
         self, run_dir: Path, start_step: int, on_damage: Callable[[str], None] | None = None
     ):
-        self.path = run_dir / "metrics.jsonl"
+        self.path = run_dir / METRICS_FILE
         if self.path.exists():
             records = read_metrics(self.path, on_damage)
             kept = [record for record in records if record["step"] <= start_step]
@@ -133,11 +136,16 @@ class MetricsLog:
         """Write one record, which has `step` and `split`.
 
         A float that is not finite becomes null, and ``non_finite`` names it.
+
+        Raises:
+            ValueError: It is no `Record`: read back, it would be a damaged line.
         """
         finite = {key: _finite(value) for key, value in record.items()}
         lost = [key for key, value in record.items() if value is not None and finite[key] is None]
         if lost:
             finite["non_finite"] = lost
+        if not is_record(finite):
+            raise ValueError(f"a record is a step, a split and numbers by name, not {finite}")
         self._file.write(json.dumps(finite) + "\n")
 
     def __enter__(self) -> MetricsLog:
