@@ -68,7 +68,7 @@ def describe_environment() -> dict[str, Any]:
         "python": platform.python_version(),
         "platform": platform.platform(),
         "versions": versions,
-        "backend": jax.default_backend(),
+        "backend": devices[0].platform,
         "devices": [device.device_kind for device in devices],
         "processor": f"{_processor()}, {os.cpu_count()} cores",
         "git_commit": _git_commit(),
@@ -90,8 +90,12 @@ def _git_commit() -> str | None:
     with contextlib.suppress(OSError, subprocess.SubprocessError):
         done = subprocess.run(
             ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
-            cwd=root, capture_output=True, text=True, timeout=5, check=True,
-        )  # fmt: skip
+            cwd=root,
+            capture_output=True,
+            text=True,
+            timeout=5,
+            check=True,
+        )
         return done.stdout.strip()
     return None
 

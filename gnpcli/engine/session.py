@@ -147,7 +147,7 @@ class Session:
             f"{spec.image_size} px",
             "objective": objective_in_words(config),
             "steps": f"{task.horizon.total_steps:,} ({task.horizon.steps_per_epoch} an epoch) on "
-            f"{task.parts.mesh.size} {jax.default_backend()} device(s)",
+            f"{task.parts.mesh.size} {task.parts.mesh.devices.flat[0].platform} device(s)",
         }
         if start:
             lines["steps"] += f", from step {start}"

@@ -39,8 +39,8 @@ CleanGradient = Annotated[
 Variant = Annotated[
     Literal["paper", "upstream"],
     Field(
-        description="``paper`` is the architecture's own paper; ``upstream`` is what the GNP papers'"
-        " code builds where it differs."
+        description="``paper`` is the architecture's own paper; ``upstream`` is what the GNP"
+        " papers' code builds where it differs."
     ),
 ]
 

@@ -1,4 +1,4 @@
-"""The registry of models. Importing it imports neither jax nor flax: a family loads when it is built.
+"""The registry of models. Importing it imports neither jax nor flax: families load when built.
 
 A new family is one file in ``families``, a class in `gnpcli.models.options`, and a line in `MODELS`
 per size. One outside this package is a module with an `Entry`, whose name is ``module:entry``, and

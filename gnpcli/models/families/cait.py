@@ -40,7 +40,10 @@ EPS = 1e-6
 
 
 class LayerScale(nn.Module):
-    """Multiply every feature by a learned factor that starts at `initial`, section 2 of the paper."""
+    """Multiply every feature by a learned factor, section 2 of the paper.
+
+    The factors start at `initial`.
+    """
 
     initial: float
 
@@ -142,7 +145,10 @@ class Block(nn.Module):
 
 
 class ClassBlock(nn.Module):
-    """Class attention and MLP of the class token, section 3 of the paper; nothing is dropped here."""
+    """Class attention and MLP of the class token, section 3 of the paper.
+
+    Nothing is dropped here.
+    """
 
     heads: int
     layer_scale: float

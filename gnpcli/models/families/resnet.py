@@ -192,8 +192,9 @@ class ResnetFamily(Family[ResnetOptions]):
         return from_linen(module)
 
     def from_torch(self, tensors: Mapping[str, np.ndarray]) -> tuple[Params, State]:
-        """Map the state dict of torchvision's or timm's ``resnet18`` to ``resnet200`` to parameters and
-        state.
+        """Map a state dict of torchvision or timm to parameters and state.
+
+        It is one of ``resnet18`` to ``resnet200``.
 
         Raises:
             CheckpointError: The tensors are not those of such a network.

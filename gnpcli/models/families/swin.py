@@ -299,7 +299,11 @@ class SwinFamily(Family[SwinOptions]):
     def build(
         self, sizes: Mapping[str, int], options: SwinOptions, images: Images, dtype: str
     ) -> Model:
-        """Build a member of the family; raises ConfigError where patches, windows and merging do not tile the images."""
+        """Build a member of the family.
+
+        Raises:
+            ConfigError: Patches, windows and mergings do not tile the images.
+        """
         _check_sizes(images.size, options.patch_size, options.window_size)
         module = SwinTransformer(
             **sizes,
@@ -365,8 +369,9 @@ class SwinFamily(Family[SwinOptions]):
         return params, {}
 
     def facts(self, params: Params) -> Facts:
-        """Return what parameters say of patches and windows, and the image size whose smallest map is
-        one window.
+        """Return what parameters say of patches and windows.
+
+        The image size is the one whose smallest map is one window.
         """
         patch_size, channels = patches(len(params["patch_embedding"]["projection"]["kernel"]))
         window_size = (
@@ -378,8 +383,8 @@ class SwinFamily(Family[SwinOptions]):
     def resize(self, path: Path, array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray | None:
         """Return a table of relative positions for windows of another side.
 
-        Stretched as an image is, as in the authors' code: the farthest distances in a window keep about
-        their bias. timm keeps that of each distance in patches instead.
+        It is stretched as an image is, as in the authors' code. So the farthest distances in a
+        window keep about their bias. timm keeps that of each distance in patches instead.
         """
         return resize_grid(array, shape[0]) if path[-1] == "relative_positions" else None
 

@@ -105,7 +105,11 @@ class VggFamily(Family[VggOptions]):
     def build(
         self, sizes: Mapping[str, int], options: VggOptions, images: Images, dtype: str
     ) -> Model:
-        """Build a member of the family; raises ConfigError where the poolings leave nothing of the images."""
+        """Build a member of the family.
+
+        Raises:
+            ConfigError: The poolings leave nothing of the images.
+        """
         stages = STAGES[sizes["depth"]]
         _check_size(images.size, len(stages), options.name)
         module = Vgg(
@@ -124,7 +128,7 @@ class VggFamily(Family[VggOptions]):
         """Map the state dict of torchvision's or timm's ``vgg16`` to ``vgg19_bn`` to parameters and
         state.
 
-        The first hidden layer takes the map in the order ``[H, W, C]`` here and ``[C, H, W]`` there.
+        The first hidden layer takes the map as ``[H, W, C]`` here and as ``[C, H, W]`` there.
 
         Raises:
             CheckpointError: The tensors are not those of such a network.

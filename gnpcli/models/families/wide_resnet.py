@@ -156,9 +156,9 @@ class WideResnetFamily(Family[WideResnetOptions]):
     def from_torch(self, tensors: Mapping[str, np.ndarray]) -> tuple[Params, State]:
         """Map a PyTorch state dict to parameters and state.
 
-        timm and torchvision have no such network. The names are those of the implementations that most
-        published weights come from: ``conv1``, ``block1`` to ``block3`` with ``layer.<n>`` of ``bn1``,
-        ``conv1``, ``bn2``, ``conv2`` and ``convShortcut``, then ``bn1`` and ``fc``.
+        timm and torchvision have no such network. The names are those of the implementations that
+        most published weights come from: ``conv1``, ``block1`` to ``block3`` with ``layer.<n>`` of
+        ``bn1``, ``conv1``, ``bn2``, ``conv2`` and ``convShortcut``, then ``bn1`` and ``fc``.
 
         Raises:
             CheckpointError: The tensors are not those of such a network.

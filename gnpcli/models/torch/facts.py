@@ -1,9 +1,6 @@
-"""What a family says of weights that were trained elsewhere.
+"""What is known of weights that were trained elsewhere.
 
-The module of a family that can take them has ``from_torch(tensors) -> (params, state)``, which maps
-a PyTorch state dict to the parameters of this package, and ``facts(params) -> Facts`` of what that
-returned. One with parameters that depend on the number of patches also has ``resize(path, array,
-shape) -> array | None``: the parameter at `path` in another shape, None where that makes no sense.
+See `from_torch`, `facts` and `resize` of `gnpcli.models.family.Family`.
 """
 
 from __future__ import annotations
