@@ -1,4 +1,4 @@
-"""Losses and metric sums, pure. Shapes: B examples, C classes."""
+"""Losses and metric sums. Pure. Shapes: B examples, C classes."""
 
 from __future__ import annotations
 
@@ -6,9 +6,15 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int32
+
+Labels = Int32[Array, " B"] | Float[Array, "B C"]
+"""A class for each example, or the class probabilities of an image mixed of several."""
 
 
-def cross_entropy(logits: jax.Array, labels: jax.Array, smoothing: float = 0.0) -> jax.Array:
+def cross_entropy(
+    logits: Float[Array, "B C"], labels: Labels, smoothing: float = 0.0
+) -> Float[Array, " B"]:
     """Return the cross-entropy of each example, in nats.
 
     The target is ``(1 - smoothing) * p + smoothing / C`` (label smoothing, arXiv 1512.00567,
@@ -33,14 +39,14 @@ def cross_entropy(logits: jax.Array, labels: jax.Array, smoothing: float = 0.0) 
     return -(1 - smoothing) * own - smoothing * jnp.mean(log_probs, axis=-1)
 
 
-def main_class(labels: jax.Array) -> jax.Array:
-    """Return ``[B]`` int32: the labels themselves, or the most probable class of ``[B, C]`` (the
-    lower one of two).
-    """
+def main_class(labels: Labels) -> Int32[Array, " B"]:
+    """Return the labels themselves, or the most probable class: of two equal ones the lower."""
     return labels if labels.ndim == 1 else jnp.argmax(labels, axis=-1).astype(jnp.int32)
 
 
-def is_outside_top(logits: jax.Array, labels: jax.Array, k: int) -> jax.Array:
+def is_outside_top(
+    logits: Float[Array, "B C"], labels: Int32[Array, " B"], k: int
+) -> Bool[Array, " B"]:
     """Return ``[B]`` bool: whether the label is not among the k largest logits.
 
     Of equal logits the lower class index counts as larger, as in `jnp.argmax`. A NaN at the label,
@@ -71,9 +77,12 @@ def zero_sums() -> MetricSums:
     return MetricSums(jnp.zeros((), jnp.float32), *(jnp.zeros((), jnp.int32) for _ in range(3)))
 
 
-def metric_sums(logits: jax.Array, labels: jax.Array, mask: jax.Array) -> MetricSums:
-    """Sum loss and errors over the examples where `mask` (``[B]`` bool) is set; padding may hold
-    anything, even NaN.
+def metric_sums(
+    logits: Float[Array, "B C"], labels: Int32[Array, " B"], mask: Bool[Array, " B"]
+) -> MetricSums:
+    """Sum loss and errors over the examples where `mask` is set.
+
+    The others are padding, which may hold anything, even NaN.
     """
 
     def total(values: jax.Array, dtype: Any) -> jax.Array:
