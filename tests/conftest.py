@@ -62,7 +62,9 @@ def _isolated_caches(tmp_path_factory: pytest.TempPathFactory) -> None:
     )
 
 
-UNOPTIMISED = re.compile(r"test_(models(_(convolution|resnet|shake|swin|cait|vgg))?|augment_pipeline)")
+UNOPTIMISED = re.compile(
+    r"test_(models(_(convolution|resnet|shake|swin|cait|vgg))?|augment_pipeline)"
+)
 """Tests of what a network computes, not of what the compiler makes of it.
 
 Most of their time is the compiler's, which takes half of it without its optimizations. What is
