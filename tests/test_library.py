@@ -21,10 +21,11 @@ from gnpcli.config.resolved import Resolved
 from gnpcli.data.base import Dataset
 from gnpcli.engine.hooks import AfterStep, BeforeStep, Hook, OnRecord, StepView
 from gnpcli.engine.train import resume, train
-from gnpcli.errors import CheckpointError, ConfigError, DataError
+from gnpcli.errors import CheckpointError, ConfigError, DataError, GnpError
 from gnpcli.recipes.presets import resolve
 from gnpcli.runs.contents import Record
-from gnpcli.runs.log import read_metrics
+from gnpcli.runs.folder import RunFolder
+from gnpcli.runs.log import MetricsLog, read_metrics
 from tests.conftest import REPOSITORY
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of Orbax, about itself
@@ -167,6 +168,29 @@ def test_a_hook_that_stops_at_an_evaluation_has_it_once(tmp_path):
     assert (stopped["status"], stopped["step"], stopped["best_step"]) == ("stopped", 4, 4)
     records = read_metrics(run / "metrics.jsonl")
     assert [record["step"] for record in records if record["split"] == "test"] == [4]
+
+
+def test_an_error_of_a_hook_is_told_as_it_is(tmp_path):
+    def full(record: Record) -> None:
+        raise OSError(28, "No space left on device", "mine.csv")
+
+    with pytest.raises(OSError, match=r"No space left on device: 'mine\.csv'"):
+        train(config(), tmp_path / "run", data=given(), hooks=[OnRecord(1, full)], quiet=True)
+
+
+def test_a_full_disk_is_told_with_the_run_and_its_last_good_checkpoint(tmp_path, monkeypatch):
+    def open_full(folder: RunFolder, start_step: int) -> MetricsLog:
+        log = MetricsLog(folder.path, start_step)
+        log._file.close()
+        log._file = open("/dev/full", "a", buffering=1)  # noqa: SIM115 - the log closes it
+        return log
+
+    run = tmp_path / "run"
+    train(config(), run, data=given(), max_steps=4, quiet=True)
+    monkeypatch.setattr(RunFolder, "open_log", open_full)
+    said = r"cannot write to .*run: No space left on device; the last good checkpoint is step 4"
+    with pytest.raises(GnpError, match=said):
+        resume(run, data=given(), quiet=True)
 
 
 def test_a_hook_is_due_every_step_or_more():

@@ -23,6 +23,7 @@ from gnpcli.recipes.wording import objective_in_words
 from gnpcli.runs.checkpoint import Checkpoints
 from gnpcli.runs.contents import HeldOut, Summary, is_done
 from gnpcli.runs.folder import RunFolder
+from gnpcli.runs.writing import RunWriteError
 from gnpcli.step.state import TrainState
 from gnpcli.terminal.screen import Screen
 
@@ -110,10 +111,8 @@ class Session:
         except DivergenceError as error:
             self.run.write_summary({"status": "diverged", "error": str(error)})
             raise
-        except OSError as error:
-            raise GnpError(
-                f"cannot write to {self.run}: {error.strerror}; {last_good(checkpoints)}"
-            ) from error
+        except RunWriteError as error:
+            raise GnpError(f"{error}; {last_good(checkpoints)}") from error
 
     def _evaluators(self) -> dict[HeldOut, Evaluator]:
         """Return those of the held-out splits; the first one decides which checkpoint is best."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -13,6 +13,7 @@ from typing import Any
 
 from gnpcli.files import write_atomically
 from gnpcli.runs.contents import Record, is_record
+from gnpcli.runs.writing import writing
 
 METRICS_FILE = "metrics.jsonl"
 
@@ -119,18 +120,19 @@ class MetricsLog:
         on_damage: As in `read_metrics`, of the file that is there already.
 
     Raises:
-        OSError: Here, in `write` or at the end: the file cannot be written.
+        RunWriteError: Here, in `write` or at the end: the file cannot be written.
     """
 
     def __init__(
         self, run_dir: Path, start_step: int, on_damage: Callable[[str], None] | None = None
     ):
         self.path = run_dir / METRICS_FILE
-        if self.path.exists():
-            records = read_metrics(self.path, on_damage)
-            kept = [record for record in records if record["step"] <= start_step]
-            write_atomically(self.path, "".join(json.dumps(record) + "\n" for record in kept))
-        self._file = open(self.path, "a", encoding="utf-8", buffering=1)  # noqa: SIM115 - closed in __exit__
+        with writing(run_dir):
+            if self.path.exists():
+                records = read_metrics(self.path, on_damage)
+                kept = [record for record in records if record["step"] <= start_step]
+                write_atomically(self.path, "".join(json.dumps(record) + "\n" for record in kept))
+            self._file = open(self.path, "a", encoding="utf-8", buffering=1)  # noqa: SIM115 - closed in __exit__
 
     def write(self, record: Mapping[str, Any]) -> None:
         """Write one record, which has `step` and `split`.
@@ -146,7 +148,8 @@ class MetricsLog:
             finite["non_finite"] = lost
         if not is_record(finite):
             raise ValueError(f"a record is a step, a split and numbers by name, not {finite}")
-        self._file.write(json.dumps(finite) + "\n")
+        with writing(self.path.parent):
+            self._file.write(json.dumps(finite) + "\n")
 
     def __enter__(self) -> MetricsLog:
         return self
@@ -158,7 +161,7 @@ class MetricsLog:
         trace: TracebackType | None,
     ) -> None:
         # An error on its way out says more than what it makes of closing the file.
-        with suppress(OSError) if error else nullcontext():
+        with suppress(OSError) if error else writing(self.path.parent):
             self._file.close()
 
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping
-from contextlib import nullcontext, suppress
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
+
+from gnpcli.runs.writing import writing
 
 
 class TensorBoardEvents:
@@ -23,7 +25,7 @@ class TensorBoardEvents:
             earlier session wrote past it.
 
     Raises:
-        OSError: Here, in `write` or at the end: the file cannot be written.
+        RunWriteError: Here, in `write` or at the end: the file cannot be written.
     """
 
     FLUSH_EVERY_S = 10.0
@@ -33,7 +35,10 @@ class TensorBoardEvents:
         from tensorboardX.proto.event_pb2 import Event, SessionLog
         from tensorboardX.record_writer import RecordWriter
 
-        self._writer = RecordWriter(str(run_dir / f"events.out.tfevents.{time.time():.6f}.gnp"))
+        self._run_dir = run_dir
+        with writing(run_dir):
+            path = run_dir / f"events.out.tfevents.{time.time():.6f}.gnp"
+            self._writer = RecordWriter(str(path))
         self._event = Event
         self._flushed = time.monotonic()
         self._add(file_version="brain.Event:2")
@@ -48,12 +53,14 @@ class TensorBoardEvents:
         ]
         self._add(step=record["step"], summary={"value": values})
         if time.monotonic() - self._flushed > self.FLUSH_EVERY_S:
-            self._writer.flush()
+            with writing(self._run_dir):
+                self._writer.flush()
             self._flushed = time.monotonic()
 
     def _add(self, **fields: Any) -> None:
         event = self._event(wall_time=time.time(), **fields)
-        self._writer.write(event.SerializeToString())
+        with writing(self._run_dir):
+            self._writer.write(event.SerializeToString())
 
     def __enter__(self) -> TensorBoardEvents:
         return self
@@ -65,7 +72,7 @@ class TensorBoardEvents:
         trace: TracebackType | None,
     ) -> None:
         # An error on its way out says more than what it makes of closing the file.
-        with suppress(OSError) if error else nullcontext():
+        with suppress(OSError) if error else writing(self._run_dir):
             self._writer.close()
 
 
