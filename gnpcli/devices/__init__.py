@@ -1,3 +1,1 @@
-"""The machine: the mesh of its devices, its processes, and what exists for the sake of one
-backend's compiler.
-"""
+"""The machine: its devices, its processes, and what one backend's compiler needs."""

@@ -1,10 +1,11 @@
-"""The mesh of devices and where arrays live on it: batches are split over it, everything else is
-replicated.
+"""The mesh of devices, and where arrays live on it.
+
+Batches are split over the mesh. Everything else is replicated.
 
 The mesh has two axes, `group` and `data`. With G groups on D devices there are gcd(G, D) clusters
-along `group`: each runs its share of the groups one after another, every group spread over the
-devices of the cluster along `data`. So one group on eight devices is spread over all of them, eight
-groups have a device each, and what a group computes is the same either way.
+along `group`. Each cluster runs its share of the groups one after another, and spreads every group
+over its devices along `data`. One group on eight devices is thus spread over all of them. Eight
+groups on eight devices have a device each. What a group computes is the same either way.
 """
 
 from __future__ import annotations
@@ -55,23 +56,27 @@ def count_local_devices() -> int:
 
 
 def check_cut(config: Resolved, mesh: Mesh) -> None:
-    """Refuse pieces of a training batch that the devices of a cluster cannot share evenly.
+    """Refuse groups or microbatches that cannot be sharded evenly over a cluster.
 
     Raises:
         ConfigError: See above (``gr.groups`` or ``train.accumulate``).
     """
-    groups, pieces, batch_size = config.gr.groups, config.train.accumulate, config.data.batch_size
-    key = "gr.groups" if groups >= pieces else "train.accumulate"
-    parts, devices = max(groups, pieces), mesh.shape[DATA]
-    if (batch_size // parts) % devices:
-        near = math.ceil(batch_size / (parts * devices)) * parts * devices
-        raise ConfigError(
-            f"data.batch_size = {batch_size} in {key} = {parts} pieces is {batch_size // parts} "
-            "examples each, which "
-            f"{devices} devices cannot share evenly: try data.batch_size={near}, or set "
-            "mesh.devices",
-            key,
-        )
+    groups, microbatches = config.gr.groups, config.train.accumulate
+    if groups >= microbatches:
+        key, name, slices = "gr.groups", "groups", groups
+    else:
+        key, name, slices = "train.accumulate", "microbatches", microbatches
+    batch_size, devices = config.data.batch_size, mesh.shape[DATA]
+    examples = batch_size // slices
+    if examples % devices == 0:
+        return
+    near = math.ceil(batch_size / (slices * devices)) * slices * devices
+    raise ConfigError(
+        f"data.batch_size = {batch_size} in {key} = {slices} {name} is {examples} examples each, "
+        f"which cannot be sharded evenly over {devices} devices: try data.batch_size={near}, "
+        "or set mesh.devices",
+        key,
+    )
 
 
 def _count_devices(config: Resolved) -> int:
@@ -131,8 +136,9 @@ def batch_placer(mesh: Mesh) -> Place:
 
 
 def abstract(make: Callable[[], Any], mesh: Mesh) -> Any:
-    """Return shapes, dtypes and shardings of what `make` would return, replicated, allocating
-    nothing.
+    """Return shapes, dtypes and shardings of what `make` would return.
+
+    All of it is replicated. Nothing is allocated.
     """
     sharding = replicated(mesh)
     return jax.tree.map(
@@ -142,25 +148,28 @@ def abstract(make: Callable[[], Any], mesh: Mesh) -> Any:
 
 
 def split_batch(mesh: Mesh, batch: Any) -> Any:
-    """Constrain every leaf ``[B, ...]`` of a batch, inside jit, to be split over the devices along
-    its first axis.
+    """Split every leaf ``[B, ...]`` of a batch over the devices, along its first axis.
+
+    It is a constraint on the sharding, for use inside jit.
     """
     return jax.lax.with_sharding_constraint(batch, NamedSharding(mesh, _rows(mesh)))
 
 
-def cut_batch(mesh: Mesh, batch: Any, groups: int, pieces: int) -> Any:
-    """Cut every leaf ``[B, ...]`` of a batch, inside jit, into ``[groups, pieces, B / (groups *
-    pieces), ...]``.
+def cut_batch(mesh: Mesh, batch: Any, groups: int, microbatches: int) -> Any:
+    """Cut every leaf ``[B, ...]`` of a batch into groups and microbatches, inside jit.
 
-    A group is a run of consecutive rows. Piece j of a group is every `pieces`-th of its rows from j
-    on: each device holds an equal share of every piece already, and nothing moves between them.
-    Neither depends on the devices. An axis of one group or one piece is left out.
+    A leaf becomes ``[groups, microbatches, B / (groups * microbatches), ...]``. An axis of size 1
+    is left out.
+
+    A group is a run of consecutive rows. Microbatch j of a group is every `microbatches`-th of its
+    rows from j on. Each device thus holds an equal share of every microbatch already, and nothing
+    moves between devices. Groups and microbatches do not depend on the devices.
     """
     spread = NamedSharding(mesh, PartitionSpec(GROUP, None, DATA))
-    left_out = [axis for axis, size in enumerate((groups, pieces)) if size == 1]
+    left_out = [axis for axis, size in enumerate((groups, microbatches)) if size == 1]
 
     def cut(leaf: jax.Array) -> jax.Array:
-        rows = jnp.swapaxes(leaf.reshape(groups, -1, pieces, *leaf.shape[1:]), 1, 2)
+        rows = jnp.swapaxes(leaf.reshape(groups, -1, microbatches, *leaf.shape[1:]), 1, 2)
         return jnp.squeeze(jax.lax.with_sharding_constraint(rows, spread), left_out)
 
     return jax.tree.map(cut, batch)

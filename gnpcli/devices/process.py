@@ -37,8 +37,9 @@ def keep_freed_memory() -> None:
 
 
 def cache_dir() -> Path:
-    """Return ``$GNP_CACHE_DIR``, else ``$XDG_CACHE_HOME/gnp``, else ``~/.cache/gnp``. It need not
-    exist.
+    """Return ``$GNP_CACHE_DIR``, else ``$XDG_CACHE_HOME/gnp``, else ``~/.cache/gnp``.
+
+    The folder need not exist.
 
     Raises:
         RuntimeError: If neither variable is set and there is no home directory.
@@ -51,8 +52,9 @@ def cache_dir() -> Path:
 
 
 def describe_environment() -> dict[str, Any]:
-    """Return versions, devices, platform and the commit of the checkout (None for an installed
-    package), JSON-able.
+    """Return versions, devices, platform and the commit of the checkout, JSON-able.
+
+    An installed package has no checkout: its commit is None.
     """
     import jax
 
@@ -101,10 +103,10 @@ def _git_commit() -> str | None:
 
 
 def keep_compiled_programs() -> None:
-    """Keep compiled programs on disk, for the next run, resume or evaluation of the same shapes to
-    start with.
+    """Keep compiled programs on disk, where a later process finds them.
 
-    They live in ``xla`` under the cache folder; jax decides by program, versions, flags and
+    The next run, resume or evaluation of the same shapes then starts without compiling. The
+    programs live in ``xla`` under the cache folder. jax decides by program, versions, flags and
     hardware what may be used again. A folder that cannot be written costs a compilation, nothing
     else.
     """
@@ -116,8 +118,9 @@ def keep_compiled_programs() -> None:
 
 @contextlib.contextmanager
 def stop_signals() -> Iterator[list[signal.Signals]]:
-    """Collect SIGINT and SIGTERM, for a loop to act on where it can; a second one acts at once, as
-    usual.
+    """Collect SIGINT and SIGTERM, for a loop to act on where it can.
+
+    A second signal acts at once, as usual. Outside the main thread nothing is collected.
     """
     received: list[signal.Signals] = []
     if threading.current_thread() is not threading.main_thread():

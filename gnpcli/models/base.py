@@ -1,5 +1,6 @@
-"""What the engine sees of a model: two functions on plain nested dicts, whatever library the model
-is written in.
+"""What the engine sees of a model: two functions on plain nested dicts.
+
+The library that a model is written in does not show.
 """
 
 from __future__ import annotations
@@ -15,12 +16,14 @@ from flax import linen as nn
 Params = dict[str, Any]
 """Trained arrays, nested dicts, float32 whatever the compute type."""
 State = dict[str, Any]
-"""Arrays that move without a gradient: ``{"batch_stats": {...}}`` in float32, or ``{}`` without
-BatchNorm.
+"""Arrays that change without a gradient.
+
+``{"batch_stats": {...}}`` in float32, or ``{}`` without BatchNorm.
 """
 HEAD = "head"
-"""Name, at the root of the parameters, of the classifier: a dense layer, the only one that knows
-the classes.
+"""Name of the classifier, at the root of the parameters.
+
+It is a dense layer, and the only one that knows the classes.
 """
 ImageShape = tuple[int, int, int]
 """Shape of one image, ``(H, W, C)``; a tuple, so that it can be a static argument of `jax.jit`."""
@@ -42,21 +45,22 @@ class ApplyFn(Protocol):
 
 @dataclass(frozen=True)
 class Model:
-    """A network as a pair of pure functions, both traceable by `jax.jit`, `jax.grad` and
-    `jax.eval_shape`.
+    """A network as a pair of pure functions.
+
+    `jax.jit`, `jax.grad` and `jax.eval_shape` can trace both.
 
     Attributes:
-        init: ``init(key, image_shape) -> (params, state)``; `image_shape` is ``(H, W, C)`` of one
+        init: ``init(key, image_shape) -> (params, state)``. `image_shape` is ``(H, W, C)`` of one
             image, static. Parameters and state do not depend on a batch size. Run it under
             `jax.jit`: only the draws remain of it.
         apply: ``apply(params, state, images, train, key) -> (logits, state)``. `images` are float32
-            ``[B, H, W, C]``, already normalised; logits are float32 ``[B, classes]``. `train` is a
-            Python bool. In train mode dropout draws from `key` (which may be None for a model whose
-            rates are all 0) and BatchNorm normalises with the statistics of the batch and returns
-            the moved running averages. In eval mode nothing is random, `key` is ignored and may be
+            ``[B, H, W, C]``, already normalised. Logits are float32 ``[B, classes]``. `train` is a
+            Python bool. In train mode dropout draws from `key`, which may be None for a model whose
+            rates are all 0. BatchNorm normalises with the statistics of the batch and returns the
+            updated running averages. In eval mode nothing is random, `key` is ignored and may be
             None, and the state comes back as it went in.
-        clean_apply: What the clean pass of a GR step runs, in train mode, where that is not
-            `apply`: the same values with another gradient. None takes `apply`.
+        clean_apply: What the clean pass of a GR step runs in train mode, where that is not `apply`.
+            It has the same values and another gradient. None takes `apply`.
     """
 
     init: InitFn
@@ -65,8 +69,9 @@ class Model:
 
 
 def starting_from(model: Model, params: Params, state: State) -> Model:
-    """Return `model` with an `init` that draws nothing and returns `params` and `state`, traced or
-    not.
+    """Return `model` with an `init` that returns `params` and `state`, traced or not.
+
+    That `init` draws nothing.
     """
     return replace(model, init=lambda key, image_shape: (params, state))
 
@@ -108,16 +113,18 @@ def _applying(module: nn.Module) -> ApplyFn:
 
 
 def parameter_shapes(model: Model, image_shape: ImageShape) -> Params:
-    """Return the shapes and dtypes of the parameters for images of shape ``(H, W, C)``; nothing is
-    computed.
+    """Return the shapes and dtypes of the parameters for images of shape ``(H, W, C)``.
+
+    Nothing is computed.
     """
     shapes: Params = jax.eval_shape(lambda: model.init(jax.random.key(0), image_shape)[0])
     return shapes
 
 
 def count_parameters(model: Model, image_shape: ImageShape) -> int:
-    """Return the number of trained scalars for images of shape ``(H, W, C)``; only shapes are
-    computed.
+    """Return the number of trained scalars for images of shape ``(H, W, C)``.
+
+    Only shapes are computed.
     """
     return sum(
         math.prod(leaf.shape) for leaf in jax.tree.leaves(parameter_shapes(model, image_shape))

@@ -130,8 +130,9 @@ class ShakeDropOptions(Options):
     """PyramidNet with ShakeDrop."""
 
     drop_path: Rate = 0.5
-    """Probability with which the residual branch of the last block shakes, per image (arXiv
-    1802.02375).
+    """Probability, per image, with which the residual branch of the last block shakes.
+
+    See arXiv 1802.02375.
     """
     clean_gradient: CleanGradient = "shaken"
     variant: Variant = "paper"
@@ -164,8 +165,9 @@ class SwinOptions(Options):
     dropout: Dropout = 0.0
     attention_dropout: AttentionDropout = 0.0
     drop_path: Rate = 0.0
-    """Largest rate with which a residual branch is dropped whole, per image (stochastic depth,
-    arXiv 1603.09382).
+    """Largest rate, per image, with which a residual branch is dropped whole.
+
+    This is stochastic depth, arXiv 1603.09382.
     """
     variant: Variant = "paper"
 
@@ -178,15 +180,18 @@ class CaitOptions(Options):
     dropout: Dropout = 0.0
     attention_dropout: AttentionDropout = 0.0
     drop_path: Rate = 0.0
-    """Rate with which a residual branch is dropped whole, per image (stochastic depth, arXiv
-    1603.09382).
+    """Rate, per image, with which a residual branch is dropped whole.
+
+    This is stochastic depth, arXiv 1603.09382.
     """
     layer_scale: Annotated[float, Field(gt=0)] | None = None
-    """Initial value of LayerScale (arXiv 2103.17239); null takes that of the depth (upstream: of
-    the width).
+    """Initial value of LayerScale (arXiv 2103.17239).
+
+    Null takes that of the depth (upstream: of the width).
     """
     scan: bool = False
-    """Whether the equal blocks are one block in the program, scanned; weights keep their names and
-    shapes.
+    """Whether the equal blocks are scanned: the program then has one block in their place.
+
+    Weights keep their names and shapes.
     """
     variant: Variant = "paper"

@@ -243,10 +243,10 @@ MODELS: dict[str, Entry] = {
 
 
 def find_model(name: str) -> Entry:
-    """Return the entry of a name of `MODELS`, or of ``module:entry``, an `Entry` of a module on the
-    Python path.
+    """Return the entry of a name of `MODELS`, or of ``module:entry``.
 
-    The current folder is part of that path.
+    The latter is an `Entry` of a module on the Python path. The current folder is part of that
+    path.
 
     Raises:
         ConfigError: There is none.

@@ -54,9 +54,8 @@ def summarize(model: Model, image_shape: ImageShape) -> Summary:
     trees: list[Any] = []
 
     def init() -> tuple[Params, State]:
-        trees[:] = model.init(
-            jax.random.key(0), image_shape
-        )  # as they are; what `eval_shape` returns is sorted
+        # As they are: `eval_shape` sorts what it returns.
+        trees[:] = model.init(jax.random.key(0), image_shape)
         return trees[0], trees[1]
 
     params, state = jax.eval_shape(init)
@@ -79,22 +78,20 @@ def summarize(model: Model, image_shape: ImageShape) -> Summary:
 
 
 def group(layers: Iterable[Layer], depth: int) -> tuple[Layer, ...]:
-    """Put together the layers whose names begin with the same `depth` parts; their arrays are no
-    longer told apart.
+    """Put together the layers whose names begin with the same `depth` parts.
+
+    Their arrays are no longer told apart.
     """
     grouped: dict[str, Layer] = {}
     for layer in layers:
         name = "/".join(layer.name.split("/")[:depth])
-        old = grouped.get(name)
-        grouped[name] = (
-            Layer(
-                name, layer.shapes if layer.name == name else {}, layer.parameters, layer.statistics
-            )
-            if old is None
-            else Layer(
-                name, {}, old.parameters + layer.parameters, old.statistics + layer.statistics
-            )
-        )
+        shapes = layer.shapes if layer.name == name else {}
+        parameters, statistics = layer.parameters, layer.statistics
+        if old := grouped.get(name):
+            shapes = {}
+            parameters += old.parameters
+            statistics += old.statistics
+        grouped[name] = Layer(name, shapes, parameters, statistics)
     return tuple(grouped.values())
 
 

@@ -1,15 +1,16 @@
-"""CaiT, class-attention in image transformers, arXiv 2103.17239: section 2 for LayerScale, section
-3 for the layers.
+"""CaiT, class-attention in image transformers, arXiv 2103.17239.
 
-Legend: ``[B, H, W, C]`` images; ``[B, T, D]`` features of T tokens, one per patch; h heads of d =
-    D/h features.
+Section 2 of the paper has LayerScale, section 3 the layers.
 
-The class token enters only after the self-attention blocks, and two blocks of class attention
-change nothing else.
+Legend: ``[B, H, W, C]`` images; ``[B, T, D]`` features of T tokens, one per patch; h heads of
+    ``d = D / h`` features.
 
-Two variants. ``paper``: the authors' initialisation and exact GELU, and LayerScale that starts at a
-value by depth. ``upstream``: as in the GNP papers' code, see
-`gnpcli.models.layers.transformer.FORMS`, and LayerScale by width.
+The class token enters only after the self-attention blocks. Two blocks of class attention follow,
+which change nothing else.
+
+There are two variants. ``paper`` has the authors' initialisation and exact GELU, and a LayerScale
+that starts at a value by depth. ``upstream`` is as in the GNP papers' code, see
+`gnpcli.models.layers.transformer.FORMS`, with a LayerScale by width.
 """
 
 from __future__ import annotations
@@ -56,11 +57,11 @@ class LayerScale(nn.Module):
 
 
 class MixHeads(nn.Module):
-    """Linear map across the heads, ``[h, ...] -> [h, ...]`` in the type of the input, arXiv
-    2003.02436.
+    """Linear map across the heads, ``[h, ...] -> [h, ...]``, arXiv 2003.02436.
 
-    With the heads in front, the map is one product ``[h, h] @ [h, B * T * T]`` that moves no data:
-    1.7 to 4 times faster on a CPU than a contraction of an inner axis.
+    It computes and answers in the type of the input. With the heads in front, the map is one
+    product ``[h, h] @ [h, B * T * T]`` that moves no data. That is 1.7 to 4 times faster on a CPU
+    than a contraction of an inner axis.
     """
 
     form: Form
@@ -157,8 +158,9 @@ class ClassBlock(nn.Module):
 
     @compact
     def __call__(self, cls: jax.Array, x: jax.Array) -> jax.Array:
-        """Map the class token ``[B, 1, D]``, given the other tokens ``[B, T, D]``, to ``[B, 1,
-        D]``.
+        """Map the class token ``[B, 1, D]`` to ``[B, 1, D]``.
+
+        `x` are the other tokens, ``[B, T, D]``.
         """
         y = LayerNorm(EPS, self.dtype, name="ln_1")(jnp.concatenate([cls, x], axis=1))
         attention = Attention(

@@ -1,16 +1,17 @@
-"""Additive pyramidal residual networks with bottlenecks, arXiv 1610.02915, plain or with ShakeDrop,
-arXiv 1802.02375.
+"""Additive pyramidal residual networks with bottlenecks, arXiv 1610.02915.
+
+They are plain, or with ShakeDrop, arXiv 1802.02375.
 
 Legend: ``[B, H, W, C]`` batch, height, width, channels.
 
 Block k of N has bottleneck width ``16 + widening * k / N``, rounded half up as in the authors'
-code; the floor in the paper's equation 2, applied block by block as it is written there, would
-never let a slow pyramid grow.
+code. Equation 2 of the paper has the floor instead. Applied block by block, as it is written
+there, the floor would never let a slow pyramid grow.
 
-Two variants. ``paper``: as in the authors' code. ``upstream``: what the GNP papers' code builds,
-where only the networks with ShakeDrop have a BatchNorm after the stem, and where the convolutions
-of stride 2 pad below and to the right only. (On images other than 32 x 32 that code also pools 8 x
-8 windows and flattens; here the mean over all pixels takes any size.)
+There are two variants. ``paper`` is as in the authors' code. ``upstream`` is what the GNP papers'
+code builds. There only the networks with ShakeDrop have a BatchNorm after the stem, and the
+convolutions of stride 2 pad below and to the right only. (On images other than 32 x 32 that code
+also pools 8 x 8 windows and flattens. Here the mean over all pixels takes any size.)
 """
 
 from __future__ import annotations
@@ -75,8 +76,9 @@ class Block(nn.Module):
 
     @compact
     def __call__(self, x: jax.Array, train: bool, factors: Factors | None = None) -> jax.Array:
-        """Map ``[B, H, W, C]`` to ``[B, ceil(H / stride), ceil(W / stride), 4 width]``, the branch
-        times `factors`.
+        """Map ``[B, H, W, C]`` to ``[B, ceil(H / stride), ceil(W / stride), 4 width]``.
+
+        The branch is multiplied by `factors`.
         """
         same = self.variant == "upstream"
         channels = EXPANSION * self.width

@@ -76,8 +76,9 @@ class Block(nn.Module):
 
     @compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        """Map ``[B, H, W, C]`` to ``[B, ceil(H / stride), ceil(W / stride), channels or 4 *
-        channels]``.
+        """Map ``[B, H, W, C]`` to ``[B, ceil(H / stride), ceil(W / stride), C']``.
+
+        C' is `channels`, or ``4 * channels`` with bottlenecks.
         """
         upstream = self.variant == "upstream"
 

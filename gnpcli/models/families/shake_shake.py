@@ -57,8 +57,9 @@ class Branch(nn.Module):
 
 
 class Shortcut(nn.Module):
-    """Shortcut where the number of channels changes: two 1x1 convolutions, of the image and of the
-    image shifted.
+    """Shortcut where the number of channels changes: two 1x1 convolutions.
+
+    One is of the image, the other of the shifted image.
 
     Attributes:
         channels: Channels of the answer, even; each convolution gives one half of them.
@@ -89,8 +90,9 @@ class Shortcut(nn.Module):
 
 
 class Block(nn.Module):
-    """Shortcut and two branches, the branches combined by `gnpcli.models.layers.shake`; attributes
-    as in `Branch`.
+    """Shortcut and two branches, which `gnpcli.models.layers.shake` combines.
+
+    The attributes are those of `Branch`.
     """
 
     channels: int

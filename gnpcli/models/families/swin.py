@@ -39,12 +39,13 @@ EPS = 1e-5
 
 
 def relative_bias(table: jax.Array) -> jax.Array:
-    """Return the attention bias ``[h, N, N]`` of a table ``[2w - 1, 2w - 1, h]``, equation 4 of the
-    paper.
+    """Return the attention bias ``[h, N, N]`` of a table ``[2w - 1, 2w - 1, h]``.
 
-    Query (y, x) and key (y', x') of a window meet in ``table[y - y' + w - 1, x - x' + w - 1]``.
-    Taken by slices: the gradient of a gather is a scatter, which adds in another order every time
-    on a GPU, and runs would not repeat.
+    It is equation 4 of the paper. Query (y, x) and key (y', x') of a window meet in
+    ``table[y - y' + w - 1, x - x' + w - 1]``.
+
+    It is taken by slices. The gradient of a gather is a scatter, which on a GPU adds in another
+    order every time: runs would not repeat.
     """
     side = (table.shape[0] + 1) // 2
     starts = range(side - 1, -1, -1)  # of the keys of query 0, 1, ... in the reversed table
@@ -57,11 +58,10 @@ def relative_bias(table: jax.Array) -> jax.Array:
 
 
 def window_regions(height: int, width: int, window: int, shift: int) -> np.ndarray:
-    """Number the regions of each window after a cyclic shift, ``[H/w * W/w, N]`` int8; figure 4 of
-    the paper.
+    """Number the regions of each window after a cyclic shift, as ``[H/w * W/w, N]`` int8.
 
-    Two tokens of a window attend to each other where their numbers are equal: both or neither came
-    around the lower edge, and likewise the right edge.
+    See figure 4 of the paper. Two tokens of a window attend to each other where their numbers are
+    equal. Both or neither then came around the lower edge, and likewise the right edge.
     """
     came_around = [(np.arange(side) >= side - shift).astype(np.int8) for side in (height, width)]
     regions = 2 * came_around[0][:, None] + came_around[1][None, :]
@@ -165,8 +165,9 @@ class Block(nn.Module):
 
 
 class PatchMerging(nn.Module):
-    """Concatenate 2 x 2 patches and halve the features, ``[B, H, W, C] -> [B, H/2, W/2, 2C]``,
-    section 3.1.
+    """Concatenate 2 x 2 patches and halve the features, section 3.1.
+
+    ``[B, H, W, C] -> [B, H/2, W/2, 2C]``.
     """
 
     form: Form
@@ -319,11 +320,11 @@ class SwinFamily(Family[SwinOptions]):
         return from_linen(module)
 
     def from_torch(self, tensors: Mapping[str, np.ndarray]) -> tuple[Params, State]:
-        """Map a PyTorch state dict to parameters: timm's names, or those of the authors' own
-        checkpoints.
+        """Map a PyTorch state dict to parameters.
 
-        Their patch merging concatenates the 2 x 2 patches by columns, this one by rows. The authors
-        number a merging by the stage before it, timm by the stage after it.
+        The names are timm's, or those of the authors' own checkpoints. The authors' patch merging
+        concatenates the 2 x 2 patches by columns, this one by rows. The authors number a merging by
+        the stage before it, timm by the stage after it.
 
         Raises:
             CheckpointError: The tensors are not those of a Swin Transformer.

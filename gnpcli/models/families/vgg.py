@@ -1,15 +1,16 @@
-"""VGG networks, arXiv 1409.1556: columns D and E of table 1, with or without BatchNorm after the
-convolutions.
+"""VGG networks, arXiv 1409.1556: columns D and E of table 1.
+
+They come with or without BatchNorm after the convolutions.
 
 Legend: ``[B, H, W, C]`` batch, height, width, channels.
 
-The first hidden layer takes the last map whole, 7 x 7 x 512 at the paper's 224 pixels and 1 x 1 x
-512 at 32, so the parameters belong to one image size.
+The first hidden layer takes the last map whole. That map is 7 x 7 x 512 at the paper's 224 pixels
+and 1 x 1 x 512 at 32. So the parameters belong to one image size.
 
-Two variants, which differ in the first weights of the dense layers alone. ``paper``: a normal
-distribution of deviation 0.01, as torchvision and timm have it (section 3.1 names the
-distribution). ``upstream``: what the GNP papers' code draws, a uniform distribution that ends at
-``1 / sqrt(outputs)``.
+There are two variants. They differ in the initial weights of the dense layers alone. ``paper``
+draws from a normal distribution of deviation 0.01, as torchvision and timm do (section 3.1 names
+the distribution). ``upstream`` draws what the GNP papers' code does: a uniform distribution that
+ends at ``1 / sqrt(outputs)``.
 """
 
 from __future__ import annotations
@@ -125,10 +126,10 @@ class VggFamily(Family[VggOptions]):
         return from_linen(module)
 
     def from_torch(self, tensors: Mapping[str, np.ndarray]) -> tuple[Params, State]:
-        """Map the state dict of torchvision's or timm's ``vgg16`` to ``vgg19_bn`` to parameters and
-        state.
+        """Map a PyTorch state dict to parameters and state.
 
-        The first hidden layer takes the map as ``[H, W, C]`` here and as ``[C, H, W]`` there.
+        The names are those of torchvision's or timm's ``vgg16`` to ``vgg19_bn``. The first hidden
+        layer takes the map as ``[H, W, C]`` here and as ``[C, H, W]`` there.
 
         Raises:
             CheckpointError: The tensors are not those of such a network.

@@ -34,8 +34,9 @@ STEM_CHANNELS = 16
 
 
 class Block(nn.Module):
-    """Pre-activation block of two 3x3 convolutions, figure 1(c) or, with dropout, 1(d) of the
-    paper.
+    """Pre-activation block of two 3x3 convolutions.
+
+    It is figure 1(c) of the paper, or 1(d) with dropout.
 
     Attributes:
         channels: Channels of the answer.

@@ -102,8 +102,9 @@ class Attention(nn.Module):
     def _project(
         self, x: jax.Array, kernel: jax.Array, bias: jax.Array
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """Return queries, keys and values, each ``[B, h, T, d]``; queries of the first token only
-        where it alone asks.
+        """Return queries, keys and values, each ``[B, h, T, d]``.
+
+        With `first_only` the queries are those of the first token, ``[B, h, 1, d]``.
         """
         if not self.first_only:
             q, k, v = split_heads(linear(x, kernel, bias, self.dtype), 3, self.heads)

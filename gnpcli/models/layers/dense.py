@@ -27,15 +27,17 @@ fan_out_uniform = nn.initializers.variance_scaling(1 / 3, "fan_out", "uniform")
 
 
 def compact(method: Method) -> Method:
-    """Mark a module's method as `flax.linen.compact` does, and keep its type, which flax does not
-    declare.
+    """Mark a module's method as `flax.linen.compact` does.
+
+    The method keeps its type, which flax does not declare.
     """
     return cast(Method, nn.compact(method))
 
 
 def tanh_gelu(x: jax.Array) -> jax.Array:
-    """Gaussian error linear unit in its tanh form, arXiv 1606.08415 section 2: what ViT's own code
-    uses.
+    """Gaussian error linear unit in its tanh form, arXiv 1606.08415 section 2.
+
+    ViT's own code uses this form.
     """
     return jax.nn.gelu(x, approximate=True)
 
@@ -55,10 +57,9 @@ GELUS: dict[str, Callable[[jax.Array], jax.Array]] = {"tanh": tanh_gelu, "exact"
 
 
 def linear(x: jax.Array, kernel: jax.Array, bias: jax.Array, dtype: np.dtype) -> jax.Array:
-    """Return ``x @ kernel + bias`` in `dtype`, for `x` ``[..., I]``, `kernel` ``[I, O]`` and `bias`
-    ``[O]``.
+    """Return ``x @ kernel + bias``, computed in `dtype`.
 
-    The leading axes are flattened first: XLA's CPU backend is faster with one large 2-D product
+    The leading axes are flattened first. XLA's CPU backend is faster with one large 2-D product
     than with a batched one, and the reshape is free everywhere.
     """
     rows = x.reshape(-1, x.shape[-1]).astype(dtype)

@@ -13,12 +13,12 @@ _DROPOUT_BITS = 16
 
 
 def dropout(x: jax.Array, rate: float, key: jax.Array) -> jax.Array:
-    """Zero each element with probability `rate` and scale the others so that the mean stays (JMLR
-    15, 1929-1958).
+    """Zero each element with probability `rate`, and scale the others so that the mean stays.
 
-    The rate is rounded to a multiple of ``2**-16`` (0.1 becomes 0.100006), and the scale is that of
-    the rounded rate, so the mean is exact. In return a word of random bits serves two elements,
-    which halves the work of what costs a ViT on a CPU most after its matrix products.
+    See JMLR 15, 1929-1958. The rate is rounded to a multiple of ``2**-16`` (0.1 becomes 0.100006).
+    The scale is that of the rounded rate, so the mean is exact. In return a word of random bits
+    serves two elements. That halves the work of what costs a ViT on a CPU most after its matrix
+    products.
 
     Args:
         x: ``[..., D]``.
@@ -37,18 +37,19 @@ def dropout(x: jax.Array, rate: float, key: jax.Array) -> jax.Array:
 
 
 def linear_rates(last: float, depth: int) -> tuple[float, ...]:
-    """Return the rates of `depth` blocks, from 0 in the first to `last` in the last; one block
-    alone has rate 0.
+    """Return the rates of `depth` blocks, from 0 in the first to `last` in the last.
+
+    The steps between them are equal. One block alone has rate 0.
     """
     return tuple(last * index / max(1, depth - 1) for index in range(depth))
 
 
 def drop_path(x: jax.Array, rate: float, key: jax.Array) -> jax.Array:
-    """Zero each image of ``[B, ...]`` with probability `rate` and scale the others by ``1 / (1 -
-    rate)``.
+    """Zero each image of ``[B, ...]`` with probability `rate`, and scale the others.
 
-    The rate is in ``[0, 1)``. The mask is a function of `key` and B alone. The product is taken in
-    float32: a scale rounded to bfloat16 would bias every image by up to 0.4 %.
+    The scale is ``1 / (1 - rate)``, so the mean stays. The rate is in ``[0, 1)``. The mask is a
+    function of `key` and B alone. The product is taken in float32: a scale rounded to bfloat16
+    would bias every image by up to 0.4 %.
     """
     keep = jax.random.bernoulli(key, 1 - rate, (x.shape[0],) + (1,) * (x.ndim - 1))
     scale = jnp.where(keep, np.float32(1 / (1 - rate)), np.float32(0))

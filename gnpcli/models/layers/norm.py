@@ -22,12 +22,12 @@ _statistics_axes: ContextVar[tuple[str, ...]] = ContextVar("statistics_axes", de
 
 @contextmanager
 def batch_statistics_over(*axis_names: str) -> Iterator[None]:
-    """Make every BatchNorm that is traced inside average its statistics over these mapped axes
-    besides its batch.
+    """Make every BatchNorm that is traced inside average over these mapped axes too.
 
-    The axes are those of a `jax.vmap` or `jax.shard_map` that the trace is under: what is
-    normalised apart on each of their indices then shares one mean and one variance. A context and
-    not an argument, because it is about how a step cuts its batch, and no model family has to know.
+    It averages its statistics over them besides its batch. The axes are those of a `jax.vmap` or
+    `jax.shard_map` that the trace is under. What is normalised apart on each of their indices then
+    shares one mean and one variance. It is a context and not an argument, because it is about how a
+    step cuts its batch, and no model family has to know.
     """
     token = _statistics_axes.set(axis_names)
     try:
@@ -61,14 +61,13 @@ class LayerNorm(nn.Module):
 
 
 class BatchNorm(nn.Module):
-    """Batch normalisation of the last axis, arXiv 1502.03167 algorithms 1 and 2; computed in
-    float32.
+    """Batch normalisation of the last axis, computed in float32.
 
-    In train mode the statistics are those of the whole batch (and of more under
-    `batch_statistics_over`), and the running averages in the ``batch_stats`` collection, which eval
-    mode uses, move to ``momentum * running + (1 - momentum) * batch``. The variance is the biased
-    one in both. Linen's own layer is the same formula, but relies on implicit type promotion in
-    bfloat16.
+    It is arXiv 1502.03167 algorithms 1 and 2. In train mode the statistics are those of the whole
+    batch, and of more under `batch_statistics_over`. The running averages then become
+    ``momentum * running + (1 - momentum) * batch``. They are in the ``batch_stats`` collection, and
+    eval mode uses them. The variance is the biased one in both modes. Linen's own layer is the same
+    formula, but relies on implicit type promotion in bfloat16.
     """
 
     momentum: float = 0.9

@@ -39,12 +39,13 @@ def max_pool(x: jax.Array, size: int, same: bool = False) -> jax.Array:
 
 
 def avg_pool(x: jax.Array, size: int) -> jax.Array:
-    """Average over `size` x `size` windows, `size` pixels apart: ``[B, H, W, C]`` to ``[B, ceil(H /
-    size), ..., C]``.
+    """Average over `size` x `size` windows, `size` pixels apart.
 
-    At sides that `size` does not divide, the last window holds fewer pixels and is the mean of
-    those. Sums of strided slices, as in `max_pool`; Linen's pooling divides by float32 counts,
-    which strict promotion refuses in bfloat16.
+    ``[B, H, W, C]`` becomes ``[B, ceil(H / size), ceil(W / size), C]``. At a side that `size` does
+    not divide, the last window holds fewer pixels and is the mean of those.
+
+    It is made of sums of strided slices, as `max_pool` is of maxima. Linen's pooling divides by
+    float32 counts, which strict promotion refuses in bfloat16.
     """
     for axis in (1, 2):
         side = x.shape[axis]
@@ -59,8 +60,9 @@ def avg_pool(x: jax.Array, size: int) -> jax.Array:
 
 
 def pool_and_pad(x: jax.Array, channels: int, stride: int) -> jax.Array:
-    """Average over `stride` x `stride` windows, see `avg_pool`, and append zero channels up to
-    `channels`.
+    """Average over `stride` x `stride` windows, and append zero channels up to `channels`.
+
+    ``[B, H, W, C]`` becomes ``[B, ceil(H / stride), ceil(W / stride), channels]``; see `avg_pool`.
     """
     if stride > 1:
         x = avg_pool(x, stride)

@@ -1,15 +1,15 @@
-"""Residual branches that shake: scaled by one random factor in the forward pass and by another in
-the backward pass.
+"""Residual branches that shake.
 
-Legend: L residual blocks, ``[B, ...]`` a batch of images. Factors are drawn per block and image,
-    float32, for all
-blocks of a network at once: one draw instead of L of them compiles 5 s sooner at L = 90, and twice
-    that in a GNP step.
+A branch is scaled by one random factor in the forward pass and by another in the backward pass.
+
+Legend: L residual blocks, ``[B, ...]`` a batch of images.
+
+Factors are float32. They are drawn per block and image, for all blocks of a network at once. One
+draw instead of L of them compiles 5 s sooner at L = 90, and twice that in a GNP step.
 
 The gradient of such a network is not that of its loss. With `true_gradient` it is: the backward
 factors are then the forward ones. The forward factors, and so the outputs, are the same for a key
-either way, and in eval mode, where every factor is the expectation of the forward one, nothing
-shakes.
+either way. In eval mode nothing shakes: every factor is the expectation of the forward one.
 """
 
 from __future__ import annotations
@@ -133,7 +133,8 @@ def clean_pass(module: Module, clean_gradient: str) -> Module | None:
 
 
 def linear_decay(last: float, blocks: int) -> tuple[float, ...]:
-    """Return the rates of the L blocks, rising by ``last / L`` from block to block up to `last`
-    (linear decay rule).
+    """Return the rates of the L blocks by the linear decay rule.
+
+    They rise by ``last / L`` from block to block, up to `last`.
     """
     return tuple(last * (block + 1) / blocks for block in range(blocks))

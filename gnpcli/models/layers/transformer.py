@@ -57,11 +57,10 @@ FORMS = {
 
 
 def extract_patches(images: jax.Array, patch_size: int) -> jax.Array:
-    """Cut ``[B, H, W, C]`` into ``[B, H/P * W/P, P * P * C]``, patches and their pixels in
-    row-major order.
+    """Cut ``[B, H, W, C]`` into patches ``[B, H/P * W/P, P * P * C]``.
 
-    A dense layer on the result is a P x P convolution of stride P whose kernel ``[P, P, C, D]`` is
-    flattened.
+    Patches and their pixels are in row-major order. A dense layer on the result is a P x P
+    convolution of stride P whose kernel ``[P, P, C, D]`` is flattened.
     """
     batch, height, width, channels = images.shape
     rows, columns = height // patch_size, width // patch_size

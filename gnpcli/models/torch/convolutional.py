@@ -8,8 +8,9 @@ from gnpcli.models.torch.state_dict import StateDict
 
 
 def conv(weights: StateDict, prefix: str, bias: bool = False) -> dict[str, np.ndarray]:
-    """Return a ``Conv2d``, whose weight is ``[O, I, H, W]``, as kernel ``[H, W, I, O]``, and its
-    bias if it has one.
+    """Return a ``Conv2d`` as kernel ``[H, W, I, O]``, and its bias ``[O]`` if it has one.
+
+    Its weight is ``[O, I, H, W]`` there.
     """
     layer = {"kernel": weights.take(f"{prefix}.weight").transpose(2, 3, 1, 0)}
     return {**layer, "bias": weights.take(f"{prefix}.bias")} if bias else layer

@@ -19,20 +19,23 @@ class Facts(NamedTuple):
     """The part of a configuration that weights leave no choice in."""
 
     image_size: int
-    """Side in pixels of the images that the weights are for; where any size will do, of those usual
-    for them.
+    """Side in pixels of the images that the weights are for.
+
+    Where any size will do, it is one that is usual for them.
     """
     channels: int
     """Of the images."""
     options: dict[str, Any]
-    """Options of the family: those that the shapes of the parameters tell, and those that all
-    such weights mean.
+    """Options of the family that the weights decide.
+
+    They are those that the shapes of the parameters tell, and those that all such weights mean.
     """
 
 
 def patches(rows: int) -> tuple[int, int]:
-    """Return side and channels of the patches whose pixels are `rows` inputs: RGB where ``rows /
-    3`` is a square.
+    """Return side and channels of the patches whose pixels are `rows` inputs.
+
+    Patches are RGB where ``rows / 3`` is a square, else grey.
 
     >>> patches(4 * 4 * 3), patches(8 * 8)
     ((4, 3), (8, 1))
@@ -42,10 +45,10 @@ def patches(rows: int) -> tuple[int, int]:
 
 
 def resize_grid(grid: np.ndarray, side: int) -> np.ndarray:
-    """Resize ``[H, W, D]`` to ``[side, side, D]`` in float32: bicubic (Keys, a = -0.5), antialiased
-    when it shrinks.
+    """Resize ``[H, W, D]`` to ``[side, side, D]`` in float32.
 
-    What Pillow does to an image, and timm to a position embedding.
+    The kernel is bicubic (Keys, a = -0.5), antialiased when the grid shrinks. Pillow does the same
+    to an image, and timm to a position embedding.
     """
     shape = (side, side, grid.shape[-1])
     return np.asarray(

@@ -38,14 +38,16 @@ class StateDict:
         return np.asarray(self._tensors[name], np.float32)
 
     def dense(self, prefix: str) -> dict[str, np.ndarray]:
-        """Return a ``Linear`` layer, whose weight is ``[O, I]``, as kernel ``[I, O]`` and bias
-        ``[O]``.
+        """Return a ``Linear`` layer as kernel ``[I, O]`` and bias ``[O]``.
+
+        Its weight is ``[O, I]`` there.
         """
         return {"kernel": self.take(f"{prefix}.weight").T, "bias": self.take(f"{prefix}.bias")}
 
     def fused(self, *prefixes: str) -> dict[str, np.ndarray]:
-        """Return ``Linear`` layers of the same input, side by side, as ``qkv_kernel`` and
-        ``qkv_bias``.
+        """Return ``Linear`` layers of the same input, side by side.
+
+        The names of the answer are ``qkv_kernel`` and ``qkv_bias``.
         """
         layers = [self.dense(prefix) for prefix in prefixes]
         return {
@@ -54,8 +56,10 @@ class StateDict:
         }
 
     def head(self, *prefixes: str) -> dict[str, dict[str, np.ndarray]]:
-        """Return the classifier as ``{"head": layer}`` under the first of its possible names,
-        ``{}`` without one.
+        """Return the classifier as ``{"head": layer}``, or ``{}`` where there is none.
+
+        Args:
+            prefixes: Its possible names; the first that is there counts.
         """
         found = [prefix for prefix in prefixes if f"{prefix}.weight" in self]
         return {"head": self.dense(found[0])} if found else {}
@@ -65,8 +69,9 @@ class StateDict:
         return {"scale": self.take(f"{prefix}.weight"), "bias": self.take(f"{prefix}.bias")}
 
     def patches(self, prefix: str) -> dict[str, np.ndarray]:
-        """Return a patch convolution, whose weight is ``[D, C, P, P]``, as a dense layer on ``[P *
-        P * C]`` pixels.
+        """Return a patch convolution as a dense layer on ``[P * P * C]`` pixels.
+
+        Its weight is ``[D, C, P, P]`` there.
         """
         weight = self.take(f"{prefix}.weight")
         return {
