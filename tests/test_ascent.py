@@ -7,7 +7,7 @@ import math
 import jax
 import pytest
 
-from gnpcli.config import GrConfig
+from gnpcli.config.schema import GrConfig
 from gnpcli.data.registry import describe_data
 from gnpcli.errors import ConfigError
 from gnpcli.models.base import parameter_shapes

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gnpcli.config import CheckpointConfig
+from gnpcli.config.schema import CheckpointConfig
 from gnpcli.errors import CheckpointError
 from gnpcli.runs.checkpoint import Checkpoints, DamagedCheckpoint
 from gnpcli.runs.description import read_description

@@ -87,7 +87,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_help_names_every_strategy_and_command(gnp: Gnp):
-    from gnpcli.config import Strategy
+    from gnpcli.config.strategies import Strategy
 
     text = gnp("train", "--help").stdout
     for strategy in get_args(Strategy):

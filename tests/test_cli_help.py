@@ -18,7 +18,7 @@ from gnpcli.cli import app, commands
 from gnpcli.cli.commands import COMMANDS, Command, add_commands, load
 from gnpcli.terminal.grid import Grid, Styled, show
 from tests.conftest import Gnp
-from tests.test_layout import HEAVY
+from tests.test_layout import HEAVY, MODULES, imports_at_import_time
 
 EVERY_HELP = """
 import contextlib, io, json, os, sys
@@ -35,7 +35,8 @@ for arguments in json.loads(sys.argv[1]):
             status = stop.code or 0
     found[" ".join(arguments)] = (status, out.getvalue())
 loaded = sorted({name.partition(".")[0] for name in sys.modules})
-print(json.dumps({"found": found, "loaded": loaded}))
+ours = sorted(name for name in sys.modules if name.startswith("gnpcli"))
+print(json.dumps({"found": found, "loaded": loaded, "ours": ours}))
 """
 """Prints the help of all commands in one process, and what it has loaded then."""
 
@@ -92,6 +93,13 @@ def test_every_command_and_option_says_what_it_is(name: str):
 
 def test_help_loads_nothing_heavy(helps: dict[str, Any]):
     assert HEAVY & set(helps["loaded"]) == set()
+
+
+def test_help_needs_no_configuration(helps: dict[str, Any]):
+    """Newer versions of typer load pydantic themselves, so that what we load is told apart."""
+    needs = {"pydantic", "yaml"}
+    assert "yaml" not in helps["loaded"]
+    assert [name for name in helps["ours"] if needs & imports_at_import_time(MODULES[name])] == []
 
 
 def test_the_help_of_all_lists_every_command_and_loads_none():

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from gnpcli.config import STRATEGIES, RunConfig
 from gnpcli.config.checks import advice
 from gnpcli.config.loader import (
     NAMED,
@@ -23,6 +22,8 @@ from gnpcli.config.loader import (
 )
 from gnpcli.config.reference import reference
 from gnpcli.config.resolved import resolve, settle
+from gnpcli.config.schema import RunConfig
+from gnpcli.config.strategies import STRATEGIES
 from gnpcli.errors import ConfigError, suggest
 from gnpcli.models.registry import model_section
 

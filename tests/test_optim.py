@@ -9,13 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gnpcli.config import TrainConfig
 from gnpcli.config.optimizers import (
     OPTIMIZERS,
     AdamWConfig,
     RmsPropConfig,
     SgdConfig,
 )
+from gnpcli.config.schema import TrainConfig
 from gnpcli.gnp import global_norm
 from gnpcli.step.optimizer import build_optimizer, clip_by_norm, decay_mask
 

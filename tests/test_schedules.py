@@ -7,7 +7,6 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from gnpcli.config import STRATEGIES
 from gnpcli.config.resolved import ResolvedGr
 from gnpcli.config.schedules import (
     ConstantConfig,
@@ -16,6 +15,7 @@ from gnpcli.config.schedules import (
     ScheduleConfig,
     SteppedConfig,
 )
+from gnpcli.config.strategies import STRATEGIES
 from gnpcli.step.schedules import Horizon, gr_schedule, lr_schedule
 
 HORIZON = Horizon(steps_per_epoch=10, epochs=20)

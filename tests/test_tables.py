@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from gnpcli.config import RunConfig
 from gnpcli.config.loader import differences
 from gnpcli.config.resolved import Resolved, settle
+from gnpcli.config.schema import RunConfig
 from gnpcli.errors import ConfigError
 from gnpcli.recipes.plan import count_steps
 from gnpcli.recipes.presets import preset_dir

@@ -17,7 +17,7 @@ from gnpcli.cli.options import (
     check_one_checkpoint,
 )
 from gnpcli.cli.output import print_json, start_process
-from gnpcli.config import DataConfig, Weights
+from gnpcli.config.weights import Weights
 from gnpcli.terminal import words
 
 CheckpointArgument = Annotated[
@@ -101,6 +101,7 @@ def _data(dataset: str | None, data_dir: str | None, batch_size: int | None) -> 
     given = {key: value for key, value in options.items() if value is not None}
     if dataset is None:
         return given
+    from gnpcli.config.schema import DataConfig
     from gnpcli.data.registry import check_data
 
     check_data(DataConfig(name=dataset, dir=data_dir))

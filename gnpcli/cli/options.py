@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from gnpcli.cli.output import warn
-from gnpcli.config.strategies import in_a_list
+from gnpcli.config.strategies import STRATEGIES
+from gnpcli.terminal.words import listing
 
 if TYPE_CHECKING:
     from gnpcli.config.resolved import Resolved
@@ -39,7 +40,7 @@ PresetOption = Annotated[
 ]
 GrOption = Annotated[
     str | None,
-    typer.Option("--gr", help=f"GR strategy: {in_a_list()}."),
+    typer.Option("--gr", help=f"GR strategy: {listing(STRATEGIES, last='or')}."),
 ]
 DatasetOption = Annotated[
     str | None,

@@ -20,7 +20,7 @@ from gnpcli.cli.options import (
 from gnpcli.terminal import words
 
 if TYPE_CHECKING:
-    from gnpcli.config import DataConfig
+    from gnpcli.config.schema import DataConfig
 
 OutOption = Annotated[Path, typer.Option("--out", "-o", help="The PNG to write.")]
 CountOption = Annotated[int, typer.Option("--count", min=1, max=400, help="Number of images.")]

@@ -22,9 +22,7 @@ from gnpcli.config.optimizers import OPTIMIZERS, OptimizerConfig
 from gnpcli.config.schedules import SCHEDULES, ScheduleConfig
 from gnpcli.config.section import ModelSection, Section, chosen_from, chosen_model
 from gnpcli.config.strategies import NONE, STRATEGIES, Strategy
-
-Weights = Literal["raw", "ema"]
-"""The trained parameters themselves, or their moving average."""
+from gnpcli.config.weights import Weights
 
 
 class DataConfig(Section):

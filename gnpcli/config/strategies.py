@@ -68,9 +68,3 @@ _TABLE = (
 
 STRATEGIES: dict[str, Strategy] = {strategy.name: strategy for strategy in _TABLE}
 """Every strategy by its name."""
-
-
-def in_a_list() -> str:
-    """Return the names as a phrase: ``none, constant, ... or zero-warmup``."""
-    *names, last = STRATEGIES
-    return f"{', '.join(names)} or {last}"

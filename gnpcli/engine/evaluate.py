@@ -7,8 +7,8 @@ from typing import Any
 
 from jax.sharding import Mesh
 
-from gnpcli.config import Weights
 from gnpcli.config.resolved import Resolved
+from gnpcli.config.weights import Weights
 from gnpcli.data.base import DataInfo, Dataset, DataSpec, numbered
 from gnpcli.data.feeds.make import make_train_feed
 from gnpcli.data.registry import describe_data

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gnpcli.config import RunConfig
 from gnpcli.config.loader import Layer, located, merge, parse_overrides, read_yaml, validate
 from gnpcli.config.resolved import Resolved, settle
 from gnpcli.config.resolved import resolve as resolve_configuration
+from gnpcli.config.schema import RunConfig
 from gnpcli.config.section import ModelSection
 from gnpcli.data.registry import check_data
 from gnpcli.errors import ConfigError, suggest

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from gnpcli.config import CheckpointConfig, GrConfig
 from gnpcli.config.resolved import Resolved
+from gnpcli.config.schema import CheckpointConfig, GrConfig
 from gnpcli.recipes.plan import count_steps, fit
 
 if TYPE_CHECKING:

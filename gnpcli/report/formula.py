@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import html
 
-from gnpcli.config import GrConfig
 from gnpcli.config.resolved import Resolved
+from gnpcli.config.schema import GrConfig
 from gnpcli.recipes.wording import objective_in_words
 
 _LOSS = "<i>L</i>(<i>w</i>)"

@@ -21,7 +21,8 @@ import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
-from gnpcli.config import CheckpointConfig, Weights
+from gnpcli.config.schema import CheckpointConfig
+from gnpcli.config.weights import Weights
 from gnpcli.errors import CheckpointError
 from gnpcli.step.state import TrainState
 

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
-from gnpcli.config import CheckpointConfig
 from gnpcli.config.loader import differences, dump, read_yaml
 from gnpcli.config.resolved import Resolved
+from gnpcli.config.schema import CheckpointConfig
 from gnpcli.errors import ConfigError
 from gnpcli.files import write_atomically
 from gnpcli.recipes.presets import read_resolved

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 import jax
 from jax.sharding import Mesh
 
-from gnpcli.config import CheckpointConfig, Weights
 from gnpcli.config.loader import differences
 from gnpcli.config.resolved import Resolved
+from gnpcli.config.schema import CheckpointConfig
+from gnpcli.config.weights import Weights
 from gnpcli.data.base import DataSpec
 from gnpcli.devices.mesh import abstract, make_mesh
 from gnpcli.errors import CheckpointError

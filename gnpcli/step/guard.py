@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from gnpcli.config import TrainConfig
+from gnpcli.config.schema import TrainConfig
 from gnpcli.gnp.trees import joined, widest
 from gnpcli.step.state import Skips, TrainState
 

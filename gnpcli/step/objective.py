@@ -7,7 +7,7 @@ from typing import Protocol
 import jax
 import jax.numpy as jnp
 
-from gnpcli.config import GrConfig, TrainConfig
+from gnpcli.config.schema import GrConfig, TrainConfig
 from gnpcli.devices import cpu
 from gnpcli.gnp.trees import half_squared_norm
 from gnpcli.models.base import Model, Params, State

@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from gnpcli.config import OptimizerConfig, TrainConfig
+from gnpcli.config.optimizers import OptimizerConfig
+from gnpcli.config.schema import TrainConfig
 from gnpcli.step.programs import Metrics, OptimizerStatistics
 from gnpcli.step.telemetry import mean_and_variance
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import jax
 
-from gnpcli.config import GrConfig
+from gnpcli.config.schema import GrConfig
 from gnpcli.errors import ConfigError
 from gnpcli.gnp import Scales, perturbation_scales
 from gnpcli.step.optimizer import decay_mask

@@ -14,9 +14,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gnpcli.config import ScheduleConfig, Strategy
 from gnpcli.config.resolved import ResolvedGr
-from gnpcli.config.schedules import Moment
+from gnpcli.config.schedules import Moment, ScheduleConfig
+from gnpcli.config.strategies import Strategy
 from gnpcli.keys import coins
 
 Step = jax.Array | int

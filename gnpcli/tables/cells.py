@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from gnpcli.config import RunConfig
 from gnpcli.config.loader import differences, flatten
 from gnpcli.config.resolved import Resolved, settle
+from gnpcli.config.schema import RunConfig
 from gnpcli.errors import ConfigError
 from gnpcli.runs.folder import RunFolder
 from gnpcli.tables.spec import Changes, Table

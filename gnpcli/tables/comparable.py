@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from gnpcli.config import RunConfig
 from gnpcli.config.loader import flatten
 from gnpcli.config.recipe import DATA_KEYS, recipe
+from gnpcli.config.schema import RunConfig
 from gnpcli.errors import ConfigError
 from gnpcli.tables.spec import Changes, Place, Table
 

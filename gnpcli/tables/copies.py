@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
-from gnpcli.config import RunConfig
+from gnpcli.config.schema import RunConfig
 from gnpcli.terminal.words import listing
 
 _LOSSY = {"jpg", "jpeg"}

@@ -9,9 +9,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from gnpcli.config import RunConfig
 from gnpcli.config.loader import flatten
 from gnpcli.config.recipe import recipe
+from gnpcli.config.schema import RunConfig
 from gnpcli.tables.schema import Variant
 from gnpcli.tables.spec import Changes, Part, Place, Table
 

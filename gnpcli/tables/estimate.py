@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 from gnpcli.bench.steps import time_steps
 from gnpcli.bench.timing import Notify, platform
-from gnpcli.config import RunConfig
 from gnpcli.config.resolved import Resolved, settle
+from gnpcli.config.schema import RunConfig
 from gnpcli.data.feeds.base import steps_per_epoch
 from gnpcli.data.registry import describe_data
 from gnpcli.devices.mesh import make_mesh

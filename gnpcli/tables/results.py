@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from gnpcli.config import RunConfig
+from gnpcli.config.schema import RunConfig
 from gnpcli.runs.contents import Session, Status, Summary
 from gnpcli.runs.folder import RunFolder
 from gnpcli.runs.log import reached_epoch, training_time_s

@@ -12,9 +12,9 @@ from typing import Any, Literal
 
 from pydantic import ValidationError
 
-from gnpcli.config import RunConfig
 from gnpcli.config.loader import Layer, Tree, explain, parse_overrides, read_yaml
 from gnpcli.config.resolved import Resolved, settle
+from gnpcli.config.schema import RunConfig
 from gnpcli.errors import ConfigError, suggest
 from gnpcli.recipes.presets import compose_layers, load_preset, preset_dir
 from gnpcli.tables.checks import check_names, known_keys

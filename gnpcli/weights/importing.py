@@ -10,9 +10,9 @@ from typing import Any
 
 import optax
 
-from gnpcli.config import CheckpointConfig, DataConfig
 from gnpcli.config.loader import Layer, parse_overrides
 from gnpcli.config.resolved import Resolved
+from gnpcli.config.schema import CheckpointConfig, DataConfig
 from gnpcli.data.base import DataSpec, numbered
 from gnpcli.data.registry import check_data, describe_data
 from gnpcli.errors import CheckpointError, ConfigError
