@@ -1,3 +1,1 @@
-"""Weights that training did not make: files of tensors, fitting them to a model, and where a run
-starts from.
-"""
+"""Weights from elsewhere: reading files of tensors, fitting them to a model, starting a run."""

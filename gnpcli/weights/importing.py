@@ -39,8 +39,9 @@ class ImportRequest:
     out: Path
     """Folder to make."""
     dataset: str | None = None
-    """Where classes and image size come from, if not given. None takes those of the weights, and
-    ImageNet as the set that they were trained on.
+    """Gives classes and image size where they are not given themselves.
+
+    None takes those of the weights, and assumes that they were trained on ImageNet.
     """
     data_dir: str | None = None
     """`data.dir`."""
@@ -114,8 +115,9 @@ def _statistics(
 
 
 def _sizes(request: ImportRequest, params: Params, facts: Facts) -> tuple[int, int]:
-    """Return number of classes and image size: as given, else the data set's, else the weights'
-    own.
+    """Return number of classes and image size.
+
+    What is given comes first, then what the data set says, then what the weights say.
     """
     num_classes, image_size = request.num_classes, request.image_size
     if request.dataset is not None and (num_classes is None or image_size is None):
@@ -143,8 +145,9 @@ def _configure(
     mean: tuple[float, ...],
     std: tuple[float, ...],
 ) -> Resolved:
-    """Return a configuration for weights that this program did not train: its optimizer and its
-    epochs stand for nothing.
+    """Return a configuration for weights that this program did not train.
+
+    Its optimizer and its epochs mean nothing.
     """
     base: dict[str, Any] = {
         "model": {"name": request.model, **options},

@@ -1,5 +1,6 @@
-"""Where a run starts from: the weights of `train.init_from`, and what of them becomes part of the
-configuration.
+"""Where a run starts from: the weights of `train.init_from`.
+
+Their hash and their normalisation become part of the configuration.
 """
 
 from __future__ import annotations
@@ -45,9 +46,7 @@ class Pretrained:
 
     @property
     def sha256(self) -> str:
-        """SHA-256 of names, shapes and values: the same from whatever file or folder the weights
-        are read.
-        """
+        """SHA-256 of names, shapes and values. It does not depend on the kind of file or folder."""
         digest = hashlib.sha256()
         for collection in (self.params, self.state):
             for path, array in sorted(flatten_dict(collection).items()):
@@ -59,12 +58,11 @@ class Pretrained:
 def read_pretrained(path: Path, model: str, screen: Screen) -> Pretrained:
     """Read a run, a checkpoint, or a file of tensors for `model`.
 
-    Tensors say nothing of how their images were normalised: ImageNet's statistics are taken to be
-        it.
+    A file of tensors does not say how its images were normalised. `usual_statistics` are assumed.
 
     Args:
         path: See `gnpcli.runs.location.locate` and `gnpcli.weights.files.read_tensors`.
-        model: Registered name; a file of tensors is read as its family's.
+        model: Registered name. Its family reads a file of tensors.
         screen: Told of damaged checkpoints that were stepped over.
 
     Raises:
@@ -79,14 +77,9 @@ def read_pretrained(path: Path, model: str, screen: Screen) -> Pretrained:
         options = trained.config.model.model_dump(exclude={"name"}, exclude_none=True)
         return Pretrained(path, about, params, state, options, trained.spec.mean, trained.spec.std)
     params, state, facts = read_torch(path, model)
-    return Pretrained(
-        path,
-        f"a state dict of {model}",
-        params,
-        state,
-        facts.options,
-        *usual_statistics(facts.channels),
-    )
+    mean, std = usual_statistics(facts.channels)
+    about = f"a state dict of {model}"
+    return Pretrained(path, about, params, state, facts.options, mean, std)
 
 
 def read_torch(path: Path, model: str) -> tuple[Params, State, Facts]:
@@ -104,21 +97,20 @@ def read_torch(path: Path, model: str) -> tuple[Params, State, Facts]:
         params, state = family.from_torch(tensors)
     except CheckpointError as error:
         raise CheckpointError(f"{path} does not hold the weights of {model}: {error}") from error
-    # A mapped tensor is often a view of several: contiguous, it is one buffer to hash, to save and
-    # to transfer.
+    # A mapped tensor is often a view of several. A contiguous one is hashed, saved and transferred
+    # as one buffer.
     params, state = jax.tree.map(np.ascontiguousarray, (params, state))
     return params, state, family.facts(params)
 
 
 def usual_statistics(channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Return ImageNet's mean and deviation per channel; for grey images those that map [0, 1] to
-    [-1, 1].
+    """Return the usual mean and standard deviation per channel.
+
+    For three channels they are ImageNet's. For any other number they map [0, 1] to [-1, 1].
     """
-    return (
-        (STREAMED_MEAN, STREAMED_STD)
-        if channels == len(STREAMED_MEAN)
-        else ((0.5,) * channels, (0.5,) * channels)
-    )
+    if channels == len(STREAMED_MEAN):
+        return STREAMED_MEAN, STREAMED_STD
+    return (0.5,) * channels, (0.5,) * channels
 
 
 def open_pretrained(config: Resolved, screen: Screen) -> Pretrained:
@@ -132,9 +124,8 @@ def open_pretrained(config: Resolved, screen: Screen) -> Pretrained:
     expected = config.train.init_sha256
     if expected is not None and pretrained.sha256 != expected:
         raise CheckpointError(
-            f"{pretrained.path} holds other weights than those of train.init_sha256: their SHA-256 "
-            "is "
-            f"{pretrained.sha256}, not {expected}"
+            f"{pretrained.path} holds other weights than those of train.init_sha256: "
+            f"their SHA-256 is {pretrained.sha256}, not {expected}"
         )
     return pretrained
 
@@ -142,9 +133,9 @@ def open_pretrained(config: Resolved, screen: Screen) -> Pretrained:
 def complete(config: Resolved, pretrained: Pretrained) -> Resolved:
     """Return the configuration with what the weights decide: their hash, and the normalisation.
 
-    So the run is a function of its configuration, and resuming it needs the weights' own file no
-    more. Images are normalised as those were that the weights are used to, unless `data.mean` and
-    `data.std` say otherwise.
+    The run is then a function of its configuration. Resuming it does not need the weights' file.
+    Images are normalised as those that the weights were trained on, unless the configuration has
+    `data.mean` and `data.std`.
     """
     changes: dict[str, Any] = {
         "train.init_from": str(pretrained.path),
@@ -163,11 +154,12 @@ def fit_pretrained(
     Args:
         pretrained: What to fit.
         config: Resolved.
-        init: Draws initial parameters and state of its model; traced, and run for a new head alone.
+        init: Draws initial parameters and state of its model. It is traced, and run only for a new
+            head.
 
     Raises:
-        CheckpointError: They are of another architecture or, with the key to set, of another form
-            of it.
+        CheckpointError: They are of another architecture, or of another form of it. The message of
+            the second names the keys to set.
     """
     entry = find_model(config.model.name)
     mine = config.model.model_dump()
@@ -175,12 +167,14 @@ def fit_pretrained(
     try:
         fitted = fit(pretrained.params, pretrained.state, init, entry.load().resize)
     except CheckpointError as error:
-        remedy = ", ".join(
-            f"model.{key}={value}" for key, value in changed.items() if key in entry.options.shaping
-        )
-        raise CheckpointError(
+        text = (
             f"the weights in {pretrained.path} ({pretrained.about}) do not fit "
-            f"{config.model.name}: they {error}" + (f"; they are for {remedy}" if remedy else "")
-        ) from error
+            f"{config.model.name}: they {error}"
+        )
+        shaping = [key for key in changed if key in entry.options.shaping]
+        if shaping:
+            remedy = ", ".join(f"model.{key}={changed[key]}" for key in shaping)
+            text = f"{text}; they are for {remedy}"
+        raise CheckpointError(text) from error
     options = [f"model.{key}: {value} -> {mine.get(key)}" for key, value in changed.items()]
     return fitted._replace(notes=[*fitted.notes, *options])
