@@ -9,7 +9,6 @@ import pytest
 
 from gnpcli.config.checks import advice
 from gnpcli.config.loader import (
-    NAMED,
     Layer,
     differences,
     dump,
@@ -22,7 +21,7 @@ from gnpcli.config.loader import (
 )
 from gnpcli.config.reference import reference
 from gnpcli.config.resolved import resolve, settle
-from gnpcli.config.schema import RunConfig
+from gnpcli.config.schema import NAMED, RunConfig
 from gnpcli.config.strategies import STRATEGIES
 from gnpcli.errors import ConfigError, suggest
 from gnpcli.models.registry import model_section

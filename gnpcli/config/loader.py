@@ -1,6 +1,4 @@
-"""Layers of YAML and overrides, merged into a `RunConfig`; messages name the key, and file and line
-where known.
-"""
+"""Layers of YAML and overrides, merged into a `RunConfig`."""
 
 from __future__ import annotations
 
@@ -15,24 +13,19 @@ import yaml
 from pydantic import ValidationError
 
 from gnpcli.config.checks import check_together, complete
-from gnpcli.config.optimizers import OPTIMIZERS
-from gnpcli.config.schedules import DEFAULT_SCHEDULE, SCHEDULES
-from gnpcli.config.schema import RunConfig
-from gnpcli.config.section import (
-    MODEL_SECTION,
-    Choices,
-    ModelSections,
-    NamedSection,
-    Section,
-)
-from gnpcli.errors import ConfigError, suggest
+from gnpcli.config.messages import Places, explain, located
+from gnpcli.config.schedules import DEFAULT_SCHEDULE
+from gnpcli.config.schema import NAMED, RunConfig
+from gnpcli.config.section import MODEL_SECTION, ModelSections, NamedSection, Section
+from gnpcli.errors import ConfigError
 
 Tree = dict[str, Any]
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.2 scalars: ``1e-3`` is a number (PyYAML reads it as text) and
-    ``on``/``off``/``yes``/``no`` are text.
+    """Reads the scalars of YAML 1.2.
+
+    ``1e-3`` is a number, which PyYAML reads as text. ``on``, ``off``, ``yes`` and ``no`` are text.
     """
 
 
@@ -44,11 +37,12 @@ _Loader.yaml_implicit_resolvers = {
     ]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
+_FINITE = r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?$"
+_INFINITE = r"[-+]?\.(inf|Inf|INF)$"
+_NOT_A_NUMBER = r"\.(nan|NaN|NAN)$"
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
-    re.compile(
-        r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?$|[-+]?\.(inf|Inf|INF)$|\.(nan|NaN|NAN)$"
-    ),
+    re.compile(f"{_FINITE}|{_INFINITE}|{_NOT_A_NUMBER}"),
     list("-+.0123456789"),
 )
 _Loader.add_implicit_resolver(
@@ -58,12 +52,12 @@ _Loader.add_implicit_resolver(
 
 @dataclass(frozen=True)
 class Layer:
-    """One source of values: nested `values`, and for each dotted key where it was written
-    (``file:line``).
-    """
+    """One source of values."""
 
     values: Tree
-    where: Mapping[str, str] = field(default_factory=dict)
+    """Nested by section."""
+    where: Places = field(default_factory=dict)
+    """Where the keys were written."""
 
 
 def read_yaml(path: Path) -> Layer:
@@ -110,11 +104,14 @@ def _note_lines(node: yaml.MappingNode, prefix: str, path: str, where: dict[str,
 def parse_overrides(
     assignments: Sequence[str], flags: Mapping[str, tuple[str, Any]] | None = None
 ) -> list[Layer]:
-    """Turn ``key=value`` assignments, and flags given as ``{key: (flag, value)}``, into layers,
-    later ones winning.
+    """Turn flags and assignments into layers, the lowest first: assignments win over flags.
 
-    Values are read as YAML, so numbers, ``true``, ``null`` and ``[0.3, 0.6]`` mean what they mean
-    in a preset.
+    The values of assignments are read as YAML. So numbers, ``true``, ``null`` and ``[0.3, 0.6]``
+    mean what they mean in a preset.
+
+    Args:
+        assignments: Texts ``key=value``.
+        flags: ``{key: (flag, value)}``; a value of None was not given.
 
     Raises:
         ConfigError: An assignment without ``=`` or key, or a value that is not YAML.
@@ -154,13 +151,13 @@ def _sources(key: str, source: str) -> dict[str, str]:
 def merge(layers: Sequence[Layer], model_section: ModelSections | None = None) -> Layer:
     """Lay later values over earlier ones, section by section.
 
-    The ``name`` of a section may choose its keys. Where a later layer changes such a name, those
-    earlier values stay that the new choice has too, and the others go: ``--set
+    The ``name`` of a section may choose its keys. Where a later layer changes such a name, the
+    earlier values of keys that the new choice lacks are dropped. For example, ``--set
     optimizer.name=sgd`` over an AdamW preset keeps the learning rate and drops ``b1``.
 
     Args:
         layers: The lowest first.
-        model_section: The class of the `model` section by the model's name; without it a `model`
+        model_section: The class of the `model` section by the model's name. Without it a `model`
             section keeps all earlier values.
     """
     values: Tree = {}
@@ -212,25 +209,25 @@ def _copy(value: Any) -> Any:
 
 
 def validate(layer: Layer, model_section: ModelSections | None = None) -> RunConfig:
-    """Check types, ranges and names of keys, then what they say together, and fill what follows.
+    """Check each key, then what the keys say together, and fill what follows.
 
     Args:
         layer: The merged values.
-        model_section: The class of the `model` section by the model's name; without it any option
-            of any model may stand there.
+        model_section: The class of the `model` section by the model's name. Without it the section
+            is a `ModelSection`, which has a name alone.
 
     Raises:
-        ConfigError: With the key, where it was written, what is allowed, and how many other
-            problems there are.
+        ConfigError: With the key, its place, what is allowed, and a count of the other problems.
     """
     values = _with_default_schedule(layer.values)
     try:
         config = RunConfig.model_validate(values, context={MODEL_SECTION: model_section})
         check_together(config)
     except ValidationError as error:
-        raise explain(error, layer, list(known_keys(layer.values, model_section))) from None
+        keys = list(known_keys(layer.values, model_section))
+        raise explain(error, layer.where, keys) from None
     except ConfigError as error:
-        raise located(error, layer) from None
+        raise located(error, layer.where) from None
     return complete(config)
 
 
@@ -241,113 +238,11 @@ def _with_default_schedule(values: Tree) -> Tree:
     return {**values, "schedule": {"name": DEFAULT_SCHEDULE, **schedule}}
 
 
-def located(error: ConfigError, layer: Layer) -> ConfigError:
-    """Return `error` with the place where its key was written put in front of the message, if that
-    is known.
-    """
-    source = _source(error.key, layer) if error.key else ""
-    return ConfigError(f"{source}{error}", error.key)
-
-
-def _source(key: str, layer: Layer) -> str:
-    parts = key.split(".")
-    for end in range(len(parts), 0, -1):
-        if source := layer.where.get(".".join(parts[:end])):
-            return f"{source}: "
-    return ""
-
-
-def explain(error: ValidationError, layer: Layer, keys: Sequence[str]) -> ConfigError:
-    """Return what pydantic found in the values of `layer` as one line: the first problem, with its
-    place, and a count.
-
-    A key that is unknown goes before one that is missing: written wrongly, it is often the same.
-
-    Args:
-        error: From validating `layer.values`.
-        layer: The values, and where they were written.
-        keys: Every dotted key that may stand there.
-    """
-    found = sorted(error.errors(), key=lambda problem: problem["type"] != "extra_forbidden")
-    problems = [_describe(problem, layer, keys) for problem in found]
-    more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-    return ConfigError(f"{problems[0]}{more}")
-
-
-def _describe(problem: Any, layer: Layer, keys: Sequence[str]) -> str:
-    loc = [str(part) for part in problem["loc"]]
-    key, given, context = ".".join(loc), problem["input"], problem.get("ctx", {})
-    source = _source(key, layer)
-    match problem["type"]:
-        case "extra_forbidden":
-            # A key of another kind may be the closest in letters and still be no slip of the pen.
-            belongs = any(loc[-1] in kind for kind in _kinds().get(loc[0], {}).values())
-            near = "" if belongs else suggest(key, keys) or _suggest_last(loc[-1], keys)
-            parent = key.rpartition(".")[0]
-            section = [
-                k.removeprefix(f"{parent}.") for k in keys if parent and k.startswith(f"{parent}.")
-            ]
-            listing = f"; {parent} has {', '.join(section)}" if section and not near else ""
-            return f"{source}unknown key '{key}'{near}{listing}"
-        case "missing":
-            return f"{source}missing key '{key}'"
-        case "name_missing":
-            return f"{source}missing key '{key}.name' (one of {', '.join(context['choices'])})"
-        case "name_unknown":
-            name, choices = context["name"], list(context["choices"])
-            where = _source(f"{key}.name", layer)
-            listing = f"(one of {', '.join(choices)})"
-            return f"{where}unknown {key} '{name}'{suggest(name, choices)} {listing}"
-        case "literal_error":
-            choices = [choice.strip("' ") for choice in re.split(r",| or ", context["expected"])]
-            return f"{source}{key}: '{given}' is not one of {', '.join(choices)}{suggest(str(given), choices)}"
-        case "unknown_choice":
-            choices = list(context["choices"])
-            return f"{source}{key}: '{given}' is not one of {', '.join(choices)}{suggest(str(given), choices)}"
-        case "greater_than" | "greater_than_equal" | "less_than" | "less_than_equal":
-            sign, bound = next(iter((_SIGNS[name], value) for name, value in context.items()))
-            return f"{source}{key}: {given} is out of range (must be {sign} {bound:g})"
-        case "finite_number":
-            return f"{source}{key}: {given} is not a finite number"
-        case _:
-            wanted = _WANTED.get(problem["type"], problem["msg"])
-            return f"{source}{key}: expected {wanted}, got {given!r}"
-
-
-_SIGNS = {"gt": ">", "ge": ">=", "lt": "<", "le": "<="}
-_WANTED = {
-    "int_type": "a whole number", "int_from_float": "a whole number", "float_type": "a number",
-    "bool_type": "true or false",
-    "string_type": "text", "list_type": "a list", "model_type": "a section of keys", "dict_type": "a section of keys",
-    "model_attributes_type": "a section of keys",
-}  # fmt: skip
-
-
-def _suggest_last(word: str, keys: Sequence[str]) -> str:
-    """Suggest by the last part alone: ``lr`` or ``optimzer.lr`` are close to ``optimizer.lr``."""
-    for key in keys:
-        if key.rpartition(".")[2] == word:
-            return f" - did you mean '{key}'?"
-    return ""
-
-
-NAMED: Mapping[str, Choices] = {"optimizer": OPTIMIZERS, "schedule": SCHEDULES}
-"""Sections whose ``name`` chooses their class from a registry."""
-
-
-def _kinds() -> dict[str, dict[str, frozenset[str]]]:
-    """Return, for the sections of `NAMED`, the keys of each choice."""
-    return {
-        section: {name: frozenset(kind.key_names()) for name, kind in choices.items()}
-        for section, choices in NAMED.items()
-    }
-
-
 def known_keys(values: Tree, model_section: ModelSections | None = None) -> Iterator[str]:
     """Yield every dotted key that a configuration may have.
 
-    Of a section that is chosen by name, those are the keys of the choice in `values`; of all
-    choices where it names none.
+    A section that is chosen by name has the keys of the choice in `values`. Where `values` names
+    none, it has those of every choice.
     """
     for section in RunConfig.model_fields:
         given = values.get(section)
@@ -371,14 +266,18 @@ def _classes(section: str, name: Any, model_section: ModelSections | None) -> li
 
 
 def dump(config: RunConfig) -> str:
-    """Return `config` as YAML with every key; `read_yaml` and `validate` give the same config back."""
-    tree = {
-        section: dict(
-            sorted(keys.items(), key=lambda item: item[0] != "name")
-        )  # the name, which chooses the rest, first
-        for section, keys in config.model_dump(mode="json").items()
-    }
+    """Return `config` as YAML with every key.
+
+    `read_yaml` and `validate` give the same configuration back.
+    """
+    sections = config.model_dump(mode="json")
+    tree = {section: _name_first(keys) for section, keys in sections.items()}
     return yaml.safe_dump(tree, sort_keys=False, allow_unicode=True)
+
+
+def _name_first(keys: Tree) -> Tree:
+    """Return the keys of a section with the name, which chooses the others, before them."""
+    return dict(sorted(keys.items(), key=lambda item: item[0] != "name"))
 
 
 def flatten(config: RunConfig) -> dict[str, Any]:

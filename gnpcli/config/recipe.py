@@ -14,27 +14,37 @@ DATA_KEYS = (
     "data.validation_fraction",
     "data.image_size",
 )
-"""Keys that decide which images a run is trained and measured on: others make errors that do not
-compare.
+"""Keys that decide which images a run is trained and measured on.
+
+Errors of runs that differ in them do not compare.
 """
 
 _NO_MATTER = (
-    "train.seed", "train.log_every_steps", "train.eval_every_epochs", "checkpoint.", "mesh.", "data.dir",
-    "data.eval_batch_size", "data.workers", "data.stream",
-)  # fmt: skip
+    "train.seed",
+    "train.log_every_steps",
+    "train.eval_every_epochs",
+    "checkpoint.",
+    "mesh.",
+    "data.dir",
+    "data.eval_batch_size",
+    "data.workers",
+    "data.stream",
+)
+"""Keys, and sections with a dot, that decide no result."""
 _ACT_WITHOUT_GR = ("gr.strategy", "gr.groups", "gr.batch_norm")
 
 
 def recipe(config: RunConfig) -> dict[str, Any]:
     """Return ``{"section.key": value}`` of the keys that decide a result, up to the seed.
 
-    Without gradient regularization the keys that say how it is done decide nothing, but for those
-    that say how the batch is cut, which BatchNorm and dropout follow either way.
+    Without gradient regularization most keys of ``gr`` decide nothing. Those that say how the batch
+    is cut still count, because BatchNorm and dropout follow them either way.
     """
     is_plain = not config.gr.how.penalises
-    return {
-        key: value
-        for key, value in flatten(config).items()
-        if not key.startswith(_NO_MATTER)
-        and not (is_plain and key.startswith("gr.") and key not in _ACT_WITHOUT_GR)
-    }
+    return {key: value for key, value in flatten(config).items() if _matters(key, is_plain)}
+
+
+def _matters(key: str, is_plain: bool) -> bool:
+    if key.startswith(_NO_MATTER):
+        return False
+    return not is_plain or not key.startswith("gr.") or key in _ACT_WITHOUT_GR

@@ -12,8 +12,7 @@ from typing import Any
 
 from pydantic.fields import FieldInfo
 
-from gnpcli.config.loader import NAMED
-from gnpcli.config.schema import RunConfig
+from gnpcli.config.schema import NAMED, RunConfig
 from gnpcli.config.section import ModelSection, Section
 from gnpcli.config.strategies import STRATEGIES
 

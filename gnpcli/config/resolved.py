@@ -12,7 +12,8 @@ from typing import Annotated, Any, Self
 from pydantic import Field, field_serializer
 
 from gnpcli.config.checks import check_batch_is_divisible
-from gnpcli.config.loader import Layer, located, merge, nest, validate
+from gnpcli.config.loader import Layer, merge, nest, validate
+from gnpcli.config.messages import located
 from gnpcli.config.schema import GrConfig, RunConfig
 from gnpcli.config.section import ModelSections
 from gnpcli.errors import ConfigError
@@ -106,4 +107,4 @@ def resolve(
     try:
         return settle(config, devices)
     except ConfigError as error:
-        raise located(error, layer) from None
+        raise located(error, layer.where) from None

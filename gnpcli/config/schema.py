@@ -6,6 +6,7 @@ Importing this module imports neither jax nor numpy: config errors answer at onc
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -20,7 +21,7 @@ from pydantic_core import PydanticCustomError
 
 from gnpcli.config.optimizers import OPTIMIZERS, OptimizerConfig
 from gnpcli.config.schedules import SCHEDULES, ScheduleConfig
-from gnpcli.config.section import ModelSection, Section, chosen_from, chosen_model
+from gnpcli.config.section import Choices, ModelSection, Section, chosen_from, chosen_model
 from gnpcli.config.strategies import NONE, STRATEGIES, Strategy
 from gnpcli.config.weights import Weights
 
@@ -297,3 +298,7 @@ class RunConfig(Section):
     train: TrainConfig
     checkpoint: CheckpointConfig = CheckpointConfig()
     mesh: MeshConfig = MeshConfig()
+
+
+NAMED: Mapping[str, Choices] = {"optimizer": OPTIMIZERS, "schedule": SCHEDULES}
+"""Sections whose ``name`` chooses their class from a registry."""

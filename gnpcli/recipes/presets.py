@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gnpcli.config.loader import Layer, located, merge, parse_overrides, read_yaml, validate
+from gnpcli.config.loader import Layer, merge, parse_overrides, read_yaml, validate
+from gnpcli.config.messages import located
 from gnpcli.config.resolved import Resolved, settle
 from gnpcli.config.resolved import resolve as resolve_configuration
 from gnpcli.config.schema import RunConfig
@@ -147,7 +148,7 @@ def compose_layers(layers: Sequence[Layer]) -> RunConfig:
     try:
         check_data(config.data)
     except ConfigError as error:
-        raise located(error, layer) from None
+        raise located(error, layer.where) from None
     return config
 
 

@@ -12,7 +12,8 @@ from typing import Any, Literal
 
 from pydantic import ValidationError
 
-from gnpcli.config.loader import Layer, Tree, explain, parse_overrides, read_yaml
+from gnpcli.config.loader import Layer, Tree, parse_overrides, read_yaml
+from gnpcli.config.messages import explain
 from gnpcli.config.resolved import Resolved, settle
 from gnpcli.config.schema import RunConfig
 from gnpcli.errors import ConfigError, suggest
@@ -172,7 +173,7 @@ def load_table(name: str) -> Table:
     try:
         spec = TableSpec.model_validate(layer.values)
     except ValidationError as error:
-        message = str(explain(error, layer, list(known_keys(layer.values))))
+        message = str(explain(error, layer.where, list(known_keys(layer.values))))
         if not message.startswith(f"{path}:"):
             message = f"{path}: {message}"
         raise ConfigError(message) from None
