@@ -19,12 +19,12 @@ from gnpcli.config.loader import (
     read_yaml,
     validate,
 )
-from gnpcli.config.reference import reference
 from gnpcli.config.resolved import resolve, settle
 from gnpcli.config.schema import NAMED, RunConfig
 from gnpcli.config.strategies import STRATEGIES
 from gnpcli.errors import ConfigError, suggest
-from gnpcli.models.registry import model_section
+from gnpcli.models.registry import MODELS, model_section
+from gnpcli.recipes.reference import page
 
 MINIMAL = """\
 model: {name: vit-nano}
@@ -396,10 +396,18 @@ def test_every_field_of_the_configuration_is_documented():
 
 
 def test_the_reference_of_the_configuration_is_current():
-    page = Path(__file__).resolve().parents[1] / "docs" / "configuration.md"
-    assert page.read_text(encoding="utf-8") == reference(), (
-        "run: python -m gnpcli.config.reference > docs/configuration.md"
+    written = Path(__file__).resolve().parents[1] / "docs" / "configuration.md"
+    assert written.read_text(encoding="utf-8") == page(), (
+        "run: python -m gnpcli.recipes.reference > docs/configuration.md"
     )
+
+
+def test_the_reference_has_the_options_of_every_model():
+    lines = page().splitlines()
+    for name, entry in MODELS.items():
+        assert any(line.startswith("Models: ") and f"`{name}`" in line for line in lines)
+        for option in entry.options.option_names():
+            assert any(line.startswith(f"| `{option}` |") for line in lines)
 
 
 def test_other_values_are_validated_like_the_first():

@@ -1,13 +1,10 @@
-"""The reference of every key of a configuration, written from the sections' own docstrings.
-
-``python -m gnpcli.config.reference > docs/configuration.md`` writes the page.
-"""
+"""The reference of every key of a configuration, written from the docstrings of the sections."""
 
 from __future__ import annotations
 
 import types
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from pydantic.fields import FieldInfo
@@ -19,30 +16,29 @@ from gnpcli.config.strategies import STRATEGIES
 HEAD = """\
 # Configuration
 
-This page is written by `python -m gnpcli.config.reference > docs/configuration.md`.
+This page is written by `python -m gnpcli.recipes.reference > docs/configuration.md`.
 
-A configuration is a preset, a file or a run's `config.yaml`, under `--set section.key=value`.
-Time is in epochs, rates are per step, sizes are in examples or pixels.
+A configuration is a preset, a file, or the `config.yaml` of a run. `--set section.key=value`
+changes a key of it. Time is in epochs, rates are per step, sizes are in examples or pixels.
 """
 
+Models = Mapping[type[ModelSection], Sequence[str]]
+"""The names of the models that share options, by the class of the options."""
 
-def reference(models: Mapping[str, type[ModelSection]] | None = None) -> str:
+
+def reference(models: Models) -> str:
     """Return the page in Markdown: every section, its keys, types, ranges and defaults.
 
     Args:
-        models: The options of the models by a heading, such as the family; None leaves them out.
+        models: The models whose options are listed.
     """
     parts = [HEAD]
     for section, info in RunConfig.model_fields.items():
-        parts.append(f"## {section}\n")
+        kind = _declared(info)
+        parts += [f"## {section}\n", f"{_plain(kind.__doc__)}\n"]
+        parts += _choices(section) if section in NAMED else _table(kind, kind.model_fields)
         if section == "model":
-            parts += _one(ModelSection)
-            parts.append("\n`gnp models show NAME` lists the options of a model.")
-            parts += _choices("family", models or {})
-        elif section in NAMED:
-            parts += _choices("name", NAMED[section])
-        else:
-            parts += _one(_declared(info))
+            parts += _models(models)
         if section == "gr":
             parts += _strategies()
         parts.append("")
@@ -56,26 +52,45 @@ def _declared(info: FieldInfo) -> type[Section]:
     return kind
 
 
-def _one(kind: type[Section]) -> Iterator[str]:
-    """Yield what a section is, and a table of its keys."""
-    yield f"{_plain(kind.__doc__)}\n"
-    yield "| key | value | default | meaning |"
-    yield "| --- | --- | --- | --- |"
-    for key, info in kind.model_fields.items():
-        cells = (f"`{key}`", _value(info), _default(info), _plain(info.description))
-        yield f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
+def _choices(section: str) -> Iterator[str]:
+    """Yield the keys of each choice of a section."""
+    yield f"`{section}.name` chooses the other keys."
+    for name, kind in NAMED[section].items():
+        yield f"\n### {section}.name: {name}\n"
+        yield f"{_plain(kind.__doc__)}\n"
+        yield from _table(kind, _without_name(kind))
 
 
-def _choices(chooser: str, kinds: Mapping[str, type[Section]]) -> Iterator[str]:
-    for name, kind in kinds.items():
-        yield f"\n### {chooser}: {name}\n"
-        yield from _one(kind)
+def _models(models: Models) -> Iterator[str]:
+    """Yield the options that models share, and which models these are."""
+    for kind, names in models.items():
+        listed = ", ".join(f"`{name}`" for name in names)
+        yield f"\n### {_plain(kind.__doc__).removesuffix('.')}\n"
+        yield f"Models: {listed}.\n"
+        yield from _table(kind, _without_name(kind))
 
 
 def _strategies() -> Iterator[str]:
-    yield "\n### Strategies\n"
+    yield "\n### gr.strategy\n"
     for strategy in STRATEGIES.values():
         yield f"- `{strategy.name}`: {strategy.help}"
+
+
+def _without_name(kind: type[Section]) -> list[str]:
+    return [key for key in kind.model_fields if key != "name"]
+
+
+def _table(kind: type[Section], keys: Iterable[str]) -> Iterator[str]:
+    yield "| key | value | default | meaning |"
+    yield "| --- | --- | --- | --- |"
+    for key in keys:
+        info = kind.model_fields[key]
+        cells = (f"`{key}`", _value(info), _default(info), _plain(info.description))
+        yield f"| {' | '.join(map(_escaped, cells))} |"
+
+
+def _escaped(cell: str) -> str:
+    return cell.replace("|", r"\|")
 
 
 def _plain(text: str | None) -> str:
@@ -84,23 +99,7 @@ def _plain(text: str | None) -> str:
 
 
 def _value(info: FieldInfo) -> str:
-    bounds = [text for item in info.metadata if (text := _bound(item))]
-    return _with_bounds(_type(info.annotation), bounds)
-
-
-_SIGNS = {"gt": ">", "ge": "≥", "lt": "<", "le": "≤", "min_length": "length ≥"}
-
-
-def _bound(item: Any) -> str:
-    """Return one limit of a value, such as ``≥ 0``; nothing for what is no limit."""
-    for name, sign in _SIGNS.items():
-        limit = getattr(item, name, None)
-        if limit is not None:
-            return f"{sign} {limit:g}"
-    return ""
-
-
-_WORDS = {int: "whole number", float: "number", str: "text", bool: "true or false"}
+    return _with_limits(_type(info.annotation), info.metadata)
 
 
 def _type(annotation: Any) -> str:
@@ -119,16 +118,31 @@ def _type(annotation: Any) -> str:
     return _WORDS[annotation]
 
 
+_WORDS = {int: "whole number", float: "number", str: "text", bool: "true or false"}
+
+
 def _annotated(annotation: Any, *metadata: Any) -> str:
     limits: list[Any] = []
     for item in metadata:
         limits += item.metadata if isinstance(item, FieldInfo) else [item]
-    bounds = [text for item in limits if (text := _bound(item))]
-    return _with_bounds(_type(annotation), bounds)
+    return _with_limits(_type(annotation), limits)
 
 
-def _with_bounds(values: str, bounds: list[str]) -> str:
-    return f"{values} {', '.join(bounds)}" if bounds else values
+def _with_limits(values: str, metadata: Iterable[Any]) -> str:
+    limits = ", ".join(filter(None, map(_limit, metadata)))
+    return f"{values} {limits}" if limits else values
+
+
+_SIGNS = {"gt": ">", "ge": "≥", "lt": "<", "le": "≤", "min_length": "of length ≥"}
+
+
+def _limit(item: Any) -> str:
+    """Return one limit of a value, such as ``≥ 0``; nothing for what is no limit."""
+    for name, sign in _SIGNS.items():
+        limit = getattr(item, name, None)
+        if limit is not None:
+            return f"{sign} {limit}"
+    return ""
 
 
 def _default(info: FieldInfo) -> str:
@@ -137,10 +151,4 @@ def _default(info: FieldInfo) -> str:
     value = info.get_default(call_default_factory=True)
     if value is None:
         return "null"
-    if isinstance(value, bool):
-        return str(value).lower()
-    return f"`{value}`" if value != "" else ""
-
-
-if __name__ == "__main__":
-    print(reference(), end="")
+    return str(value).lower() if isinstance(value, bool) else f"`{value}`"

@@ -69,8 +69,10 @@ class SteppedConfig(ScheduleConfig):
     """The peak, multiplied by `factor` at each of the boundaries."""
 
     boundaries: list[Annotated[float, Field(gt=0, lt=1)]] = [0.3, 0.6, 0.8]
-    """Where the rate drops, as shares of the whole training, rising (WideResNet's recipe: 0.3, 0.6,
-    0.8)."""
+    """Where the rate drops, as rising shares of the whole training.
+
+    The default is WideResNet's recipe.
+    """
     factor: Annotated[float, Field(gt=0, le=1)] = 0.2
     """What each boundary multiplies the rate by."""
 

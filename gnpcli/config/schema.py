@@ -1,7 +1,7 @@
-"""The typed configuration tree. Time is in epochs, rates are per step, sizes are in examples or
-pixels.
+"""The typed configuration tree.
 
-Importing this module imports neither jax nor numpy: config errors answer at once.
+Time is in epochs, rates are per step, sizes are in examples or pixels. Importing this module
+imports neither jax nor numpy, so that errors of a configuration are told at once.
 """
 
 from __future__ import annotations
@@ -30,88 +30,117 @@ class DataConfig(Section):
     """Where the images come from and how they are fed."""
 
     name: str
-    """``digits``, ``cifar10``, ``imagenet``, ``folder:DIR``, ``tfds:NAME``, ...; ``gnp data list``
-    shows them all.
+    """``digits``, ``cifar10``, ``imagenet``, ``folder:DIR``, ``tfds:NAME`` and others.
+
+    ``gnp data list`` shows them all.
     """
     dir: str | None = None
-    """Folder where a named data set lives; null looks in the default places of the data set."""
+    """Folder of a named data set. Null looks in the default places of the data set."""
     train_split: str | None = None
-    """Splits of a TFDS data set to train on, joined by ``+`` (``train+extra`` of SVHN); null takes
-    ``train``.
+    """Splits of a TFDS data set to train on, joined by ``+``.
+
+    For example, SVHN has ``train+extra``. Null takes ``train``.
     """
     test_split: str | None = None
-    """Split of a TFDS data set to test on; null takes ``test``, or ``validation`` where there is no
-    ``test``.
+    """Split of a TFDS data set to test on.
+
+    Null takes ``test``, or ``validation`` where there is no ``test``.
     """
     val_labels: str | None = None
-    """File that gives the classes of a flat ``val`` folder; null looks for the ImageNet and
-    Tiny-ImageNet names.
+    """File that gives the classes of a flat ``val`` folder.
+
+    Null looks for the file names of ImageNet and Tiny-ImageNet.
     """
     batch_size: Annotated[int, Field(ge=1)] = 128
-    """Training examples per step over all devices; the remainder of an epoch is dropped, a
-    different one each epoch.
+    """Training examples per step over all devices.
+
+    The examples that are left at the end of an epoch are dropped: different ones in each epoch.
     """
     eval_batch_size: Annotated[int, Field(ge=1)] | None = None
-    """Evaluation examples per step over all devices; null takes `batch_size`. No example is ever
-    dropped.
+    """Evaluation examples per step over all devices.
+
+    Null takes `data.batch_size`. No example is ever dropped.
     """
     augment: Literal["none", "crop", "basic", "autoaugment", "randaugment"] = "none"
-    """``crop``: a random crop; ``basic``: crop and a random left-right flip; the others add a
-    policy to ``basic``. In memory the crop reflect-pads and cuts the old size back; streamed it is
-    a random resized crop."""
+    """What is done to each training image.
+
+    ``crop`` is a random crop. ``basic`` is a crop and a random left-right flip. The others add a
+    policy to ``basic``. The crop of images in memory pads them by reflection and cuts the old size
+    back. The crop of streamed images is a random resized crop.
+    """
     crop_padding: Annotated[int, Field(ge=1)] | None = None
-    """Pixels of reflected border before the crop; null takes an eighth of the image size (4 at 32
-    pixels).
+    """Pixels of reflected border before the crop.
+
+    Null takes an eighth of the image size: 4 at 32 pixels.
     """
     crop_min_area: Annotated[float, Field(gt=0, le=1)] = 0.08
     """Smallest share of a streamed image's area that its random resized crop keeps."""
     autoaugment_policy: Literal["cifar", "svhn", "imagenet"] | None = None
-    """Policy of ``autoaugment``; null takes the data set's own (CIFAR's for small images,
-    ImageNet's for streamed).
+    """Policy of ``autoaugment``.
+
+    Null takes that of the data set: CIFAR's for small images, ImageNet's for streamed ones.
     """
     randaugment_layers: Annotated[int, Field(ge=1)] = 2
     """Operations that ``randaugment`` applies to an image in turn (N, arXiv 1909.13719)."""
     randaugment_magnitude: Annotated[float, Field(ge=0, le=10)] = 9.0
-    """Strength of each of them on the scale 0 to 10 (M)."""
+    """Strength of each operation of ``randaugment`` on a scale from 0 to 10 (M)."""
     random_erasing: Annotated[float, Field(ge=0, le=1)] = 0.0
-    """Probability with which a random rectangle of an image is replaced by the mean colour (arXiv
-    1708.04896).
+    """Probability that a random rectangle of an image is erased (arXiv 1708.04896).
+
+    The mean colour takes its place.
     """
     mix: Literal["none", "cutout", "mixup", "cutmix", "mixcut"] = "none"
-    """What is done to a batch: cutout (arXiv 1708.04552), mixup (1710.09412), cutmix (1905.04899),
-    or mixup and then cutout."""
-    mix_alpha: Annotated[float, Field(gt=0)] = 1.0
-    """Both parameters of the Beta distribution that the mixing coefficients of mixup and cutmix
-    come from.
+    """What is done to a batch.
+
+    ``cutout`` is arXiv 1708.04552, ``mixup`` is arXiv 1710.09412, and ``cutmix`` is arXiv
+    1905.04899. ``mixcut`` is mixup and then cutout.
     """
+    mix_alpha: Annotated[float, Field(gt=0)] = 1.0
+    """Both parameters of the Beta distribution of mixup's and cutmix's coefficients."""
     cutout_size: Annotated[int, Field(ge=1)] | None = None
-    """Side of cutout's square in pixels; null takes half the image size (16 at 32 pixels)."""
+    """Side of cutout's square in pixels.
+
+    Null takes half the image size: 16 at 32 pixels.
+    """
     augment_variant: Literal["paper", "upstream-compat"] = "paper"
-    """``paper``: policies at their papers' scale, every image with its own draws;
-    ``upstream-compat``: what the GNP papers' code does, policies at ImageNet's scale and one cutout
-    square and mixing coefficient for a whole batch."""
+    """Whose augmentation this is.
+
+    ``paper`` takes policies at the scale of their papers, and every image has its own draws.
+    ``upstream-compat`` does what the GNP papers' code does. Its policies are at ImageNet's scale,
+    and a whole batch shares one cutout square and one mixing coefficient.
+    """
     image_size: Annotated[int, Field(ge=1)] | None = None
-    """Side in pixels to which images are resized; null keeps their own size, or takes 224 for
-    streamed images.
+    """Side in pixels to which images are resized.
+
+    Null keeps their own size. For streamed images it takes 224.
     """
     mean: list[float] | None = None
-    """Per channel, what is subtracted from pixel values scaled to [0, 1]; null takes the mean of
-    the training images, with `train.init_from` that of the images that those weights were trained
-    on."""
+    """What is subtracted from pixel values in [0, 1], per channel.
+
+    Null takes the mean of the training images. With `train.init_from` it takes the mean of the
+    images that those weights were trained on.
+    """
     std: list[Annotated[float, Field(gt=0)]] | None = None
-    """Per channel, what they are then divided by; null as with `mean`."""
+    """What pixel values are divided by after that, per channel. Null as with `data.mean`."""
     validation_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Share of every training class set aside for validation, the same examples for every seed."""
+    """Share of every training class set aside for validation.
+
+    The examples are the same for every seed.
+    """
     stream: bool | None = None
-    """Whether a folder's images are decoded batch by batch rather than once into memory; null does
-    so where they, or `image_size`, are larger than 96 pixels."""
+    """Whether a folder's images are decoded batch by batch, not once into memory.
+
+    Null does so where they, or `data.image_size`, are larger than 96 pixels.
+    """
     workers: Annotated[int, Field(ge=0)] | None = None
-    """Processes that decode streamed images; 0 decodes in threads of this process; null takes one
-    per core.
+    """Processes that decode streamed images.
+
+    0 decodes in threads of the training process. Null takes one process per core.
     """
     unreadable: Literal["error", "skip"] = "error"
-    """What a streamed image that cannot be decoded does: stop the run, or be skipped with a warning
-    and a count.
+    """What happens at a streamed image that cannot be decoded.
+
+    ``error`` stops the run. ``skip`` leaves the image out, with a warning and a count.
     """
 
 
@@ -134,70 +163,97 @@ def _known_strategy(name: str) -> str:
 
 
 class GrConfig(Section):
-    """Gradient regularization: the loss becomes ``L + lambda ||grad L||`` with ``lambda = alpha *
-    r``.
+    """Gradient regularization.
+
+    The loss becomes ``L + lambda ||grad L||`` with ``lambda = alpha * r``.
     """
 
     strategy: Annotated[str, AfterValidator(_known_strategy)] = NONE
-    """How r and alpha move during the GR warmup; ``none`` trains plainly, ``sam`` is alpha = 1."""
+    """How r and alpha move during the GR warmup. ``none`` trains plainly, ``sam`` is alpha = 1."""
     r: Annotated[float, Field(ge=0)] | None = None
     """Perturbation radius: L2 norm of the step from the parameters to the perturbed point."""
     alpha: Annotated[float, Field(ge=0, le=1)] | None = None
     """Mixing weight of the perturbed gradient, ``lambda / r``; 0 is plain training, 1 is SAM."""
     warmup_epochs: Annotated[float, Field(ge=0)] | None = None
-    """Length of the GR warmup; null takes `schedule.warmup_epochs`."""
+    """Length of the GR warmup. Null takes `schedule.warmup_epochs`."""
     gradient: Literal["finite-difference", "exact"] = "finite-difference"
-    """How the gradient of the penalty is computed: a second gradient, or a Hessian-vector product.
+    """How the gradient of the penalty is computed.
+
+    ``finite-difference`` takes a second gradient. ``exact`` takes a Hessian-vector product.
     """
     mix: Literal["raw", "unit"] = "raw"
-    """``raw``: the papers' formula; ``unit``: their code's other default, where the clean gradient
-    enters as a unit vector (upstream-compat)."""
+    """How the clean gradient enters the mix.
+
+    ``raw`` is the papers' formula. ``unit`` is the other default of the papers' code: the clean
+    gradient is scaled to length 1.
+    """
     ascent: Literal["l2", "adaptive"] = "l2"
-    """Ball that the perturbation stays in: of the L2 norm, or stretched by the size of each weight
-    (ASAM, arXiv 2102.11600)."""
+    """Ball that the perturbation stays in.
+
+    ``l2`` is the ball of the L2 norm. ``adaptive`` stretches it by the size of each weight (ASAM,
+    arXiv 2102.11600).
+    """
     adaptive_eta: Annotated[float, Field(ge=0)] = 0.01
-    """Added to the sizes of the weights that ``adaptive`` scales by, so that weights of 0 are
-    perturbed too.
+    """Added to the sizes of the weights that ``adaptive`` scales by.
+
+    With it weights of 0 are perturbed too.
     """
     adapt_biases_and_norms: bool = False
-    """Whether ``adaptive`` also scales by the sizes of parameters of one dimension (biases, norm
-    scales).
+    """Whether ``adaptive`` also scales by the sizes of one-dimensional parameters.
+
+    These are biases and the scales of norms.
     """
     perturb: Annotated[str, Field(min_length=1)] = "all"
-    """Parameters that are perturbed, and whose gradient the norm is of: ``all``, ``norms`` (SAM-ON,
-    arXiv 2306.04226), ``weights`` (all but the norms), or a pattern such as ``block_*/kernel`` over
-    their paths."""
+    """Parameters that are perturbed; the norm is that of their gradient.
+
+    ``all`` means every parameter. ``norms`` means those of the normalisation layers (SAM-ON, arXiv
+    2306.04226), and ``weights`` all others. Any other text is a pattern over the paths of the
+    parameters, such as ``block_*/kernel``.
+    """
     surrogate_gap: Annotated[float, Field(ge=0)] = 0.0
-    """Weight with which the component of the clean gradient orthogonal to the perturbed one is
-    subtracted (alpha of GSAM, arXiv 2203.08065)."""
+    """Weight of the surrogate gap (alpha of GSAM, arXiv 2203.08065).
+
+    It multiplies the component of the clean gradient that is orthogonal to the perturbed gradient,
+    and the product is subtracted.
+    """
     penalize_l2: bool = True
-    """Whether the penalty is on the gradient of the loss with `train.l2` in it; false adds the
-    gradient of L2 after.
+    """Whether the penalty is on the gradient of the loss with `train.l2` in it.
+
+    Otherwise the gradient of L2 is added afterwards.
     """
     every: Annotated[int, Field(ge=1)] = 1
-    """Steps from one penalised step to the next; 1 penalises every step (after a zero-warmup,
-    counted from its end).
+    """Steps from one penalised step to the next; 1 penalises every step.
+
+    After a zero-warmup they are counted from its end.
     """
     between: Literal["plain", "reuse"] = "plain"
-    """What the steps between do: train plainly, or reuse what the last penalised gradient had
-    beyond the clean one (LookSAM, arXiv 2203.02714)."""
+    """What the steps between two penalised steps do.
+
+    ``plain`` trains plainly. ``reuse`` adds what the last penalised gradient had beyond the clean
+    one (LookSAM, arXiv 2203.02714).
+    """
     reuse_weight: Annotated[float, Field(ge=0)] = 0.7
-    """Weight of the reused component, in lengths of the clean gradient; multiplied by alpha
-    (LookSAM's alpha).
+    """Weight of the reused component, in lengths of the clean gradient.
+
+    It is LookSAM's alpha, and is multiplied by `gr.alpha`.
     """
     probability: Annotated[float, Field(ge=0, le=1)] = 1.0
-    """Probability with which a step is penalised rather than plain, drawn by seed and step."""
+    """Probability that a step is penalised and not plain, drawn by seed and step."""
     probability_end: Annotated[float, Field(ge=0, le=1)] | None = None
-    """Probability at the last step, reached linearly from the end of the GR warmup on; null keeps
-    `probability`.
+    """Probability at the last step, reached linearly from the end of the GR warmup.
+
+    Null keeps `gr.probability`.
     """
     groups: Groups = 1
-    """Equal parts of the batch that each have a perturbation of their own (m-sharpness, arXiv
-    2010.01412), whatever the number of devices; ``per-device`` is their number at the start, as in
-    the papers' code."""
+    """Equal parts of the batch that each have a perturbation of their own.
+
+    This is m-sharpness (arXiv 2010.01412). A number acts whatever the number of devices.
+    ``per-device`` takes the number of devices at the start, as the papers' code does.
+    """
     batch_norm: Literal["per-group", "synchronised"] = "per-group"
-    """Whether BatchNorm normalises each group by its own statistics or all of them by those of the
-    whole batch.
+    """Whose statistics BatchNorm normalises by.
+
+    ``per-group`` takes those of each group. ``synchronised`` takes those of the whole batch.
     """
 
     @property
@@ -214,69 +270,82 @@ class TrainConfig(Section):
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     """Seed of the initial parameters, the order of the data, augmentation and dropout."""
     init_from: str | None = None
-    """Weights to start from instead of random ones: a run, a checkpoint, or a file of tensors; null
-    draws them.
+    """Weights to start from: a run, a checkpoint, or a file of tensors.
+
+    Null starts from random weights.
     """
     init_sha256: str | None = None
-    """SHA-256 of those weights, filled in when training starts; others are refused."""
+    """SHA-256 of those weights; others are refused. It is filled in at the start."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Compute type of the model; parameters, optimizer, norms and losses stay float32."""
+    """Compute type of the model. Parameters, optimizer, norms and losses stay float32."""
     remat: bool = False
-    """Whether the blocks of a network keep their input alone and compute the rest again for the
-    gradient: less memory for the activations, about a third more work. On a CPU it saved no memory.
-    A VGG has no blocks."""
+    """Whether a block of the network stores its input alone for the gradient.
+
+    The rest is computed again. That saves memory of activations for about a third more work. On a
+    CPU it saved no memory. A VGG has no blocks.
+    """
     clip_norm: Annotated[float, Field(gt=0)] | None = None
-    """Global L2 norm to which the mixed gradient is clipped; null clips nothing."""
+    """Global L2 norm to which the mixed gradient is clipped. Null clips nothing."""
     l2: Annotated[float, Field(ge=0)] = 0.0
-    """Adds ``l2 / 2 * ||parameters||^2`` to the training loss of both passes (or of the clean one
-    alone, see `gr.penalize_l2`); refused with `optimizer.weight_decay`."""
+    """Adds ``l2 / 2 * ||parameters||^2`` to the training loss.
+
+    It acts in both passes, or in the clean one alone without `gr.penalize_l2`. It is refused
+    together with `optimizer.weight_decay`.
+    """
     decay_biases_and_norms: bool = False
-    """Whether `l2` and `optimizer.weight_decay` also act on parameters of one dimension (biases,
-    norm scales).
+    """Whether L2 and weight decay also act on one-dimensional parameters.
+
+    These are biases and the scales of norms.
     """
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Share of the target spread evenly over all classes; evaluation never sees it."""
     on_nonfinite: Literal["stop", "skip"] = "stop"
-    """What a loss or gradient that is not finite does, of either pass: stop the run, or leave this
-    one update out.
+    """What happens at a loss or gradient that is not finite, in either pass.
+
+    ``stop`` stops the run. ``skip`` leaves this one update out.
     """
     max_skips: Annotated[int, Field(ge=1)] = 10
-    """Under ``on_nonfinite: skip``, the number of faulty steps in a row that stops the run after
-    all.
-    """
+    """Faulty steps in a row that stop the run under ``on_nonfinite: skip``."""
     ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = None
-    """Decay of a moving average of the parameters kept beside them (0.9999, say), lower in the
-    first steps; null keeps none."""
+    """Decay of a moving average of the parameters, such as 0.9999.
+
+    The decay is lower in the first steps. Null keeps no average.
+    """
     evaluate_weights: Weights = "raw"
-    """Which weights are evaluated, in training and by default in `gnp eval`, and decide which
-    checkpoint is best.
+    """Which weights are evaluated in training, and by default in ``gnp eval``.
+
+    They also decide which checkpoint is best.
     """
     recalibrate_batches: Annotated[int, Field(ge=1)] = 100
-    """Training batches over which BatchNorm statistics are taken anew for the averaged weights
-    before an evaluation.
+    """Training batches over which BatchNorm statistics are taken again.
+
+    That is done for the averaged weights before an evaluation.
     """
     accumulate: Annotated[int, Field(ge=1)] = 1
-    """Pieces into which the batch is cut to save memory, their gradients being averaged;
-    `gr.groups`, not this, says how many perturbations there are, and the groups are pieces already.
+    """Microbatches into which a batch is cut to save memory.
+
+    Their gradients are averaged. `gr.groups`, not this, is the number of perturbations. A group is
+    a microbatch already.
     """
     log_every_steps: Annotated[int, Field(ge=1)] = 20
     """Steps between two training lines of the log."""
     eval_every_epochs: Annotated[int, Field(ge=1)] = 1
-    """Epochs between two evaluations; the last epoch is always evaluated."""
+    """Epochs between two evaluations. The last epoch is always evaluated."""
 
 
 class CheckpointConfig(Section):
     """When the state is saved and which saves are kept. The last step is always saved."""
 
     every_steps: Annotated[int, Field(ge=1)] | None = None
-    """Steps between two saves; null saves by epochs only."""
+    """Steps between two saves. Null saves by epochs only."""
     every_epochs: Annotated[int, Field(ge=1)] | None = 1
-    """Epochs between two saves; null saves by steps only."""
+    """Epochs between two saves. Null saves by steps only."""
     keep: Annotated[int, Field(ge=1)] = 3
     """How many of the latest saves are kept."""
     keep_best: bool = True
-    """Whether the save with the lowest error is kept besides (on validation where there is one,
-    else on test).
+    """Whether the save with the lowest error is kept as well.
+
+    That is the validation error where there is a validation split, and else the test error.
     """
 
 
@@ -284,7 +353,7 @@ class MeshConfig(Section):
     """The devices."""
 
     devices: Annotated[int, Field(ge=1)] | None = None
-    """How many local devices share a batch; null takes all. Must divide the batch sizes."""
+    """How many local devices share a batch; it must divide the batch sizes. Null takes all."""
 
 
 class RunConfig(Section):

@@ -21,7 +21,7 @@ from gnpcli.errors import ConfigError
 class Section(BaseModel):
     """A frozen group of keys.
 
-    It refuses unknown keys, and converts no type into another but int to float.
+    It refuses unknown keys. It converts int to float, and no other type.
     """
 
     model_config = ConfigDict(
@@ -60,9 +60,9 @@ class NamedSection(Section):
 
 
 class ModelSection(NamedSection):
-    """The architecture: its name, and in a subclass the options of its family.
+    """The architecture: its name, and the options of its family.
 
-    An option that is null counts as not given: it takes the model's own default, and a model may
+    An option that is null counts as not given. It takes the model's own default, and a model may
     lack it.
     """
 
@@ -80,9 +80,9 @@ class ModelSection(NamedSection):
 ModelSections = Callable[[str], type[ModelSection]]
 """``model_section(name)``: the class of the `model` section for that model.
 
-`gnpcli.config` knows no model: who validates a configuration hands this in. Every field of the
-class but the name has a default, which is the model's own. It raises ConfigError, with the key
-``model.name``, for a name that no model has.
+`gnpcli.config` knows no model: the caller that validates a configuration passes this. Every field
+of the class but the name has a default, which is the model's own. For a name that no model has it
+raises ConfigError with the key ``model.name``.
 """
 
 MODEL_SECTION = "model_section"
@@ -112,7 +112,7 @@ def chosen_from(choices: Choices) -> Chooser:
     """Return the validator of a field whose class is that of `choices` under the given ``name``.
 
     Used as ``Annotated[Base, WrapValidator(chosen_from(REGISTRY))]``. The registry is read when a
-    value is validated, so that what is added to it later works.
+    value is validated, so that later additions work.
     """
 
     def choose(value: Any, validate: ValidatorFunctionWrapHandler, info: ValidationInfo) -> Any:
