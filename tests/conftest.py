@@ -20,6 +20,11 @@ from jaxtyping import install_import_hook
 CHECKED: list[str] = [
     "gnpcli.data.augment",
     "gnpcli.data.feeds",
+    "gnpcli.gnp.ascent",
+    "gnpcli.gnp.passes",
+    "gnpcli.gnp.reuse",
+    "gnpcli.gnp.slices",
+    "gnpcli.gnp.trees",
     "gnpcli.measure.directions",
     "gnpcli.measure.fidelity",
     "gnpcli.measure.hessian",

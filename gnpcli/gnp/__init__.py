@@ -1,8 +1,10 @@
 """Gradient norm penalty as transforms of functions with the type of `jax.value_and_grad`.
 
-`penalize` turns the value and gradient of a loss into those of its penalised form, `accumulate`
-averages either over slices of a batch, and both compose. Everything here is pure and knows nothing
-of models, data or configurations.
+`penalize` turns the value and gradient of a loss into those of its penalised form. `accumulate`
+averages such a function over slices of a batch. They compose in either order.
+
+Everything here is pure, and knows nothing of models, data or configurations. Parameters are any
+tree of floating point arrays, of any floating point dtype.
 """
 
 from gnpcli.gnp.ascent import Scales, perturbation_scales

@@ -1,13 +1,12 @@
-"""LookSAM: between two penalised steps, the part of the penalised gradient that plain training
-lacks is used again.
+"""LookSAM: what a penalised gradient adds to the plain one is used again in the next steps.
 
-On a penalised step the component of its gradient orthogonal to the clean one,
+A penalised step keeps the component of its gradient that is orthogonal to the clean one:
 
     g_v = g_mixed - (<g_mixed, g> / <g, g>) g,        g = grad L(w)
 
-is kept; on the steps until the next, the gradient is ``g + a (||g|| / ||g_v||) g_v`` (arXiv
-2203.02714, algorithm 1, there with ``g_mixed = g_perturbed``, alpha = 1). The direction moves
-slowly, the length follows the clean gradient.
+Until the next one, the gradient is ``g + a (||g|| / ||g_v||) g_v`` (arXiv 2203.02714, algorithm 1,
+where ``g_mixed = g_perturbed``: alpha = 1). The direction of g_v moves slowly. Its length follows
+the clean gradient.
 """
 
 from __future__ import annotations
@@ -18,12 +17,18 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from gnpcli.gnp.trees import Scalar, add, dot, global_norm, inverse
+from gnpcli.gnp.trees import Scalar, Tree, add, dot, global_norm, inverse
 
 
-def orthogonal_component(grads: Any, clean: Any) -> Any:
-    """Return the component g_v of `grads` orthogonal to `clean`; zero, to the bit, where the two
-    are equal.
+def orthogonal_component(grads: Tree, clean: Tree) -> Tree:
+    """Return the component g_v of `grads` that is orthogonal to `clean`.
+
+    Args:
+        grads: The mixed gradient.
+        clean: g, a tree like `grads`. Where it is zero, all of `grads` is orthogonal to it.
+
+    Returns:
+        A tree like `grads`. It is zero to the bit where the two are equal.
     """
     # Of the difference, which has the same component: what is left of nearly equal gradients is not
     # their rounding.
@@ -31,21 +36,29 @@ def orthogonal_component(grads: Any, clean: Any) -> Any:
     return add(difference, -dot(difference, clean) * jnp.square(inverse(global_norm(clean))), clean)
 
 
-def reuse(clean: Any, component: Any, weight: Scalar) -> Any:
-    """Return ``g + weight (||g|| / ||g_v||) g_v`` for g = `clean` and g_v = `component`; g where
-    g_v is zero.
+def reuse(clean: Tree, component: Tree, weight: Scalar) -> Tree:
+    """Return ``g + weight (||g|| / ||g_v||) g_v``.
+
+    Args:
+        clean: g, the gradient of this step.
+        component: g_v, a tree like it. Where it is zero, the result is g.
+        weight: a, at least 0; it may be traced.
     """
     norm = global_norm(clean)
-    return add(
-        clean, jnp.asarray(weight, norm.dtype) * norm * inverse(global_norm(component)), component
-    )
+    scale = jnp.asarray(weight, norm.dtype) * norm * inverse(global_norm(component))
+    return add(clean, scale, component)
 
 
 def with_gradient(value_and_grad: Callable[..., Any]) -> Callable[..., Any]:
-    """Return the gradient a second time, beside the aux of the value: ``((loss, (aux, grads)),
-    grads)``.
+    """Return the gradient a second time, beside the aux of the value.
 
     Under `penalize`, which returns the aux of the clean pass, that is the clean gradient.
+
+    Args:
+        value_and_grad: ``f(...) -> ((loss, aux), grads)``.
+
+    Returns:
+        ``f(...) -> ((loss, (aux, grads)), grads)``.
     """
 
     def doubled(*args: Any, **kwargs: Any) -> Any:
