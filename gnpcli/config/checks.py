@@ -1,5 +1,6 @@
-"""What keys say together: contradictions, which are refused, and settings that disappoint, which
-are warned about.
+"""What keys say together.
+
+Contradictions are refused. Settings that train, but not as their user hopes, are warned about.
 """
 
 from __future__ import annotations
@@ -248,17 +249,14 @@ CHECKS: tuple[Callable[[RunConfig], None], ...] = (
 
 
 def advice(config: RunConfig) -> list[str]:
-    """Return warnings about settings that train, but not to what their user hopes for."""
-    gr, warmup, epochs = config.gr, config.schedule.warmup_epochs, config.train.epochs
+    """Return warnings about settings that train, but not as their user hopes."""
+    warmup, epochs = config.schedule.warmup_epochs, config.train.epochs
     found = []
-    adaptive = config.optimizer.is_adaptive
-    if adaptive and warmup > 0 and gr.how.penalises and not gr.how.warms_up and gr.r and gr.alpha:
+    if _is_strong_in_warmup(config):
         found.append(
-            f"gr.strategy={gr.strategy} is at full strength during the learning-rate warmup "
-            f"({warmup:g} epochs) of an "
-            f"adaptive optimizer ({config.optimizer.name}), which arXiv 2406.09723 shows to be "
-            "harmful: "
-            "try --gr zero-warmup"
+            f"gr.strategy={config.gr.strategy} is at full strength during the learning-rate warmup "
+            f"({warmup:g} epochs) of an adaptive optimizer ({config.optimizer.name}), which arXiv "
+            "2406.09723 shows to be harmful: try --gr zero-warmup"
         )
     found += [
         f"{key} has no effect with {chosen}: it acts with {needed}"
@@ -270,6 +268,14 @@ def advice(config: RunConfig) -> list[str]:
             f"({epochs} epochs)"
         )
     return found
+
+
+def _is_strong_in_warmup(config: RunConfig) -> bool:
+    """Return whether GR is at full strength while the rate of an adaptive optimizer warms up."""
+    gr = config.gr
+    if not config.optimizer.is_adaptive or config.schedule.warmup_epochs == 0:
+        return False
+    return gr.how.penalises and not gr.how.warms_up and bool(gr.r and gr.alpha)
 
 
 _ACT_WITH = (
@@ -286,10 +292,11 @@ _ACT_WITH = (
 
 
 def _idle_keys(config: RunConfig) -> Iterator[tuple[str, str, str]]:
-    """Yield (key, choices with which it acts, choice that there is) of keys set to do nothing."""
+    """Yield (key, choices with which it acts, choice that there is) of keys without effect."""
     for name, key, chooser, needs in _ACT_WITH:
         section: Section = getattr(config, name)
         chosen = getattr(section, chooser)
-        if chosen not in needs and getattr(section, key) != type(section).model_fields[key].default:
+        is_set = getattr(section, key) != type(section).model_fields[key].default
+        if is_set and chosen not in needs:
             needed = " or ".join(f"{name}.{chooser}={choice}" for choice in needs)
             yield f"{name}.{key}", needed, f"{name}.{chooser}={chosen}"

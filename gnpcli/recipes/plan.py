@@ -14,7 +14,9 @@ if TYPE_CHECKING:
 def count_steps(
     config: Resolved, steps_per_epoch: int, until: int | None = None
 ) -> tuple[int, int]:
-    """Return how many steps of a run take one gradient (plain, or reusing), and how many take two.
+    """Return how many steps of a run take one gradient, and how many take two.
+
+    Plain steps and steps that reuse a component take one.
 
     Args:
         config: The run.
@@ -33,7 +35,7 @@ def count_steps(
 def fit(config: Resolved, data: DataInfo) -> tuple[Model, int]:
     """Build the model of a run and count the steps of an epoch, from the sizes of the data alone.
 
-    Called before images are fetched or decoded, it shows at once what would be wrong with them.
+    No image is needed, so that errors are told before images are fetched or decoded.
 
     Raises:
         ConfigError: Model, augmentation or batch size do not fit the data.

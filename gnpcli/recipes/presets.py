@@ -23,16 +23,19 @@ DEFAULT_PRESET = "vit-nano-digits"
 
 @dataclass(frozen=True)
 class Preset:
-    """A preset as written: its own layer, on top of its base's."""
+    """A preset as written."""
 
     name: str
     purpose: str
+    """What it is for, in one line."""
     layers: tuple[Layer, ...]
+    """The base's, if there is one, and its own."""
 
 
 def preset_dir() -> Path:
-    """Return the folder of the shipped presets: inside the package in a wheel, beside it in a
-    checkout.
+    """Return the folder of the shipped presets.
+
+    It is inside the package in a wheel, and beside the package in a checkout.
     """
     package = Path(__file__).resolve().parents[1]
     inside = package / "_presets"
@@ -92,7 +95,7 @@ def compose(
 ) -> RunConfig:
     """Compose a configuration of a preset, then short flags, then ``--set`` assignments.
 
-    It says what `resolve` says but for the devices: ``gr.groups`` may be ``per-device``.
+    Unlike the result of `resolve`, ``gr.groups`` may be ``per-device``.
 
     Args:
         name: Preset name or YAML path; None takes `DEFAULT_PRESET`.
@@ -100,7 +103,7 @@ def compose(
         flags: ``{key: (flag, value)}`` of the short flags; a value of None was not given.
 
     Raises:
-        ConfigError: Naming key, place, and what is allowed.
+        ConfigError: With the key, its place, and what is allowed.
     """
     return compose_layers(_layers(name, assignments, flags))
 
@@ -160,8 +163,8 @@ def resolve_layers(layers: Sequence[Layer]) -> Resolved:
 def read_resolved(layers: Sequence[Layer]) -> Resolved:
     """Resolve layers as `resolve_layers` does, whether or not their data set is known here.
 
-    Model options that an earlier version of a run did not write take the model's defaults, which
-    is what they were.
+    A run of an earlier version may lack model options. They take the model's defaults, which is
+    what they were.
 
     Raises:
         ConfigError: They are no configuration.

@@ -37,8 +37,8 @@ def plan_lines(config: Resolved, run_dir: str) -> list[str]:
     """Return what training would do, a line each.
 
     The lines are about the objective, the parameters, the data, the steps and the checkpoints.
-    Sizes come from the data set where it is present, and from what is known of it otherwise. No
-    image is decoded.
+    Sizes come from the data set if it is present, and otherwise from what is known of it. No image
+    is decoded.
 
     Raises:
         ConfigError: As `gnpcli.recipes.plan.fit`.

@@ -1,4 +1,4 @@
-"""What the compute type of a model can tell of a perturbation: pure, and a leaf.
+"""What the compute type of a model can represent of a perturbation.
 
 Parameters and the perturbed point are float32, and a layer that computes in bfloat16 rounds them
 first. A step of less than half a unit in the last place of a weight is then mostly rounded away,
@@ -14,10 +14,14 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 
+from gnpcli.terminal.words import percent
+
 EVERY_STEPS = 200
-"""Steps between two measurements, of which the first is after as many, and after the learning-rate
-warmup: while a head that starts at 0 has hardly moved, the gradient of everything before it is 0 or
-nearly so. A measurement costs one gradient."""
+"""Steps between two measurements, each of which costs one gradient.
+
+The first is after as many steps, and after the learning-rate warmup. Before that a head that starts
+at 0 has hardly moved, and the gradient of everything before it is nearly 0.
+"""
 
 MOST = 0.5
 """Share of the moving parameters above which a run warns."""
@@ -25,20 +29,21 @@ MOST = 0.5
 
 def advice(share: float, *, step: int, r: float, dtype: str) -> str:
     """Return what to tell of a share above `MOST`, in one line."""
+    what = (
+        f"{percent(share, digits=0)} of the parameters are perturbed by less than {dtype} can "
+        f"represent (r = {r:g}: under half a unit in their last place)"
+    )
     return (
-        f"at step {step}, {100 * share:.0f} % of the parameters are perturbed by less than {dtype} "
-        "can represent (r = "
-        f"{r:g}: under half a unit in their last place), so the perturbed pass mostly sees them "
-        "where they were; "
-        "take a larger gr.r or train.dtype=float32 (`gnp check` measures what it costs)"
+        f"at step {step}, {what}, so the perturbed pass mostly sees them where they were; take a "
+        "larger gr.r or train.dtype=float32 (`gnp check` measures what it costs)"
     )
 
 
 def half_ulp(weights: jax.Array, dtype: np.dtype) -> jax.Array:
-    """Return half a unit in the last place of each weight in `dtype`, in float32: ``2^(floor(log2
-    |w|) - nmant - 1)``.
+    """Return half a unit in the last place of each weight in `dtype`, in float32.
 
-    A weight below the normal numbers of `dtype` has the spacing of its subnormal ones.
+    It is ``2^(floor(log2 |w|) - nmant - 1)``. A weight below the normal numbers of `dtype` has the
+    spacing of its subnormal ones.
 
     >>> import jax.numpy as jnp
     >>> print(half_ulp(jnp.array([1.0, -1.5, 0.25]), jnp.dtype(jnp.bfloat16)))
@@ -51,13 +56,12 @@ def half_ulp(weights: jax.Array, dtype: np.dtype) -> jax.Array:
 
 
 def lost_share(params: Any, steps: Any, moves: Any, dtype: np.dtype) -> jax.Array:
-    """Return the share of the scalars of `params` that a perturbation moves by less than half a
-    unit in the last place.
+    """Return the share of scalars that a perturbation moves by less than `half_ulp`.
 
     Args:
         params: Tree of float arrays.
         steps: Tree like it: the perturbation, ``r g / ||g||`` in the L2 ball.
-        moves: Tree like it, of bools: the leaves that the perturbation moves at all; the others do
+        moves: Tree like it, of bools: the leaves that the perturbation moves at all. The others do
             not count.
         dtype: Type that the parameters are rounded to.
 
