@@ -21,7 +21,7 @@ from gnpcli.measure.figures import draw_fidelity
 from gnpcli.measure.verdict import check, judge
 from gnpcli.models.base import Model
 from gnpcli.recipes.presets import resolve
-from gnpcli.report.charts import save
+from gnpcli.report.style import save
 from gnpcli.terminal.screen import Screen
 from tests.conftest import Gnp, fails
 

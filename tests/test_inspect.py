@@ -32,7 +32,7 @@ from gnpcli.measure.inspection import Inspection, _with_radii, inspect
 from gnpcli.measure.landscape import Landscape, Sums
 from gnpcli.models.base import Model
 from gnpcli.recipes.presets import resolve
-from gnpcli.report.charts import save
+from gnpcli.report.style import save
 from gnpcli.runs.grouping import by_seed
 from gnpcli.runs.log import read_metrics
 from gnpcli.step.losses import cross_entropy

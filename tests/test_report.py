@@ -19,12 +19,13 @@ from gnpcli.errors import DataError, GnpError
 from gnpcli.recipes.presets import preset_names, resolve
 from gnpcli.report import page
 from gnpcli.report.bands import MAX_POINTS, band, group_runs, named_groups, panels_of
-from gnpcli.report.charts import learning_curves, picture, save, spread_note
+from gnpcli.report.charts import learning_curves, picture, spread_note
 from gnpcli.report.formula import formula
 from gnpcli.report.metrics import PANELS, Curve, choose_panels, default_panels, present_panels
 from gnpcli.report.palette import COLOURS
 from gnpcli.report.plot import plot
 from gnpcli.report.run_page import run_page, write_report
+from gnpcli.report.style import save
 from gnpcli.runs.folder import RunFolder
 from gnpcli.runs.history import read_histories, read_history
 from tests.browser import Browser, needs_browser

@@ -89,7 +89,7 @@ def check(
         "data.batch_size": ("--batch-size", batch_size),
     }
     if out is not None:
-        from gnpcli.report.charts import check_out
+        from gnpcli.report.style import check_out
 
         check_out(out)
     is_run = target is not None and Path(target).expanduser().is_dir()
@@ -121,7 +121,7 @@ def check(
 
 def _draw(result: dict[str, Any], out: Path) -> None:
     from gnpcli.measure.figures import draw_fidelity
-    from gnpcli.report.charts import save
+    from gnpcli.report.style import save
 
     save(draw_fidelity(result), out)
 

@@ -109,7 +109,7 @@ def inspect(
     the model in evaluation mode.
     """
     check_one_checkpoint(step, best)
-    from gnpcli.report.charts import check_out, save
+    from gnpcli.report.style import check_out, save
 
     check_out(out)
     start_process()

@@ -12,8 +12,8 @@ from matplotlib.figure import Figure, SubFigure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from gnpcli.measure.inspection import Inspection
-from gnpcli.report.charts import style
 from gnpcli.report.palette import COLOURS, INK, MUTED
+from gnpcli.report.style import style
 from gnpcli.terminal.words import plural, rough_percent
 
 COLUMNS = 3

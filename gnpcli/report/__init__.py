@@ -1,6 +1,7 @@
 """What runs leave behind, made visible: curves with seed bands, and self-contained HTML pages.
 
-`history` reads run folders, `metrics` says which curves there are, `bands` averages over seeds,
-`charts` draws them with matplotlib, `page` is the HTML around them, and `run_page` is the page of
-one run.
+`gnpcli.runs.history` reads run folders, `metrics` says which curves there are, and `bands` averages
+over seeds. `curves` draws a panel with matplotlib, `style` is its look, `svg` makes it part of a
+page, and `charts` puts panels together. `page` is the HTML around them, and `run_page` is the page
+of one run.
 """

@@ -1,6 +1,4 @@
-"""Runs that differ in nothing but their seed, as one curve: the mean over them and how far they
-spread.
-"""
+"""Runs that differ only in their seed, as one curve: their mean and their spread."""
 
 from __future__ import annotations
 
@@ -10,19 +8,22 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+import numpy.typing as npt
 
 from gnpcli.errors import DataError
 from gnpcli.report.metrics import Curve, Panel, present_panels
+from gnpcli.runs.contents import HELD_OUT
 from gnpcli.runs.grouping import by_seed, data_sets
 from gnpcli.runs.history import History, Values, XAxis, read_histories
 
 Spread = Literal["range", "std"]
-"""What the band around a mean shows: from the lowest to the highest run, or one standard deviation
-either way.
+"""What the band around a mean shows.
+
+``range`` is from the lowest to the highest run. ``std`` is one standard deviation either way.
 """
 
 MAX_POINTS = 400
-"""Points of a curve; of longer ones equal stretches are averaged, so that a page stays small."""
+"""The most points of a curve. Longer ones are averaged over equal stretches: pages stay small."""
 
 
 @dataclass(frozen=True)
@@ -35,12 +36,17 @@ class Group:
     @property
     def title(self) -> str:
         """The label, with the number of runs where they are several."""
-        return self.label if len(self.runs) == 1 else f"{self.label} ({len(self.runs)} seeds)"
+        if len(self.runs) == 1:
+            return self.label
+        return f"{self.label} ({len(self.runs)} seeds)"
 
 
 @dataclass(frozen=True, eq=False)
 class Band:
-    """A curve over the runs of a group; arrays ``[N]``, NaN where a value was not finite."""
+    """A curve over the runs of a group.
+
+    The arrays are ``[N]``. They are NaN where a value was not finite.
+    """
 
     x: Values
     mean: Values
@@ -50,64 +56,84 @@ class Band:
 
 
 def group_runs(histories: Sequence[History]) -> list[Group]:
-    """Put runs together that differ only in their seed, as `gnpcli.runs.grouping.by_seed`."""
+    """Put runs together that differ only in their seed; see `gnpcli.runs.grouping.by_seed`."""
     return [Group(label, tuple(runs)) for label, runs in by_seed(histories).items()]
 
 
 def named_groups(groups: Mapping[str, Sequence[Path]]) -> list[Group]:
-    """Read groups of runs that have their names already.
+    """Read groups of runs that have their names already. A group without runs is left out.
 
     Raises:
-        ConfigError, DataError: As `read_histories`; DataError also where the runs of one group are
-            of several data sets, which have no mean.
+        ConfigError, DataError: As `read_histories`. DataError also where one group has runs of
+            several data sets, which have no mean.
     """
-    read = [
-        Group(label, tuple(read_histories(folders))) for label, folders in groups.items() if folders
-    ]
+    read = []
+    for label, folders in groups.items():
+        if folders:
+            read.append(Group(label, tuple(read_histories(folders))))
     for group in read:
-        if len(names := data_sets(group.runs)) > 1:
-            raise DataError(
-                f"{group.label!r} has runs of several data sets ({', '.join(names)}): no mean is "
-                "taken"
-            )
+        _check_one_data_set(group)
     return read
+
+
+def _check_one_data_set(group: Group) -> None:
+    names = data_sets(group.runs)
+    if len(names) > 1:
+        raise DataError(
+            f"{group.label!r} has runs of several data sets ({', '.join(names)}): no mean is taken"
+        )
 
 
 def panels_of(groups: Sequence[Group]) -> list[Panel]:
     """Return the panels for which some run of `groups` has values."""
     runs = [run for group in groups for run in group.runs]
-    return present_panels(
-        {
-            split: {k: None for run in runs for k in run.keys(split)}
-            for split in ("train", "val", "test")
-        }
-    )
+    keys = {}
+    for split in ("train", *HELD_OUT):
+        keys[split] = dict.fromkeys(key for run in runs for key in run.keys(split))
+    return present_panels(keys)
 
 
 def band(group: Group, curve: Curve, axis: XAxis, spread: Spread) -> Band | None:
-    """Return one metric of a group at the steps that all its runs have logged; None where there is
-    none.
+    """Return one metric of a group at the steps that all its runs have logged.
 
-    The mean and the spread are over the runs, at each step on its own; the standard deviation is
-    the sample's (n - 1). Of a single run they are its values.
+    Mean and spread are over the runs, at each step on its own. The standard deviation is that of a
+    sample (n - 1). A single run has no spread.
+
+    Returns:
+        None where the runs have no step in common, or no mean is finite.
     """
-    read = [run.series(curve.split, curve.key, axis) for run in group.runs]
-    steps = read[0][0]
-    for other, _, _ in read[1:]:
-        steps = np.intersect1d(steps, other)
+    series = [run.series(curve.split, curve.key, axis) for run in group.runs]
+    steps = _common_steps([own for own, _, _ in series])
     if not len(steps):
         return None
-    at = [np.searchsorted(own, steps) for own, _, _ in read]
-    x = np.mean([xs[places] for (_, xs, _), places in zip(read, at, strict=True)], axis=0)
-    y = np.stack([ys[places] for (_, _, ys), places in zip(read, at, strict=True)])
-    mean = y.mean(axis=0)
-    if spread == "range" or len(y) == 1:
-        low, high = y.min(axis=0), y.max(axis=0)
-    else:
-        deviation = y.std(axis=0, ddof=1)
-        low, high = mean - deviation, mean + deviation
-    x, mean, low, high = (_thinned(values) for values in (x, mean, low, high))
-    return None if np.isnan(mean).all() else Band(x, mean, low, high, len(group.runs))
+    xs, ys = [], []
+    for own, x, y in series:
+        places = np.searchsorted(own, steps)
+        xs.append(x[places])
+        ys.append(y[places])
+    values = np.stack(ys)
+    mean = _thinned(values.mean(axis=0))
+    if np.isnan(mean).all():
+        return None
+    low, high = _limits(values, spread)
+    x = np.mean(xs, axis=0)
+    return Band(_thinned(x), mean, _thinned(low), _thinned(high), len(group.runs))
+
+
+def _common_steps(steps: Sequence[npt.NDArray[np.int64]]) -> npt.NDArray[np.int64]:
+    """Return the steps that are in all arrays, rising."""
+    common = steps[0]
+    for other in steps[1:]:
+        common = np.intersect1d(common, other)
+    return common
+
+
+def _limits(values: Values, spread: Spread) -> tuple[Values, Values]:
+    """Return the lower and the upper edge of a band, ``[N]`` each, from ``[runs, N]``."""
+    if spread == "range" or len(values) == 1:
+        return values.min(axis=0), values.max(axis=0)
+    mean, deviation = values.mean(axis=0), values.std(axis=0, ddof=1)
+    return mean - deviation, mean + deviation
 
 
 def _thinned(values: Values) -> Values:

@@ -1,136 +1,63 @@
-"""Curves drawn with matplotlib: one picture of all panels as PNG, SVG or PDF, or one inline SVG a
-panel for a page.
+"""Learning curves as pictures and as HTML.
 
-An inline SVG has its colours as CSS variables (`page.style` gives them their light and dark values)
-and its points as JSON in ``data-chart``, from which `page.js` shows the values under the
-pointer; without either it is a picture.
+`picture` draws all panels as one figure. `inline_charts` draws one inline SVG a panel for a page.
+Such an SVG has its points as JSON in ``data-chart``, from which `page.js` shows the values under
+the pointer. Without the script it is a picture.
 """
 
 from __future__ import annotations
 
-import hashlib
 import html
-import io
-import json
 import math
-import re
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from gnpcli.errors import DataError
-from gnpcli.report.bands import Band, Group, Spread, band, named_groups, panels_of
-from gnpcli.report.metrics import PANELS, Curve, Panel, choose_panels
-from gnpcli.report.palette import COLOURS, GRID, INK, MUTED
-from gnpcli.runs.history import XAxis
+from gnpcli.report.bands import Group, Spread, named_groups, panels_of
+from gnpcli.report.curves import Dash, Line, curve_keys, draw, group_colour, lines_of, scale_of
+from gnpcli.report.metrics import PANELS, Panel, choose_panels
+from gnpcli.report.style import style
+from gnpcli.report.svg import inline_svg, swatch, variable
+from gnpcli.runs.history import Values, XAxis
 
-FORMATS = (".png", ".svg", ".pdf")
-"""What a picture's name may end in."""
-
-AXIS_LABELS: dict[str, str] = {"step": "step", "epoch": "epoch", "time": "training time (s)"}
-
-_DASHES = ("solid", (0, (4, 2)), (0, (1, 1.2)), (0, (6, 2, 1, 2)))
-_STYLE = {
-    "svg.fonttype": "none", "svg.hashsalt": "gnp", "font.size": 8.5, "text.color": INK, "axes.edgecolor": MUTED,
-    "axes.labelcolor": INK, "axes.titlesize": 9.5, "axes.titleweight": "bold", "axes.titlelocation": "left",
-    "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "axes.axisbelow": True,
-    "grid.color": GRID, "grid.linewidth": 0.7, "xtick.color": MUTED, "ytick.color": MUTED, "xtick.labelcolor": INK,
-    "ytick.labelcolor": INK, "lines.linewidth": 1.4, "legend.frameon": False, "legend.fontsize": 8,
-}  # fmt: skip
-
-
-@dataclass(frozen=True, eq=False)
-class _Line:
-    """A band with its place in a legend."""
-
-    group: int
-    curve: Curve
-    colour: str
-    dash: Any
-    band: Band
-
-
-def style() -> AbstractContextManager[None]:
-    """Return the context in which every picture here is made and saved: fonts, grid, reproducible
-    SVG.
-    """
-    return matplotlib.rc_context(_STYLE)  # type: ignore[arg-type]
-
-
-def check_out(path: Path) -> None:
-    """Refuse a picture that cannot be written, before the work that it shows is done.
-
-    Raises:
-        DataError: Its name ends in none of `FORMATS`, or its folder is not there.
-    """
-    if path.suffix.lower() not in FORMATS:
-        raise DataError(f"{path}: the name of a picture ends in {', '.join(FORMATS)}")
-    check_place(path)
-
-
-def check_place(path: Path) -> None:
-    """Refuse a file that cannot be written because its folder is not there or it is a folder itself
-    (DataError).
-    """
-    if path.is_dir():
-        raise DataError(f"{path} is a folder: name a file in it")
-    if not path.absolute().parent.is_dir():
-        raise DataError(f"there is no folder {path.absolute().parent} to write {path.name} into")
-
-
-def save(figure: Figure, path: Path) -> None:
-    """Write a figure as its name says: PNG at 150 dots an inch, SVG or PDF; the same bytes for the
-    same figure.
-    """
-    kind = path.suffix.lower()[1:]
-    fixed: dict[str, Any] = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(kind, {})
-    with style():
-        figure.savefig(path, format=kind, dpi=150, facecolor="white", metadata=fixed)
+_PANEL_SIZE = (4.2, 2.9)
+"""Width and height of a panel of a picture, with its labels, in inches."""
+_INLINE_SIZE = (3.9, 2.4)
+"""Width and height of an inline SVG in inches."""
+_POINTS_PER_INCH = 72
 
 
 def picture(
     groups: Sequence[Group], panels: Sequence[Panel], axis: XAxis, spread: Spread, columns: int = 3
 ) -> Figure:
-    """Draw the panels of several groups of runs as one figure, the groups named in a legend above."""
+    """Draw the panels of several groups of runs as one figure, with a legend of the groups above.
+
+    Args:
+        groups: At least one. A single one is named in the place of the legend.
+        panels: At least one.
+        axis: What the curves are drawn over.
+        spread: What a band shows.
+        columns: Panels side by side, at most.
+    """
     columns = min(columns, len(panels))
     rows = -(-len(panels) // columns)
     several = len(groups) > 1
+    head = _head_height(len(groups), columns)
+    width, height = _PANEL_SIZE[0] * columns, _PANEL_SIZE[1] * rows + head
     with style():
-        head = 0.2 * -(-len(groups) // (2 * columns)) + 0.1 if several else 0.25
-        width, height = 4.2 * columns, 2.9 * rows + head
         figure = Figure(figsize=(width, height))
-        # Margins in inches: a layout engine draws everything several times to find much the same.
-        places = {"left": 0.62 / width, "right": 1 - 0.12 / width, "bottom": 0.5 / height, "wspace": 0.74 / 3.46,
-                  "top": 1 - (head + 0.3) / height, "hspace": 0.8 / 2.1}  # fmt: skip
-        axes = figure.subplots(rows, columns, squeeze=False, gridspec_kw=places).ravel()
-        for place, panel in zip(axes, panels, strict=False):
-            lines = _lines(groups, panel, axis, spread)
-            _draw(place, panel, lines, axis)
-            place.set_title(panel.title)
-            keys = {line.curve: line for line in lines}
-            if len(keys) > 1:
-                place.legend(
-                    [
-                        _handle(MUTED if several else line.colour, line.dash)
-                        for line in keys.values()
-                    ],
-                    [curve.label for curve in keys],
-                    loc="best",
-                )
-        for place in axes[len(panels) :]:
-            place.remove()
+        grid = _grid(width, height, head)
+        places = figure.subplots(rows, columns, squeeze=False, gridspec_kw=grid).ravel()
+        for axes, panel in zip(places, panels, strict=False):
+            _draw_panel(axes, groups, panel, axis, spread)
+        for axes in places[len(panels) :]:
+            axes.remove()
         if several:
-            handles = [_handle(COLOURS[i % len(COLOURS)][0], "solid") for i in range(len(groups))]
-            titles = [group.title for group in groups]
-            figure.legend(handles, titles, loc="upper left", ncols=2 * columns, borderaxespad=0.2)
+            _draw_legend(figure, groups, columns)
         else:
             figure.text(0.01, 1 - 0.05 / height, groups[0].title, va="top")
     return figure
@@ -139,18 +66,11 @@ def picture(
 def inline_charts(
     groups: Sequence[Group], panels: Sequence[Panel], axis: XAxis, spread: Spread
 ) -> str:
-    """Draw the panels as HTML: a legend of the groups where they are several, and an SVG a panel
-    with its key.
+    """Draw the panels as HTML, an SVG and its key for each.
+
+    A legend of the groups comes first, unless there is only one group.
     """
-    several = len(groups) > 1
-    legend = ""
-    if several:
-        items = "".join(
-            f"<li>{_swatch(_variable(COLOURS[i % len(COLOURS)][0]), 'solid')} "
-            f"{html.escape(group.title)}</li>"
-            for i, group in enumerate(groups)
-        )
-        legend = f'<ul class="legend">{items}</ul>\n'
+    legend = _html_legend(groups) if len(groups) > 1 else ""
     figures = [_inline(groups, panel, axis, spread) for panel in panels]
     return f'{legend}<div class="charts">\n{"".join(figures)}</div>\n'
 
@@ -161,8 +81,7 @@ def learning_curves(
     metrics: Sequence[str] = ("loss", "error"),
     spread: Spread = "range",
 ) -> str:
-    """Return learning curves of named groups of runs over epochs, as HTML with inline SVG for
-    `page.document`.
+    """Return the learning curves of named groups over epochs, as HTML for `page.document`.
 
     Args:
         groups: For each label the folders of its runs, one a seed: mean and band are over them.
@@ -170,128 +89,107 @@ def learning_curves(
         spread: What the bands show.
 
     Raises:
-        ConfigError, DataError: As `bands.named_groups`, or a metric that there is not.
+        ConfigError, DataError: As `bands.named_groups`; DataError also for an unknown metric.
     """
     read = named_groups(groups)
     if not read:
         return ""
     panels = panels_of(read)
     absent = {panel.name for panel in PANELS} - {panel.name for panel in panels}
-    return inline_charts(
-        read,
-        choose_panels(panels, [name for name in metrics if name not in absent]),
-        "epoch",
-        spread,
-    )
+    present = [name for name in metrics if name not in absent]
+    return inline_charts(read, choose_panels(panels, present), "epoch", spread)
 
 
 def spread_note(groups: Sequence[Group], spread: Spread) -> str:
     """Say in a sentence what lines and bands show; empty where every group is a single run."""
     if all(len(group.runs) == 1 for group in groups):
         return ""
-    shown = (
-        "from the lowest to the highest seed"
-        if spread == "range"
-        else "one standard deviation (n - 1) either way"
-    )
+    shown = "one standard deviation (n - 1) either way"
+    if spread == "range":
+        shown = "from the lowest to the highest seed"
     return f"Lines are means over seeds; bands reach {shown}."
 
 
-def _lines(groups: Sequence[Group], panel: Panel, axis: XAxis, spread: Spread) -> list[_Line]:
-    """Return what a panel draws: colours tell groups apart and dashes curves, or colours curves of
-    a single group.
+def _head_height(num_groups: int, columns: int) -> float:
+    """Return the inches above the panels: a legend with two groups a column, or a single title."""
+    if num_groups == 1:
+        return 0.25
+    legend_rows = -(-num_groups // (2 * columns))
+    return 0.2 * legend_rows + 0.1
+
+
+def _grid(width: float, height: float, head: float) -> dict[str, float]:
+    """Return the margins as fractions of the figure, and the gaps as fractions of a panel's axes.
+
+    A layout engine would draw everything several times to find much the same.
     """
-    found = []
-    for index, group in enumerate(groups):
-        for number, curve in enumerate(panel.curves):
-            drawn = band(group, curve, axis, spread)
-            if drawn is not None:
-                colour = COLOURS[(index if len(groups) > 1 else number) % len(COLOURS)][0]
-                # The evaluated curve is what is compared: it is the solid one of its panel.
-                dash = _DASHES[(len(panel.curves) - 1 - number) % len(_DASHES)]
-                found.append(_Line(index, curve, colour, dash, drawn))
-    return found
+    return {
+        "left": 0.62 / width,
+        "right": 1 - 0.12 / width,
+        "bottom": 0.5 / height,
+        "top": 1 - (head + 0.3) / height,
+        "wspace": 0.74 / 3.46,
+        "hspace": 0.8 / 2.1,
+    }
 
 
-def _draw(axes: Axes, panel: Panel, lines: Sequence[_Line], axis: XAxis) -> None:
-    scale = 100.0 if panel.is_percent else 1.0
-    for line in lines:
-        drawn = line.band
-        low, mean, high = (scale * values for values in (drawn.low, drawn.mean, drawn.high))
-        faint = line.curve.split == "train" and any(other.curve.split != "train" for other in lines)
-        marker = "o" if len(drawn.x) == 1 else None
-        axes.plot(drawn.x, mean, color=line.colour, linestyle=line.dash, marker=marker, markersize=3,
-                  linewidth=0.9 if faint else 1.5)  # fmt: skip
-        if drawn.num_runs > 1:
-            axes.fill_between(
-                drawn.x, low, high, color=line.colour, alpha=0.1 if faint else 0.2, linewidth=0
-            )
-    values = [
-        scale * value for line in lines for value in line.band.mean.tolist() if math.isfinite(value)
-    ]
-    positive = [value for value in values if value > 0]
-    if panel.is_log and positive and min(values) >= 0:
-        # What is 0, such as the error of a small batch, falls out of the panel at its lower edge.
-        axes.set_yscale("log", nonpositive="clip")
-        axes.set_ylim(min(positive) / 1.3, max(positive) * 1.3)
-        is_short = max(positive) < 1000 * min(positive)
-        axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if is_short else (1.0,)))
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        axes.yaxis.set_minor_formatter(NullFormatter())
-    axes.set_xlabel(AXIS_LABELS[axis])
+def _draw_panel(
+    axes: Axes, groups: Sequence[Group], panel: Panel, axis: XAxis, spread: Spread
+) -> None:
+    """Draw one panel of a picture, with its title and the key of its curves."""
+    lines = lines_of(groups, panel, axis, spread)
+    draw(axes, panel, lines, axis)
+    axes.set_title(panel.title)
+    keys = curve_keys(groups, lines)
+    if keys:
+        handles = [_handle(colour, dash) for _, colour, dash in keys]
+        axes.legend(handles, [label for label, _, _ in keys], loc="best")
 
 
-def _handle(colour: str, dash: Any) -> Line2D:
+def _draw_legend(figure: Figure, groups: Sequence[Group], columns: int) -> None:
+    handles = [_handle(group_colour(index), "solid") for index in range(len(groups))]
+    titles = [group.title for group in groups]
+    figure.legend(handles, titles, loc="upper left", ncols=2 * columns, borderaxespad=0.2)
+
+
+def _handle(colour: str, dash: Dash) -> Line2D:
     return Line2D([], [], color=colour, linestyle=dash)
 
 
+def _html_legend(groups: Sequence[Group]) -> str:
+    items = []
+    for index, group in enumerate(groups):
+        mark = swatch(group_colour(index), "solid")
+        items.append(f"<li>{mark} {html.escape(group.title)}</li>")
+    return f'<ul class="legend">{"".join(items)}</ul>\n'
+
+
 def _inline(groups: Sequence[Group], panel: Panel, axis: XAxis, spread: Spread) -> str:
-    lines = _lines(groups, panel, axis, spread)
+    """Return one panel as HTML; empty where there is nothing to draw."""
+    lines = lines_of(groups, panel, axis, spread)
     if not lines:
         return ""
     with style():
-        figure = Figure(figsize=(3.9, 2.4))
+        figure = Figure(figsize=_INLINE_SIZE)
         axes = figure.add_axes((0.135, 0.165, 0.845, 0.805))
-        _draw(axes, panel, lines, axis)
-        svg = inline_svg(figure, panel.title, _chart_data(figure, axes, groups, panel, lines))
-    keys = {line.curve: line for line in lines}
-    key = ""
-    if len(keys) > 1:
-        own = {curve: MUTED if len(groups) > 1 else line.colour for curve, line in keys.items()}
-        key = "".join(
-            f"<span>{_swatch(_variable(own[curve]), line.dash)} {html.escape(curve.label)}</span>"
-            for curve, line in keys.items()
-        )
+        draw(axes, panel, lines, axis)
+        svg = inline_svg(figure, panel.title, _chart_data(axes, groups, panel, lines))
+    key = "".join(
+        f"<span>{swatch(colour, dash)} {html.escape(label)}</span>"
+        for label, colour, dash in curve_keys(groups, lines)
+    )
     title = f"<strong>{html.escape(panel.title)}</strong>"
     return f'<figure class="chart"><figcaption>{title}{key}</figcaption>{svg}</figure>\n'
 
 
 def _chart_data(
-    figure: Figure, axes: Axes, groups: Sequence[Group], panel: Panel, lines: Sequence[_Line]
+    axes: Axes, groups: Sequence[Group], panel: Panel, lines: Sequence[Line]
 ) -> dict[str, Any]:
-    """Return what the page's script needs to say which values lie under the pointer; `inline_svg`
-    adds the places.
+    """Return what the script of a page needs to show the values under the pointer.
+
+    ``box`` is left, top, width and height of the axes in the units of the SVG, which are points.
     """
-    scale = 100.0 if panel.is_percent else 1.0
-
-    def numbers(values: Any, factor: float = 1.0) -> list[float | None]:
-        return [
-            float(f"{factor * value:.5g}") if math.isfinite(value) else None
-            for value in values.tolist()
-        ]
-
-    def name(line: _Line) -> str:
-        parts = [groups[line.group].label] if len(groups) > 1 else []
-        return " ".join(parts + ([line.curve.label] if len(panel.curves) > 1 or not parts else []))
-
-    series = []
-    for line in lines:
-        own = {"name": name(line), "colour": _variable(line.colour), "x": numbers(line.band.x),
-               "y": numbers(line.band.mean, scale)}  # fmt: skip
-        if line.band.num_runs > 1:
-            own |= {"low": numbers(line.band.low, scale), "high": numbers(line.band.high, scale)}
-        series.append(own)
-    width, height = figure.get_size_inches() * 72
+    width, height = (_POINTS_PER_INCH * side for side in _INLINE_SIZE)
     box = axes.get_position()
     return {
         "box": [box.x0 * width, (1 - box.y1) * height, box.width * width, box.height * height],
@@ -299,65 +197,37 @@ def _chart_data(
         "y": list(axes.get_ylim()),
         "log": axes.get_yscale() == "log",
         "axis": axes.get_xlabel(),
-        "series": series,
+        "series": [_series(groups, panel, line) for line in lines],
     }
 
 
-def inline_svg(figure: Figure, title: str, data: dict[str, Any] | None = None) -> str:
-    """Return a figure as an ``<svg>`` element for a page: colours as CSS variables, the page's
-    font, no fixed size.
-
-    Args:
-        figure: Made within `style`.
-        title: What the picture is, for who cannot see it.
-        data: Put into ``data-chart``.
-    """
-    buffer = io.StringIO()
-    with style():
-        figure.savefig(
-            buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None}
-        )
-    text = buffer.getvalue()
-    text = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.S)
-    chart = (
-        f' data-chart="{html.escape(json.dumps(data, separators=(",", ":")))}"'
-        if data is not None
-        else ""
-    )
-    # A page has many pictures: only what is referred to keeps its id, and no two pictures have one
-    # in common.
-    own = hashlib.sha256((title + chart).encode()).hexdigest()[:8]
-    used = set(re.findall(r"(?:xlink:href=\"|url\()#([^\")]+)", text))
-    text = re.sub(
-        r' id="([^"]+)"', lambda found: f' id="{found[1]}-{own}"' if found[1] in used else "", text
-    )
-    text = re.sub(r"(xlink:href=\"|url\()#([^\")]+)", rf"\1#\2-{own}", text)
-    for colour, variable in _VARIABLES.items():
-        text = text.replace(colour, f"var({variable}, {colour})")
-    text = re.sub(r"font: ([\d.]+)px [^;\"]*", r"font-size: \1px", text)
-    text = re.sub(r"font-family: [^;\"]*;?", "", text)
-    head, rest = text.split(">", 1)
-    box = re.search(r'viewBox="[^"]*"', head)
-    spaces = 'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'
-    return f'<svg {spaces} {box.group(0) if box else ""} role="img" aria-label="{html.escape(title)}"{chart}>{rest}'
+def _series(groups: Sequence[Group], panel: Panel, line: Line) -> dict[str, Any]:
+    """Return the points of a line as the panel shows them."""
+    scale = scale_of(panel)
+    series = {
+        "name": _line_name(groups, panel, line),
+        "colour": variable(line.colour),
+        "x": _numbers(line.band.x),
+        "y": _numbers(line.band.mean, scale),
+    }
+    if line.band.num_runs > 1:
+        series["low"] = _numbers(line.band.low, scale)
+        series["high"] = _numbers(line.band.high, scale)
+    return series
 
 
-_VARIABLES = {light: f"--c{index}" for index, (light, _) in enumerate(COLOURS)} | {
-    INK: "--ink", MUTED: "--muted", GRID: "--grid",
-}  # fmt: skip
+def _line_name(groups: Sequence[Group], panel: Panel, line: Line) -> str:
+    """Return the group where there are several, and the curve where there are several."""
+    group, curve = groups[line.group].label, line.curve.label
+    if len(groups) == 1:
+        return curve
+    return group if len(panel.curves) == 1 else f"{group} {curve}"
 
 
-def _variable(colour: str) -> str:
-    return f"var({_VARIABLES[colour]})"
-
-
-def _swatch(colour: str, dash: Any) -> str:
-    pattern = (
-        ""
-        if dash == "solid"
-        else f' stroke-dasharray="{" ".join(str(1.6 * part) for part in dash[1])}"'
-    )
-    return (
-        '<svg class="swatch" viewBox="0 0 22 8" aria-hidden="true">'
-        f'<path d="M0 4H22" style="stroke: {colour}; stroke-width: 2.2"{pattern}/></svg>'
-    )
+def _numbers(values: Values, scale: float = 1.0) -> list[float | None]:
+    """Return values to 5 digits; None where one is not finite."""
+    numbers: list[float | None] = []
+    for value in values.tolist():
+        is_finite = math.isfinite(value)
+        numbers.append(float(f"{scale * value:.5g}") if is_finite else None)
+    return numbers

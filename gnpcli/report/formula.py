@@ -12,8 +12,9 @@ _LOSS = "<i>L</i>(<i>w</i>)"
 
 
 def formula(config: Resolved) -> str:
-    """Return the objective as a formula, what its letters are in this run, and the line that `gnp
-    train` printed.
+    """Return the objective as HTML.
+
+    It is the formula, what its letters are in this run, and the line that `gnp train` prints.
     """
     sentences = html.escape("; ".join(_sentences(config)))
     words = html.escape(objective_in_words(config))

@@ -1,18 +1,15 @@
-"""The curves there are: which keys of ``metrics.jsonl`` share a panel, and how each is drawn. Names
-only.
-"""
+"""Which keys of ``metrics.jsonl`` share a panel, and how each panel is drawn."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from gnpcli.errors import DataError, suggest
-
-EVALUATED = ("val", "test")
-"""Splits that are evaluated, beside ``train``, which is logged step by step."""
+from gnpcli.runs.contents import HELD_OUT
 
 _NO_CURVES = {"step", "epoch", "split", "elapsed_s", "num_examples", "non_finite", "skips_in_a_row"}
+"""Keys of a record that are no metric."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +31,7 @@ class Panel:
     title: str
     curves: tuple[Curve, ...]
     is_log: bool = False
-    """Whether the values, all positive, span magnitudes."""
+    """Whether the y axis is logarithmic, where no value is negative."""
     is_percent: bool = False
     """Whether fractions are shown as percentages."""
     is_extra: bool = False
@@ -46,13 +43,25 @@ def _train(*labels: tuple[str, str]) -> tuple[Curve, ...]:
 
 
 def _everywhere(key: str, train_key: str) -> tuple[Curve, ...]:
-    return (Curve("train", train_key, "train"), *(Curve(split, key, split) for split in EVALUATED))
+    """Return the curve of training, then those of the evaluated splits, which go by `key`."""
+    return (Curve("train", train_key, "train"), *_held_out(key))
+
+
+def _held_out(key: str) -> tuple[Curve, ...]:
+    return tuple(Curve(split, key, split) for split in HELD_OUT)
 
 
 PANELS: tuple[Panel, ...] = (
     Panel("loss", "Cross-entropy", _everywhere("loss", "cross_entropy"), is_log=True),
-    Panel("error", "Error (%)", _everywhere("error_rate", "error_rate"), is_log=True, is_percent=True),
-    Panel("objective", "Training objective", _train(("loss", "clean"), ("perturbed_loss", "perturbed")), is_log=True),
+    Panel(
+        "error", "Error (%)", _everywhere("error_rate", "error_rate"), is_log=True, is_percent=True
+    ),
+    Panel(
+        "objective",
+        "Training objective",
+        _train(("loss", "clean"), ("perturbed_loss", "perturbed")),
+        is_log=True,
+    ),
     Panel(
         "norms",
         "Gradient norm",
@@ -80,66 +89,78 @@ PANELS: tuple[Panel, ...] = (
     Panel("alpha", "Mixing weight alpha", _train(("alpha", "alpha"))),
     Panel("lambda", "Penalty coefficient lambda", _train(("lambda", "lambda"))),
     Panel("skips", "Steps skipped so far", _train(("skipped_steps", "steps")), is_extra=True),
-    Panel("top5", "Top-5 error (%)", tuple(Curve(split, "top5_error_rate", split) for split in EVALUATED),
-          is_percent=True, is_extra=True),
+    Panel("top5", "Top-5 error (%)", _held_out("top5_error_rate"), is_percent=True, is_extra=True),
     Panel("speed", "Images per second", _train(("images_per_s", "images/s")), is_extra=True),
-)  # fmt: skip
+)
 """The known ones, in the order in which they are drawn."""
 
 
-def present_panels(keys: dict[str, Iterable[str]]) -> list[Panel]:
-    """Return the panels that there is something to draw in, with those of their curves that there
-    are.
+def present_panels(keys: Mapping[str, Iterable[str]]) -> list[Panel]:
+    """Return the panels that have something to draw, each with the curves that do.
 
     Args:
-        keys: The keys of each split that some run has logged. Those that no panel knows get a panel
-            of their own.
+        keys: The keys of each split that some run has logged. A key that no panel knows gets a
+            panel of its own.
     """
-    there = {split: list(names) for split, names in keys.items()}
-    panels = [
-        replace(panel, curves=curves)
-        for panel in PANELS
-        if (
-            curves := tuple(
-                curve for curve in panel.curves if curve.key in there.get(curve.split, ())
-            )
-        )
-    ]
+    logged = {split: list(names) for split, names in keys.items()}
+    known = []
+    for panel in PANELS:
+        curves = tuple(curve for curve in panel.curves if curve.key in logged.get(curve.split, ()))
+        if curves:
+            known.append(replace(panel, curves=curves))
+    return known + _unknown_panels(logged)
+
+
+def _unknown_panels(logged: Mapping[str, Sequence[str]]) -> list[Panel]:
+    """Return a panel for each logged key that no panel of `PANELS` has."""
     known = {(curve.split, curve.key) for panel in PANELS for curve in panel.curves}
     unknown: dict[str, list[Curve]] = {}
-    for split, names in there.items():
+    for split, names in logged.items():
         for key in names:
             if (split, key) not in known and key not in _NO_CURVES:
                 unknown.setdefault(key, []).append(Curve(split, key, split))
-    return panels + [
-        Panel(key, key.replace("_", " "), tuple(curves)) for key, curves in unknown.items()
-    ]
+    return [Panel(key, _in_words(key), tuple(curves)) for key, curves in unknown.items()]
 
 
 def choose_panels(panels: Sequence[Panel], names: Sequence[str]) -> list[Panel]:
-    """Return the panels that `names` ask for, in their order: a panel's name, or a key for a panel
-    of it alone.
+    """Return the panels that `names` ask for, in their order.
+
+    Args:
+        panels: To choose from.
+        names: Of panels, or keys: a key asks for a panel of its curves alone.
 
     Raises:
-        DataError: A name that is neither, or of which no run has logged anything; a close one is
-            suggested.
+        DataError: A name is neither, or no run has logged it. The message suggests a close one.
     """
     by_name = {panel.name: panel for panel in panels}
     for panel in panels:
         for curve in panel.curves:
-            alone = tuple(other for other in panel.curves if other.key == curve.key)
-            title = f"{curve.key.replace('_', ' ')}{' (%)' if panel.is_percent else ''}"
-            by_name.setdefault(curve.key, replace(panel, name=curve.key, title=title, curves=alone))
+            by_name.setdefault(curve.key, _panel_of_key(panel, curve.key))
     for name in names:
         if name not in by_name:
-            known = {panel.name for panel in PANELS} | {
-                curve.key for panel in PANELS for curve in panel.curves
-            }
-            what = "these runs have logged no" if name in known else "there is no metric"
-            raise DataError(
-                f"{what} {name!r}{suggest(name, by_name)}; there are {', '.join(sorted(by_name))}"
-            )
+            raise _no_panel(name, by_name)
     return [by_name[name] for name in names]
+
+
+def _panel_of_key(panel: Panel, key: str) -> Panel:
+    """Return a panel of one key of `panel` alone."""
+    curves = tuple(curve for curve in panel.curves if curve.key == key)
+    title = _in_words(key)
+    if panel.is_percent:
+        title = f"{title} (%)"
+    return replace(panel, name=key, title=title, curves=curves)
+
+
+def _no_panel(name: str, by_name: Mapping[str, Panel]) -> DataError:
+    keys = {curve.key for panel in PANELS for curve in panel.curves}
+    is_known = name in keys or name in {panel.name for panel in PANELS}
+    what = "these runs have logged no" if is_known else "there is no metric"
+    there = ", ".join(sorted(by_name))
+    return DataError(f"{what} {name!r}{suggest(name, by_name)}; there are {there}")
+
+
+def _in_words(key: str) -> str:
+    return key.replace("_", " ")
 
 
 def default_panels(panels: Sequence[Panel]) -> list[Panel]:

@@ -1,5 +1,7 @@
-"""The HTML around reports: one file, no external resource, light and dark, readable on a phone and
-on paper. ``page.css`` and ``page.js`` beside this module go into every page.
+"""The HTML around reports.
+
+A page is one file without external resources. It is light or dark, and readable on a phone and on
+paper. ``page.css`` and ``page.js`` beside this module go into every page.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The colours of pictures and pages. Each has a form for light ground and one for dark; names only."""
+"""The colours of pictures and pages, each for light ground and for dark ground."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ COLOURS: tuple[tuple[str, str], ...] = (
     ("#5d6b78", "#a5b4c2"),
     ("#b3243f", "#ff8095"),
 )
-"""Of curves, (light, dark): told apart also with red-green colour blindness by their order of
-lightness and hue.
+"""Of curves, for light and for dark ground.
+
+Their order of lightness and hue tells them apart also with red-green colour blindness.
 """
 
 INK, MUTED, GRID = "#1f2933", "#66727f", "#dde2e7"

@@ -7,10 +7,11 @@ from pathlib import Path
 
 from gnpcli.errors import DataError
 from gnpcli.report.bands import Group, Spread, group_runs, panels_of
-from gnpcli.report.charts import check_out, picture, save, spread_note
+from gnpcli.report.charts import picture, spread_note
 from gnpcli.report.metrics import choose_panels, default_panels
+from gnpcli.report.style import check_out, save
 from gnpcli.runs.grouping import data_sets
-from gnpcli.runs.history import XAxis, read_histories
+from gnpcli.runs.history import History, XAxis, read_histories
 
 
 def plot(
@@ -23,7 +24,7 @@ def plot(
     columns: int,
     warn: Callable[[str], None],
 ) -> str:
-    """Draw runs into a picture, those that differ only in their seed as one curve with a band.
+    """Draw runs into a picture. Runs that differ only in their seed are one curve with a band.
 
     Args:
         folders: Run folders, each once.
@@ -44,26 +45,28 @@ def plot(
     """
     check_out(out)
     histories = read_histories(folders)
-    for history in histories:
-        if history.damage:
-            warn(history.damage)
-    if len(names := data_sets(histories)) > 1:
-        warn(
-            f"these runs are of several data sets ({', '.join(names)}): their losses and errors do "
-            "not compare"
-        )
+    _warn_of(histories, warn)
     groups = group_runs(histories)
     panels = panels_of(groups)
     chosen = choose_panels(panels, metrics) if metrics else default_panels(panels)
     if not chosen:
         raise DataError("these runs have logged nothing that can be drawn")
     save(picture(groups, chosen, axis, spread, columns), out)
-    lines = [
-        f"{out}: {', '.join(panel.name for panel in chosen)}",
-        *map(_told, groups),
-        spread_note(groups, spread),
-    ]
-    return "\n".join(filter(None, lines))
+    names = ", ".join(panel.name for panel in chosen)
+    lines = [f"{out}: {names}", *map(_told, groups), spread_note(groups, spread)]
+    return "\n".join(line for line in lines if line)
+
+
+def _warn_of(histories: Sequence[History], warn: Callable[[str], None]) -> None:
+    for history in histories:
+        if history.damage:
+            warn(history.damage)
+    names = data_sets(histories)
+    if len(names) > 1:
+        warn(
+            f"these runs are of several data sets ({', '.join(names)}): their losses and errors do "
+            "not compare"
+        )
 
 
 def _told(group: Group) -> str:

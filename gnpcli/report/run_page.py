@@ -13,10 +13,10 @@ from gnpcli.config.resolved import Resolved
 from gnpcli.errors import DataError
 from gnpcli.report import page
 from gnpcli.report.bands import Group, panels_of
-from gnpcli.report.charts import check_place, inline_charts
+from gnpcli.report.charts import inline_charts
 from gnpcli.report.formula import formula
-from gnpcli.report.metrics import EVALUATED
-from gnpcli.runs.contents import Record, Session, Summary
+from gnpcli.report.style import check_place
+from gnpcli.runs.contents import HELD_OUT, Record, Session, Summary
 from gnpcli.runs.folder import RunFolder
 from gnpcli.runs.history import History, read_history
 from gnpcli.runs.log import training_time_s
@@ -78,8 +78,7 @@ def run_page(history: History) -> str:
         "<h2>Where it ran</h2>\n",
         _sessions(sessions),
         f"<footer>Written by gnp {__version__} from the run folder; means over the global batch of "
-        "a logged step, "
-        "evaluations over the whole split.</footer>\n",
+        "a logged step, evaluations over the whole split.</footer>\n",
     ]
     return "".join(sections)
 
@@ -121,7 +120,7 @@ def _warnings(history: History, summary: Summary) -> list[str]:
 def _tiles(history: History, summary: Summary) -> dict[str, str]:
     """Return the figures that matter most, by name."""
     tiles: dict[str, str] = {}
-    for split in reversed(EVALUATED):
+    for split in reversed(HELD_OUT):
         tiles |= _error_tiles(_evaluated(history, split), split)
     step = history.records[-1]["step"]
     total = summary.get("total_steps", step)
@@ -158,10 +157,10 @@ def _epoch(record: Record) -> str:
 def _evaluations(history: History) -> str:
     """Return a line for each evaluation, folded where they are many."""
     lowest = {}
-    for split in EVALUATED:
+    for split in HELD_OUT:
         rates = [_error_rate(record) for record in _evaluated(history, split)]
         lowest[split] = min(rates, default=None)
-    records = [record for record in history.records if record["split"] in EVALUATED]
+    records = [record for record in history.records if record["split"] in HELD_OUT]
     rows = [_evaluation(record, lowest[record["split"]]) for record in records]
     if not rows:
         return "<p>None yet.</p>\n"
