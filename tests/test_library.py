@@ -30,7 +30,7 @@ from tests.conftest import REPOSITORY
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of Orbax, about itself
 
-ARRAYS, WATCHING = re.findall(
+TRANSFORM, ARRAYS, WATCHING = re.findall(
     r"```python\n(.*?)```", (REPOSITORY / "docs" / "library.md").read_text(), re.S
 )
 SMALL = ["model.name=tests.small:small", "data.batch_size=16", "mesh.devices=1"]
@@ -74,6 +74,15 @@ def run_script(script: str, folder: Path, batch_size: int) -> str:
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
+
+
+def test_the_example_of_the_transform_fits_its_line(capsys):
+    names: dict[str, Any] = {}
+    exec(TRANSFORM, names)
+    loss, perturbed_loss, bias = map(float, capsys.readouterr().out.split())
+    assert loss < perturbed_loss < 0.1
+    assert bias == pytest.approx(1, abs=0.05)
+    assert names["train_step"]._cache_size() == 1
 
 
 @pytest.mark.slow
