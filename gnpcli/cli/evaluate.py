@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -19,6 +19,9 @@ from gnpcli.cli.options import (
 from gnpcli.cli.output import print_json, start_process
 from gnpcli.config.weights import Weights
 from gnpcli.terminal import words
+
+if TYPE_CHECKING:
+    from gnpcli.engine.evaluate import Evaluated
 
 CheckpointArgument = Annotated[
     Path,
@@ -108,7 +111,7 @@ def _data(dataset: str | None, data_dir: str | None, batch_size: int | None) -> 
     return {"validation_fraction": 0.0, **dict.fromkeys(OF_ONE_DATA_SET), **given}
 
 
-def _print(result: dict[str, Any]) -> None:
+def _print(result: Evaluated) -> None:
     images = words.number(result["num_examples"])
     averaged = ", averaged weights" if result["weights"] == "ema" else ""
     typer.echo(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -17,22 +18,35 @@ from gnpcli.engine.evaluator import Evaluator, Recalibration
 from gnpcli.engine.loading import load_with_progress, warn_of_skipped
 from gnpcli.errors import CheckpointError, DataError
 from gnpcli.keys import run_keys
+from gnpcli.models.base import State
+from gnpcli.runs.contents import Measured
 from gnpcli.runs.location import Location
 from gnpcli.runs.trained import Trained, open_trained
 from gnpcli.terminal.screen import Screen
 
 
+class Evaluated(Measured):
+    """What a checkpoint is worth on a split."""
+
+    step: int
+    """Of the checkpoint."""
+    dataset: str
+    split: str
+    weights: Weights
+    """Which weights were evaluated."""
+
+
 def evaluate(
     location: Location,
     *,
-    data: dict[str, Any],
+    data: Mapping[str, Any],
     split: str,
     step: int | None,
     best: bool,
     quiet: bool,
     weights: Weights | None = None,
     recalibrate: int | None = None,
-) -> dict[str, Any]:
+) -> Evaluated:
     """Evaluate a checkpoint on its own data set or on another.
 
     Args:
@@ -43,76 +57,99 @@ def evaluate(
         best: Take the one with the lowest error instead.
         quiet: Print only warnings.
         weights: ``raw`` or ``ema``; None takes those that the run itself evaluated.
-        recalibrate: Training batches over which BatchNorm statistics are taken anew, 0 for the
-            saved ones; None recalibrates the averaged weights as the run itself does, and leaves
+        recalibrate: Training batches over which BatchNorm statistics are taken anew; 0 takes the
+            saved ones. None recalibrates the averaged weights as the run itself does, and leaves
             the raw ones alone.
 
     Returns:
-        The result of `Evaluator`, with `step`, `dataset`, `split` and `weights`.
+        What is measured, and of what.
 
     Raises:
-        CheckpointError: Nothing usable, a checkpoint of another model than the run's, no averaged
-            weights in it, or statistics to recalibrate asked for of a model without any.
+        CheckpointError: No checkpoint is usable, it is of another model than the run's, it has no
+            averaged weights, or the model has no statistics to recalibrate.
         DataError: The data does not fit the model, or has no such split.
     """
     screen = Screen(quiet=quiet)
     trained = open_trained(location, step=step, best=best, weights=weights, screen=screen)
-    config, spec, model = trained.config, trained.spec, trained.model
-    model_state = trained.model_state
-    if recalibrate and not model_state:
-        raise CheckpointError(
-            f"{config.model.name} has no BatchNorm statistics to recalibrate: leave --recalibrate "
-            "out"
-        )
-    if recalibrate is None:
-        recalibrate = config.train.recalibrate_batches if trained.weights == "ema" else 0
-    config = config.replaced({f"data.{key}": value for key, value in data.items()})
+    num_batches = _batches_to_recalibrate(trained, recalibrate)
+    config = trained.config.replaced({f"data.{key}": value for key, value in data.items()})
     mesh = make_mesh(config)
-    # What is known without reading images says whether it is worth reading, or downloading, them.
-    info = describe_data(config.data)
-    if info is not None and info.is_streamed and config.data.image_size is None:
-        config = config.replaced({"data.image_size": spec.image_size})
-        info = replace(info, image_size=spec.image_size)
-    if info is not None:
-        check_fit(info, spec, config)
+    config = _fitting(config, trained)
     dataset = load_with_progress(config, screen)
-    check_fit(dataset.spec, spec, config)
+    check_fit(dataset.spec, trained.spec, config)
     chosen = {"train": dataset.train, "val": dataset.validation, "test": dataset.test}[split]
     if chosen is None:
         raise DataError(f"{config.data.name} has no {split} split")
-    if dataset.spec.class_names != spec.class_names:
-        if spec.class_names == numbered(spec.num_classes):
-            screen.line(
-                "the weights name no classes: output k is taken to be class k of "
-                f"{config.data.name}, by name"
-            )
-        else:
-            screen.line(
-                f"warning: the classes of {config.data.name} have other names than in training",
-                style="yellow",
-            )
-    if recalibrate and model_state:
+    _warn_of_other_names(dataset.spec, trained.spec, config.data.name, screen)
+    model_state = trained.model_state
+    if num_batches and model_state:
         # The run's own training images, wherever they lie now, also to evaluate on another data
         # set.
         own = dataset if "name" not in data else load_with_progress(trained.config, screen)
-        model_state = recalibrated(trained, own, mesh, recalibrate)
-    evaluator = Evaluator(chosen, spec, config, model, mesh)
+        model_state = recalibrated(trained, own, mesh, num_batches)
+    evaluator = Evaluator(chosen, trained.spec, config, trained.model, mesh)
     result = evaluator(trained.params, model_state)
     warn_of_skipped(screen, evaluator.feed.skipped, split)
     return {
-        "step": trained.step, "dataset": config.data.name, "split": split, "weights": trained.weights, **result,
-    }  # fmt: skip
+        "step": trained.step,
+        "dataset": config.data.name,
+        "split": split,
+        "weights": trained.weights,
+        **result,
+    }
 
 
-def recalibrated(trained: Trained, dataset: Dataset, mesh: Mesh, num_batches: int) -> Any:
-    """Return the model state of a trained model with BatchNorm statistics taken anew over training
-    batches.
+def _batches_to_recalibrate(trained: Trained, asked: int | None) -> int:
+    """Return over how many batches statistics are taken anew; 0 keeps the saved ones."""
+    if asked and not trained.model_state:
+        raise CheckpointError(
+            f"{trained.config.model.name} has no BatchNorm statistics to recalibrate: leave "
+            "--recalibrate out"
+        )
+    if asked is not None:
+        return asked
+    return trained.config.train.recalibrate_batches if trained.weights == "ema" else 0
+
+
+def _fitting(config: Resolved, trained: Trained) -> Resolved:
+    """Return `config` with the image size of the model where it leaves streamed images any size.
+
+    What is known without reading images says whether it is worth reading, or downloading, them:
+    data that does not fit the model is refused here.
+    """
+    info = describe_data(config.data)
+    if info is None:
+        return config
+    if info.is_streamed and config.data.image_size is None:
+        config = config.replaced({"data.image_size": trained.spec.image_size})
+        info = replace(info, image_size=trained.spec.image_size)
+    check_fit(info, trained.spec, config)
+    return config
+
+
+def _warn_of_other_names(given: DataSpec, trained: DataSpec, name: str, screen: Screen) -> None:
+    """Say so where the classes of the data called `name` have other names than in training."""
+    if given.class_names == trained.class_names:
+        return
+    if trained.class_names == numbered(trained.num_classes):
+        screen.line(
+            f"the weights name no classes: output k is taken to be class k of {name}, by name"
+        )
+        return
+    screen.line(
+        f"warning: the classes of {name} have other names than in training",
+        style="yellow",
+    )
+
+
+def recalibrated(trained: Trained, dataset: Dataset, mesh: Mesh, num_batches: int) -> State:
+    """Return the state of a trained model with BatchNorm statistics taken anew.
 
     Args:
-        trained: Whose weights and training feed are used.
-        dataset: The run's own; its training images are read.
-        mesh: Where batches are split.
-        num_batches: The first so many of the run.
+        trained: Its weights and its training feed are used.
+        dataset: The run's own. Its training images are read.
+        mesh: Batches are split over it.
+        num_batches: How many batches, from the first one of the run on.
     """
     train = trained.config.train
     order = run_keys(train.seed).order
@@ -129,7 +166,7 @@ def recalibrated(trained: Trained, dataset: Dataset, mesh: Mesh, num_batches: in
 
 
 def check_fit(given: DataSpec | DataInfo, trained: DataSpec, config: Resolved) -> None:
-    """Refuse data that a model was not trained on the like of.
+    """Refuse data that is unlike what a model was trained on.
 
     Args:
         given: The data.
@@ -143,9 +180,8 @@ def check_fit(given: DataSpec | DataInfo, trained: DataSpec, config: Resolved) -
         ("classes", given.num_classes, trained.num_classes),
         ("pixels a side", given.image_size, trained.image_size),
     ]
-    if isinstance(
-        given, DataSpec
-    ):  # before all images are read, one coloured image may be among the grey ones
+    # Before all images are read, a coloured one may be among the grey ones.
+    if isinstance(given, DataSpec):
         sizes.append(("channels", given.channels, trained.channels))
     for what, have, want in sizes:
         if have != want:

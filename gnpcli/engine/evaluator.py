@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,14 +14,24 @@ from gnpcli.data.feeds.make import make_eval_feed
 from gnpcli.devices.mesh import replicated
 from gnpcli.errors import DataError
 from gnpcli.keys import run_keys
-from gnpcli.models.base import Model
+from gnpcli.models.base import Model, Params, State
 from gnpcli.runs.contents import Measured
 from gnpcli.step.evaluate import make_eval_step, make_recalibration_step
-from gnpcli.step.losses import zero_sums
+from gnpcli.step.losses import MetricSums, zero_sums
 
 
 class Evaluator:
-    """Evaluation of one split, every example exactly once whatever the batch size and device count."""
+    """Evaluation of one split.
+
+    Every example counts exactly once, whatever the batch size and the number of devices.
+
+    Args:
+        split: What is evaluated.
+        spec: Of the data that the model was trained on.
+        config: Of the run.
+        model: What is evaluated.
+        mesh: Batches are split over it.
+    """
 
     def __init__(
         self, split: Split | FileSplit, spec: DataSpec, config: Resolved, model: Model, mesh: Mesh
@@ -31,25 +39,24 @@ class Evaluator:
         self.feed = make_eval_feed(split, spec, config.data, mesh, dtype=config.train.dtype)
         self._step = make_eval_step(model, self.feed, mesh)
         self._sharding = replicated(mesh)
-        self._num_classes, self._num_examples = spec.num_classes, len(split.labels)
+        self._num_classes = spec.num_classes
+        self._num_examples = len(split.labels)
 
-    def __call__(self, params: Any, model_state: Any) -> Measured:
-        """Return `error_rate`, `loss` (mean cross-entropy), `num_examples`, and `top5_error_rate`
-        beyond 5 classes.
+    def __call__(self, params: Params, model_state: State) -> Measured:
+        """Return error rate and mean cross-entropy over the examples that could be read.
+
+        `top5_error_rate` is told beyond 5 classes.
 
         Raises:
-            DataError: If no image of the split could be read (``data.unreadable: skip``).
+            DataError: No image of the split could be read (``data.unreadable: skip``).
         """
-        sums = jax.device_put(zero_sums(), self._sharding)
-        for index, source in enumerate(self.feed.sources()):
-            sums = self._step(sums, params, model_state, source, np.int32(index))
-        sums = jax.device_get(sums)
+        sums = self._sums(params, model_state)
         count = int(sums.num_examples)
         assert count == self._num_examples - len(self.feed.skipped)
         if count == 0:
+            first = self.feed.skipped[0]
             raise DataError(
-                f"none of the {self._num_examples} images could be read, the first is "
-                f"{self.feed.skipped[0]}"
+                f"none of the {self._num_examples} images could be read, the first is {first}"
             )
         result: Measured = {
             "error_rate": int(sums.errors) / count,
@@ -60,33 +67,44 @@ class Evaluator:
             result["top5_error_rate"] = int(sums.top5_errors) / count
         return result
 
+    def _sums(self, params: Params, model_state: State) -> MetricSums:
+        """Return the sums over the split, on the host."""
+        sums = jax.device_put(zero_sums(), self._sharding)
+        for index, source in enumerate(self.feed.sources()):
+            sums = self._step(sums, params, model_state, source, np.int32(index))
+        on_host: MetricSums = jax.device_get(sums)
+        return on_host
+
 
 class Recalibration:
-    """BatchNorm statistics for given weights: averages over training batches, none of them weighted
-    by its age.
+    """BatchNorm statistics for given weights.
 
-    Averaged weights need it: their activations have other moments than those of any weights that
-    the running averages were taken at (stochastic weight averaging, arXiv 1803.05407, section 3.2;
-    PreciseBN, arXiv 2105.07576, section 3).
+    They are averages over training batches, each of which counts the same. Averaged weights need
+    them: the running averages were taken at other weights, whose activations have other moments
+    (stochastic weight averaging, arXiv 1803.05407, section 3.2; PreciseBN, arXiv 2105.07576,
+    section 3).
 
     Args:
         model: As trained.
         feed: Of the training split; the batches are those of the run's steps 0, 1, ...
-        mesh: Where a batch is split.
+        mesh: Batches are split over it.
         seed: Of the run.
         num_batches: How many, at least 1.
     """
 
     def __init__(self, model: Model, feed: TrainFeed, mesh: Mesh, *, seed: int, num_batches: int):
         self._step = make_recalibration_step(model, feed, mesh)
-        self._feed, self._num_batches, self._sharding = feed, num_batches, replicated(mesh)
+        self._feed = feed
+        self._num_batches = num_batches
+        self._sharding = replicated(mesh)
         self._key = jax.device_put(run_keys(seed).steps, self._sharding)
 
-    def __call__(self, params: Any, model_state: Any) -> Any:
+    def __call__(self, params: Params, model_state: State) -> State:
         """Return `model_state` with new statistics; a model without any comes back at once."""
         if not jax.tree.leaves(model_state):
             return model_state
-        average = jax.device_put(jax.tree.map(jnp.zeros_like, model_state), self._sharding)
+        zeros = jax.tree.map(jnp.zeros_like, model_state)
+        average: State = jax.device_put(zeros, self._sharding)
         for step in range(self._num_batches):
             source = self._feed.source(step)
             average = self._step(average, params, model_state, self._key, np.int32(step), source)

@@ -29,8 +29,9 @@ class MetricsQueue:
         self._pending.append((step, metrics))
 
     def pop_all_but(self, keep: int) -> Iterator[tuple[int, dict[str, float]]]:
-        """Yield step and metrics, the oldest first, until `keep` steps are left. It waits for
-        them.
+        """Yield step and metrics, the oldest first, until `keep` steps are left.
+
+        It waits for them.
         """
         while len(self._pending) > keep:
             step, metrics = self._pending.popleft()

@@ -43,7 +43,8 @@ def train(
             batch sizes, augmentation, `validation_fraction`, `mean` and `std`. The run records the
             name of the data set as `data.name`.
         hooks: What looks on, see `gnpcli.engine.hooks`. They are called after those that write the
-            log. An error of a hook ends the training; what is saved by then can be resumed.
+            log. An error of a hook ends the training, and is raised as it is. What is saved by then
+            can be resumed.
         screen: Where a person looks on; None takes a new one on stderr.
         max_steps: Stop, saved and evaluated, after this many steps. The schedules keep the length
             of the whole training, so that `resume` goes on as if it had not stopped.
