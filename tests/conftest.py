@@ -29,6 +29,14 @@ CHECKED: list[str] = [
     "gnpcli.measure.fidelity",
     "gnpcli.measure.hessian",
     "gnpcli.measure.landscape",
+    "gnpcli.step.averaging",
+    "gnpcli.step.guard",
+    "gnpcli.step.losses",
+    "gnpcli.step.objective",
+    "gnpcli.step.optimizer",
+    "gnpcli.step.perturbation",
+    "gnpcli.step.precision",
+    "gnpcli.step.telemetry",
 ]
 """The modules whose signatures are checked at each call in every test: shapes, dtypes, types."""
 

@@ -13,15 +13,14 @@ from gnpcli.step.losses import cross_entropy, is_outside_top, main_class, metric
 @pytest.fixture
 def batch():
     rng = np.random.default_rng(0)
-    return rng.normal(size=(40, 10)).astype(np.float32) * 3, rng.integers(0, 10, 40).astype(
-        np.int32
-    )
+    logits = 3 * rng.normal(size=(40, 10)).astype(np.float32)
+    return jnp.asarray(logits), jnp.asarray(rng.integers(0, 10, 40), jnp.int32)
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.9])
 def test_cross_entropy_is_the_entropy_to_the_smoothed_target(batch, smoothing):
     logits, labels = batch
-    wide = logits.astype(np.float64)
+    wide = np.asarray(logits, np.float64)
     log_probs = wide - np.log(np.exp(wide).sum(-1, keepdims=True))
     target = (1 - smoothing) * np.eye(10)[labels] + smoothing / 10
     expected = -(target * log_probs).sum(-1)
@@ -32,12 +31,12 @@ def test_cross_entropy_is_the_entropy_to_the_smoothed_target(batch, smoothing):
 def test_cross_entropy_is_linear_in_the_class_probabilities(batch, smoothing):
     logits, labels = batch
     share = np.random.default_rng(1).random(40, dtype=np.float32)
-    partners = np.roll(labels, 1)
+    partners = jnp.roll(labels, 1)
     mixed = share[:, None] * np.eye(10, dtype=np.float32)[labels]
     mixed += (1 - share)[:, None] * np.eye(10, dtype=np.float32)[partners]
     own, others = (cross_entropy(logits, of, smoothing) for of in (labels, partners))
     np.testing.assert_allclose(
-        cross_entropy(logits, mixed, smoothing),
+        cross_entropy(logits, jnp.asarray(mixed), smoothing),
         share * own + (1 - share) * others,
         rtol=1e-5,
         atol=1e-6,
@@ -59,8 +58,8 @@ def test_cross_entropy_of_huge_logits_is_finite():
 @pytest.mark.parametrize("k", [1, 5, 10])
 def test_top_k_agrees_with_a_stable_sort(batch, k):
     logits, labels = batch
-    order = np.argsort(-logits, axis=-1, kind="stable")[:, :k]
-    expected = ~(order == labels[:, None]).any(-1)
+    order = np.argsort(-np.asarray(logits), axis=-1, kind="stable")[:, :k]
+    expected = ~(order == np.asarray(labels)[:, None]).any(-1)
     np.testing.assert_array_equal(is_outside_top(logits, labels, k), expected)
 
 

@@ -6,27 +6,31 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import PyTree
+from jaxtyping import Array, Float, Float32, Int32, PyTree
 
 
-def ema_decay(decay: float, step: jax.Array | int) -> jax.Array:
+def ema_decay(decay: float, step: Int32[Array, ""] | int) -> Float32[Array, ""]:
     """Return the decay of the moving average in step t = 0, 1, ...: ``min(decay, (1+t)/(10+t))``.
 
     The early bound is TensorFlow's ``ExponentialMovingAverage(num_updates=t)``: the average then
     reaches back over a constant share of the steps so far, and the random initial weights, at
     ``decay^t`` in a plain average, are gone after a few steps. 0.1 at t = 0, 0.92 at t = 100, 0.991
     at t = 1000.
+
+    Args:
+        decay: Of the plain average, in [0, 1].
+        step: t, at least 0.
     """
     now = jnp.asarray(step, jnp.float32)
     return jnp.minimum(jnp.asarray(decay, jnp.float32), (1 + now) / (10 + now))
 
 
-def ema_update(average: PyTree, values: PyTree, decay: jax.Array) -> PyTree:
+def ema_update(average: PyTree, values: PyTree, decay: Float32[Array, ""]) -> PyTree:
     """Return the exponential moving average ``decay * average + (1 - decay) * values``.
 
     Args:
-        average: Tree of float arrays.
-        values: Tree like it.
+        average: Tree of float32 arrays, of any shapes.
+        values: A tree like it.
         decay: Float32 scalar in [0, 1], see `ema_decay`.
     """
     return jax.tree.map(lambda old, new: new + decay * (old - new), average, values)
@@ -49,7 +53,9 @@ def batch_statistics(apply: Callable[[PyTree], PyTree], state: PyTree) -> PyTree
     ones = jax.tree.map(jnp.ones_like, state)
     from_zeros, momentum = jax.jvp(apply, (zeros,), (ones,))
 
-    def batch(new: jax.Array, m: jax.Array, old: jax.Array) -> jax.Array:
+    def batch(
+        new: Float[Array, "*shape"], m: Float[Array, "*shape"], old: Float[Array, "*shape"]
+    ) -> Float[Array, "*shape"]:
         return jnp.where(m < 1, new / jnp.where(m < 1, 1 - m, 1.0), old)
 
     return jax.tree.map(batch, from_zeros, momentum, state)

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Float32, Key
 
 from gnpcli.config.schema import GrConfig, TrainConfig
 from gnpcli.devices import cpu
 from gnpcli.gnp.trees import half_squared_norm
 from gnpcli.models.base import Model, Params, State
 from gnpcli.models.layers.blocks import rematerialised
-from gnpcli.step.losses import cross_entropy, is_outside_top, main_class
+from gnpcli.step.losses import Labels, cross_entropy, is_outside_top, main_class
 from gnpcli.step.optimizer import decay_mask
 
+Measures = dict[str, Float32[Array, ""]]
+"""What a pass tells beside its loss, see `make_objective`."""
 
+
+@runtime_checkable  # for the checks of signatures in the tests
 class Objective(Protocol):
     """The loss of one batch, see `make_objective`."""
 
@@ -23,11 +28,11 @@ class Objective(Protocol):
         self,
         params: Params,
         model_state: State,
-        images: jax.Array,
-        labels: jax.Array,
-        key: jax.Array,
+        images: Float[Array, "B H W C"],
+        labels: Labels,
+        key: Key[Array, ""],
         /,
-    ) -> tuple[jax.Array, tuple[State, dict[str, jax.Array]]]:
+    ) -> tuple[Float32[Array, ""], tuple[State, Measures]]:
         """Return ``(loss, (new_model_state, measures))``."""
         ...
 
@@ -49,11 +54,11 @@ def make_objective(model: Model, train: TrainConfig, gr: GrConfig) -> Objective:
     def objective(
         params: Params,
         model_state: State,
-        images: jax.Array,
-        labels: jax.Array,
-        key: jax.Array,
+        images: Float[Array, "B H W C"],
+        labels: Labels,
+        key: Key[Array, ""],
         /,
-    ) -> tuple[jax.Array, tuple[State, dict[str, jax.Array]]]:
+    ) -> tuple[Float32[Array, ""], tuple[State, Measures]]:
         with rematerialised(train.remat), cpu.storing(key):
             logits, new_model_state = model.apply(params, model_state, images, True, key)
         loss = jnp.mean(cross_entropy(logits, labels, train.label_smoothing))
@@ -69,8 +74,8 @@ def make_objective(model: Model, train: TrainConfig, gr: GrConfig) -> Objective:
     return objective
 
 
-def l2_term(params: Params, train: TrainConfig) -> jax.Array:
-    """Return ``l2 / 2 ||params||^2`` over the parameters that decay, a float32 scalar."""
+def l2_term(params: Params, train: TrainConfig) -> Float32[Array, ""]:
+    """Return ``l2 / 2 ||params||^2`` over the parameters that decay."""
     mask = decay_mask(params, biases_and_norms=train.decay_biases_and_norms)
     pairs = zip(jax.tree.leaves(params), jax.tree.leaves(mask), strict=True)
     return train.l2 * half_squared_norm([leaf for leaf, decays in pairs if decays])

@@ -1,4 +1,4 @@
-"""Configuration to optax chain; which parameters decay."""
+"""The optimizer of a configuration as an optax chain, and which parameters decay."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from jaxtyping import Array, Float, PyTree
 
 from gnpcli.config.optimizers import OptimizerConfig
 from gnpcli.config.schema import TrainConfig
@@ -14,45 +15,58 @@ from gnpcli.step.programs import Metrics, OptimizerStatistics
 from gnpcli.step.telemetry import mean_and_variance
 
 
-def decay_mask(params: Any, *, biases_and_norms: bool) -> Any:
+def decay_mask(params: PyTree, *, biases_and_norms: bool) -> PyTree[bool]:
     """Return a tree of bools: which leaves weight decay and L2 act on.
 
-    Biases and the scales of normalisation layers are the leaves of at most one dimension; they
+    Biases and the scales of normalisation layers are the leaves of at most one dimension. They
     decay only with `biases_and_norms`.
+
+    Args:
+        params: Tree of arrays or of their shapes.
+        biases_and_norms: Whether leaves of at most one dimension decay too.
     """
     return jax.tree.map(lambda leaf: biases_and_norms or leaf.ndim > 1, params)
 
 
-def clip_ratio(norm: jax.Array, max_norm: float | None) -> jax.Array:
-    """Return ``min(1, max_norm / norm)``, what clipping multiplies a gradient of L2 norm `norm` by;
-    1 without a limit.
+def clip_ratio(norm: Float[Array, ""], max_norm: float | None) -> Float[Array, ""]:
+    """Return ``min(1, max_norm / norm)``, by which clipping multiplies a gradient.
 
-    A norm of 0 gives 1. A norm that is not finite gives 0 or NaN: the guard has dropped such a step
-    by then.
+    It is 1 for a norm of 0 and without a limit. A norm that is not finite gives 0 or 1: the guard
+    drops such a step.
+
+    Args:
+        norm: L2 norm of the gradient.
+        max_norm: The limit, greater than 0; None is no limit.
     """
     if max_norm is None:
         return jnp.ones_like(norm)
     return jnp.where(norm > max_norm, max_norm / norm, jnp.ones_like(norm))
 
 
-def clip_by_norm(grads: Any, norm: jax.Array, max_norm: float | None) -> Any:
-    """Scale `grads`, whose global L2 norm is `norm`, to a norm of at most `max_norm`; None leaves
-    them alone.
+def clip_by_norm(grads: PyTree, norm: Float[Array, ""], max_norm: float | None) -> PyTree:
+    """Scale `grads` to a global L2 norm of at most `max_norm`.
 
-    The norm is an argument because the step has it already, for its log.
+    Args:
+        grads: Tree of float arrays, of any shapes. They keep their dtypes.
+        norm: Their L2 norm, which the step has already for its log.
+        max_norm: Greater than 0; None leaves `grads` alone.
     """
     if max_norm is None:
         return grads
     ratio = clip_ratio(norm, max_norm)
-    return jax.tree.map(lambda grad: (ratio * grad.astype(ratio.dtype)).astype(grad.dtype), grads)
+
+    def clipped(grad: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+        return (ratio * grad.astype(ratio.dtype)).astype(grad.dtype)
+
+    return jax.tree.map(clipped, grads)
 
 
 def build_optimizer(config: OptimizerConfig, train: TrainConfig) -> optax.GradientTransformation:
     """Build the optimizer and then decoupled decay.
 
-    What comes out is to be multiplied by minus the learning rate. The step does that, and clips
-    before it: its number is the run's only clock. The optimizer counts its updates for its own bias
-    correction alone, and so may skip one.
+    What comes out is to be multiplied by minus the learning rate. The step does that, and it clips
+    before: its number is the run's only clock. The optimizer counts its updates for its own bias
+    correction alone, so it may skip one.
 
     Decoupled decay adds ``weight_decay * parameter`` to the update before the learning rate
     multiplies it (AdamW, arXiv 1711.05101), also for SGD and RMSProp.
@@ -64,7 +78,7 @@ def build_optimizer(config: OptimizerConfig, train: TrainConfig) -> optax.Gradie
     parts = [config.transform()]
     if config.weight_decay:
 
-        def mask(params: Any) -> Any:
+        def mask(params: PyTree) -> PyTree[bool]:
             return decay_mask(params, biases_and_norms=train.decay_biases_and_norms)
 
         parts.append(optax.add_decayed_weights(config.weight_decay, mask))

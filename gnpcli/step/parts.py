@@ -22,7 +22,7 @@ class Parts:
     model: Model
     """Traced with ``train=True``."""
     feed: TrainFeed
-    """Batch t is a function of the run's keys and t, so that a resumed run sees the same batches."""
+    """Batch t is a function of the run's keys and t, so a resumed run sees the same batches."""
     optimizer: optax.GradientTransformation
     """Applied to the mixed and clipped gradient. Minus the learning rate scales its result."""
     train: TrainConfig

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ParamSpec, Protocol, TypeVar
+from typing import Any, ParamSpec, Protocol, TypeVar, runtime_checkable
 
 import jax
 import numpy as np
@@ -20,6 +20,7 @@ Metrics = dict[str, jax.Array]
 """Scalars by name, float32 but for counts, which are int32."""
 
 
+@runtime_checkable  # for the checks of signatures in the tests
 class Program(Protocol[P, R]):
     """A jitted function. It can be called, and it can be lowered without being run."""
 
@@ -36,15 +37,17 @@ TrainStep = Program[[TrainState, FeedData], tuple[TrainState, Metrics]]
 """``(state, source) -> (state, metrics)``. The given state is donated: its buffers are gone."""
 
 EvalStep = Program[[MetricSums, Params, State, FeedData, jax.Array | np.int32], MetricSums]
-"""``(sums, params, model_state, source, index) -> sums`` with batch `index` added. `sums` is
-donated.
+"""``(sums, params, model_state, source, index) -> sums`` with batch `index` added.
+
+`sums` is donated.
 """
 
 RecalibrationStep = Program[
     [State, Params, State, jax.Array, jax.Array | np.int32, FeedData], State
 ]
-"""``(average, params, model_state, key, step, source) -> average``, see
-`gnpcli.step.evaluate.make_recalibration_step`. `average` is donated.
+"""``(average, params, model_state, key, step, source) -> average``.
+
+See `gnpcli.step.evaluate.make_recalibration_step`. `average` is donated.
 """
 
 Diagnosis = Program[[TrainState, FeedData], dict[str, Params]]
@@ -54,6 +57,7 @@ RoundingMeasure = Program[[TrainState, FeedData], jax.Array]
 """``(state, source) -> share``, see `gnpcli.step.probes.make_rounding_measure`. Donates nothing."""
 
 OptimizerStatistics = Program[[Any], Metrics]
-"""``opt_state -> metrics``, see `gnpcli.step.optimizer.make_statistics`. Donates nothing. The state
-is a tree that is the optimizer's own.
+"""``opt_state -> metrics``, see `gnpcli.step.optimizer.make_statistics`. Donates nothing.
+
+The state is a tree that is the optimizer's own.
 """

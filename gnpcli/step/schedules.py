@@ -1,7 +1,7 @@
-"""Schedules: pure functions from the step number (0 for the first step) to learning rate, r, alpha
-and kind of step.
+"""Schedules: what learning rate, r, alpha and kind of step each step has.
 
-This is the one place where the epochs of a configuration become steps.
+They are pure functions of the step number, 0 for the first step. Here alone the epochs of a
+configuration become steps.
 """
 
 from __future__ import annotations
@@ -82,9 +82,8 @@ class GrSchedule:
     @property
     def plain_steps(self) -> int:
         """The steps before this one are plain, all of them."""
-        return next(
-            (step for step, kind in enumerate(self.kinds) if kind != "plain"), len(self.kinds)
-        )
+        others = (step for step, kind in enumerate(self.kinds) if kind != "plain")
+        return next(others, len(self.kinds))
 
 
 def gr_schedule(config: ResolvedGr, horizon: Horizon, seed: int) -> GrSchedule:
@@ -116,11 +115,8 @@ def gr_schedule(config: ResolvedGr, horizon: Horizon, seed: int) -> GrSchedule:
     is_gnp = (since >= 0) & (since % config.every == 0)
     if config.probability < 1 or config.probability_end is not None:
         is_gnp &= coins(seed, total) < _probability(config, warmup, steps)
-    kinds: list[StepKind] = [
-        "gnp" if penalised else config.between if after >= 0 else "plain"
-        for penalised, after in zip(is_gnp, since, strict=True)
-    ]
-    return GrSchedule(kinds, rs, alphas)
+    kinds = np.where(is_gnp, "gnp", np.where(since >= 0, config.between, "plain"))
+    return GrSchedule(kinds.tolist(), rs, alphas)
 
 
 def _constant(value: float) -> Schedule:

@@ -13,7 +13,7 @@ from gnpcli.models.base import Model
 
 
 class Skips(NamedTuple):
-    """Steps that left the state as it was, because something in them was not finite; int32 scalars."""
+    """Steps that left the state as it was, because something was not finite; int32 scalars."""
 
     in_a_row: jax.Array
     """Up to now without a step that was finite."""
@@ -22,8 +22,9 @@ class Skips(NamedTuple):
 
 
 class TrainState(NamedTuple):
-    """A run after `step` steps. With the configuration and the data it determines every step to
-    come.
+    """A run after `step` steps.
+
+    With the configuration and the data it determines every step to come.
     """
 
     step: jax.Array
@@ -35,14 +36,15 @@ class TrainState(NamedTuple):
     opt_state: Any
     """State of the optax optimizer."""
     key: jax.Array
-    """The run's base key; step t draws from ``fold_in(key, t)``, so it never changes."""
+    """The run's base key. Step t draws from ``fold_in(key, t)``, so it never changes."""
     skips: Skips
     """Steps skipped so far."""
     ema: Any
     """Moving average of the parameters, a tree like `params`; an empty dict where none is kept."""
     component: Any
-    """What reuse steps add to their gradient, a tree like `params` (LookSAM); an empty dict where
-    nothing is reused.
+    """What reuse steps add to their gradient (LookSAM): a tree like `params`.
+
+    It is an empty dict where nothing is reused.
     """
 
 
@@ -67,9 +69,8 @@ def init_state(
     """
     keys = run_keys(seed)
     params, model_state = model.init(keys.init, image_shape)
-    step, in_a_row, total = (
-        jnp.zeros((), jnp.int32) for _ in range(3)
-    )  # one buffer each: they are donated
+    # A buffer each: they are donated.
+    step, in_a_row, total = (jnp.zeros((), jnp.int32) for _ in range(3))
     return TrainState(
         step=step,
         params=params,
