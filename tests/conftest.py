@@ -38,7 +38,11 @@ CHECKED: list[str] = [
     "gnpcli.step.precision",
     "gnpcli.step.telemetry",
 ]
-"""The modules whose signatures are checked at each call in every test: shapes, dtypes, types."""
+"""The modules whose signatures are checked at each call in every test: shapes, dtypes, types.
+
+Not `gnpcli.gnp.penalty`: it refuses a wrong option with a ValueError, which a test expects, and the
+check of its type would come first. Its shapes are those of `gnpcli.gnp.passes`.
+"""
 
 BEARTYPE = "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))"
 """A whole number counts as a float, as it does for mypy."""
