@@ -7,8 +7,10 @@ from pathlib import Path
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Write a file so that a reader, or a kill, sees the old content or the new, never a part of
-    it.
+    """Replace a file in one step: a reader or a crash finds the old text or the new, never a part.
+
+    Raises:
+        OSError: It cannot be written; the old file is as it was.
     """
     temporary = path.with_name(f".{path.name}.tmp")
     try:

@@ -1,9 +1,12 @@
-"""Checkpoints with Orbax: asynchronous, the latest N and the best one kept, damaged ones stepped
-over.
+"""Checkpoints with Orbax.
 
-A checkpoint folder holds the items `model` (parameters and model state: all that evaluation reads),
-`ema` (the moving average of the parameters, where one is kept), `optimizer` (all else that resuming
-needs) and `meta` (configuration and data description as JSON).
+Saving is asynchronous. The latest N saves and the best one are kept. Restoring steps over damaged
+ones. The folder of a save holds up to four items:
+
+- `model`: parameters and model state, all that evaluation reads;
+- `ema`: the moving average of the parameters, where one is kept;
+- `optimizer`: everything else that resuming needs;
+- `meta`: configuration and data description as JSON.
 """
 
 from __future__ import annotations
@@ -26,9 +29,20 @@ from gnpcli.config.weights import Weights
 from gnpcli.errors import CheckpointError
 from gnpcli.step.state import TrainState
 
-# Orbax narrates every save, and prints every error of its threads before it raises it where we can
-# say it in one line.
+# Orbax logs every save. It also logs each error of its threads before it raises it. `_explained`
+# says the error in one line.
 logging.getLogger("absl").setLevel(logging.CRITICAL + 1)
+
+
+_SYSTEM_REASONS = (
+    "No space left on device",
+    "Permission denied",
+    "Read-only file system",
+    "File too large",
+    "Disk quota exceeded",
+)
+_MAX_REASON = 160
+"""Characters of a reason; of a longer one the start is shown."""
 
 
 class DamagedCheckpoint(CheckpointError):
@@ -47,54 +61,48 @@ class Checkpoints:
     def __init__(self, directory: Path, config: CheckpointConfig, *, read_only: bool = False):
         _silence_echoes()
         self.directory = directory.resolve()
-        keep = [LatestN(config.keep)]
-        if config.keep_best:
-            keep.append(
-                BestN(
-                    get_metric_fn=_rate, reverse=True, n=1, keep_checkpoints_without_metrics=False
-                )
-            )
-        options = ocp.CheckpointManagerOptions(
-            preservation_policy=AnyPreservationPolicy(keep),
-            best_fn=_rate,  # only so that metrics are written; the policy decides what is kept
-            best_mode="min",
-            create=False,
-            read_only=read_only,
-            enable_async_checkpointing=not read_only,
-        )
+        options = _options(config, read_only)
         with _explained(f"cannot open the checkpoints in {directory}"):
             if not read_only:
-                self.directory.mkdir(parents=True, exist_ok=True)
-                # What a killed save leaves behind is never read and would fill the disk.
-                for leftover in self.directory.glob("*.orbax-checkpoint-tmp*"):
-                    shutil.rmtree(leftover, ignore_errors=True)
+                self._clear()
             self._manager = ocp.CheckpointManager(
                 self.directory, options=options, item_names=("model", "ema", "optimizer", "meta")
             )
 
+    def _clear(self) -> None:
+        """Make the folder. Delete what killed saves left: it is never read and fills the disk."""
+        self.directory.mkdir(parents=True, exist_ok=True)
+        for leftover in self.directory.glob("*.orbax-checkpoint-tmp*"):
+            shutil.rmtree(leftover, ignore_errors=True)
+
     def steps(self) -> list[int]:
-        """Return the steps that have a finished save, rising; whether each can be read shows only
-        on restore.
+        """Return the steps that have a finished save, rising.
+
+        Only restoring a save shows whether it can be read.
         """
         return sorted(self._manager.all_steps())
 
     def last_good(self, *, besides: int | None = None) -> str:
-        """Say which save a failed run falls back on, for its message; `besides` is the one that
-        just failed.
+        """Say for an error message which save a failed run falls back on.
+
+        Args:
+            besides: The step whose save just failed; None where it is no certain one.
         """
         steps = [step for step in self.steps() if step != besides]
-        return (
-            f"the last good checkpoint is step {steps[-1]}"
-            if steps
-            else "there is no checkpoint yet"
-        )
+        if not steps:
+            return "there is no checkpoint yet"
+        return f"the last good checkpoint is step {steps[-1]}"
 
     def best_step(self) -> int | None:
-        """Return the kept step with the lowest `error_rate`, the latest of equals; None where no
-        save has one.
+        """Return the kept step with the lowest `error_rate`, the latest of equals.
+
+        None where no save has an error rate.
         """
-        rates = {step: self._error_rate(step) for step in self.steps()}
-        known = {step: rate for step, rate in rates.items() if rate is not None}
+        known: dict[int, float] = {}
+        for step in self.steps():
+            rate = self._error_rate(step)
+            if rate is not None:
+                known[step] = rate
         return min(known, key=lambda step: (known[step], -step), default=None)
 
     def _error_rate(self, step: int) -> float | None:
@@ -107,8 +115,10 @@ class Checkpoints:
     def save(
         self, state: TrainState, meta: Mapping[str, Any], error_rate: float | None = None
     ) -> None:
-        """Start saving `state` under its own step; returns once the arrays are copied, writing goes
-        on behind.
+        """Start saving `state` under its own step.
+
+        It returns once the arrays are copied, and writes them in the background. A step that is
+        saved already is not saved again.
 
         Args:
             state: Safe to donate to the next step when this returns.
@@ -116,23 +126,18 @@ class Checkpoints:
             error_rate: What "best" is judged by, in [0, 1]; None never counts as best.
 
         Raises:
-            CheckpointError: This save cannot start, or the one before could not be finished (a full
-                disk, say).
+            CheckpointError: This save cannot start, or the one before could not be finished. The
+                disk may be full.
         """
         step = int(state.step)
+        metrics = None
+        if error_rate is not None:
+            metrics = {"error_rate": float(error_rate)}
         self.wait()
         with self._saving(step):
-            if step in self._manager.all_steps():
-                return
-            self._manager.save(
-                step,
-                args=ocp.args.Composite(
-                    **{name: ocp.args.StandardSave(item) for name, item in _items(state).items()},
-                    meta=ocp.args.JsonSave(dict(meta)),
-                ),
-                metrics=None if error_rate is None else {"error_rate": float(error_rate)},
-                force=True,
-            )
+            if step not in self._manager.all_steps():
+                args = _save_args(state, meta)
+                self._manager.save(step, args=args, metrics=metrics, force=True)
 
     def wait(self) -> None:
         """Block until the last save is on disk.
@@ -144,8 +149,9 @@ class Checkpoints:
             self._manager.wait_until_finished()
 
     def close(self) -> None:
-        """Finish pending saves and release the threads; errors of an already reported save are not
-        repeated.
+        """Finish pending saves and release the threads.
+
+        Nothing is raised: `wait` has reported the errors.
         """
         with contextlib.suppress(Exception):
             self._manager.close()
@@ -210,9 +216,8 @@ class Checkpoints:
         if weights == "ema":
             items["ema"] = {"params": params}
         restored = self._restore(step, **items)
-        return restored["ema" if weights == "ema" else "model"]["params"], restored["model"][
-            "model_state"
-        ]
+        source = "ema" if weights == "ema" else "model"
+        return restored[source]["params"], restored["model"]["model_state"]
 
     def _restore(self, step: int, **items: Any) -> Any:
         with _explained(
@@ -244,8 +249,10 @@ class Checkpoints:
         return None
 
     def set_aside(self, step: int) -> Path:
-        """Rename a damaged save to ``STEP.damaged``, so that the step can be saved again; return
-        the new path.
+        """Rename a damaged save to ``STEP.damaged``, so that the step can be saved again.
+
+        Returns:
+            The new path. It has a number where that name is taken.
         """
         target = self.directory / f"{step}.damaged"
         number = 1
@@ -257,26 +264,48 @@ class Checkpoints:
         return target
 
 
+def _options(config: CheckpointConfig, read_only: bool) -> ocp.CheckpointManagerOptions:
+    keep = [LatestN(config.keep)]
+    if config.keep_best:
+        best = BestN(get_metric_fn=_rate, reverse=True, n=1, keep_checkpoints_without_metrics=False)
+        keep.append(best)
+    return ocp.CheckpointManagerOptions(
+        preservation_policy=AnyPreservationPolicy(keep),
+        best_fn=_rate,  # only so that metrics are written; the policy decides what is kept
+        best_mode="min",
+        create=False,
+        read_only=read_only,
+        enable_async_checkpointing=not read_only,
+    )
+
+
 def _rate(metrics: Mapping[str, float]) -> float:
     return metrics["error_rate"]
 
 
+def _save_args(state: TrainState, meta: Mapping[str, Any]) -> ocp.args.Composite:
+    items = {name: ocp.args.StandardSave(item) for name, item in _items(state).items()}
+    return ocp.args.Composite(**items, meta=ocp.args.JsonSave(dict(meta)))
+
+
 def _items(state: TrainState) -> dict[str, dict[str, Any]]:
-    """Return the array items that a state is saved as, each field of it in one of them."""
+    """Return the array items that a state is saved as. Each field is in one of them."""
     rest = state._asdict()
-    items = {"model": {name: rest.pop(name) for name in ("params", "model_state")}}
+    items = {"model": {"params": rest.pop("params"), "model_state": rest.pop("model_state")}}
     ema = rest.pop("ema")
-    return items | ({"ema": {"params": ema}} if ema else {}) | {"optimizer": rest}
+    if ema:
+        items["ema"] = {"params": ema}
+    items["optimizer"] = rest
+    return items
 
 
 @functools.cache
 def _silence_echoes() -> None:
-    """Drop, for the rest of the process, what a failed save or restore prints besides the error
-    that it raises.
+    """Drop what a failed save or restore prints besides the error that it raises.
 
-    The writes that were still under way find their event loop closed, and their results never asked
-    for; the reads that were still under way are forgotten, and Orbax makes an error of being told
-    so. All may show long after the failure, so there is no moment to undo this at.
+    Writes that were still under way find their event loop closed, and nobody asks for their
+    results. Reads that were still under way are dropped, and Orbax makes an error of that. All may
+    show long after the failure, so this holds for the rest of the process.
     """
     hook = sys.unraisablehook
 
@@ -295,28 +324,24 @@ def _silence_echoes() -> None:
 
 @contextlib.contextmanager
 def _explained(what: str, kind: type[CheckpointError] = CheckpointError) -> Iterator[None]:
-    """Turn whatever Orbax and TensorStore raise into one line; their own text, long, stays as the
-    cause.
-    """
+    """Turn whatever Orbax and TensorStore raise into one line. Their long text stays the cause."""
     try:
         yield
     except CheckpointError:
         raise
-    except Exception as error:  # Orbax raises OSError, ValueError, KeyError, XlaRuntimeError and more for a bad file
+    # Orbax raises OSError, ValueError, KeyError, XlaRuntimeError and more for a bad file.
+    except Exception as error:
         raise kind(f"{what}: {_reason(error)}") from error
 
 
 def _reason(error: BaseException) -> str:
+    """Return why a file could not be read or written, in at most `_MAX_REASON` characters."""
     text = " ".join(str(error).split())
-    for known in (
-        "No space left on device",
-        "Permission denied",
-        "Read-only file system",
-        "File too large",
-        "Disk quota exceeded",
-    ):
+    for known in _SYSTEM_REASONS:
         if known.lower() in text.lower():
             return known
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
-    return text[:160] + ("..." if len(text) > 160 else "") or type(error).__name__
+    if not text:
+        return type(error).__name__
+    return text if len(text) <= _MAX_REASON else f"{text[:_MAX_REASON]}..."

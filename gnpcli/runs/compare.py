@@ -1,4 +1,4 @@
-"""Several runs side by side: what differs in their configuration, where they ended, what they cost."""
+"""Several runs side by side: how their configurations differ, where they ended, what they cost."""
 
 from __future__ import annotations
 
@@ -68,8 +68,9 @@ def _check_distinct(folders: Sequence[Path], places: Sequence[Path]) -> None:
 
 
 def _differences(configs: Sequence[Resolved]) -> dict[str, list[Any]]:
-    """Return the keys whose values differ, each with its value in every run; null where a run has
-    no such key.
+    """Return the keys whose values differ, each with its value in every run.
+
+    The value is None where a run has no such key.
     """
     flat = [flatten(config) for config in configs]
     keys = dict.fromkeys(key for values in flat for key in values)
@@ -119,8 +120,9 @@ def _measured(record: Record) -> dict[str, Any]:
 
 
 def _gradients(config: Resolved, step: int, epoch: float) -> dict[str, int]:
-    """Count the gradients taken up to a step; none where its epoch, and so the length of one, is
-    not known.
+    """Count the gradients taken up to a step.
+
+    All counts are 0 where the epoch of the step, and so the length of an epoch, is not known.
     """
     steps_per_epoch = round(step / epoch) if epoch > 0 else 0
     if not steps_per_epoch:

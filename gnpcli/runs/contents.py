@@ -9,8 +9,10 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
 from typing_extensions import TypedDict  # pydantic cannot read typing's before Python 3.12
 
 Status = Literal["finished", "stopped", "interrupted", "diverged", "unfinished"]
-"""How a run ended: at its last step, at ``--max-steps``, by a signal, or at a loss or a gradient
-that is not finite. ``unfinished`` has no summary: the run is still going on, or was killed.
+"""How a run ended.
+
+It ended at its last step, at ``--max-steps``, by a signal, or at a loss or a gradient that is not
+finite. An ``unfinished`` run has no summary: it is still going on, or was killed.
 """
 
 HeldOut = Literal["val", "test"]
@@ -18,8 +20,10 @@ HELD_OUT: tuple[HeldOut, ...] = get_args(HeldOut)
 """The splits that are evaluated, beside ``train``, which is logged step by step."""
 
 Record = dict[str, Any]
-"""A line of ``metrics.jsonl``: `step` (int), `split` (text), and numbers by name, null where a value
-was not finite. ``weights`` is a text; ``non_finite`` lists the names of such values.
+"""A line of ``metrics.jsonl``: `step` (int), `split` (text), and numbers by name.
+
+A number is null where its value was not finite, and ``non_finite`` lists the names of those.
+``weights`` is a text.
 """
 
 _STRICT = ConfigDict(strict=True, extra="allow", allow_inf_nan=False)

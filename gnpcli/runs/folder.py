@@ -138,7 +138,7 @@ class RunFolder:
         write_atomically(self.path / _ENVIRONMENT, text + "\n")
 
     def records(self) -> list[Record]:
-        """Return what the run has logged, in the order of the file, up to the first damaged line."""
+        """Return what the run has logged up to the first damaged line, in the order of the file."""
         try:
             records, damage = parse_records(self.path / METRICS_FILE)
         except OSError as error:
@@ -249,12 +249,9 @@ class RunFolder:
 
 def default_run_dir(config: Resolved) -> Path:
     """Return a new folder name under ``runs/`` that says model, data, strategy, seed and time."""
-    model, data = (
-        re.sub(r"[^\w.-]+", "-", name).strip("-") for name in (config.model.name, config.data.name)
-    )
-    stem = (
-        f"{model}-{data}-{config.gr.strategy}-s{config.train.seed}-{time.strftime('%Y%m%d-%H%M%S')}"
-    )
+    model, data = _file_name(config.model.name), _file_name(config.data.name)
+    now = time.strftime("%Y%m%d-%H%M%S")
+    stem = f"{model}-{data}-{config.gr.strategy}-s{config.train.seed}-{now}"
     path = Path("runs") / stem
     number = 1
     while path.exists():
@@ -263,8 +260,17 @@ def default_run_dir(config: Resolved) -> Path:
     return path
 
 
+def _file_name(name: str) -> str:
+    return re.sub(r"[^\w.-]+", "-", name).strip("-")
+
+
 def _parse(path: Path, content: TypeAdapter[Content]) -> Content:
-    """Return what a JSON file holds; raises OSError where it cannot be read, else ValidationError."""
+    """Return what a JSON file holds.
+
+    Raises:
+        OSError: It cannot be read.
+        ValidationError: It holds something else.
+    """
     return content.validate_json(path.read_bytes())
 
 

@@ -32,13 +32,14 @@ _MAX_KEYS = 3
 
 
 def by_seed(runs: Sequence[ConfiguredRun]) -> dict[str, list[ConfiguredRun]]:
-    """Put runs together that differ only in their seed, and label the groups by the keys in which
-    they differ.
+    """Put runs together that differ only in their seed, and label the groups.
 
-    What decides no result (`gnpcli.config.recipe`) keeps no two runs apart. A second run of the
-    same configuration and seed is a group of its own: it is no other sample. A label is
-    ``key=value`` for up to three keys that differ among the groups, always with the data set where
-    there are several, and the name of the folder where that says nothing or too much.
+    A key that decides no result (`gnpcli.config.recipe`) keeps no two runs apart. A second run of
+    the same configuration and seed is a group of its own, because it is not another sample.
+
+    A label is ``key=value`` for each key that differs among the groups. Where more than three
+    differ, only the data set is kept of them, behind the name of the folder. The name also comes
+    before labels that would be equal.
     """
     groups: dict[tuple[str, int], list[ConfiguredRun]] = {}
     repeats: Counter[tuple[str, int]] = Counter()
@@ -52,8 +53,9 @@ def by_seed(runs: Sequence[ConfiguredRun]) -> dict[str, list[ConfiguredRun]]:
 
 
 def data_sets(runs: Sequence[Configured]) -> list[str]:
-    """Return the different images that runs were trained and measured on, as texts. Losses and
-    errors compare where there is one.
+    """Return the different images that runs were trained and measured on, as texts.
+
+    Losses and errors compare where there is only one.
     """
     recipes = [recipe(run.config) for run in runs]
     differing = [key for key in _differing(recipes, DATA_KEYS) if key != "data.name"]
@@ -79,9 +81,8 @@ def _labels(firsts: Sequence[Configured]) -> list[str]:
     else:
         labels = [_settings(own, [key for key in keys if key == "data.name"]) for own in recipes]
     if len(keys) > _MAX_KEYS or _has_equal(labels):
-        labels = [
-            f"{name}, {label}" if label else name for name, label in zip(names, labels, strict=True)
-        ]
+        pairs = zip(names, labels, strict=True)
+        labels = [f"{name}, {label}" if label else name for name, label in pairs]
     if _has_equal(labels):
         labels = [str(run.folder) for run in firsts]
     return labels

@@ -1,6 +1,4 @@
-"""A run folder as its log tells it: configuration and records, each metric as a series over steps,
-epochs or time.
-"""
+"""What a run has logged, each metric as a series over steps, epochs or time."""
 
 from __future__ import annotations
 
@@ -36,57 +34,56 @@ class History:
     """Which line of the log is damaged, where one is; the records are those before it."""
 
     def keys(self, split: str) -> dict[str, None]:
-        """Return the keys that have a number in some record of `split`, in the order in which they
-        come up.
-        """
-        return {
-            key: None
-            for record in self.records
-            if record["split"] == split
-            for key, value in record.items()
-            if is_number(value)
-        }
+        """Return the keys that have a number in some record of `split`, in order of appearance."""
+        keys: dict[str, None] = {}
+        for record in self.records:
+            if record["split"] == split:
+                keys |= {key: None for key, value in record.items() if is_number(value)}
+        return keys
 
     def series(
         self, split: str, key: str, axis: XAxis
     ) -> tuple[npt.NDArray[np.int64], Values, Values]:
-        """Return a metric as ``(steps [N], x [N], y [N])``; a null, which a value that is not
-        finite became, is NaN.
+        """Return a metric as ``(steps [N], x [N], y [N])``.
+
+        y is NaN where a record has null, which stands for a value that was not finite.
 
         Args:
             split: ``train``, ``val`` or ``test``.
             key: As in ``metrics.jsonl``.
-            axis: What x is. Time goes on where a resumed run's own clock starts again at 0; an
-                evaluation, which has no time of its own, lies on the line between the training
-                records around it.
+            axis: What x is. Time goes on where the clock of a resumed run starts again at 0. An
+                evaluation has no time of its own: it lies on the line between the training records
+                around it.
         """
         records = [record for record in self.records if record["split"] == split and key in record]
         steps = np.array([record["step"] for record in records], np.int64)
-        y = np.array(
-            [record[key] if is_number(record[key]) else np.nan for record in records], np.float64
-        )
+        values = [record[key] for record in records]
+        y = np.array([value if is_number(value) else np.nan for value in values], np.float64)
+        return steps, self._x(records, steps, axis), y
+
+    def _x(self, records: Sequence[Record], steps: npt.NDArray[np.int64], axis: XAxis) -> Values:
         if axis == "step":
-            x = steps.astype(np.float64)
-        elif axis == "epoch":
-            x = np.array([record.get("epoch", np.nan) for record in records], np.float64)
-        else:
-            known, seconds = self._clock
-            x = np.interp(steps, known, seconds) if len(known) else np.full(len(steps), np.nan)
-        return steps, x, y
+            return steps.astype(np.float64)
+        if axis == "epoch":
+            return np.array([record.get("epoch", np.nan) for record in records], np.float64)
+        known, seconds = self._clock
+        if not len(known):
+            return np.full(len(steps), np.nan)
+        return np.interp(steps, known, seconds)
 
     @cached_property
     def _clock(self) -> tuple[Values, Values]:
-        """Steps and seconds of training since the first start, without the time between two
-        sessions.
-        """
+        """Steps, and seconds of training since the first start without those between sessions."""
         steps, seconds, before, last = [], [], 0.0, 0.0
         for record in self.records:
-            if is_number(elapsed := record.get("elapsed_s")):
-                if elapsed < last:  # a session's clock starts at 0
-                    before += last
-                last = elapsed
-                steps.append(float(record["step"]))
-                seconds.append(before + elapsed)
+            elapsed = record.get("elapsed_s")
+            if not is_number(elapsed):
+                continue
+            if elapsed < last:  # a session's clock starts at 0
+                before += last
+            last = elapsed
+            steps.append(float(record["step"]))
+            seconds.append(before + elapsed)
         return np.array(steps), np.array(seconds)
 
 
@@ -107,12 +104,15 @@ def read_history(folder: Path) -> History:
 
 
 def read_histories(folders: Iterable[Path]) -> list[History]:
-    """Read the logs of several runs; errors as of `read_history`, and a DataError for a run that is
-    given twice.
+    """Read the logs of several runs.
+
+    Raises:
+        ConfigError, DataError: As `read_history`. DataError also where a run is given twice.
     """
     histories: dict[Path, History] = {}
     for folder in folders:
-        if (place := folder.resolve()) in histories:
+        place = folder.resolve()
+        if place in histories:
             raise DataError(f"{folder} is given twice")
         histories[place] = read_history(folder)
     return list(histories.values())

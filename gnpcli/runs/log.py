@@ -36,8 +36,11 @@ class Damage:
 
     def __str__(self) -> str:
         what = "is cut short" if self.is_cut else "is damaged"
-        text = f"line {self.line} of {self.path} {what}: the {self.num_read} record(s) before it are read"
-        return f"{text}, and {self.num_lost} line(s) after it are not" if self.num_lost else text
+        read = f"the {self.num_read} record(s) before it are read"
+        text = f"line {self.line} of {self.path} {what}: {read}"
+        if not self.num_lost:
+            return text
+        return f"{text}, and {self.num_lost} line(s) after it are not"
 
 
 def parse_records(path: Path) -> tuple[list[Record], Damage | None]:
@@ -96,8 +99,9 @@ def reached_epoch(records: Sequence[Record]) -> float | None:
 
 
 def training_time_s(records: Sequence[Record]) -> float:
-    """Return the wall time in seconds of all sessions of a run, without what was lost and trained
-    again.
+    """Return the wall time in seconds of all sessions of a run.
+
+    Steps that were lost and trained again count once.
     """
     total = last = 0.0
     for record in records:
