@@ -1,7 +1,9 @@
 """Convolution: XLA's own, and for a CPU the products of matrices that are faster there.
 
-Legend: ``[B, H, W, C]`` batch, height, width, channels; I channels in, O channels out. Kernels are
-``[size, size, I, O]``. All arrays of a call have one dtype, in which the answer is.
+Legend: ``[B, H, W, C]`` batch, height, width, channels; Y, X height and width of the answer;
+    I channels in, O channels out; kernels ``[size, size, I, O]``.
+
+All arrays of a call have one dtype, which is also that of the answer.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float
 
 from gnpcli.devices import cpu
 from gnpcli.devices.mesh import is_batch_split
@@ -37,7 +40,9 @@ Borders = tuple[tuple[int, int], ...]
 """Pixels added before and after, along H and along W; fewer than 0 cuts."""
 
 
-def convolve(x: jax.Array, kernel: jax.Array, stride: int, same: bool) -> jax.Array:
+def convolve(
+    x: Float[Array, "B H W I"], kernel: Float[Array, "size size I O"], stride: int, same: bool
+) -> Float[Array, "B Y X O"]:
     """Convolve ``[B, H, W, I]`` to ``[B, ceil(H / stride), ceil(W / stride), O]``.
 
     The padding is symmetric, ``size // 2`` for an odd `size`. With `same` it is XLA's ``SAME``.
@@ -64,7 +69,12 @@ def convolve(x: jax.Array, kernel: jax.Array, stride: int, same: bool) -> jax.Ar
     return _convolve(x, kernel, stride, borders, is_batch_split())
 
 
-def windowed(x: jax.Array, kernel: jax.Array, stride: int, borders: Borders) -> jax.Array:
+def windowed(
+    x: Float[Array, "B H W I"],
+    kernel: Float[Array, "size size I O"],
+    stride: int,
+    borders: Borders,
+) -> Float[Array, "B Y X O"]:
     """Return XLA's own convolution; arguments as in `convolve`, but for the borders."""
     return jax.lax.conv_general_dilated(
         x, kernel, (stride, stride), borders, dimension_numbers=LAYOUT

@@ -18,6 +18,7 @@ from typing import TypeVar, cast
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Key
 
 VARIABLE = "GNP_CPU_TUNING"
 """The environment variable of the switch: ``0`` turns the tuning off."""
@@ -62,7 +63,7 @@ _never: ContextVar[jax.Array | None] = ContextVar("never", default=None)
 
 
 @contextmanager
-def storing(key: jax.Array) -> Iterator[None]:
+def storing(key: Key[Array, ""]) -> Iterator[None]:
     """Make `stored` store what is traced inside.
 
     Args:
@@ -79,7 +80,7 @@ def storing(key: jax.Array) -> Iterator[None]:
         _never.reset(token)
 
 
-def stored(x: jax.Array) -> jax.Array:
+def stored(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     """Return `x`. Under `storing`, a CPU writes it to memory once, and its gradient too.
 
     XLA's CPU compiler fuses a sum into each kernel that reads it, with all that the sum is made of.
@@ -123,7 +124,7 @@ def _stored_backward(never: jax.Array, dy: jax.Array) -> tuple[jax.Array, None]:
 _stored.defvjp(_stored_forward, _stored_backward)
 
 
-def computed_once(scalar: jax.Array) -> jax.Array:
+def computed_once(scalar: Float[Array, ""]) -> Float[Array, ""]:
     """Return `scalar`, which a CPU computes once and not in each of the kernels that read it.
 
     A training step reads the learning rate in one kernel for each array of the parameters. Its

@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
+from jaxtyping import Array, Float, Int8
 
 from gnpcli.errors import ConfigError
 from gnpcli.models.base import Model, Params, State, from_linen
@@ -38,7 +39,7 @@ MLP_RATIO = 4
 EPS = 1e-5
 
 
-def relative_bias(table: jax.Array) -> jax.Array:
+def relative_bias(table: Float[Array, "S S h"]) -> Float[Array, "h N N"]:
     """Return the attention bias ``[h, N, N]`` of a table ``[2w - 1, 2w - 1, h]``.
 
     It is equation 4 of the paper. Query (y, x) and key (y', x') of a window meet in
@@ -57,7 +58,9 @@ def relative_bias(table: jax.Array) -> jax.Array:
     return bias.reshape(side**2, side**2, -1).transpose(2, 0, 1)
 
 
-def window_regions(height: int, width: int, window: int, shift: int) -> np.ndarray:
+def window_regions(
+    height: int, width: int, window: int, shift: int
+) -> Int8[np.ndarray, "windows {window*window}"]:
     """Number the regions of each window after a cyclic shift, as ``[H/w * W/w, N]`` int8.
 
     See figure 4 of the paper. Two tokens of a window attend to each other where their numbers are

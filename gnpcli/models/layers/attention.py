@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
+from jaxtyping import Array, Float, Float32
 
 from gnpcli.models.layers.dense import Dense, Initializer, compact, linear
 from gnpcli.models.layers.dropout import Dropout
@@ -18,7 +19,7 @@ from gnpcli.models.layers.dropout import Dropout
 
 def fused_projection(
     module: nn.Module, init: Initializer, features: int
-) -> tuple[jax.Array, jax.Array]:
+) -> tuple[Float[Array, "D {3*features}"], Float[Array, " {3*features}"]]:
     """Return the parameters of queries, keys and values: kernel ``[D, 3D]`` and bias ``[3D]``.
 
     They are the module's own, ``qkv_kernel`` and ``qkv_bias``. One product for the three is faster
@@ -29,7 +30,9 @@ def fused_projection(
     return kernel, bias
 
 
-def split_heads(x: jax.Array, parts: int, heads: int) -> jax.Array:
+def split_heads(
+    x: Float[Array, "B T F"], parts: int, heads: int
+) -> Float[Array, "{parts} B {heads} T d"]:
     """Rearrange a fused projection ``[B, T, parts * h * d]`` to ``[parts, B, h, T, d]``."""
     batch, tokens, features = x.shape
     apart = x.reshape(batch, tokens, parts, heads, features // (parts * heads))
@@ -37,12 +40,12 @@ def split_heads(x: jax.Array, parts: int, heads: int) -> jax.Array:
 
 
 def attend(
-    q: jax.Array,
-    k: jax.Array,
-    v: jax.Array,
+    q: Float[Array, "*batch h Q d"],
+    k: Float[Array, "*batch h T d"],
+    v: Float[Array, "*batch h T d"],
     drop: Callable[[jax.Array], jax.Array],
-    bias: jax.Array | None = None,
-) -> jax.Array:
+    bias: Float32[Array, "*#batch #h Q T"] | None = None,
+) -> Float[Array, "*batch h Q d"]:
     """Scaled dot-product attention, arXiv 1706.03762 equation 1, with the softmax in float32.
 
     Args:
@@ -62,7 +65,7 @@ def attend(
     return jnp.einsum("...qk,...kd->...qd", drop(weights), v)
 
 
-def scaled(q: jax.Array) -> jax.Array:
+def scaled(q: Float[Array, "*batch d"]) -> Float[Array, "*batch d"]:
     """Return queries ``[..., d]`` divided by the root of d."""
     return q * np.asarray(q.shape[-1] ** -0.5, q.dtype)
 
@@ -89,7 +92,7 @@ class Attention(nn.Module):
     first_only: bool = False
 
     @compact
-    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+    def __call__(self, x: Float[Array, "B T D"], train: bool) -> Float[Array, "B Q D"]:
         """Map ``[B, T, D]`` to ``[B, T, D]``, or to ``[B, 1, D]`` with `first_only`."""
         features = x.shape[-1]
         q, k, v = self._project(x, *fused_projection(self, self.qkv, features))
@@ -100,8 +103,8 @@ class Attention(nn.Module):
         return Dropout(self.dropout)(y, train)
 
     def _project(
-        self, x: jax.Array, kernel: jax.Array, bias: jax.Array
-    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        self, x: Float[Array, "B T D"], kernel: Float[Array, "D F"], bias: Float[Array, " F"]
+    ) -> tuple[Float[Array, "B h Q d"], Float[Array, "B h T d"], Float[Array, "B h T d"]]:
         """Return queries, keys and values, each ``[B, h, T, d]``.
 
         With `first_only` the queries are those of the first token, ``[B, h, 1, d]``.

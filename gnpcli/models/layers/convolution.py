@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
+from jaxtyping import Array, Float
 
 from gnpcli.devices.convolution import convolve
 from gnpcli.models.layers.dense import DTYPES, compact
@@ -24,7 +24,7 @@ class Conv(nn.Module):
     dtype: np.dtype = DTYPES["float32"]
 
     @compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Float[Array, "B H W I"]) -> Float[Array, "B Y X O"]:
         """Apply the layer."""
         shape = (self.size, self.size, x.shape[-1], self.channels)
         kernel = self.param("kernel", he_normal_fan_out, shape, jnp.float32)

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
+from jaxtyping import Array, Float
 
 DTYPES = {"float32": jnp.dtype(jnp.float32), "bfloat16": jnp.dtype(jnp.bfloat16)}
 """Compute types by the name they have in a configuration."""
@@ -34,7 +35,7 @@ def compact(method: Method) -> Method:
     return cast(Method, nn.compact(method))
 
 
-def tanh_gelu(x: jax.Array) -> jax.Array:
+def tanh_gelu(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     """Gaussian error linear unit in its tanh form, arXiv 1606.08415 section 2.
 
     ViT's own code uses this form.
@@ -42,7 +43,7 @@ def tanh_gelu(x: jax.Array) -> jax.Array:
     return jax.nn.gelu(x, approximate=True)
 
 
-def exact_gelu(x: jax.Array) -> jax.Array:
+def exact_gelu(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     """Gaussian error linear unit ``x Phi(x)``, arXiv 1606.08415 equation 1, computed in float32.
 
     By `erf`, where `jax.nn.gelu` takes `erfc`: 1.5 times faster on a CPU with its derivative. What
@@ -56,7 +57,12 @@ GELUS: dict[str, Callable[[jax.Array], jax.Array]] = {"tanh": tanh_gelu, "exact"
 """Forms of the GELU by the name they have in a configuration."""
 
 
-def linear(x: jax.Array, kernel: jax.Array, bias: jax.Array, dtype: np.dtype) -> jax.Array:
+def linear(
+    x: Float[Array, "*rows I"],
+    kernel: Float[Array, "I O"],
+    bias: Float[Array, " O"],
+    dtype: np.dtype,
+) -> Float[Array, "*rows O"]:
     """Return ``x @ kernel + bias``, computed in `dtype`.
 
     The leading axes are flattened first. XLA's CPU backend is faster with one large 2-D product
@@ -76,7 +82,7 @@ class Dense(nn.Module):
     dtype: np.dtype = DTYPES["float32"]
 
     @compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Float[Array, "*rows I"]) -> Float[Array, "*rows O"]:
         """Apply the layer."""
         kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features), jnp.float32)
         bias = self.param("bias", self.bias_init, (self.features,), jnp.float32)

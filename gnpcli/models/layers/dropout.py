@@ -6,13 +6,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
+from jaxtyping import Array, Float, Key
 
 from gnpcli.models.layers.dense import compact
 
 _DROPOUT_BITS = 16
 
 
-def dropout(x: jax.Array, rate: float, key: jax.Array) -> jax.Array:
+def dropout(
+    x: Float[Array, "*rows D"], rate: float, key: Key[Array, ""]
+) -> Float[Array, "*rows D"]:
     """Zero each element with probability `rate`, and scale the others so that the mean stays.
 
     See JMLR 15, 1929-1958. The rate is rounded to a multiple of ``2**-16`` (0.1 becomes 0.100006).
@@ -44,7 +47,9 @@ def linear_rates(last: float, depth: int) -> tuple[float, ...]:
     return tuple(last * index / max(1, depth - 1) for index in range(depth))
 
 
-def drop_path(x: jax.Array, rate: float, key: jax.Array) -> jax.Array:
+def drop_path(
+    x: Float[Array, " B *image"], rate: float, key: Key[Array, ""]
+) -> Float[Array, " B *image"]:
     """Zero each image of ``[B, ...]`` with probability `rate`, and scale the others.
 
     The scale is ``1 / (1 - rate)``, so the mean stays. The rate is in ``[0, 1)``. The mask is a
@@ -62,13 +67,13 @@ class _Drop(nn.Module):
     rate: float
 
     @compact
-    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+    def __call__(self, x: Float[Array, "*shape"], train: bool) -> Float[Array, "*shape"]:
         """Drop of ``[B, ...]`` in train mode, with a key of the ``dropout`` stream."""
         if not train or self.rate == 0:
             return x
         return self.drop(x, self.make_rng("dropout"))
 
-    def drop(self, x: jax.Array, key: jax.Array) -> jax.Array:
+    def drop(self, x: Float[Array, "*shape"], key: Key[Array, ""]) -> Float[Array, "*shape"]:
         """Return what is left of `x`."""
         raise NotImplementedError
 
@@ -76,7 +81,7 @@ class _Drop(nn.Module):
 class Dropout(_Drop):
     """Dropout of elements, see `dropout`."""
 
-    def drop(self, x: jax.Array, key: jax.Array) -> jax.Array:
+    def drop(self, x: Float[Array, "*shape"], key: Key[Array, ""]) -> Float[Array, "*shape"]:
         """Drop elements of ``[..., D]``."""
         return dropout(x, self.rate, key)
 
@@ -84,6 +89,6 @@ class Dropout(_Drop):
 class DropPath(_Drop):
     """Stochastic depth: drops a residual branch for whole images, see `drop_path`."""
 
-    def drop(self, x: jax.Array, key: jax.Array) -> jax.Array:
+    def drop(self, x: Float[Array, "*shape"], key: Key[Array, ""]) -> Float[Array, "*shape"]:
         """Drop images of ``[B, ...]``."""
         return drop_path(x, self.rate, key)

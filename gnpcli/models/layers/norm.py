@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
+from jaxtyping import Array, Float
 
 from gnpcli.models.layers.dense import DTYPES, Initializer, compact
 
@@ -48,7 +49,7 @@ class LayerNorm(nn.Module):
     dtype: np.dtype = DTYPES["float32"]
 
     @compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Float[Array, "*rows D"]) -> Float[Array, "*rows D"]:
         """Normalise ``[..., D]``."""
         shape = (1,) * (x.ndim - 1) + (x.shape[-1],)
         scale: jax.Array = self.param("scale", nn.initializers.ones, shape[-1:], jnp.float32)
@@ -76,7 +77,7 @@ class BatchNorm(nn.Module):
     dtype: np.dtype = DTYPES["float32"]
 
     @compact
-    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+    def __call__(self, x: Float[Array, "*rows C"], train: bool) -> Float[Array, "*rows C"]:
         """Normalise ``[..., C]`` per channel."""
         shape = (x.shape[-1],)
         scale: jax.Array = self.param("scale", self.scale_init, shape, jnp.float32)
@@ -110,7 +111,7 @@ class NormRelu(nn.Module):
     dtype: np.dtype
 
     @compact
-    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+    def __call__(self, x: Float[Array, "*rows C"], train: bool) -> Float[Array, "*rows C"]:
         """Normalise ``[..., C]`` per channel."""
         norm = BatchNorm(momentum=0.9, eps=1e-5, dtype=self.dtype, name="norm")
         return jax.nn.relu(norm(x, train))

@@ -1,4 +1,7 @@
-"""Pooling of images ``[B, H, W, C]``: batch, height, width, channels."""
+"""Pooling of images.
+
+Legend: ``[B, H, W, C]`` batch, height, width, channels; ``[B, Y, X, C]`` the pooled images.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +10,10 @@ from functools import reduce
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float
 
 
-def max_pool(x: jax.Array, size: int, same: bool = False) -> jax.Array:
+def max_pool(x: Float[Array, "B H W C"], size: int, same: bool = False) -> Float[Array, "B Y X C"]:
     """Take the maximum over `size` x `size` windows, 2 pixels apart, of ``[B, H, W, C]``.
 
     Written as maxima of strided slices, whose gradient is made of sums and selections: that of the
@@ -38,7 +42,7 @@ def max_pool(x: jax.Array, size: int, same: bool = False) -> jax.Array:
     return x
 
 
-def avg_pool(x: jax.Array, size: int) -> jax.Array:
+def avg_pool(x: Float[Array, "B H W C"], size: int) -> Float[Array, "B Y X C"]:
     """Average over `size` x `size` windows, `size` pixels apart.
 
     ``[B, H, W, C]`` becomes ``[B, ceil(H / size), ceil(W / size), C]``. At a side that `size` does
@@ -59,7 +63,9 @@ def avg_pool(x: jax.Array, size: int) -> jax.Array:
     return x
 
 
-def pool_and_pad(x: jax.Array, channels: int, stride: int) -> jax.Array:
+def pool_and_pad(
+    x: Float[Array, "B H W C"], channels: int, stride: int
+) -> Float[Array, "B Y X {channels}"]:
     """Average over `stride` x `stride` windows, and append zero channels up to `channels`.
 
     ``[B, H, W, C]`` becomes ``[B, ceil(H / stride), ceil(W / stride), channels]``; see `avg_pool`.

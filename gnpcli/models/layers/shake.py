@@ -20,6 +20,7 @@ from typing import NamedTuple, TypeVar
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jaxtyping import Array, Float, Float32, Key
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -27,9 +28,9 @@ Module = TypeVar("Module", bound=nn.Module)
 class Factors(NamedTuple):
     """What branches are multiplied by; ``[L, B]``, or ``[B]`` for one block."""
 
-    forward: jax.Array
+    forward: Float32[Array, "*blocks B"]
     """Multiplies the values."""
-    backward: jax.Array
+    backward: Float32[Array, "*blocks B"]
     """Multiplies the gradient."""
 
     def complement(self) -> Factors:
@@ -38,7 +39,7 @@ class Factors(NamedTuple):
 
 
 @jax.custom_vjp
-def scale(x: jax.Array, factors: Factors) -> jax.Array:
+def scale(x: Float[Array, " B *image"], factors: Factors) -> Float[Array, " B *image"]:
     """Return ``forward * x``, through which gradients come back multiplied by ``backward``.
 
     A rule and not ``stop_gradient`` of a difference, so that the values are the forward ones to the
@@ -69,7 +70,9 @@ def _per_image(factor: jax.Array, x: jax.Array) -> jax.Array:
     return factor.astype(x.dtype).reshape(-1, *(1,) * (x.ndim - 1))
 
 
-def shake_shake(key: jax.Array | None, blocks: int, batch: int, *, true_gradient: bool) -> Factors:
+def shake_shake(
+    key: Key[Array, ""] | None, blocks: int, batch: int, *, true_gradient: bool
+) -> Factors:
     """Draw the shares of the first of two branches, arXiv 1705.07485 section 2: Shake-Shake-Image.
 
     Forward and backward shares are independent and uniform in ``[0, 1)``; the second branch has
@@ -92,7 +95,7 @@ def shake_shake(key: jax.Array | None, blocks: int, batch: int, *, true_gradient
 
 
 def shake_drop(
-    key: jax.Array | None, rates: Sequence[float], batch: int, *, true_gradient: bool
+    key: Key[Array, ""] | None, rates: Sequence[float], batch: int, *, true_gradient: bool
 ) -> Factors:
     """Draw the factors of ShakeDrop, arXiv 1802.02375 equation 6, per image.
 

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import jax
 import numpy as np
 from flax import linen as nn
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Key
 
 from gnpcli.errors import ConfigError
 from gnpcli.models.layers.dense import Dense, Initializer, compact, exact_gelu, tanh_gelu
@@ -56,7 +58,9 @@ FORMS = {
 """
 
 
-def extract_patches(images: jax.Array, patch_size: int) -> jax.Array:
+def extract_patches(
+    images: Float[Array, "B H W C"], patch_size: int
+) -> Float[Array, "B T {patch_size*patch_size*images.shape[-1]}"]:
     """Cut ``[B, H, W, C]`` into patches ``[B, H/P * W/P, P * P * C]``.
 
     Patches and their pixels are in row-major order. A dense layer on the result is a P x P
@@ -110,7 +114,7 @@ class Mlp(nn.Module):
     bias: Initializer = nn.initializers.zeros
 
     @compact
-    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+    def __call__(self, x: Float[Array, "*rows D"], train: bool) -> Float[Array, "*rows D"]:
         """Map ``[..., D]`` to ``[..., hidden]`` and back to ``[..., D]``."""
         y = self.gelu(Dense(self.hidden, self.kernel, self.bias, self.dtype, name="up")(x))
         y = Dropout(self.dropout)(y, train)
@@ -127,10 +131,12 @@ class PatchEmbedding(nn.Module):
     dtype: np.dtype
 
     @compact
-    def __call__(self, images: jax.Array) -> jax.Array:
+    def __call__(self, images: Float[Array, "B H W C"]) -> Float[Array, "B T D"]:
         """Cut and embed."""
 
-        def as_convolution(key: jax.Array, shape: tuple[int, int], dtype: np.dtype) -> jax.Array:
+        def as_convolution(
+            key: Key[Array, ""], shape: tuple[int, int], dtype: DTypeLike
+        ) -> Float[Array, "I O"]:
             kernel = (self.patch_size, self.patch_size, images.shape[-1], self.features)
             return self.form.patches(key, kernel, dtype).reshape(shape)
 

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jaxtyping import Float, Float32
 
 Path = tuple[str, ...]
 """Names from the root of the parameters to an array."""
@@ -44,7 +45,9 @@ def patches(rows: int) -> tuple[int, int]:
     return math.isqrt(rows // channels), channels
 
 
-def resize_grid(grid: np.ndarray, side: int) -> np.ndarray:
+def resize_grid(
+    grid: Float[np.ndarray, "H W D"], side: int
+) -> Float32[np.ndarray, "{side} {side} D"]:
     """Resize ``[H, W, D]`` to ``[side, side, D]`` in float32.
 
     The kernel is bicubic (Keys, a = -0.5), antialiased when the grid shrinks. Pillow does the same
@@ -56,7 +59,9 @@ def resize_grid(grid: np.ndarray, side: int) -> np.ndarray:
     )
 
 
-def resize_positions(positions: np.ndarray, tokens: int, prefix: int) -> np.ndarray | None:
+def resize_positions(
+    positions: Float[np.ndarray, "1 S D"], tokens: int, prefix: int
+) -> Float[np.ndarray, "1 {tokens} D"] | None:
     """Resize position embeddings ``[1, prefix + H * W, D]`` of square images to `tokens` tokens.
 
     Args:
