@@ -1,5 +1,6 @@
-"""bfloat16 as compute type: what stays float32 in every family, what the direction loses, and what
-a run says of it.
+"""bfloat16 as compute type.
+
+What stays float32 in every family, what the direction loses, and what a run says of it.
 """
 
 import functools
@@ -39,8 +40,9 @@ WIDE = {"exp", "rsqrt", "log", "sqrt"}
 
 @functools.cache
 def traced(name):
-    """A GNP gradient of a member of a family in bfloat16: shapes of what goes in and comes out, and
-    its jaxpr.
+    """Trace a GNP gradient of a member of a family in bfloat16.
+
+    Returns shapes of what goes in and comes out, and the jaxpr.
     """
     model = build(name, dtype="bfloat16")
     params, state = jax.eval_shape(lambda: model.init(jax.random.key(0), (32, 32, 3)))
@@ -58,17 +60,36 @@ def traced(name):
     )
     arguments = params, state, images, labels, jax.eval_shape(lambda: jax.random.key(0))
     jaxpr, out = jax.make_jaxpr(gradient, return_shape=True)(*arguments)
-    return params, state, points, out, list(equations(jaxpr.jaxpr))
+    return params, state, points, out, jaxpr.jaxpr
 
 
-def equations(jaxpr):
+def equations(jaxpr, platform, times=1):
+    """Yield each equation that runs on a platform, and how often it runs."""
     for equation in jaxpr.eqns:
-        yield equation
-        for value in equation.params.values():
+        yield equation, times
+        inner_times = times * equation.params["length"] if is_scan(equation) else times
+        for value in parameters(equation, platform):
             for inner in value if isinstance(value, list | tuple) else [value]:
                 inner = getattr(inner, "jaxpr", inner)
                 if hasattr(inner, "eqns"):
-                    yield from equations(inner)
+                    yield from equations(inner, platform, inner_times)
+
+
+def is_scan(equation):
+    return equation.primitive.name == "scan"
+
+
+def parameters(equation, platform):
+    """Return the parameters of an equation: of a choice between platforms, one branch alone."""
+    platforms = equation.params.get("branches_platforms")
+    if platforms is None:
+        return list(equation.params.values())
+    chosen = [
+        branch
+        for branch, names in zip(equation.params["branches"], platforms, strict=True)
+        if names is None or platform in names  # None are those that no branch before it names
+    ]
+    return chosen[:1]
 
 
 def dtypes(tree):
@@ -92,19 +113,21 @@ def test_everything_but_the_layers_is_float32(name):
         assert dtypes(moments) == wide
 
 
+@pytest.mark.parametrize("platform", ["cpu", "cuda"])
 @pytest.mark.parametrize("name", TRACED)
-def test_layers_compute_in_bfloat16_softmax_and_norms_in_float32(name):
-    *_, found = traced(name)
-    products = [equation for equation in found if equation.primitive.name in NARROW_PRODUCTS]
+def test_layers_compute_in_bfloat16_softmax_and_norms_in_float32(name, platform):
+    *_, jaxpr = traced(name)
+    found = list(equations(jaxpr, platform))
     sizes = {BFLOAT16: 0, np.dtype(np.float32): 0}
-    for equation in products:
-        left, right = (variable.aval for variable in equation.invars[:2])
-        assert left.dtype == right.dtype
-        sizes[np.dtype(left.dtype)] += flops(equation)
+    for equation, times in found:
+        if equation.primitive.name in NARROW_PRODUCTS:
+            left, right = (variable.aval for variable in equation.invars[:2])
+            assert left.dtype == right.dtype
+            sizes[np.dtype(left.dtype)] += times * flops(equation)
     # The head, talking heads before the softmax, and means are float32; they are little of the
     # work.
     assert sizes[BFLOAT16] > 0.95 * sum(sizes.values())
-    for equation in found:
+    for equation, _ in found:
         if equation.primitive.name in WIDE:
             assert equation.invars[0].aval.dtype != BFLOAT16, equation
 

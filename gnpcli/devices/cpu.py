@@ -98,10 +98,14 @@ def stored(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
 
 
 def _through_a_loop(x: jax.Array, never: jax.Array) -> jax.Array:
-    start = (never, x)
-    return jax.lax.while_loop(
-        lambda carry: carry[0], lambda carry: (jnp.zeros_like(carry[0]), -carry[1]), start
-    )[1]
+    def goes_on(carry: tuple[jax.Array, jax.Array]) -> jax.Array:
+        return carry[0]
+
+    def once(carry: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        return jnp.zeros_like(carry[0]), -carry[1]
+
+    _, x = jax.lax.while_loop(goes_on, once, (never, x))
+    return x
 
 
 def _as_it_is(x: jax.Array, never: jax.Array) -> jax.Array:

@@ -137,43 +137,57 @@ class VggFamily(Family[VggOptions]):
         weights = StateDict(tensors)
         params: Params = {}
         stats: State = {}
-        # Their numbers count the activations and poolings too: BatchNorm has the number after its
-        # convolution's.
-        numbers = sorted(
-            int(match[1])
-            for name, array in tensors.items()
-            if (match := re.fullmatch(r"features\.(\d+)\.weight", name)) and array.ndim == 4
-        )
+        numbers = _convolution_numbers(tensors)
         for count, number in enumerate(numbers, start=1):
             params[f"conv_{count}"] = conv(weights, f"features.{number}", bias=True)
             if f"features.{number + 1}.running_mean" in weights:
                 norm = f"norm_{count}"
                 params[norm], stats[norm] = batch_norm(weights, f"features.{number + 1}")
         last_channels = len(weights.take(f"features.{max(numbers, default=0)}.weight"))
-        if "pre_logits.fc1.weight" in weights:  # timm's, where the hidden layers are convolutions
-            names = ("pre_logits.fc1", "pre_logits.fc2", "head.fc")
-        else:
-            names = ("classifier.0", "classifier.3", "classifier.6")
-        for theirs, ours in zip(names, ("hidden_1", "hidden_2", "head"), strict=True):
-            if ours == "head" and f"{theirs}.weight" not in weights:
-                continue
-            kernel = weights.take(f"{theirs}.weight")
-            if ours == "hidden_1":
-                kernel = kernel.reshape(len(kernel), last_channels, -1).swapaxes(1, 2)
-            params[ours] = {
-                "kernel": kernel.reshape(len(kernel), -1).T,
-                "bias": weights.take(f"{theirs}.bias"),
-            }
+        params.update(_dense_layers(weights, last_channels))
         weights.finish(constants=("num_batches_tracked",))
         return params, {"batch_stats": stats} if stats else {}
 
     def facts(self, params: Params) -> Facts:
         """Return what the first dense layer says of the images: it takes the last map whole."""
-        last = max(
-            (name for name in params if name.startswith("conv_")), key=lambda name: int(name[5:])
-        )
-        side = math.isqrt(len(params["hidden_1"]["kernel"]) // params[last]["kernel"].shape[-1])
+        depth = sum(name.startswith("conv_") for name in params)
+        last_channels = params[f"conv_{depth}"]["kernel"].shape[-1]
+        side = math.isqrt(len(params["hidden_1"]["kernel"]) // last_channels)
         return Facts(2 ** len(WIDTHS) * side, params["conv_1"]["kernel"].shape[2], {})
+
+
+def _convolution_numbers(tensors: Mapping[str, np.ndarray]) -> list[int]:
+    """Return the numbers of the convolutions among ``features.<number>``, in order.
+
+    The numbers count the activations and poolings too. BatchNorm has the number after its
+    convolution's.
+    """
+    numbers = []
+    for name, array in tensors.items():
+        match = re.fullmatch(r"features\.(\d+)\.weight", name)
+        if match is not None and array.ndim == 4:
+            numbers.append(int(match[1]))
+    return sorted(numbers)
+
+
+def _dense_layers(weights: StateDict, last_channels: int) -> Params:
+    """Return the hidden layers and, where there is one, the head."""
+    if "pre_logits.fc1.weight" in weights:  # timm's, where the hidden layers are convolutions
+        names = ("pre_logits.fc1", "pre_logits.fc2", "head.fc")
+    else:
+        names = ("classifier.0", "classifier.3", "classifier.6")
+    layers: Params = {}
+    for theirs, ours in zip(names, ("hidden_1", "hidden_2", "head"), strict=True):
+        if ours == "head" and f"{theirs}.weight" not in weights:
+            continue
+        kernel = weights.take(f"{theirs}.weight")
+        if ours == "hidden_1":
+            kernel = kernel.reshape(len(kernel), last_channels, -1).swapaxes(1, 2)
+        layers[ours] = {
+            "kernel": kernel.reshape(len(kernel), -1).T,
+            "bias": weights.take(f"{theirs}.bias"),
+        }
+    return layers
 
 
 def _check_size(image_size: int, halvings: int, name: str) -> None:

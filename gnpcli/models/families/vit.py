@@ -10,6 +10,7 @@ of those measured on a CPU, and is made of the large matrix products that an acc
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping
 
@@ -225,8 +226,10 @@ def _from_torchvision(weights: StateDict) -> Params:
         "ln": weights.norm("encoder.ln"),
         **weights.head("heads.head"),
     }
-    index = 0
-    while f"{(prefix := f'encoder.layers.encoder_layer_{index}')}.ln_1.weight" in weights:
+    for index in itertools.count():
+        prefix = f"encoder.layers.encoder_layer_{index}"
+        if f"{prefix}.ln_1.weight" not in weights:
+            break
         qkv = {
             "qkv_kernel": weights.take(f"{prefix}.self_attention.in_proj_weight").T,
             "qkv_bias": weights.take(f"{prefix}.self_attention.in_proj_bias"),
@@ -240,7 +243,6 @@ def _from_torchvision(weights: StateDict) -> Params:
                 "down": weights.dense(f"{prefix}.mlp.3"),
             },
         }
-        index += 1
     weights.finish()
     return params
 

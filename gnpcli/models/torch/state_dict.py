@@ -82,7 +82,8 @@ class StateDict:
     def count(self, prefix: str) -> int:
         """Return how many n there are among the names ``<prefix>.<n>.*``."""
         pattern = re.compile(re.escape(prefix) + r"\.(\d+)\.")
-        return len({match[1] for name in self._tensors if (match := pattern.match(name))})
+        matches = [pattern.match(name) for name in self._tensors]
+        return len({match[1] for match in matches if match is not None})
 
     def finish(self, constants: Iterable[str] = ()) -> None:
         """Check that nothing is left.
@@ -94,8 +95,10 @@ class StateDict:
             CheckpointError: A tensor was not taken.
         """
         skipped = set(constants)
-        if left := sorted(name for name in self._left if name.rsplit(".", 1)[-1] not in skipped):
-            more = f" and {len(left) - 3} more" if len(left) > 3 else ""
-            raise CheckpointError(
-                f"the architecture has no place for the tensors {', '.join(left[:3])}{more}"
-            )
+        left = sorted(name for name in self._left if name.rpartition(".")[2] not in skipped)
+        if not left:
+            return
+        more = f" and {len(left) - 3} more" if len(left) > 3 else ""
+        raise CheckpointError(
+            f"the architecture has no place for the tensors {', '.join(left[:3])}{more}"
+        )
