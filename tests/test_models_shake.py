@@ -480,11 +480,13 @@ def test_the_clean_pass_takes_the_gradient_that_the_configuration_says(family):
 
 @pytest.fixture(scope="module", params=["pyramidnet", "shakeshake"])
 def gradients(request):
-    """Of a training loss on one image: shaken, true, and of a plain product; and the factors of the
-    last block.
+    """Gradients of a training loss on one image: shaken, true, and of a plain product.
+
+    The factors of the last block come with them.
     """
     name, key = request.param, jax.random.key(7)
-    images, targets = images_of((16, 16, 3), 1), images_of((5,), 1, seed=1)
+    images = jnp.asarray(images_of((16, 16, 3), 1))
+    targets = images_of((5,), 1, seed=1)
     _, module, params, state = small(name, 3)
 
     def loss(params, module):

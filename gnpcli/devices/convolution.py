@@ -41,7 +41,10 @@ Borders = tuple[tuple[int, int], ...]
 
 
 def convolve(
-    x: Float[Array, "B H W I"], kernel: Float[Array, "size size I O"], stride: int, same: bool
+    x: Float[Array, "B H W I"],
+    kernel: Float[Array | np.ndarray, "size size I O"],
+    stride: int,
+    same: bool,
 ) -> Float[Array, "B Y X O"]:
     """Convolve ``[B, H, W, I]`` to ``[B, ceil(H / stride), ceil(W / stride), O]``.
 
@@ -58,6 +61,7 @@ def convolve(
         stride: Pixels between two windows, along both sides.
         same: Whether the padding is ``SAME``.
     """
+    kernel = jnp.asarray(kernel)
     size = kernel.shape[0]
     borders: Borders = ((size // 2, size // 2),) * 2
     if same:

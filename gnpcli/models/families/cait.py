@@ -22,6 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
+from jaxtyping import Array, Float, Float32
 
 from gnpcli.models.base import Model, Params, State, from_linen
 from gnpcli.models.family import Family, Images, Tiny
@@ -49,7 +50,7 @@ class LayerScale(nn.Module):
     initial: float
 
     @compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
         """Scale ``[B, T, D]``."""
         init = nn.initializers.constant(self.initial)
         scale: jax.Array = self.param("scale", init, (x.shape[-1],), jnp.float32)
@@ -67,7 +68,7 @@ class MixHeads(nn.Module):
     form: Form
 
     @compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Float[Array, " h *rest"]) -> Float[Array, " h *rest"]:
         """Mix the first axis."""
         heads = x.shape[0]
         kernel = self.param("kernel", self.form.dense, (heads, heads), jnp.float32).astype(x.dtype)
@@ -94,7 +95,7 @@ class TalkingHeads(nn.Module):
     dtype: np.dtype
 
     @compact
-    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+    def __call__(self, x: Float[Array, "B T D"], train: bool) -> Float[Array, "B T D"]:
         """Map ``[B, T, D]`` to ``[B, T, D]``."""
         batch, tokens, features = x.shape
         kernel, bias = fused_projection(self, self.form.dense, features)
@@ -123,7 +124,7 @@ class Block(nn.Module):
     dtype: np.dtype
 
     @compact
-    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+    def __call__(self, x: Float[Array, "B T D"], train: bool) -> Float[Array, "B T D"]:
         """Map ``[B, T, D]`` to ``[B, T, D]``."""
         y = LayerNorm(EPS, self.dtype, name="ln_1")(x)
         attention = TalkingHeads(
@@ -157,7 +158,9 @@ class ClassBlock(nn.Module):
     dtype: np.dtype
 
     @compact
-    def __call__(self, cls: jax.Array, x: jax.Array) -> jax.Array:
+    def __call__(
+        self, cls: Float[Array, "B 1 D"], x: Float[Array, "B T D"]
+    ) -> Float[Array, "B 1 D"]:
         """Map the class token ``[B, 1, D]`` to ``[B, 1, D]``.
 
         `x` are the other tokens, ``[B, T, D]``.
@@ -215,7 +218,7 @@ class Cait(nn.Module):
     dtype: np.dtype
 
     @compact
-    def __call__(self, images: jax.Array, train: bool) -> jax.Array:
+    def __call__(self, images: Float[Array, "B H W C"], train: bool) -> Float32[Array, "B K"]:
         """Return the logits."""
         x = PatchEmbedding(
             self.dim, self.patch_size, self.form, self.dtype, name="patch_embedding"

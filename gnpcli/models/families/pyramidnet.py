@@ -22,6 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
+from jaxtyping import Array, Float, Float32
 
 from gnpcli.models.base import Model, from_linen
 from gnpcli.models.family import Family, Images, Tiny
@@ -75,7 +76,9 @@ class Block(nn.Module):
     dtype: np.dtype
 
     @compact
-    def __call__(self, x: jax.Array, train: bool, factors: Factors | None = None) -> jax.Array:
+    def __call__(
+        self, x: Float[Array, "B H W C"], train: bool, factors: Factors | None = None
+    ) -> Float[Array, "B Y X {4*self.width}"]:
         """Map ``[B, H, W, C]`` to ``[B, ceil(H / stride), ceil(W / stride), 4 width]``.
 
         The branch is multiplied by `factors`.
@@ -120,7 +123,7 @@ class PyramidNet(nn.Module):
     true_gradient: bool = False
 
     @compact
-    def __call__(self, images: jax.Array, train: bool) -> jax.Array:
+    def __call__(self, images: Float[Array, "B H W C"], train: bool) -> Float32[Array, "B K"]:
         """Return the logits."""
         widths = bottleneck_widths(self.depth, self.widening)
         factors = None

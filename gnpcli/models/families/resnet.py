@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
+from jaxtyping import Array, Float, Float32
 
 from gnpcli.models.base import Model, Params, State, from_linen
 from gnpcli.models.family import Family, Images, Tiny
@@ -75,7 +76,7 @@ class Block(nn.Module):
     dtype: np.dtype
 
     @compact
-    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+    def __call__(self, x: Float[Array, "B H W C"], train: bool) -> Float[Array, "B Y X O"]:
         """Map ``[B, H, W, C]`` to ``[B, ceil(H / stride), ceil(W / stride), C']``.
 
         C' is `channels`, or ``4 * channels`` with bottlenecks.
@@ -142,7 +143,7 @@ class ResNet(nn.Module):
     dtype: np.dtype
 
     @compact
-    def __call__(self, images: jax.Array, train: bool) -> jax.Array:
+    def __call__(self, images: Float[Array, "B H W C"], train: bool) -> Float32[Array, "B K"]:
         """Return the logits."""
         upstream, small = self.variant == "upstream", self.stem == "cifar"
         size, stride = (3, 1) if small else (7, 2)

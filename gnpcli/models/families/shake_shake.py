@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
+from jaxtyping import Array, Float, Float32
 
 from gnpcli.models.base import Model, from_linen
 from gnpcli.models.family import Family, Images, Tiny
@@ -46,7 +47,9 @@ class Branch(nn.Module):
     dtype: np.dtype
 
     @compact
-    def __call__(self, activated: jax.Array, train: bool) -> jax.Array:
+    def __call__(
+        self, activated: Float[Array, "B H W C"], train: bool
+    ) -> Float[Array, "B Y X {self.channels}"]:
         """Map ``[B, H, W, C]`` to ``[B, ceil(H / stride), ceil(W / stride), channels]``."""
         same = self.variant == "upstream"
         y = Conv(self.channels, 3, self.stride, same, dtype=self.dtype, name="conv_1")(activated)
@@ -74,7 +77,9 @@ class Shortcut(nn.Module):
     dtype: np.dtype
 
     @compact
-    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+    def __call__(
+        self, x: Float[Array, "B H W C"], train: bool
+    ) -> Float[Array, "B Y X {self.channels}"]:
         """Map ``[B, H, W, C]`` to ``[B, ceil(H / stride), ceil(W / stride), channels]``."""
         before = 1 if self.variant == "paper" else -1
         shift = (before, -before, 0)
@@ -101,7 +106,9 @@ class Block(nn.Module):
     dtype: np.dtype
 
     @compact
-    def __call__(self, x: jax.Array, train: bool, factors: Factors) -> jax.Array:
+    def __call__(
+        self, x: Float[Array, "B H W C"], train: bool, factors: Factors
+    ) -> Float[Array, "B Y X {self.channels}"]:
         """Map ``[B, H, W, C]`` to ``[B, ceil(H / stride), ceil(W / stride), channels]``."""
         sizes = (self.channels, self.stride, self.variant, self.dtype)
         activated = jax.nn.relu(x)
@@ -137,7 +144,7 @@ class ShakeShake(nn.Module):
     true_gradient: bool = False
 
     @compact
-    def __call__(self, images: jax.Array, train: bool) -> jax.Array:
+    def __call__(self, images: Float[Array, "B H W C"], train: bool) -> Float32[Array, "B K"]:
         """Return the logits."""
         count = (self.depth - 2) // 2
         key = self.make_rng("dropout") if train else None

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
-from jaxtyping import Array, Float, Int8
+from jaxtyping import Array, Float, Float32, Int8
 
 from gnpcli.errors import ConfigError
 from gnpcli.models.base import Model, Params, State, from_linen
@@ -39,7 +39,7 @@ MLP_RATIO = 4
 EPS = 1e-5
 
 
-def relative_bias(table: Float[Array, "S S h"]) -> Float[Array, "h N N"]:
+def relative_bias(table: Float[Array | np.ndarray, "S S h"]) -> Float[Array, "h N N"]:
     """Return the attention bias ``[h, N, N]`` of a table ``[2w - 1, 2w - 1, h]``.
 
     It is equation 4 of the paper. Query (y, x) and key (y', x') of a window meet in
@@ -96,7 +96,7 @@ class WindowAttention(nn.Module):
     dtype: np.dtype
 
     @compact
-    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+    def __call__(self, x: Float[Array, "B H W C"], train: bool) -> Float[Array, "B H W C"]:
         """Map ``[B, H, W, C]`` to ``[B, H, W, C]``."""
         batch, height, width, features = x.shape
         rows, columns, side = height // self.window, width // self.window, self.window
@@ -145,7 +145,7 @@ class Block(nn.Module):
     dtype: np.dtype
 
     @compact
-    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+    def __call__(self, x: Float[Array, "B H W C"], train: bool) -> Float[Array, "B H W C"]:
         """Map ``[B, H, W, C]`` to ``[B, H, W, C]``."""
         y = LayerNorm(EPS, self.dtype, name="ln_1")(x)
         attention = WindowAttention(
@@ -177,7 +177,9 @@ class PatchMerging(nn.Module):
     dtype: np.dtype
 
     @compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(
+        self, x: Float[Array, "B H W C"]
+    ) -> Float[Array, "B {x.shape[1]//2} {x.shape[2]//2} {2*x.shape[3]}"]:
         """Merge; both sides are even."""
         batch, height, width, features = x.shape
         rows = extract_patches(x, 2).reshape(-1, 4 * features)
@@ -222,7 +224,7 @@ class SwinTransformer(nn.Module):
     dtype: np.dtype
 
     @compact
-    def __call__(self, images: jax.Array, train: bool) -> jax.Array:
+    def __call__(self, images: Float[Array, "B H W C"], train: bool) -> Float32[Array, "B K"]:
         """Return the logits."""
         batch, height, width, _ = images.shape
         x = PatchEmbedding(

@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
+from jaxtyping import Array, Float, Float32
 
 from gnpcli.models.base import Model, Params, State, from_linen
 from gnpcli.models.family import Family, Images, Tiny
@@ -61,7 +62,7 @@ class Block(nn.Module):
     first_only: bool = False
 
     @compact
-    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+    def __call__(self, x: Float[Array, "B T D"], train: bool) -> Float[Array, "B Q D"]:
         """Map ``[B, T, D]`` to ``[B, T, D]``, or to ``[B, 1, D]`` with `first_only`."""
         attention = Attention(
             self.heads,
@@ -116,7 +117,7 @@ class VisionTransformer(nn.Module):
     dtype: np.dtype
 
     @compact
-    def __call__(self, images: jax.Array, train: bool) -> jax.Array:
+    def __call__(self, images: Float[Array, "B H W C"], train: bool) -> Float32[Array, "B K"]:
         """Return the logits."""
         patches = extract_patches(images, self.patch_size)
         x = Dense(

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
+from jaxtyping import Array, Float, Float32
 
 from gnpcli.models.base import Model, Params, State, from_linen
 from gnpcli.models.family import Family, Images, Tiny
@@ -55,7 +56,9 @@ class Block(nn.Module):
     dtype: np.dtype
 
     @compact
-    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+    def __call__(
+        self, x: Float[Array, "B H W C"], train: bool
+    ) -> Float[Array, "B Y X {self.channels}"]:
         """Map ``[B, H, W, C]`` to ``[B, ceil(H / stride), ceil(W / stride), channels]``."""
         same = self.variant == "upstream"
         y = NormRelu(self.dtype, name="act_1")(x, train)
@@ -96,7 +99,7 @@ class WideResNet(nn.Module):
     dtype: np.dtype
 
     @compact
-    def __call__(self, images: jax.Array, train: bool) -> jax.Array:
+    def __call__(self, images: Float[Array, "B H W C"], train: bool) -> Float32[Array, "B K"]:
         """Return the logits."""
         x = Conv(STEM_CHANNELS, 3, dtype=self.dtype, name="stem")(images)
         x = run(self._blocks(x.shape[-1]), x, train)

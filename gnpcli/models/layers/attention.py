@@ -19,14 +19,18 @@ from gnpcli.models.layers.dropout import Dropout
 
 def fused_projection(
     module: nn.Module, init: Initializer, features: int
-) -> tuple[Float[Array, "D {3*features}"], Float[Array, " {3*features}"]]:
+) -> tuple[Float[Array | np.ndarray, "D {3*features}"], Float[Array | np.ndarray, " {3*features}"]]:
     """Return the parameters of queries, keys and values: kernel ``[D, 3D]`` and bias ``[3D]``.
 
     They are the module's own, ``qkv_kernel`` and ``qkv_bias``. One product for the three is faster
     than three.
     """
-    kernel: jax.Array = module.param("qkv_kernel", init, (features, 3 * features), jnp.float32)
-    bias: jax.Array = module.param("qkv_bias", nn.initializers.zeros, (3 * features,), jnp.float32)
+    kernel: jax.Array | np.ndarray = module.param(
+        "qkv_kernel", init, (features, 3 * features), jnp.float32
+    )
+    bias: jax.Array | np.ndarray = module.param(
+        "qkv_bias", nn.initializers.zeros, (3 * features,), jnp.float32
+    )
     return kernel, bias
 
 
@@ -103,7 +107,10 @@ class Attention(nn.Module):
         return Dropout(self.dropout)(y, train)
 
     def _project(
-        self, x: Float[Array, "B T D"], kernel: Float[Array, "D F"], bias: Float[Array, " F"]
+        self,
+        x: Float[Array, "B T D"],
+        kernel: Float[Array | np.ndarray, "D F"],
+        bias: Float[Array | np.ndarray, " F"],
     ) -> tuple[Float[Array, "B h Q d"], Float[Array, "B h T d"], Float[Array, "B h T d"]]:
         """Return queries, keys and values, each ``[B, h, T, d]``.
 

@@ -59,8 +59,8 @@ GELUS: dict[str, Callable[[jax.Array], jax.Array]] = {"tanh": tanh_gelu, "exact"
 
 def linear(
     x: Float[Array, "*rows I"],
-    kernel: Float[Array, "I O"],
-    bias: Float[Array, " O"],
+    kernel: Float[Array | np.ndarray, "I O"],
+    bias: Float[Array | np.ndarray, " O"],
     dtype: np.dtype,
 ) -> Float[Array, "*rows O"]:
     """Return ``x @ kernel + bias``, computed in `dtype`.
