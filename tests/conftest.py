@@ -20,6 +20,8 @@ from jaxtyping import install_import_hook
 CHECKED: list[str] = [
     "gnpcli.data.augment",
     "gnpcli.data.feeds",
+    "gnpcli.devices.convolution",
+    "gnpcli.devices.cpu",
     "gnpcli.gnp.ascent",
     "gnpcli.gnp.passes",
     "gnpcli.gnp.reuse",
@@ -29,6 +31,9 @@ CHECKED: list[str] = [
     "gnpcli.measure.fidelity",
     "gnpcli.measure.hessian",
     "gnpcli.measure.landscape",
+    "gnpcli.models.families",
+    "gnpcli.models.layers",
+    "gnpcli.models.torch",
     "gnpcli.step.averaging",
     "gnpcli.step.guard",
     "gnpcli.step.losses",
@@ -42,6 +47,8 @@ CHECKED: list[str] = [
 
 Not `gnpcli.gnp.penalty`: it refuses a wrong option with a ValueError, which a test expects, and the
 check of its type would come first. Its shapes are those of `gnpcli.gnp.passes`.
+Not `gnpcli.models.base`: it declares protocols, which cannot be checked at run time. The calls of
+Flax modules are checked like functions.
 """
 
 BEARTYPE = "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))"
