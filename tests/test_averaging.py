@@ -132,6 +132,7 @@ def evaluated(gnp: Gnp, *options: object) -> dict[str, Any]:
     return dict(json.loads(done.stdout))
 
 
+@pytest.mark.slow
 def test_averaged_weights_are_saved_and_evaluated(gnp, tmp_path: Path):
     done = gnp("train", *SHORT, "--run-dir", "run")
     assert done.returncode == 0, done.stderr

@@ -440,6 +440,7 @@ def poisoned(monkeypatch):
     return poison
 
 
+@pytest.mark.slow
 def test_a_run_stopped_by_a_passing_fault_resumes_to_where_it_would_have_been(
     whole, tmp_path, poisoned
 ):

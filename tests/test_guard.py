@@ -153,13 +153,13 @@ def _standard_promotion():
 @pytest.mark.parametrize(
     ("fault", "is_plain"),
     [
-        ("clean-gradient", True),
         ("perturbed-gradient", False),
         *(
             pytest.param(fault, is_plain, marks=pytest.mark.slow)
             for fault, is_plain in (
                 ("loss", False),
                 ("loss", True),
+                ("clean-gradient", True),
                 ("clean-gradient", False),
                 ("state", False),
                 ("state", True),

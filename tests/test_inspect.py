@@ -185,6 +185,7 @@ def test_filter_normalised_directions_have_the_norms_of_the_filters():
     np.testing.assert_allclose(global_norm(with_norm(direction, 2.5)), 2.5, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_several_devices_see_the_same_landscape():
     found = python(
         """

@@ -175,7 +175,15 @@ def test_chunks_are_added_up_in_float32(monkeypatch):
     np.testing.assert_array_equal(gradient, jnp.full_like(kernel, 512))
 
 
-@pytest.mark.parametrize("name", ["vgg16-bn", "resnet18", "wrn-16-4", "shake-shake-26-2x96d"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "vgg16-bn",
+        "resnet18",
+        "wrn-16-4",
+        pytest.param("shake-shake-26-2x96d", marks=pytest.mark.slow),
+    ],
+)
 def test_every_convolution_of_a_step_has_the_layout_that_a_cpu_is_fast_in(name):
     """In a loop XLA's CPU backend rewrites none, and any other layout then takes twenty times as
     long.

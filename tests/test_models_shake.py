@@ -273,7 +273,12 @@ def np_forward(module, params, state, images, key):
 # has an identity.
 @pytest.mark.parametrize(
     ("blocks", "variant", "shape", "shake_drop_rate"),
-    [(6, "paper", (8, 8, 3), 0.5), (3, "upstream", (8, 8, 3), None), (3, "paper", (7, 7, 1), None)],
+    [
+        pytest.param(6, "paper", (8, 8, 3), 0.5, marks=pytest.mark.slow),
+        (3, "paper", (8, 8, 3), 0.5),
+        (3, "upstream", (8, 8, 3), None),
+        (3, "paper", (7, 7, 1), None),
+    ],
 )
 def test_equals_numpy(family, blocks, variant, shape, shake_drop_rate):
     model, module, params, state = small(family, blocks, variant, shape, shake_drop_rate)

@@ -81,6 +81,7 @@ def test_training_commands_resolve(gnp: Gnp, tmp_path: Path, command: str):
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
 def test_a_model_of_ones_own_trains_and_evaluates(gnp: Gnp, tmp_path: Path):
     (tmp_path / "mynet.py").write_text(OWN_MODEL)
     (command,) = [command for command in COMMANDS if "mynet" in command]

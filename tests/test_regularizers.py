@@ -28,7 +28,7 @@ RANDOM = {
 
 @pytest.mark.parametrize(
     "name",
-    [pytest.param(n, marks=() if n in ("vit", "pyramidnet") else pytest.mark.slow) for n in RANDOM],
+    [pytest.param(n, marks=() if n == "vit" else pytest.mark.slow) for n in RANDOM],
 )
 def test_both_passes_draw_the_same(name):
     """At a radius that moves next to nothing the two gradients are one; with other draws they are
