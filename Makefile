@@ -1,4 +1,4 @@
-# Two commands matter: `make demo` trains a small model, `make test` runs every check and test.
+# Two commands matter: `make demo` trains a small model, `make test` checks the code and runs the tests.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin

@@ -199,7 +199,8 @@ class Cait(nn.Module):
         attention_dropout: Rate of the attention weights, in ``[0, 1)``.
         drop_path: Rate of the residual branches, the same in every self-attention block, in ``[0,
             1)``.
-        scan: Whether the self-attention blocks are scanned, see `run_blocks`.
+        scan: Whether the self-attention blocks are scanned, see
+            `gnpcli.models.layers.blocks.run`.
         form: See `Form`.
         dtype: Compute type; LayerNorm, softmax and head are in float32 always.
     """
