@@ -171,6 +171,18 @@ def test_a_table_says_what_it_left_out(pair, run, tmp_path, file, damage):
     assert (file == "metrics.jsonl" and is_empty) or f"{file} is" in text
 
 
+def test_a_record_may_say_no_more_than_its_step_and_its_error(pair, run, tmp_path):
+    (pair / "metrics.jsonl").write_text('{"step": 1, "split": "test", "error_rate": 0.5}\n')
+    for arguments in (
+        ("compare", pair, pair.with_name("seed1")),
+        ("plot", pair, "--x", "step", "--out", tmp_path / "plot.png"),
+        ("report", pair),
+        ("reproduce-table", tmp_path / "small.yaml", "--render", "--out", tmp_path / "out"),
+    ):
+        status, _, error = run(*arguments)
+        assert status == 0, error
+
+
 @pytest.mark.parametrize("damage", EVERYWHERE.values(), ids=EVERYWHERE)
 @pytest.mark.parametrize(
     "command", ["resume", "eval", "inspect", "compare", "plot", "report", "reproduce-table"]

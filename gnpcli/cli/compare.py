@@ -62,7 +62,7 @@ def _with_epoch(measured: Mapping[str, Any]) -> str:
     error_rate = measured.get("error_rate")
     if error_rate is None:
         return words.NOTHING
-    return f"{words.percent(error_rate)} (epoch {measured['epoch']:g})"
+    return f"{words.percent(error_rate)} (epoch {words.number(measured['epoch'], 'g')})"
 
 
 def _costs(costs: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[str]]]:
