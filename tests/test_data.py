@@ -123,6 +123,9 @@ def test_a_key_that_would_be_ignored_is_refused(
 def test_spec_survives_json() -> None:
     spec = load_dataset(DataConfig(name="digits")).spec
     assert DataSpec.from_dict(json.loads(json.dumps(spec.to_dict()))) == spec
+    for key, wrong in {"mean": 0.5, "class_names": 10, "image_size": "8", "channels": None}.items():
+        with pytest.raises(DataError, match=f"not the description of a data set: {key}: "):
+            DataSpec.from_dict({**spec.to_dict(), key: wrong})
     values = spec.to_dict()
     values["means"] = values.pop("mean")
     with pytest.raises(DataError, match="missing or unknown mean, means"):

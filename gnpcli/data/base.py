@@ -5,12 +5,14 @@ Arrays are written ``[N, H, W, C]``: images, rows, columns, channels. NumPy only
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import TypeAdapter, ValidationError
 
 from gnpcli.data.statistics import channel_statistics
 from gnpcli.errors import ConfigError, DataError
@@ -85,7 +87,7 @@ class DataSpec:
         """Return the spec that `to_dict` wrote, also after a round trip through JSON.
 
         Raises:
-            DataError: If a field is missing or unknown.
+            DataError: If a field is missing, unknown or of another type.
         """
         names = {field.name for field in fields(cls)}
         wrong = sorted(names ^ set(values))
@@ -93,11 +95,14 @@ class DataSpec:
             raise DataError(
                 f"not the description of a data set: missing or unknown {', '.join(wrong)}"
             )
-        arguments = dict(values)
-        for key, value in arguments.items():
-            if isinstance(value, list):
-                arguments[key] = tuple(value)
-        return cls(**arguments)
+        try:
+            return TypeAdapter(cls).validate_json(json.dumps(dict(values)), strict=True)
+        except ValidationError as error:
+            problem = error.errors(include_url=False)[0]
+            where = ".".join(map(str, problem["loc"]))
+            raise DataError(
+                f"not the description of a data set: {where}: {problem['msg']}"
+            ) from error
 
 
 @dataclass(frozen=True, eq=False)
