@@ -267,6 +267,8 @@ def test_option_that_the_model_does_not_have(name, option, value, has):
     ("name", "parts"),
     [
         ("nowhere:small", ["'nowhere' cannot be imported: No module named 'nowhere'"]),
+        (":small", ["'' is not the full name of a module"]),
+        (".own:small", ["'.own' is not the full name of a module"]),
         ("own:large", ["own has no gnpcli.models.registry.Entry of that name"]),
         ("own:build", ["own has no gnpcli.models.registry.Entry of that name"]),
         ("broken:small", ["'broken' cannot be imported: cannot import name 'nothing'"]),

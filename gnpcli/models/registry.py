@@ -260,6 +260,10 @@ def find_model(name: str) -> Entry:
             "and one of your own is module:entry",
             key="model.name",
         )
+    if not module_name or module_name.startswith("."):
+        raise ConfigError(
+            f"model {name!r}: {module_name!r} is not the full name of a module", key="model.name"
+        )
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())
     try:
