@@ -19,7 +19,7 @@ import pytest
 
 from gnpcli.config.resolved import Resolved
 from gnpcli.data.base import Dataset
-from gnpcli.engine.hooks import AfterStep, BeforeStep, Hook, OnRecord, StepView
+from gnpcli.engine.hooks import AfterStep, BeforeStep, Hook, Hooks, OnRecord, StepView
 from gnpcli.engine.train import resume, train
 from gnpcli.errors import CheckpointError, ConfigError, DataError, GnpError
 from gnpcli.recipes.presets import resolve
@@ -146,6 +146,11 @@ def test_hooks_see_each_moment_and_leave_the_run_as_it_is(tmp_path):
     logged = read_metrics(tmp_path / "watched" / "metrics.jsonl")
     told = {record["step"] for record in logged if "largest" in record}
     assert told == {1, 4, 8}
+
+
+def test_what_is_no_hook_is_refused():
+    with pytest.raises(TypeError, match=r"a hook is BeforeStep, AfterStep or OnRecord, not \(5, "):
+        Hooks([(5, print)], 8)  # type: ignore[list-item]
 
 
 def test_a_hook_stops_a_run_that_goes_on_from_there(tmp_path):

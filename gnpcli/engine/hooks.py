@@ -51,7 +51,8 @@ class _Hook:
 class BeforeStep(_Hook):
     """Called before a step with the state in which the step begins.
 
-    `StepView.step` counts the steps before it, so the call is due at 0 and every `every` steps.
+    `StepView.step` counts the steps before it, so the call is due at 0, at 1 and every `every`
+    steps.
     """
 
     run: Callable[[StepView], None]
@@ -94,10 +95,16 @@ class Hooks:
     Args:
         hooks: All of them.
         total_steps: Of the whole training.
+
+    Raises:
+        TypeError: One is no `Hook`. It would never be called.
     """
 
     def __init__(self, hooks: Iterable[Hook], total_steps: int):
         self._hooks = list(hooks)
+        for hook in self._hooks:
+            if not isinstance(hook, Hook):
+                raise TypeError(f"a hook is BeforeStep, AfterStep or OnRecord, not {hook!r}")
         self._total_steps = total_steps
 
     def before_step(self, view: StepView) -> None:
