@@ -44,7 +44,8 @@ class CommandServer:
             env={**environment},
         )
         assert self._process.stdout is not None
-        self._process.stdout.readline()  # once it listens
+        listens = self._process.stdout.readline()
+        assert listens, "the server of commands did not start: its error is on stderr"
 
     def suits(self, environment: Mapping[str, str]) -> bool:
         """Say whether the variables that are read at import are those of the server."""
