@@ -192,6 +192,8 @@ def test_messages_carry_file_and_line(tmp_path):
         ("data:\n  name: a\n  name: b\n", "bad.yaml:3: 'data.name' is given twice (first at"),
         ("a: !!python/object:os.system x\n", "bad.yaml:1: not valid YAML"),
         ("a: \x00\n", "not valid YAML"),
+        ("a: 0x_\n", "not valid YAML: a value is not of the type"),
+        ("a: !!bool x\n", "not valid YAML: a value is not of the type"),
     ],
 )
 def test_bad_yaml_is_one_line_with_its_place(tmp_path, text, part):

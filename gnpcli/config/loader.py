@@ -80,7 +80,7 @@ def read_yaml(path: Path) -> Layer:
         if not isinstance(node, yaml.MappingNode):
             raise ConfigError(f"{path}: expected 'key: value' lines at the top level")
         _note_lines(node, "", str(path), where)
-        values = yaml.load(text, Loader=_Loader)
+        values = _construct(text)
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         raise ConfigError(f"{path}:{line}: not valid YAML: {error.problem}") from error
@@ -89,6 +89,20 @@ def read_yaml(path: Path) -> Layer:
     except RecursionError as error:
         raise ConfigError(f"{path}: not a configuration: it is nested too deeply") from error
     return Layer(values, where)
+
+
+def _construct(text: str) -> Any:
+    """Return the values of a YAML text.
+
+    Raises:
+        yaml.YAMLError: It is not YAML, or a scalar is not of the type of its tag.
+    """
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except (AttributeError, KeyError, ValueError) as error:  # from the constructor of a scalar
+        raise yaml.YAMLError(
+            f"a value is not of the type that it is written as: {error}"
+        ) from error
 
 
 def _note_lines(node: yaml.MappingNode, prefix: str, path: str, where: dict[str, str]) -> None:
@@ -129,7 +143,7 @@ def parse_overrides(
                 f"--set {text}: expected key=value, for example --set optimizer.lr=0.01"
             )
         try:
-            value = yaml.load(raw, Loader=_Loader)
+            value = _construct(raw)
         except yaml.YAMLError as error:
             raise ConfigError(f"--set {text}: the value is not valid YAML") from error
         layers.append(Layer(nest(key, value), _sources(key, "--set")))
