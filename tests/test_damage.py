@@ -171,8 +171,10 @@ def test_a_table_says_what_it_left_out(pair, run, tmp_path, file, damage):
     assert (file == "metrics.jsonl" and is_empty) or f"{file} is" in text
 
 
-def test_a_record_may_say_no_more_than_its_step_and_its_error(pair, run, tmp_path):
-    (pair / "metrics.jsonl").write_text('{"step": 1, "split": "test", "error_rate": 0.5}\n')
+@pytest.mark.parametrize("more", ["", ', "epoch": null', ', "epoch": 1e-300', ', "epoch": -1'])
+def test_a_record_may_say_no_more_than_its_step_and_its_error(pair, run, tmp_path, more):
+    text = f'{{"step": 1, "split": "test", "error_rate": 0.5{more}}}\n'
+    (pair / "metrics.jsonl").write_text(text)
     for arguments in (
         ("compare", pair, pair.with_name("seed1")),
         ("plot", pair, "--x", "step", "--out", tmp_path / "plot.png"),

@@ -16,6 +16,9 @@ from gnpcli.runs.contents import HELD_OUT, Record
 from gnpcli.runs.folder import RunFolder
 from gnpcli.runs.log import reached_epoch, training_time_s
 
+_MOST_STEPS = 100_000_000
+"""Of a run. A log that comes to more is damaged, and they are not counted."""
+
 
 def compare(folders: Sequence[Path], warn: Callable[[str], None]) -> dict[str, Any]:
     """Compare runs, finished or not.
@@ -124,10 +127,10 @@ def _gradients(config: Resolved, step: int, epoch: float) -> dict[str, int]:
 
     All counts are 0 where the epoch of the step, and so the length of an epoch, is not known.
     """
-    steps_per_epoch = round(step / epoch) if epoch > 0 else 0
-    if not steps_per_epoch:
+    steps_per_epoch = step / epoch if epoch > 0 else 0.0
+    if not 0.5 < steps_per_epoch <= _MOST_STEPS / config.train.epochs:
         return {"plain_steps": 0, "gnp_steps": 0, "gradients": 0}
-    plain, gnp = count_steps(config, steps_per_epoch, step)
+    plain, gnp = count_steps(config, round(steps_per_epoch), step)
     return {"plain_steps": plain, "gnp_steps": gnp, "gradients": plain + 2 * gnp}
 
 
