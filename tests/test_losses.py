@@ -7,7 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from gnpcli.config.schema import GrConfig, TrainConfig
+from gnpcli.models.base import Model
 from gnpcli.step.losses import cross_entropy, is_outside_top, main_class, metric_sums, zero_sums
+from gnpcli.step.objective import make_objective
 
 
 @pytest.fixture
@@ -89,3 +92,20 @@ def test_sums_ignore_padding_whatever_it_holds(batch):
         sums.loss, np.asarray(cross_entropy(logits, labels)).sum(), rtol=1e-6
     )
     assert [float(x) for x in zero_sums()] == [0, 0, 0, 0]
+
+
+def test_the_objective_of_mixed_colour_images_is_the_cross_entropy_to_their_shares():
+    """A pass of 3 channels and 10 classes, whose signature names both."""
+    rng = np.random.default_rng(2)
+    images = jnp.asarray(rng.normal(size=(4, 2, 2, 3)), jnp.float32)
+    shares = jnp.asarray(rng.dirichlet(np.ones(10), 4), jnp.float32)
+    kernel = jnp.asarray(rng.normal(size=(12, 10)), jnp.float32)
+    model = Model(
+        init=lambda key, shape: ({"kernel": kernel}, {}),
+        apply=lambda params, state, x, train, key: (x.reshape(4, -1) @ params["kernel"], state),
+    )
+    objective = make_objective(model, TrainConfig(epochs=1), GrConfig())
+    loss, (_, measures) = objective({"kernel": kernel}, {}, images, shares, jax.random.key(0))
+    expected = jnp.mean(cross_entropy(images.reshape(4, -1) @ kernel, shares))
+    np.testing.assert_allclose(loss, expected, rtol=1e-6)
+    np.testing.assert_allclose(measures["cross_entropy"], expected, rtol=1e-6)

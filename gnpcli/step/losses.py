@@ -1,4 +1,4 @@
-"""Losses and metric sums. Pure. Shapes: B examples, C classes."""
+"""Losses and metric sums. Pure. Shapes: B examples, K classes."""
 
 from __future__ import annotations
 
@@ -8,22 +8,22 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int32
 
-Labels = Int32[Array, " B"] | Float[Array, "B C"]
+Labels = Int32[Array, " B"] | Float[Array, "B K"]
 """A class for each example, or the class probabilities of an image mixed of several."""
 
 
 def cross_entropy(
-    logits: Float[Array, "B C"], labels: Labels, smoothing: float = 0.0
+    logits: Float[Array, "B K"], labels: Labels, smoothing: float = 0.0
 ) -> Float[Array, " B"]:
     """Return the cross-entropy of each example, in nats.
 
-    The target is ``(1 - smoothing) * p + smoothing / C`` (label smoothing, arXiv 1512.00567,
+    The target is ``(1 - smoothing) * p + smoothing / K`` (label smoothing, arXiv 1512.00567,
     section 7), where p is the one-hot label, or the class probabilities of an image mixed of
     several.
 
     Args:
-        logits: ``[B, C]`` float32.
-        labels: ``[B]`` int32 in ``[0, C)``, or ``[B, C]`` float32 that sum to 1.
+        logits: ``[B, K]`` float32.
+        labels: ``[B]`` int32 in ``[0, K)``, or ``[B, K]`` float32 that sum to 1.
         smoothing: In ``[0, 1)``; 0 is the plain cross-entropy.
 
     Returns:
@@ -45,7 +45,7 @@ def main_class(labels: Labels) -> Int32[Array, " B"]:
 
 
 def is_outside_top(
-    logits: Float[Array, "B C"], labels: Int32[Array, " B"], k: int
+    logits: Float[Array, "B K"], labels: Int32[Array, " B"], k: int
 ) -> Bool[Array, " B"]:
     """Return ``[B]`` bool: whether the label is not among the k largest logits.
 
@@ -78,7 +78,7 @@ def zero_sums() -> MetricSums:
 
 
 def metric_sums(
-    logits: Float[Array, "B C"], labels: Int32[Array, " B"], mask: Bool[Array, " B"]
+    logits: Float[Array, "B K"], labels: Int32[Array, " B"], mask: Bool[Array, " B"]
 ) -> MetricSums:
     """Sum loss and errors over the examples where `mask` is set.
 
