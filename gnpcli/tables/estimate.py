@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -101,7 +102,7 @@ def _measure(config: Resolved, notify: Notify) -> Speed:
     mesh = make_mesh(config)
     size = config.data.batch_size
     if platform(mesh) == "cpu":
-        size = min(size, CPU_BATCH * mesh.size)
+        size = small_batch(config, mesh.size)
         config = config.replaced({"data.batch_size": size})
     notify(f"measuring {config.model.name} at batch {size}")
     kinds = time_steps(config, rounds=2, steps=1, notify=lambda text: None)
@@ -110,6 +111,16 @@ def _measure(config: Resolved, notify: Notify) -> Speed:
         kinds["gnp"].step_s / size,
         sum(timed.compile_s for timed in kinds.values()),
     )
+
+
+def small_batch(config: Resolved, devices: int) -> int:
+    """Return a batch size of about `CPU_BATCH` a device, at most the configured one.
+
+    Groups, microbatches and devices divide it evenly.
+    """
+    parts = devices * math.lcm(config.gr.groups, config.train.accumulate)
+    multiples = math.ceil(CPU_BATCH * devices / parts)
+    return min(config.data.batch_size, multiples * parts)
 
 
 def _estimate(cell: Cell, state: CellState, speed: Speed) -> CellEstimate:
