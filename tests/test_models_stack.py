@@ -55,10 +55,10 @@ def compiled(function):
     return jax.jit(function, compiler_options={"xla_backend_optimization_level": 0})
 
 
-def assert_close(a, b):
+def assert_close(a, b, rounding=1e-7):
     jax.tree.map(
         lambda x, y: np.testing.assert_allclose(
-            x, y, rtol=2e-4, atol=2e-5 * np.abs(y).max() + 1e-7
+            x, y, rtol=2e-4, atol=2e-5 * np.abs(y).max() + rounding
         ),
         a,
         b,
@@ -117,7 +117,11 @@ def test_tuning_for_a_cpu_changes_no_value(name):
         with tuning(False):
             return own(params)
 
-    assert_close(compiled(tuned)(params), compiled(untuned)(params))
+    found, wanted = compiled(tuned)(params), compiled(untuned)(params)
+    # The gradient of a bias before a BatchNorm is 0. What is seen of it is the rounding of sums as
+    # large as the other gradients.
+    largest = max(float(np.abs(leaf).max()) for leaf in jax.tree.leaves(wanted[0]))
+    assert_close(found, wanted, rounding=2e-6 * largest)
 
 
 def deep(depth, x, weight, key):
