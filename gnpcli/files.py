@@ -1,4 +1,4 @@
-"""Files that a crash or a full disk must not damage: written whole, or not at all."""
+"""Files and damage: written whole or not at all, and set aside where something damaged them."""
 
 from __future__ import annotations
 
@@ -21,3 +21,17 @@ def write_atomically(path: Path, text: str) -> None:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def set_aside(path: Path) -> Path:
+    """Rename a damaged file or folder to ``NAME.damaged``, so that its place is free.
+
+    Returns:
+        The new path. It has a number where that name is taken: ``NAME.damaged2`` and so on.
+    """
+    target = path.with_name(f"{path.name}.damaged")
+    number = 1
+    while target.exists():
+        number += 1
+        target = path.with_name(f"{path.name}.damaged{number}")
+    return path.rename(target)

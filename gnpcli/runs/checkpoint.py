@@ -27,6 +27,7 @@ from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, L
 from gnpcli.config.schema import CheckpointConfig
 from gnpcli.config.weights import Weights
 from gnpcli.errors import CheckpointError
+from gnpcli.files import set_aside
 from gnpcli.step.state import TrainState
 
 # Orbax logs every save. It also logs each error of its threads before it raises it. `_explained`
@@ -254,12 +255,7 @@ class Checkpoints:
         Returns:
             The new path. It has a number where that name is taken.
         """
-        target = self.directory / f"{step}.damaged"
-        number = 1
-        while target.exists():
-            number += 1
-            target = self.directory / f"{step}.damaged{number}"
-        (self.directory / str(step)).rename(target)
+        target = set_aside(self.directory / str(step))
         self._manager.reload()
         return target
 

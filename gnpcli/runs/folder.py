@@ -15,7 +15,7 @@ from gnpcli.config.loader import differences, dump, read_yaml
 from gnpcli.config.resolved import Resolved
 from gnpcli.config.schema import CheckpointConfig
 from gnpcli.errors import ConfigError
-from gnpcli.files import write_atomically
+from gnpcli.files import set_aside, write_atomically
 from gnpcli.recipes.presets import read_resolved
 from gnpcli.runs.contents import ENVIRONMENT, SUMMARY, Record, Session, Summary, reason
 from gnpcli.runs.log import METRICS_FILE, MetricsLog, parse_records
@@ -210,24 +210,15 @@ class RunFolder:
             return
         if damage is None or damage.is_cut:
             return
-        target = self._rename(METRICS_FILE)
+        target = set_aside(self.path / METRICS_FILE)
         write_atomically(path, "".join(json.dumps(record) + "\n" for record in records))
         self._tell(METRICS_FILE, f"{damage}; the damaged file is kept as {target.name}")
 
     def _set_aside(self, name: str, error: OSError | ValidationError) -> None:
         if isinstance(error, FileNotFoundError):
             return
-        target = self._rename(name)
+        target = set_aside(self.path / name)
         self._tell(name, f"{self.path / name} is damaged ({_why(error)}): moved to {target.name}")
-
-    def _rename(self, name: str) -> Path:
-        path = self.path / name
-        target = path.with_name(f"{name}.damaged")
-        number = 1
-        while target.exists():
-            number += 1
-            target = path.with_name(f"{name}.damaged{number}")
-        return path.rename(target)
 
     def _read(self, name: str, content: TypeAdapter[Content]) -> Content | None:
         """Return what a JSON file holds; None where it is missing or damaged."""
