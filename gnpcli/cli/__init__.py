@@ -10,7 +10,7 @@ import typer
 
 from gnpcli import __version__
 from gnpcli.cli.commands import add_commands
-from gnpcli.cli.output import fail
+from gnpcli.cli.output import fail, say
 from gnpcli.errors import explain
 
 app = typer.Typer(
@@ -24,7 +24,7 @@ app = typer.Typer(
 
 def _show_version(is_asked: bool) -> None:
     if is_asked:
-        typer.echo(f"gnp {__version__}")
+        say(f"gnp {__version__}")
         raise typer.Exit()
 
 

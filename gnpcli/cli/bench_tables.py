@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import typer
-
-from gnpcli.cli.output import print_table
+from gnpcli.cli.output import print_table, say
 from gnpcli.terminal.words import number, percent, plural
 
 MEGA, GIGA = 1e-6, 1e-9
@@ -21,7 +19,7 @@ def print_steps(result: Row) -> None:
     title = f"{_about(result)}, {plural(result['devices'], 'device')}"
     _print(title, header, [_step(row) for row in result["measurements"]])
     ratio = result["measurements"][0]["gnp_over_plain"]
-    typer.echo(f"GNP / plain: {ratio:.3f} (median of {plural(result['rounds'], 'round')})")
+    say(f"GNP / plain: {ratio:.3f} (median of {plural(result['rounds'], 'round')})")
 
 
 def _step(row: Row) -> list[str]:
@@ -60,34 +58,32 @@ def print_in_memory(result: Row) -> None:
 def print_streamed(result: Row) -> None:
     """Print how fast files are decoded, in one thread and by the feed."""
     images = plural(result["images"], "file")
-    typer.echo(
-        f"{images} to {result['image_size']} px, cropped, flipped, normalised, in one thread:"
-    )
+    say(f"{images} to {result['image_size']} px, cropped, flipped, normalised, in one thread:")
     for row in result["measurements"]:
         times = f"{row['over_pillow']:.2f} times pillow"
-        typer.echo(f"  {row['name']:<12}{row['images_per_s']:6,.0f} img/s  {times}")
+        say(f"  {row['name']:<12}{row['images_per_s']:6,.0f} img/s  {times}")
     feed = result["feed"]
     count = feed["workers"]
     workers = "one worker per core" if count is None else plural(count, "worker")
-    typer.echo(f"feed, {workers}: {feed['images_per_s']:,.0f} img/s")
+    say(f"feed, {workers}: {feed['images_per_s']:,.0f} img/s")
     if feed["memory"][0][1] is not None:
         told = [
             f"{number(size, ',.0f')} MB after {number(images)}" for images, size in feed["memory"]
         ]
-        typer.echo(f"memory: {', '.join(told)}")
+        say(f"memory: {', '.join(told)}")
 
 
 def print_telemetry(result: Row) -> None:
     """Print what a step's metrics and guard cost."""
-    typer.echo(f"{_about(result)}: {result['step_ms']:.1f} ms bare")
+    say(f"{_about(result)}: {result['step_ms']:.1f} ms bare")
     line = f"metrics and guard: {result['step_over_bare']:.4f} times a bare step"
     if result["cpu_step_over_bare"] is not None:
         line += f", {result['cpu_step_over_bare']:.4f} in processor time"
-    typer.echo(line)
+    say(line)
     if result["statistics_ms"] is not None:
         every = plural(result["log_every_steps"], "step")
         share = percent(result["statistics_share"], digits=3)
-        typer.echo(
+        say(
             f"adaptive rates: {result['statistics_ms']:.2f} ms every {every}, {share} of a bare "
             "step"
         )
@@ -101,7 +97,7 @@ def print_gr(result: Row) -> None:
     )
     header = ("", "time", "min-max", "CPU time", "FLOP", "memory", "ms/step", "MB", "compile s")
     _print(title, header, [_form(row) for row in result["measurements"]])
-    typer.echo("time, CPU time, FLOP and memory as multiples of plain training")
+    say("time, CPU time, FLOP and memory as multiples of plain training")
 
 
 def _form(row: Row) -> list[str]:
@@ -137,9 +133,7 @@ def print_peer(result: Row) -> None:
         "in CPU time",
     )
     _print(title, header, [_beside(row) for row in result["measurements"]])
-    typer.echo(
-        f"logits of both with the same weights differ by {result['difference']:.1e} of the largest"
-    )
+    say(f"logits of both with the same weights differ by {result['difference']:.1e} of the largest")
 
 
 def _beside(row: Row) -> list[str]:

@@ -17,7 +17,7 @@ from gnpcli.cli.options import (
     resolve_options,
     split_names,
 )
-from gnpcli.cli.output import print_grid, print_json, start_process
+from gnpcli.cli.output import print_grid, print_json, say, start_process
 from gnpcli.terminal import words
 
 if TYPE_CHECKING:
@@ -190,11 +190,11 @@ def _print(result: dict[str, Any], out: Path | None) -> None:
         f"{result['batch_size']} from step {result['step']}; alpha {result['alpha']:g}"
     )
     print_grid(Grid(header, rows, title=title, numbers=range(1, len(header)), styles=styles))
-    typer.echo(NOTE)
+    say(NOTE)
     for kind in result["types"]:
-        typer.echo(kind["verdict"])
+        say(kind["verdict"])
     if out is not None:
-        typer.echo(str(out))
+        say(str(out))
 
 
 def _cells(row: Mapping[str, float | None]) -> list[str]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from gnpcli.cli.options import DataDirOption, JsonOption, QuietOption
-from gnpcli.cli.output import print_json, print_table, tell
+from gnpcli.cli.output import print_json, print_table, say, tell
 from gnpcli.cli.preview import preview
 from gnpcli.terminal import words
 
@@ -98,8 +98,8 @@ def prepare(
     with LoadingDisplay(name, messages(), tell, quiet=quiet) as display:
         found, was_there = prepare_source(name, data_dir, split, origin, display)
     state = "is there already" if was_there else "is prepared"
-    typer.echo(f"{name} {state}: {_found(found)}")
-    typer.echo(f"train on it with `{_next_command(name, data_dir)}`")
+    say(f"{name} {state}: {_found(found)}")
+    say(f"train on it with `{_next_command(name, data_dir)}`")
 
 
 def _found(found: Located) -> str:

@@ -16,7 +16,7 @@ from gnpcli.cli.options import (
     StepOption,
     check_one_checkpoint,
 )
-from gnpcli.cli.output import print_json, start_process
+from gnpcli.cli.output import print_json, say, start_process
 from gnpcli.config.weights import Weights
 from gnpcli.terminal import words
 
@@ -114,7 +114,7 @@ def _data(dataset: str | None, data_dir: str | None, batch_size: int | None) -> 
 def _print(result: Evaluated) -> None:
     images = words.number(result["num_examples"])
     averaged = ", averaged weights" if result["weights"] == "ema" else ""
-    typer.echo(
+    say(
         f"{result['dataset']} {result['split']}: {words.evaluation(result)}"
         f"  ({images} images, step {result['step']}{averaged})"
     )

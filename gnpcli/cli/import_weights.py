@@ -14,6 +14,7 @@ from gnpcli.cli.options import (
     QuietOption,
     SetOption,
 )
+from gnpcli.cli.output import say
 
 FileArgument = Annotated[
     Path,
@@ -87,8 +88,8 @@ def import_weights(
         assignments=tuple(assignments),
     )
     made = import_file(request, Screen(quiet=quiet))
-    typer.echo(f"{made}: train on it with `gnp train --init-from {made}`")
-    typer.echo(f"evaluate it with `gnp eval {made}`")
+    say(f"{made}: train on it with `gnp train --init-from {made}`")
+    say(f"evaluate it with `gnp eval {made}`")
 
 
 def _numbers(text: str | None, flag: str) -> tuple[float, ...] | None:

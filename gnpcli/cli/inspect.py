@@ -18,7 +18,7 @@ from gnpcli.cli.options import (
     StepOption,
     check_one_checkpoint,
 )
-from gnpcli.cli.output import print_json, print_table, start_process
+from gnpcli.cli.output import print_json, print_table, say, start_process
 from gnpcli.terminal import words
 
 if TYPE_CHECKING:
@@ -137,7 +137,7 @@ def inspect(
         print_json([inspection.result for inspection in found])
     else:
         _print(groups)
-        typer.echo(str(out))
+        say(str(out))
 
 
 def _print(groups: Mapping[str, Sequence[Inspection]]) -> None:
@@ -154,10 +154,10 @@ def _print(groups: Mapping[str, Sequence[Inspection]]) -> None:
     )
     has_seeds = any(len(group) > 1 for group in results)
     spread = "; mean and standard deviation over seeds" if has_seeds else ""
-    typer.echo(f"over {images} images{spread}")
+    say(f"over {images} images{spread}")
     errors = _eigenvalue_errors([result for group in results for result in group])
     if errors:
-        typer.echo(f"each eigenvalue is right to within {max(errors):.1g} of it")
+        say(f"each eigenvalue is right to within {max(errors):.1g} of it")
 
 
 def _label(label: str, seeds: int) -> str:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from gnpcli.cli.options import NOTHING_SET, JsonOption, SetOption
-from gnpcli.cli.output import print_json, print_table
+from gnpcli.cli.output import print_json, print_table, say
 from gnpcli.terminal import words
 
 if TYPE_CHECKING:
@@ -140,9 +140,9 @@ def _print_facts(facts: dict[str, Any], summary: Summary) -> None:
     ]
     if summary.gflop is not None:
         parts.append(f"{summary.gflop:.3g} GFLOP a forward pass of an image")
-    typer.echo(", ".join(parts))
+    say(", ".join(parts))
     if options := facts["options"]:
-        typer.echo("options: " + " ".join(f"{key}={value}" for key, value in options.items()))
+        say("options: " + " ".join(f"{key}={value}" for key, value in options.items()))
 
 
 def _link(entry: Entry) -> str | None:

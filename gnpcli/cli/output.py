@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from gnpcli.terminal.words import readable
+
 if TYPE_CHECKING:
     from gnpcli.terminal.grid import Cell, Grid
 
@@ -64,21 +66,27 @@ def print_table(
     print_grid(Grid(header, rows, title=title, numbers=right, has_notes=has_notes))
 
 
+def say(*texts: str) -> None:
+    """Print each text as a line of a result, on stdout."""
+    for text in texts:
+        typer.echo(readable(text))
+
+
 def print_heading(text: str) -> None:
     """Print a line that stands out on a terminal."""
-    typer.secho(text, bold=True)
+    typer.secho(readable(text), bold=True)
 
 
 def tell(text: str) -> None:
     """Print a line about what goes on, on stderr."""
-    typer.echo(text, err=True)
+    typer.echo(readable(text), err=True)
 
 
 def warn(text: str) -> None:
     """Print a warning on stderr."""
-    typer.secho(f"warning: {text}", fg=typer.colors.YELLOW, err=True)
+    typer.secho(f"warning: {readable(text)}", fg=typer.colors.YELLOW, err=True)
 
 
 def fail(text: str) -> None:
     """Print what went wrong on stderr."""
-    typer.secho(f"error: {text}", fg=typer.colors.RED, err=True)
+    typer.secho(f"error: {readable(text)}", fg=typer.colors.RED, err=True)

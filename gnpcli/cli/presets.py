@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from gnpcli.cli.options import JsonOption
-from gnpcli.cli.output import print_json, print_table
+from gnpcli.cli.output import print_json, print_table, say
 
 app = typer.Typer(no_args_is_help=True)
 
@@ -49,5 +49,5 @@ def show_preset(
 
     preset = load_preset(name)
     if preset.purpose:
-        typer.echo(f"# {preset.name}: {preset.purpose}")
-    typer.echo(dump(compose(name)), nl=False)
+        say(f"# {preset.name}: {preset.purpose}")
+    say(*dump(compose(name)).rstrip("\n").split("\n"))

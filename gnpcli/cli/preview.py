@@ -17,6 +17,7 @@ from gnpcli.cli.options import (
     SetOption,
     resolve_options,
 )
+from gnpcli.cli.output import say
 from gnpcli.terminal import words
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ def preview(
 
     shown = run(config, out, count=count, step=step, columns=columns, quiet=quiet)
     augmentation = _augmentation(config.data)
-    typer.echo(f"{out}: {shown} images of {config.data.name}, before and after {augmentation}")
+    say(f"{out}: {shown} images of {config.data.name}, before and after {augmentation}")
 
 
 def _augmentation(data: DataConfig) -> str:

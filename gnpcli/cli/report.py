@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 from gnpcli.cli.options import PictureOption, RunArgument, RunsArgument, split_names
-from gnpcli.cli.output import warn
+from gnpcli.cli.output import say, warn
 
 
 def _names(texts: list[str]) -> list[str]:
@@ -55,9 +55,7 @@ def plot(
     """
     from gnpcli.report.plot import plot as run
 
-    typer.echo(
-        run(runs, out, metrics=metrics, axis=axis, spread=spread, columns=columns, warn=warn)
-    )
+    say(run(runs, out, metrics=metrics, axis=axis, spread=spread, columns=columns, warn=warn))
 
 
 def report(run: RunArgument, out: PageOption = None) -> None:
@@ -67,4 +65,4 @@ def report(run: RunArgument, out: PageOption = None) -> None:
     """
     from gnpcli.report.run_page import write_report
 
-    typer.echo(str(write_report(run, out)))
+    say(str(write_report(run, out)))

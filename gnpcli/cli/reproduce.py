@@ -24,6 +24,7 @@ from gnpcli.cli.output import (
     print_heading,
     print_json,
     print_table,
+    say,
     start_process,
     tell,
 )
@@ -249,7 +250,7 @@ def _finish(part: _Part, seeds: Sequence[int] | None, as_json: bool) -> None:
         print_json(to_dict(result))
         return
     _print(result)
-    typer.echo(f"\nwritten: {part.folder}/{{{','.join(path.name for path in paths)}}}")
+    say("", f"written: {part.folder}/{{{','.join(path.name for path in paths)}}}")
 
 
 def _print(result: TableResult) -> None:
@@ -258,15 +259,15 @@ def _print(result: TableResult) -> None:
 
     report = make_report(result)
     print_heading(report.title)
-    typer.echo(report.about)
+    say(report.about)
     for grid in (report.values, report.differences):
         if grid.rows:
-            typer.echo()
+            say("")
             print_grid(Grid(grid.header, grid.rows, title=grid.title, numbers=grid.numbers))
     for heading, lines in report.lists:
-        print_heading(f"\n{heading}")
-        for line in lines:
-            typer.echo(f"  {line}")
+        say("")
+        print_heading(heading)
+        say(*(f"  {line}" for line in lines))
 
 
 def _dry_run(
@@ -282,7 +283,7 @@ def _dry_run(
         return
     _print_estimates(found)
     count = words.plural(len(found), "cell")
-    typer.echo(
+    say(
         f"{count} in {part.folder}, about {words.duration(left_s)} left on this machine, from a "
         "few steps on random images; nothing was run"
     )

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from gnpcli.cli.options import JsonOption, TableArgument
-from gnpcli.cli.output import print_json, print_table
+from gnpcli.cli.output import print_json, print_table, say
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -52,17 +52,17 @@ def show_table(name: TableArgument, as_json: JsonOption = False) -> None:
 
     table = load_table(name)
     if as_json:
-        typer.echo(table.spec.model_dump_json(indent=2))
+        print_json(table.spec.model_dump(mode="json"))
         return
     for part in (_head, _rows, _variants, _notes):
-        for line in part(table):
-            typer.echo(line)
+        say(*part(table))
 
 
 def _head(table: Table) -> Iterator[str]:
     spec = table.spec
     yield spec.title
-    yield f"{spec.purpose}\n"
+    yield spec.purpose
+    yield ""
     yield f"metric     {spec.metric.split} {spec.metric.name}, {spec.metric.at}"
     yield f"seeds      {', '.join(map(str, spec.seeds))}"
     yield f"baseline   {spec.baseline}"
@@ -70,7 +70,8 @@ def _head(table: Table) -> Iterator[str]:
 
 def _rows(table: Table) -> Iterator[str]:
     for row in table.spec.rows:
-        yield f"\n{row} ({table.label('rows', row)})"
+        yield ""
+        yield f"{row} ({table.label('rows', row)})"
         for column in table.spec.columns:
             value = table.published_value(row, column)
             published = "" if value is None else f", published {value:.2f}"
@@ -83,14 +84,16 @@ def _rows(table: Table) -> Iterator[str]:
 def _variants(table: Table) -> Iterator[str]:
     row = next(iter(table.spec.rows))
     for name, variant in table.spec.variants.items():
-        yield f"\nvariant {name}: {variant.about}"
+        yield ""
+        yield f"variant {name}: {variant.about}"
         yield from _indented(_over_first_variant(table, row, name))
 
 
 def _notes(table: Table) -> Iterator[str]:
     spec = table.spec
     if spec.published is not None:
-        yield f"\npublished by {spec.published.source}"
+        yield ""
+        yield f"published by {spec.published.source}"
         for text in spec.published.unknown:
             yield f"  not known: {text}"
     for claim in spec.claims:

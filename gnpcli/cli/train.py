@@ -23,7 +23,7 @@ from gnpcli.cli.options import (
     SetOption,
     resolve_options,
 )
-from gnpcli.cli.output import print_json, start_process
+from gnpcli.cli.output import print_json, say, start_process
 from gnpcli.terminal import words
 
 if TYPE_CHECKING:
@@ -102,9 +102,8 @@ def _print_plan(config: Resolved, folder: Path) -> None:
     from gnpcli.config.loader import dump
     from gnpcli.recipes.wording import plan_lines
 
-    typer.echo(dump(config))
-    for line in plan_lines(config, str(folder)):
-        typer.echo(f"# {line}")
+    say(*dump(config).split("\n"))
+    say(*(f"# {line}" for line in plan_lines(config, str(folder))))
 
 
 def _print_summary(summary: Summary, as_json: bool) -> None:
@@ -112,13 +111,13 @@ def _print_summary(summary: Summary, as_json: bool) -> None:
         print_json(summary)
         return
     if "val" in summary:
-        typer.echo(_told(summary["val"], "val"))
+        say(_told(summary["val"], "val"))
     if "test" in summary:
-        typer.echo(_told(summary["test"], "test"))
+        say(_told(summary["test"], "test"))
     passed, folder = words.duration(summary["elapsed_s"]), summary["run_dir"]
-    typer.echo(f"{summary['status']} after {passed}: {folder}")
+    say(f"{summary['status']} after {passed}: {folder}")
     if summary["status"] == "stopped":
-        typer.echo(f"continue with `gnp resume {folder}`")
+        say(f"continue with `gnp resume {folder}`")
 
 
 def _told(result: Evaluation, split: str) -> str:

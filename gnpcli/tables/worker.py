@@ -19,6 +19,7 @@ from typing import Any
 from gnpcli.config.loader import Layer
 from gnpcli.errors import explain
 from gnpcli.runs.folder import RunFolder
+from gnpcli.terminal.words import readable
 
 
 def main() -> None:
@@ -36,7 +37,7 @@ def main() -> None:
         message, status = explain(error)
         if message is None:
             raise
-        print(f"error: {message}", file=sys.stderr, flush=True)
+        print(f"error: {readable(message)}", file=sys.stderr, flush=True)
         sys.exit(status)
 
 

@@ -1,4 +1,7 @@
-"""The two streams that a person reads: results on stdout, progress and warnings on stderr."""
+"""The two streams that a person reads: results on stdout, progress and warnings on stderr.
+
+A console shows texts as they are: brackets and colons in them are no markup of rich.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ PIPED_WIDTH = 10_000
 
 def results() -> Console:
     """Return a console for results, on stdout."""
-    console = Console(highlight=False)
+    console = Console(markup=False, emoji=False, highlight=False)
     if not console.is_terminal:
         console.width = PIPED_WIDTH
     return console
@@ -20,4 +23,10 @@ def results() -> Console:
 
 def messages() -> Console:
     """Return a console for progress and warnings, on stderr."""
-    return Console(stderr=True, highlight=False, soft_wrap=not sys.stderr.isatty())
+    return Console(
+        stderr=True,
+        markup=False,
+        emoji=False,
+        highlight=False,
+        soft_wrap=not sys.stderr.isatty(),
+    )

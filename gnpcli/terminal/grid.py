@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from gnpcli.terminal.console import PIPED_WIDTH
-from gnpcli.terminal.words import NOTHING
+from gnpcli.terminal.words import NOTHING, readable
 
 INDENT = "    "
 NOTE_WIDTH = 30
@@ -117,7 +117,7 @@ def draw(grid: Grid) -> Table:
     of the columns and all other texts.
     """
     table = Table(
-        title=Text(grid.title) if grid.title else None,
+        title=Text(readable(grid.title)) if grid.title else None,
         title_justify="left",
         title_style="",
         box=None,
@@ -126,7 +126,7 @@ def draw(grid: Grid) -> Table:
     for index, name in enumerate(grid.header):
         is_number = index in grid.numbers
         table.add_column(
-            Text(name, style="bold"),
+            Text(readable(name), style="bold"),
             justify="right" if is_number else "left",
             no_wrap=index == 0,
             min_width=_widest_cell(grid, index) if is_number else None,
@@ -145,7 +145,7 @@ def _widest_cell(grid: Grid, column: int) -> int | None:
 
 def _draw_cell(cell: Cell) -> Text:
     if isinstance(cell, str):
-        return Text(cell)
+        return Text(readable(cell))
     if isinstance(cell, Styled):
-        return Text(cell.text, style=cell.style)
-    return Text("\n").join(Text(part.text, style=part.style) for part in cell)
+        return Text(readable(cell.text), style=cell.style)
+    return Text("\n").join(map(_draw_cell, cell))

@@ -44,7 +44,7 @@ class LoadingDisplay:
         if self._quiet:
             return
         is_new, self._what = what != self._what, what
-        title = f"{what} {self._name}" if what == "reading" else what
+        title = words.readable(f"{what} {self._name}" if what == "reading" else what)
         if self._bar is not None:
             self._draw(self._bar, title, done, total, unit, is_new)
         elif self._pace.is_due(now=is_new):

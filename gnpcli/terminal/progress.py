@@ -52,7 +52,7 @@ def make_bar(
         draws_itself: Whether a thread draws it; else whoever updates it does.
     """
     return Progress(
-        TextColumn("{task.description}", table_column=Column(no_wrap=True)),
+        TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True)),
         BarColumn(bar_width=None),
         *columns,
         console=console,

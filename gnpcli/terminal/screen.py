@@ -33,7 +33,9 @@ class Screen:
         if not self.console.is_terminal or self.is_quiet:
             yield
             return
-        values = TextColumn("{task.fields[values]}", table_column=Column(no_wrap=True))
+        values = TextColumn(
+            "{task.fields[values]}", markup=False, table_column=Column(no_wrap=True)
+        )
         self._progress = make_bar(self.console, Rate(), time_left(), values)
         self._bar = self._progress.add_task(
             "starting", total=total_steps, completed=start_step, values="", rate=None, unit="images"
@@ -47,12 +49,12 @@ class Screen:
     def status(self, text: str) -> None:
         """Say in the bar what is going on now."""
         if self._progress:
-            self._progress.update(self._bar, description=text)
+            self._progress.update(self._bar, description=words.readable(text))
 
     def line(self, text: str, style: str | None = None) -> None:
         """Print a line that stays. A styled line is printed even when quiet."""
         if not self.is_quiet or style:
-            self.console.print(text, markup=False, style=style)
+            self.console.print(words.readable(text), markup=False, style=style)
 
     def update(
         self, step: int, epoch: str, record: Mapping[str, float], images_per_s: float | None

@@ -5,6 +5,7 @@ Code keeps fractions, seconds and bytes; these functions turn them into text.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -13,6 +14,32 @@ NOTHING = "-"
 
 _TIME_UNITS = ((86_400, "days"), (3_600, "h"), (60, "min"))
 _SIZE_UNITS = ("B", "kB", "MB", "GB", "TB")
+
+_ACTS_ON_A_TERMINAL = re.compile(
+    "["
+    "\x00-\x1f\x7f-\x9f"  # control characters, among them escape, newline and tabulator
+    "\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069"  # marks that turn the direction of text
+    "\u2028\u2029"  # separators of lines and paragraphs
+    "\ud800-\udfff"  # bytes of a file name that are not text
+    "]"
+)
+
+
+def readable(text: str) -> str:
+    """Return a text as one line that a terminal can only show.
+
+    A name of a file or a class, or a message of another library, may hold characters that act on a
+    terminal: that move its cursor, colour it, or turn the direction of text. Each of them becomes
+    the escape that Python writes for it. The result is the same when it is made readable again.
+
+    >>> readable("cat\\x1b[2J"), readable("two\\nlines"), readable("猫")
+    ('cat\\\\x1b[2J', 'two\\\\nlines', '猫')
+    """
+    return _ACTS_ON_A_TERMINAL.sub(_escape, text)
+
+
+def _escape(found: re.Match[str]) -> str:
+    return found[0].encode("unicode_escape").decode("ascii")
 
 
 def number(value: float | None, form: str = ",", *, scale: float = 1) -> str:
