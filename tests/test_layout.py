@@ -40,7 +40,7 @@ An arrow points from a floor to a lower one, or stays in its room.
 
 FLOORS_WITHIN: dict[str, list[set[str]]] = {
     "models": [
-        {"base", "layers", "torch", "options"},
+        {"base", "layers", "torch", "options", "own"},
         {"family"},
         {"families"},
         {"registry", "summary"},

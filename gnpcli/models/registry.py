@@ -8,8 +8,6 @@ with a ``FAMILY``; see `gnpcli.models.family`.
 from __future__ import annotations
 
 import importlib
-import os
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
@@ -31,6 +29,7 @@ from gnpcli.models.options import (
     VitOptions,
     WideResnetOptions,
 )
+from gnpcli.models.own import import_own, in_words, is_own, read_name
 
 if TYPE_CHECKING:
     from gnpcli.models.base import Model
@@ -69,8 +68,17 @@ class Entry:
         return self.module.rpartition(".")[2]
 
     def load(self) -> Family[Any]:
-        """Import the family."""
-        family = getattr(importlib.import_module(self.module), "FAMILY", None)
+        """Import the family.
+
+        Raises:
+            ConfigError: The module of an entry from outside this package cannot be imported, or has
+                no family.
+        """
+        try:
+            module = importlib.import_module(self.module)
+        except Exception as error:
+            raise ConfigError(f"{self.module} cannot be imported: {in_words(error)}") from error
+        family = getattr(module, "FAMILY", None)
         if not isinstance(family, Family):
             raise ConfigError(f"{self.module} has no gnpcli.models.family.Family named FAMILY")
         return family
@@ -243,38 +251,27 @@ MODELS: dict[str, Entry] = {
 
 
 def find_model(name: str) -> Entry:
-    """Return the entry of a name of `MODELS`, or of ``module:entry``.
+    """Return the entry of a name of `MODELS`, or of a model of one's own.
 
-    The latter is an `Entry` of a module on the Python path. The current folder is part of that
-    path.
+    `gnpcli.models.own` says how those are named and where they are looked for.
 
     Raises:
         ConfigError: There is none.
     """
     if name in MODELS:
         return MODELS[name]
-    module_name, colon, attribute = name.partition(":")
-    if not colon:
+    if not is_own(name):
         raise ConfigError(
             f"unknown model {name!r}{suggest(name, MODELS)}; the models are {', '.join(MODELS)}, "
-            "and one of your own is module:entry",
+            "and one of your own is module:entry or ./file.py:entry",
             key="model.name",
         )
-    if not module_name or module_name.startswith("."):
-        raise ConfigError(
-            f"model {name!r}: {module_name!r} is not the full name of a module", key="model.name"
-        )
-    if os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())
-    try:
-        entry = getattr(importlib.import_module(module_name), attribute, None)
-    except ImportError as error:
-        raise ConfigError(
-            f"model {name!r}: {module_name!r} cannot be imported: {error}", key="model.name"
-        ) from error
+    own = read_name(name)
+    entry = getattr(import_own(own), own.entry, None)
     if not isinstance(entry, Entry):
         raise ConfigError(
-            f"model {name!r}: {module_name} has no gnpcli.models.registry.Entry of that name",
+            f"model {name!r}: '{own.file or own.module}' has no gnpcli.models.registry.Entry named "
+            f"{own.entry}",
             key="model.name",
         )
     return entry

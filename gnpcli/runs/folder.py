@@ -252,7 +252,7 @@ def default_run_dir(config: Resolved) -> Path:
 
 
 def _file_name(name: str) -> str:
-    return re.sub(r"[^\w.-]+", "-", name).strip("-")
+    return re.sub(r"[^\w.-]+", "-", name).strip("-.")
 
 
 def _parse(path: Path, content: TypeAdapter[Content]) -> Content:

@@ -1,0 +1,45 @@
+"""Paths as people write them, read in one way everywhere."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from gnpcli.errors import ConfigError
+
+
+def user_path(text: str | os.PathLike[str], key: str | None = None) -> Path:
+    """Return the path that `text` means, with ``~`` and ``~user`` as home folders.
+
+    Args:
+        text: As typed, or as a file or a variable of the environment has it.
+        key: Key of the configuration that it is the value of, for the error.
+
+    Raises:
+        ConfigError: It holds a NUL, which no path can, or names the home of a user who is not
+            there.
+    """
+    path = os.fspath(text)
+    if "\0" in path:
+        raise ConfigError(f"{path!r}: a path cannot hold a NUL character", key)
+    expanded = os.path.expanduser(path)
+    if path.startswith("~") and expanded == path:
+        user = path.partition("/")[0]
+        raise ConfigError(
+            f"{path}: {user} is the home of no user; a folder of that name is ./{user}", key
+        )
+    return Path(expanded)
+
+
+def resolved_path(text: str | os.PathLike[str], key: str | None = None) -> Path:
+    """Return the path that `text` means, absolute and without symbolic links.
+
+    Raises:
+        ConfigError: As `user_path`; or symbolic links lead in a circle.
+    """
+    path = user_path(text, key)
+    try:
+        return path.resolve()
+    except (OSError, RuntimeError) as error:  # a circle of links, by the version of Python
+        reason = getattr(error, "strerror", None) or "symbolic links lead in a circle"
+        raise ConfigError(f"{path}: {reason}", key) from error
