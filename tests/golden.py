@@ -74,6 +74,7 @@ def cases() -> Iterator[tuple[str, dict[str, Any]]]:
 SMALL = "--set model.name=tests.small:small"
 ONCE = f"{SMALL} --rounds 1 --steps 1"
 COMMANDS: dict[str, str] = {
+    "train dry run": f"train {SMALL} --max-steps 2 --run-dir run --dry-run",
     "train": f"train {SMALL} --max-steps 2 --run-dir run",
     "resume": "resume run --max-steps 3",
     "second run": f"train {SMALL} --seed 1 --max-steps 2 --run-dir other",

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from gnpcli.strict_json import to_json
 from gnpcli.terminal.words import readable
 
 if TYPE_CHECKING:
@@ -29,10 +30,8 @@ def start_measuring() -> None:
 
 
 def print_json(value: Any) -> None:
-    """Print a value as JSON on stdout."""
-    import json
-
-    typer.echo(json.dumps(value, indent=2))
+    """Print a value as JSON on stdout; a number that is not finite is null."""
+    typer.echo(to_json(value, indent=2))
 
 
 def print_grid(grid: Grid) -> None:

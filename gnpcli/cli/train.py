@@ -77,7 +77,7 @@ def train(
 
     folder = run_dir if run_dir is not None else default_run_dir(config)
     if dry_run:
-        _print_plan(config, folder)
+        _print_plan(config, folder, as_json)
         return
     start_process()
     from gnpcli.engine.train import train as run
@@ -98,12 +98,17 @@ def resume(
     _print_summary(continue_run(run, max_steps=max_steps, quiet=quiet), as_json)
 
 
-def _print_plan(config: Resolved, folder: Path) -> None:
+def _print_plan(config: Resolved, folder: Path, as_json: bool) -> None:
     from gnpcli.config.loader import dump
     from gnpcli.recipes.wording import plan_lines
 
+    lines = plan_lines(config, str(folder))
+    if as_json:
+        tree = config.model_dump(mode="json")
+        print_json({"run_dir": str(folder), "config": tree, "plan": lines})
+        return
     say(*dump(config).split("\n"))
-    say(*(f"# {line}" for line in plan_lines(config, str(folder))))
+    say(*(f"# {line}" for line in lines))
 
 
 def _print_summary(summary: Summary, as_json: bool) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import html
 import io
-import json
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -18,6 +17,7 @@ from matplotlib.figure import Figure
 from gnpcli.report.curves import Dash
 from gnpcli.report.palette import COLOURS, GRID, INK, MUTED
 from gnpcli.report.style import style
+from gnpcli.strict_json import to_json
 
 _VARIABLES = {
     **{light: f"--c{index}" for index, (light, _) in enumerate(COLOURS)},
@@ -41,7 +41,7 @@ def inline_svg(figure: Figure, title: str, data: Mapping[str, Any] | None = None
     """
     chart = ""
     if data is not None:
-        text = json.dumps(data, separators=(",", ":"))
+        text = to_json(data)
         chart = f' data-chart="{html.escape(text)}"'
     suffix = hashlib.sha256((title + chart).encode()).hexdigest()[:8]
     svg = _with_own_ids(_svg(figure), suffix)

@@ -20,6 +20,7 @@ from gnpcli.recipes.presets import read_resolved
 from gnpcli.runs.contents import ENVIRONMENT, SUMMARY, Record, Session, Summary, reason
 from gnpcli.runs.log import METRICS_FILE, MetricsLog, parse_records
 from gnpcli.runs.tensorboard import TensorBoardEvents
+from gnpcli.strict_json import to_json
 
 if TYPE_CHECKING:
     from gnpcli.runs.checkpoint import Checkpoints
@@ -119,7 +120,7 @@ class RunFolder:
             OSError: It cannot be written.
         """
         written: Summary = {"run_dir": str(self.path), **summary}
-        write_atomically(self.path / _SUMMARY, json.dumps(written, indent=2) + "\n")
+        write_atomically(self.path / _SUMMARY, to_json(written, indent=2) + "\n")
         return written
 
     def sessions(self) -> list[Session]:
@@ -134,7 +135,7 @@ class RunFolder:
             OSError: It cannot be written.
         """
         sessions = [*self.sessions(), {"start_step": start_step, **environment}]
-        text = json.dumps({"sessions": sessions}, indent=2)
+        text = to_json({"sessions": sessions}, indent=2)
         write_atomically(self.path / _ENVIRONMENT, text + "\n")
 
     def records(self) -> list[Record]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from typing import Any
 from gnpcli.files import write_atomically
 from gnpcli.runs.contents import Record, is_record
 from gnpcli.runs.writing import writing
+from gnpcli.strict_json import finite
 
 METRICS_FILE = "metrics.jsonl"
 
@@ -146,14 +146,14 @@ class MetricsLog:
         Raises:
             ValueError: It is no `Record`: read back, it would be a damaged line.
         """
-        finite = {key: _finite(value) for key, value in record.items()}
-        lost = [key for key, value in record.items() if value is not None and finite[key] is None]
+        written = {key: finite(value) for key, value in record.items()}
+        lost = [key for key, value in record.items() if value is not None and written[key] is None]
         if lost:
-            finite["non_finite"] = lost
-        if not is_record(finite):
-            raise ValueError(f"a record is a step, a split and numbers by name, not {finite}")
+            written["non_finite"] = lost
+        if not is_record(written):
+            raise ValueError(f"a record is a step, a split and numbers by name, not {written}")
         with writing(self.path.parent):
-            self._file.write(json.dumps(finite) + "\n")
+            self._file.write(json.dumps(written) + "\n")
 
     def __enter__(self) -> MetricsLog:
         return self
@@ -167,7 +167,3 @@ class MetricsLog:
         # An error on its way out says more than what it makes of closing the file.
         with suppress(OSError) if error else writing(self.path.parent):
             self._file.close()
-
-
-def _finite(value: Any) -> Any:
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from gnpcli.files import write_atomically
+from gnpcli.strict_json import to_json
 from gnpcli.tables.formats import to_csv, to_dict, to_latex, to_markdown, to_runs_csv
 from gnpcli.tables.page import to_html
 from gnpcli.tables.report import make_report
@@ -27,7 +27,7 @@ def write_outputs(result: TableResult, out: Path) -> list[Path]:
         "table.csv": to_csv(result),
         "runs.csv": to_runs_csv(result),
         "table.tex": to_latex(report),
-        "table.json": json.dumps(to_dict(result), indent=2) + "\n",
+        "table.json": to_json(to_dict(result), indent=2) + "\n",
         "table.html": to_html(report, result),
     }
     for name, text in texts.items():
