@@ -19,6 +19,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -27,6 +28,13 @@ from typing import IO, Any
 READ_AT_IMPORT = ("JAX_", "XLA_", "PYTHON", "TF_", "OMP_", "OPENBLAS_")
 PROGRAM = "from gnpcli.cli import main; main()"
 SERVER = f"from tests.commands import serve; import sys; serve(sys.argv[1]); {PROGRAM}"
+
+
+class Completed(subprocess.CompletedProcess[str]):
+    """A command that has ended."""
+
+    peak_bytes = 0
+    """The most memory that it held at one time."""
 
 
 class CommandServer:
@@ -53,11 +61,12 @@ class CommandServer:
 
     def run(
         self, arguments: Sequence[str], *, cwd: Path, env: Mapping[str, str], timeout: float
-    ) -> subprocess.CompletedProcess[str]:
+    ) -> Completed:
         """Run a command to its end.
 
         Raises:
-            subprocess.TimeoutExpired: After `timeout` seconds; the command has been killed.
+            subprocess.TimeoutExpired: After `timeout` seconds; the command has been killed, and
+                nothing of it is left.
         """
         with (
             tempfile.NamedTemporaryFile() as out,
@@ -71,12 +80,14 @@ class CommandServer:
                 _send(channel, {**request, "out": out.name, "err": err.name})
                 pid = _receive(channel)
                 try:
-                    status = _receive(channel)
+                    status, peak_bytes = _receive(channel)
                 except TimeoutError:
-                    os.kill(pid, signal.SIGKILL)
+                    _kill(pid)
                     raise subprocess.TimeoutExpired([*arguments], timeout) from None
             shown, told = (Path(file.name).read_text() for file in (out, err))
-        return subprocess.CompletedProcess([*arguments], status, shown, told)
+        completed = Completed([*arguments], status, shown, told)
+        completed.peak_bytes = peak_bytes
+        return completed
 
     def close(self) -> None:
         """End the server."""
@@ -117,10 +128,19 @@ def _answer(connection: socket.socket) -> None:
         connection.close()
         return _become(request)
     _send(channel, pid)
-    _, status = os.waitpid(pid, 0)
+    _, status, used = os.wait4(pid, 0)
+    unit = 1 if sys.platform == "darwin" else 1024
     with suppress(BrokenPipeError):  # nobody waits any more
-        _send(channel, os.waitstatus_to_exitcode(status))
+        _send(channel, [os.waitstatus_to_exitcode(status), used.ru_maxrss * unit])
     os._exit(0)
+
+
+def _kill(pid: int) -> None:
+    """Kill a command, and wait until the process that started it has seen its end."""
+    with suppress(ProcessLookupError):
+        while True:
+            os.kill(pid, signal.SIGKILL)
+            time.sleep(0.002)
 
 
 def _become(request: dict[str, Any]) -> None:

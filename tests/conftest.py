@@ -71,6 +71,14 @@ FINDS_SMALL = {"PYTHONPATH": str(REPOSITORY)}
 Gnp = Callable[..., subprocess.CompletedProcess[str]]
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--campaign-size",
+        default="small",
+        help="Cases of each campaign: small, full, all or a number. See tests/campaigns.",
+    )
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _isolated_caches(tmp_path_factory: pytest.TempPathFactory) -> None:
     # One folder for all workers and all subprocesses: the commands are real, compiling the same
