@@ -20,7 +20,7 @@ PACKAGE = REPOSITORY / "gnpcli"
 HEAVY = {"jax", "flax", "optax", "orbax", "numpy", "PIL", "tensorboardX", "scipy", "matplotlib"}
 
 LAYERS: list[set[str]] = [
-    {"errors", "files", "keys", "strict_json", "gnp", "terminal"},
+    {"errors", "files", "git_lfs", "keys", "strict_json", "gnp", "terminal"},
     {"config"},
     {"devices"},
     {"models", "data"},
@@ -58,7 +58,7 @@ FLOORS_WITHIN: dict[str, list[set[str]]] = {
 }
 """The floors inside the rooms that have rooms of their own."""
 
-LEAVES = {"errors", "files", "strict_json", "gnp", "terminal"}
+LEAVES = {"errors", "files", "git_lfs", "strict_json", "gnp", "terminal"}
 """Rooms that import nothing of ours but errors."""
 
 

@@ -1,48 +1,38 @@
 """Tensors by name, from a safetensors file or a PyTorch checkpoint.
 
 Neither needs PyTorch, and no code of a pickle runs. A PyTorch checkpoint since version 1.6 is a zip
-archive. It holds one pickle, ``data.pkl``, and one raw file for each storage. The unpickler imports
-nothing. The few names that tensors are made of mean functions of this module. Every other name is
-an inert placeholder.
-"""
+archive. It holds one pickle, ``data.pkl``, and one raw file for each storage."""
 
 from __future__ import annotations
 
+import math
 import pickle
 import zipfile
-from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import ml_dtypes
 import numpy as np
-from safetensors import SafetensorError
-from safetensors.numpy import load_file
+from safetensors import SafetensorError, safe_open
 
 from gnpcli.errors import CheckpointError
+from gnpcli.git_lfs import pointer_advice
+from gnpcli.weights.pickles import Storage, Tensor, load_pickle
 
 Tensors = dict[str, np.ndarray]
 
 STATE_DICT_KEYS = ("model", "state_dict", "model_state_dict")
 """Where training scripts put the weights in what they save besides them."""
 
-_STORAGES: dict[str, Any] = {
-    "DoubleStorage": np.float64,
-    "FloatStorage": np.float32,
-    "HalfStorage": np.float16,
-    "BFloat16Storage": ml_dtypes.bfloat16,
-    "LongStorage": np.int64,
-    "IntStorage": np.int32,
-    "ShortStorage": np.int16,
-    "CharStorage": np.int8,
-    "ByteStorage": np.uint8,
-    "BoolStorage": np.bool_,
-}
-
 _ZIP = b"PK\x03\x04"
 _PICKLES = (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 """How a bare pickle of protocol 2 to 5 begins."""
+_SAFETENSORS_KINDS = (
+    *("F64", "F32", "F16", "BF16"),
+    *("I64", "I32", "I16", "I8", "U64", "U32", "U16", "U8", "BOOL"),
+)
+_LONGEST_TEXT = 100
+"""Characters of a foreign text in a message."""
 _HEADER_LENGTH = 8
 """Bytes of the length that a safetensors file begins with; its header, a JSON object, follows."""
 
@@ -65,6 +55,13 @@ def read_tensors(path: Path) -> Tensors:
 
 def _read(path: Path) -> Tensors:
     start = _first_bytes(path)
+    advice = pointer_advice(path)
+    if advice is not None:
+        raise CheckpointError(advice)
+    if start.lstrip().startswith(b"<"):
+        raise CheckpointError(
+            f"{path} is a page of the web, not weights: the site answered the download with it"
+        )
     if start.startswith(_ZIP):
         return _read_zip(path)
     if start.startswith(_PICKLES):
@@ -78,6 +75,8 @@ def _read(path: Path) -> Tensors:
 
 
 def _first_bytes(path: Path) -> bytes:
+    if path.exists() and not path.is_file():
+        raise CheckpointError(f"cannot read {path}: it is no file")
     try:
         with open(path, "rb") as file:
             return file.read(_HEADER_LENGTH + 1)
@@ -87,13 +86,30 @@ def _first_bytes(path: Path) -> bytes:
 
 def _read_safetensors(path: Path) -> Tensors:
     try:
-        tensors: Tensors = load_file(path)
+        with safe_open(path, framework="numpy") as file:
+            return {name: _read_tensor(file, name, path) for name in file.keys()}  # noqa: SIM118
     except SafetensorError as error:
-        reason = str(error).rpartition(": ")[2]
+        reason = _shortened(str(error).rpartition(": ")[2])
         raise CheckpointError(
             f"{path} is not a whole safetensors file, or was cut short: {reason}"
         ) from error
-    return tensors
+    except OSError as error:
+        raise CheckpointError(f"cannot read {path}: {error.strerror or error}") from error
+
+
+def _read_tensor(file: Any, name: str, path: Path) -> np.ndarray:
+    kind = file.get_slice(name).get_dtype()
+    if kind not in _SAFETENSORS_KINDS:
+        raise CheckpointError(
+            f"{path}: {_shortened(name)} holds numbers of the type {kind}, which is none of "
+            f"{', '.join(_SAFETENSORS_KINDS)}: save it with one of these"
+        )
+    tensor: np.ndarray = file.get_tensor(name)
+    return tensor
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= _LONGEST_TEXT else f"{text[:_LONGEST_TEXT]}..."
 
 
 def _read_zip(path: Path) -> Tensors:
@@ -108,8 +124,9 @@ def _read_zip(path: Path) -> Tensors:
         ) from error
     # A damaged pickle can raise anything. The file is at fault, not this program.
     except Exception as error:
+        reason = _shortened(str(error))
         raise CheckpointError(
-            f"{path} is not a PyTorch checkpoint that can be read without PyTorch ({error}): "
+            f"{path} is not a PyTorch checkpoint that can be read without PyTorch ({reason}): "
             f"{_how_to_convert(path)}"
         ) from error
 
@@ -117,10 +134,9 @@ def _read_zip(path: Path) -> Tensors:
 def _read_archive(archive: zipfile.ZipFile, path: Path) -> Tensors:
     root = _root(archive, path)
     _check_format(archive, root, path)
-    with archive.open(f"{root}data.pkl") as file:
-        content = _TensorUnpickler(file).load()
-    tensors = _state_dict(content, path)
-    return {name: _load(archive, root, tensor) for name, tensor in tensors.items()}
+    tensors = _state_dict(load_pickle(archive.read(f"{root}data.pkl")), path)
+    storages = _Storages(archive, root)
+    return {name: storages.view(tensor) for name, tensor in tensors.items()}
 
 
 def _root(archive: zipfile.ZipFile, path: Path) -> str:
@@ -134,7 +150,17 @@ def _root(archive: zipfile.ZipFile, path: Path) -> str:
 
 
 def _check_format(archive: zipfile.ZipFile, root: str, path: Path) -> None:
-    """Refuse a TorchScript program, and numbers in big-endian byte order."""
+    """Refuse compressed members, a TorchScript program, and big-endian numbers.
+
+    PyTorch compresses nothing. Members that are stored as they are take no more than the file.
+    """
+    members = archive.infolist()
+    is_stored = all(member.compress_type == zipfile.ZIP_STORED for member in members)
+    if not is_stored or sum(member.file_size for member in members) > path.stat().st_size:
+        raise CheckpointError(
+            f"{path} holds compressed or overlapping members, which PyTorch does not write and "
+            f"which may grow without limit: {_how_to_convert(path)}"
+        )
     names = archive.namelist()
     if f"{root}constants.pkl" in names:
         raise CheckpointError(
@@ -153,70 +179,7 @@ def _how_to_convert(path: Path) -> str:
     return f'where PyTorch is installed, convert it with `python -c "{command}"`'
 
 
-class _Storage(NamedTuple):
-    file: str
-    dtype: np.dtype
-    numel: int
-
-
-class _Tensor(NamedTuple):
-    """A view of a storage, in elements; nothing is read before `_load`."""
-
-    storage: _Storage
-    offset: int
-    shape: tuple[int, ...]
-    strides: tuple[int, ...]
-
-
-class _Inert:
-    """What any other class or function of a pickle becomes: takes everything, does nothing."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None: ...
-
-    def __setstate__(self, state: Any) -> None: ...
-
-    def __setitem__(self, key: Any, value: Any) -> None: ...
-
-    def append(self, value: Any) -> None: ...
-
-    def extend(self, values: Any) -> None: ...
-
-
-def _rebuild_tensor(
-    storage: _Storage, offset: int, shape: Any, strides: Any, *rest: Any
-) -> _Tensor:
-    return _Tensor(storage, offset, tuple(shape), tuple(strides))
-
-
-def _rebuild_parameter(data: _Tensor, *rest: Any) -> _Tensor:
-    return data
-
-
-class _TensorUnpickler(pickle.Unpickler):
-    """Unpickles a state dict.
-
-    `find_class` imports nothing, so a pickle can call nothing outside this module.
-    """
-
-    def find_class(self, module: str, name: str) -> Any:
-        if module == "torch" and name in _STORAGES:
-            return np.dtype(_STORAGES[name])
-        known = {
-            ("collections", "OrderedDict"): OrderedDict,
-            ("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor,
-            ("torch._utils", "_rebuild_parameter"): _rebuild_parameter,
-            ("torch", "Size"): tuple,
-        }
-        return known.get((module, name), _Inert)
-
-    def persistent_load(self, pid: Any) -> Any:
-        kind, dtype, key, _, numel = pid
-        if kind != "storage" or not isinstance(dtype, np.dtype):
-            raise pickle.UnpicklingError(f"a storage of unknown type {key}")
-        return _Storage(str(key), dtype, int(numel))
-
-
-def _state_dict(content: Any, path: Path) -> dict[str, _Tensor]:
+def _state_dict(content: Any, path: Path) -> dict[str, Tensor]:
     """Return the tensors of a state dict, or of the one in a training script's checkpoint."""
     for candidate in _candidates(content):
         tensors = _tensors_of(candidate)
@@ -224,7 +187,7 @@ def _state_dict(content: Any, path: Path) -> dict[str, _Tensor]:
             return tensors
     held = ""
     if isinstance(content, Mapping):
-        held = f"; it holds {', '.join(map(str, list(content)[:5]))}"
+        held = f"; it holds {', '.join(_shortened(str(key)) for key in list(content)[:5])}"
     raise CheckpointError(
         f"{path} holds no state dict, neither itself nor as {', '.join(STATE_DICT_KEYS)}{held}"
     )
@@ -237,28 +200,51 @@ def _candidates(content: Any) -> list[Any]:
     return [content, *(content.get(key) for key in STATE_DICT_KEYS)]
 
 
-def _tensors_of(candidate: Any) -> dict[str, _Tensor]:
+def _tensors_of(candidate: Any) -> dict[str, Tensor]:
     """Return the tensors of a mapping by name; empty where it is none."""
     if not isinstance(candidate, Mapping):
         return {}
-    return {str(name): value for name, value in candidate.items() if isinstance(value, _Tensor)}
+    return {str(name): value for name, value in candidate.items() if isinstance(value, Tensor)}
 
 
-def _load(archive: zipfile.ZipFile, root: str, tensor: _Tensor) -> np.ndarray:
-    """Copy a tensor out of its storage."""
-    content = archive.read(f"{root}data/{tensor.storage.file}")
-    flat = np.frombuffer(content, tensor.storage.dtype)
-    if not _lies_within(tensor, len(flat)):
-        raise pickle.UnpicklingError("a tensor reaches beyond its storage")
-    if 0 in tensor.shape:
-        return np.empty(tensor.shape, flat.dtype)
-    strides = [stride * flat.itemsize for stride in tensor.strides]
-    return np.lib.stride_tricks.as_strided(flat[tensor.offset :], tensor.shape, strides).copy()
+class _Storages:
+    """The raw files of an archive, each read once.
+
+    A tensor looks into its storage and copies nothing: all tensors take the memory of the file.
+    """
+
+    def __init__(self, archive: zipfile.ZipFile, root: str):
+        self._archive, self._root = archive, root
+        self._read: dict[str, bytes] = {}
+
+    def view(self, tensor: Tensor) -> np.ndarray:
+        """Return a tensor, read-only.
+
+        Raises:
+            UnpicklingError: It reaches beyond its storage, or is larger.
+        """
+        flat = self._flat(tensor.storage)
+        if not _lies_within(tensor, len(flat)):
+            raise pickle.UnpicklingError("a tensor reaches beyond its storage, or is larger")
+        if 0 in tensor.shape:
+            return np.empty(tensor.shape, flat.dtype)
+        strides = [stride * flat.itemsize for stride in tensor.strides]
+        start = flat[tensor.offset :]
+        return np.lib.stride_tricks.as_strided(start, tensor.shape, strides, writeable=False)
+
+    def _flat(self, storage: Storage) -> np.ndarray:
+        name = storage.file
+        if name not in self._read:
+            self._read[name] = self._archive.read(f"{self._root}data/{name}")
+        return np.frombuffer(self._read[name], storage.dtype)
 
 
-def _lies_within(tensor: _Tensor, num_elements: int) -> bool:
-    """Return whether every element of a tensor is one of its storage's."""
-    steps = [(size - 1) * stride for size, stride in zip(tensor.shape, tensor.strides, strict=True)]
-    if min((tensor.offset, *tensor.shape, *tensor.strides)) < 0:
+def _lies_within(tensor: Tensor, num_elements: int) -> bool:
+    """Return whether every element of a tensor is one of its storage's, and none comes twice."""
+    if min((tensor.offset, *tensor.shape, *tensor.strides), default=0) < 0:
         return False
-    return 0 in tensor.shape or tensor.offset + sum(steps) < num_elements
+    if 0 in tensor.shape:
+        return True
+    steps = [(size - 1) * stride for size, stride in zip(tensor.shape, tensor.strides, strict=True)]
+    is_larger = math.prod(tensor.shape) > num_elements
+    return not is_larger and tensor.offset + sum(steps) < num_elements

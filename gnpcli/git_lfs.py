@@ -1,0 +1,24 @@
+"""Git LFS pointers: what lies in place of a large file that was not fetched."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+_START = b"version https://git-lfs.github.com/spec/"
+
+
+def pointer_advice(path: str | Path) -> str | None:
+    """Return what to do where a file is a pointer of Git LFS; None where it is none, or unreadable.
+
+    A pointer is a text of about 130 bytes that names the file and its size.
+    """
+    try:
+        with open(path, "rb") as file:
+            start = file.read(len(_START))
+    except OSError:
+        return None
+    if start != _START:
+        return None
+    return (
+        f"{path} is a pointer of Git LFS, not the file itself: run `git lfs pull` in its repository"
+    )
