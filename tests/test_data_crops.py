@@ -15,7 +15,8 @@ from PIL import Image, ImageFile
 from gnpcli.data.base import Images
 from gnpcli.data.images import crops
 from gnpcli.data.images.crops import Transform, centre_box, cut, random_box
-from gnpcli.data.images.decode import opened, read_pixels
+from gnpcli.data.images.opening import opened
+from gnpcli.data.images.pixels import Decoding, read_pixels
 from gnpcli.errors import DataError
 from tests.conftest import SHARED_DATA
 
@@ -146,8 +147,8 @@ def scales(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Note the scale of every image that is decoded."""
     noted: list[int] = []
 
-    def read(image: ImageFile.ImageFile, scale: int = 1) -> tuple[Images, int]:
-        pixels, used = read_pixels(image, scale)
+    def read(image: ImageFile.ImageFile, scale: int, decoding: Decoding) -> tuple[Images, int]:
+        pixels, used = read_pixels(image, scale, decoding)
         assert pixels.shape[:2] == (-(-image.height // used), -(-image.width // used))
         noted.append(used)
         return pixels, used
@@ -288,7 +289,7 @@ def test_every_kind_of_file_becomes_rgb(what: str, image_size: int, tmp_path: Pa
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", r"x\.JPEG is not a JPEG, PNG, WEBP, BMP, GIF image: delete or replace it"),
+        (b"", r"x\.JPEG is not a JPEG, PNG, WEBP, BMP, GIF, TIFF, PPM image: delete or replace it"),
         (b"no image", r"x\.JPEG is not a JPEG"),
         (None, r"x\.JPEG cannot be read: No such file"),
     ],

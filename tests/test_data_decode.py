@@ -13,7 +13,8 @@ import simplejpeg
 from PIL import Image
 
 from gnpcli.data.images import resize
-from gnpcli.data.images.decode import opened, read_pixels, read_square
+from gnpcli.data.images.opening import opened
+from gnpcli.data.images.pixels import read_pixels, read_square
 from tests.conftest import SHARED_DATA
 
 SAMPLES = SHARED_DATA / "imagenet-samples-120.tar"

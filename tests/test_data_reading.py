@@ -275,7 +275,10 @@ def test_processes_read_as_threads_do_and_a_bad_file_ends_them_in_one_line(
     program = start(tmp_path, "all", paths)
     out, err = program.communicate(timeout=120)
     assert (program.returncode, err) == (0, "")
-    assert out == f"{paths[7]} is not a JPEG, PNG, WEBP, BMP, GIF image: delete or replace it\n"
+    assert (
+        out
+        == f"{paths[7]} is not a JPEG, PNG, WEBP, BMP, GIF, TIFF, PPM image: delete or replace it\n"
+    )
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks for processes in /proc")

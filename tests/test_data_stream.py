@@ -172,7 +172,7 @@ def test_every_kind_of_file_decodes_by_its_content(tmp_path):
         expected = [
             (200, 100, 50),
             (90, 90, 90),
-            (10, 20, 30),
+            (255, 255, 255),  # transparent, in front of white
             (200, 100, 50),
             palette.convert("RGB").getpixel((0, 0)),
         ]

@@ -84,6 +84,9 @@ def _message(problem: _Problem, keys: Sequence[str]) -> str:
             return f"{key}: {_not_one_of(given, context['choices'])}"
         case "greater_than" | "greater_than_equal" | "less_than" | "less_than_equal":
             return f"{key}: {given} is out of range (must be {_limit(context)})"
+        case "too_short" | "too_long":
+            length = context.get("min_length", context.get("max_length"))
+            return f"{key}: expected {length} values, got {given!r}"
         case "finite_number":
             return f"{key}: {given} is not a finite number"
         case _:

@@ -133,7 +133,14 @@ def _with_limits(values: str, metadata: Iterable[Any]) -> str:
     return f"{values} {limits}" if limits else values
 
 
-_SIGNS = {"gt": ">", "ge": "≥", "lt": "<", "le": "≤", "min_length": "of length ≥"}
+_SIGNS = {
+    "gt": ">",
+    "ge": "≥",
+    "lt": "<",
+    "le": "≤",
+    "min_length": "of length ≥",
+    "max_length": "of length ≤",
+}
 
 
 def _limit(item: Any) -> str:

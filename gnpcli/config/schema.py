@@ -25,6 +25,8 @@ from gnpcli.config.section import Choices, ModelSection, Section, chosen_from, c
 from gnpcli.config.strategies import NONE, STRATEGIES, Strategy
 from gnpcli.config.weights import Weights
 
+Byte = Annotated[int, Field(ge=0, le=255)]
+
 
 class DataConfig(Section):
     """Where the images come from and how they are fed."""
@@ -131,6 +133,16 @@ class DataConfig(Section):
     """Whether a folder's images are decoded batch by batch, not once into memory.
 
     Null does so where they, or `data.image_size`, are larger than 96 pixels.
+    """
+    background: Annotated[list[Byte], Field(min_length=3, max_length=3)] | None = None
+    """Colour behind transparent pixels: red, green and blue, 0 to 255.
+
+    Null takes white for ``folder:DIR``. Other data sets drop transparency then.
+    """
+    exif_orientation: bool | None = None
+    """Whether photographs are turned upright, as their EXIF says.
+
+    Null does so for ``folder:DIR``, and not for other data sets.
     """
     workers: Annotated[int, Field(ge=0)] | None = None
     """Processes that decode streamed images.

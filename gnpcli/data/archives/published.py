@@ -85,7 +85,7 @@ class PublishedDataset(PublishedFacts):
             origin = Origin.from_environment()
             located, _ = self.prepare(config.dir, (*train, test), origin, progress)
             prepared = tfds.examine(located.path, name=self.name, splits=(*train, test))
-        return self._load_prepared(prepared, train, test, config.image_size, progress)
+        return self._load_prepared(prepared, train, test, config, progress)
 
     def locate(
         self, directory: str | None, splits: Sequence[str] = ("train", "test")
@@ -215,23 +215,25 @@ class PublishedDataset(PublishedFacts):
         prepared: tfds.Prepared,
         train: tuple[str, ...],
         test: str,
-        image_size: int | None,
+        config: DataConfig,
         progress: ProgressListener | None,
     ) -> Dataset:
         from gnpcli.data.archives.records import load_arrays
+        from gnpcli.data.images.pixels import decoding
 
         arrays = load_arrays(
             prepared,
             self._features(prepared),
             groups={"train": train, "test": (test,)},
-            image_size=image_size,
+            image_size=config.image_size,
+            decoding=decoding(config),
             progress=progress,
         )
         mean, std = arrays["statistics"].tolist()
         spec = DataSpec(
             name=self.name,
             class_names=self.class_names,
-            image_size=image_size or self.image_size,
+            image_size=config.image_size or self.image_size,
             channels=self.channels,
             mean=self.mean or tuple(mean),
             std=self.std or tuple(std),
@@ -258,11 +260,13 @@ class PublishedDataset(PublishedFacts):
         self, folder: str, config: DataConfig, progress: ProgressListener | None
     ) -> Dataset:
         from gnpcli.data.images.assemble import decoded_dataset
+        from gnpcli.data.images.pixels import decoding
 
         dataset = decoded_dataset(
             self._scan(folder, config),
             name=self.name,
             image_size=config.image_size,
+            decoding=decoding(config),
             progress=progress,
         )
         if dataset.spec.channels != self.channels:

@@ -17,12 +17,14 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageFile
+from PIL import ImageFile
 
 from gnpcli.data.archives.tfds import Features, Prepared
 from gnpcli.data.base import Images, Labels
 from gnpcli.data.images.cache import cache_key, read_cache, write_cache
-from gnpcli.data.images.decode import FORMATS, allocate, read_square
+from gnpcli.data.images.decode import allocate
+from gnpcli.data.images.opening import open_image, quiet_pillow
+from gnpcli.data.images.pixels import Decoding, read_square
 from gnpcli.data.progress import ProgressListener
 from gnpcli.data.statistics import channel_statistics
 from gnpcli.errors import DataError
@@ -42,6 +44,7 @@ def load_arrays(
     *,
     groups: Mapping[str, Sequence[str]],
     image_size: int | None,
+    decoding: Decoding,
     progress: ProgressListener | None,
 ) -> dict[str, npt.NDArray[Any]]:
     """Read images and labels of some splits from the cache, or decode and cache them.
@@ -56,6 +59,7 @@ def load_arrays(
             among them.
         image_size: Side to resize to, after a cut to the centred square; None keeps the images as
             they are, and all have to be squares of one size.
+        decoding: What transparency and orientation mean.
         progress: Called with (done, total) over all splits after every block of records.
 
     Returns:
@@ -69,7 +73,7 @@ def load_arrays(
     """
     # All splits of a group stand in the key: another choice of splits is another entry.
     parts = " ".join(f"{group}={'+'.join(splits)}" for group, splits in groups.items())
-    key = cache_key(prepared.root, {f"tfds {parts}": prepared}, image_size)
+    key = cache_key(prepared.root, {f"tfds {parts}": prepared}, image_size, decoding.name)
     lengths: dict[str, int] = {}
     for group, splits in groups.items():
         lengths[group] = sum(prepared.counts[split] for split in splits)
@@ -77,7 +81,7 @@ def load_arrays(
     cached = read_cache(key, lengths)
     if cached is not None:
         return cached
-    decoder = _Decoder(prepared, features, groups, image_size, progress)
+    decoder = _Decoder(prepared, features, groups, image_size, decoding, progress)
     arrays = decoder.decode_all()
     arrays["statistics"] = np.asarray(channel_statistics(arrays["train"]))
     write_cache(key, arrays)
@@ -122,6 +126,7 @@ class _Decoder:
         features: Features,
         groups: Mapping[str, Sequence[str]],
         image_size: int | None,
+        decoding: Decoding,
         progress: ProgressListener | None,
     ) -> None:
         width, height = features.shape[1], features.shape[0]
@@ -129,6 +134,7 @@ class _Decoder:
         self._features = features
         self._groups = groups
         self._image_size = image_size
+        self._decoding = decoding
         self._progress = progress
         self._is_fixed = width is not None and height is not None
         if width is not None and height is not None:
@@ -177,7 +183,7 @@ class _Decoder:
                 with _opened(encoded) as image:
                     if self._image_size is None and image.size != self._own_size:
                         raise self._differs(image.size)
-                    images[index] = read_square(image, side, channels)
+                    images[index] = read_square(image, side, channels, self._decoding)
                 labels[index] = label
         self._done += len(block)
         if self._progress is not None:
@@ -235,7 +241,7 @@ def _blocks(prepared: Prepared, split: str) -> Iterator[list[Record]]:
 
 
 def _opened(encoded: bytes) -> ImageFile.ImageFile:
-    return Image.open(io.BytesIO(encoded), formats=FORMATS)
+    return open_image(io.BytesIO(encoded))
 
 
 def _array_records(paths: Sequence[str]) -> Iterator[list[bytes]]:
@@ -274,7 +280,8 @@ def _tfrecords(path: str) -> Iterator[bytes]:
 def _reading(prepared: Prepared) -> Iterator[None]:
     """Turn what the readers raise, which is nearly anything, into a `DataError` with the folder."""
     try:
-        yield
+        with quiet_pillow():
+            yield
     except (DataError, MemoryError):
         raise
     except ImportError as error:

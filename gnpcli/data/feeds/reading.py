@@ -20,6 +20,7 @@ from gnpcli.data.feeds.workers import (
     prepare_process,
     usable_cores,
 )
+from gnpcli.data.images.opening import silence_pillow
 from gnpcli.errors import DataError
 
 _MIN_SHARED_BYTES = 4096
@@ -51,6 +52,7 @@ class ChunkReader:
         _let_grain_read_its_flags()
         workers = number_of_processes(source, workers, most)
         if workers == 0:
+            silence_pillow()
             datasets = [_in_threads(source, start)]
         else:
             # Else its start would unblock the signals that `in_parallel` blocks.

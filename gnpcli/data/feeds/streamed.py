@@ -33,6 +33,7 @@ from gnpcli.data.feeds.chunks import (
 )
 from gnpcli.data.feeds.reading import ChunkReader
 from gnpcli.data.images.crops import Transform
+from gnpcli.data.images.pixels import decoding
 from gnpcli.devices.mesh import Place
 from gnpcli.errors import DataError
 from gnpcli.keys import host_seed
@@ -172,7 +173,7 @@ class StreamedEvalFeed:
         self._batches = _Batches(
             split,
             config,
-            transform=Transform(spec.image_size),
+            transform=Transform(spec.image_size, decoding=decoding(config)),
             order=FileOrder(len(split), batch_size),
             host=host,
             skipping="mark",
@@ -231,6 +232,7 @@ def train_transform(config: DataConfig, spec: DataSpec) -> Transform:
         min_area=None if config.augment == "none" else config.crop_min_area,
         flip=is_flipped(config, spec.name, is_streamed=True),
         policy=make_host_policy(config),
+        decoding=decoding(config),
     )
 
 

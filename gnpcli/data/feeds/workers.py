@@ -7,12 +7,12 @@ import multiprocessing
 import os
 import signal
 import threading
-import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 from gnpcli.data.feeds.chunks import ChunkSource
+from gnpcli.data.images.opening import silence_pillow
 from gnpcli.errors import DataError
 
 _T = TypeVar("_T")
@@ -81,7 +81,7 @@ def prepare_process(index: int, count: int) -> None:
     import jax
 
     jax.config.update("jax_platforms", "cpu")
-    warnings.filterwarnings("ignore", module=r"PIL\.")  # remarks on metadata, once for each process
+    silence_pillow()
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 

@@ -18,8 +18,10 @@ from gnpcli.data.base import (
     Split,
 )
 from gnpcli.data.images.cache import cache_key, read_cache, write_cache
-from gnpcli.data.images.decode import ColourFound, decode_files, read_header, short_side
+from gnpcli.data.images.decode import decode_files, read_header, short_side
 from gnpcli.data.images.layout import Layout, SplitFiles
+from gnpcli.data.images.opening import ColourFound
+from gnpcli.data.images.pixels import Decoding
 from gnpcli.data.progress import ProgressListener
 from gnpcli.data.statistics import channel_statistics
 from gnpcli.data.validation import validation_counts
@@ -111,7 +113,12 @@ def streamed_dataset(layout: Layout, *, name: str, image_size: int | None) -> Da
 
 
 def decoded_dataset(
-    layout: Layout, *, name: str, image_size: int | None, progress: ProgressListener | None
+    layout: Layout,
+    *,
+    name: str,
+    image_size: int | None,
+    decoding: Decoding,
+    progress: ProgressListener | None,
 ) -> Dataset:
     """Return the images of every split with their labels, from the cache or decoded and cached.
 
@@ -122,13 +129,14 @@ def decoded_dataset(
         layout: The folder.
         name: As in `data.name`.
         image_size: Side to resize to; None keeps the images' own, one for all of them.
+        decoding: What transparency and orientation mean.
         progress: Called with (done, total) over all splits while images are decoded. It starts over
             where a coloured image turns up among grey ones.
 
     Raises:
         DataError: As `gnpcli.data.images.decode.decode_files`.
     """
-    arrays = _arrays(layout, image_size, progress)
+    arrays = _arrays(layout, image_size, decoding, progress)
     mean, std = arrays["statistics"].tolist()
     splits = {split: Split(arrays[split], _labels(files)) for split, files in layout.splits.items()}
     _, side, _, channels = arrays["train"].shape
@@ -144,18 +152,18 @@ def decoded_dataset(
 
 
 def _arrays(
-    layout: Layout, image_size: int | None, progress: ProgressListener | None
+    layout: Layout, image_size: int | None, decoding: Decoding, progress: ProgressListener | None
 ) -> dict[str, npt.NDArray[Any]]:
     """Return images uint8 ``[N, S, S, C]`` by split, and ``statistics`` float64 ``[2, C]``.
 
     The statistics are mean and standard deviation of the training images.
     """
-    key = cache_key(layout.root, layout.splits, image_size)
+    key = cache_key(layout.root, layout.splits, image_size, decoding.name)
     lengths = {split: len(files.paths) for split, files in layout.splits.items()}
     cached = read_cache(key, lengths)
     if cached is not None:
         return cached
-    images = _decode(layout, image_size, progress)
+    images = _decode(layout, image_size, decoding, progress)
     statistics = np.asarray(channel_statistics(images["train"]))
     arrays: dict[str, npt.NDArray[Any]] = {**images, "statistics": statistics}
     write_cache(key, arrays)
@@ -163,20 +171,24 @@ def _arrays(
 
 
 def _decode(
-    layout: Layout, image_size: int | None, progress: ProgressListener | None
+    layout: Layout, image_size: int | None, decoding: Decoding, progress: ProgressListener | None
 ) -> dict[str, Images]:
     """Decode all splits in grey if the training images are, else in colour."""
     _, is_grey = read_header(layout.train.paths[0], image_size)
     if is_grey:
         try:
-            return _decode_splits(layout, image_size, 1, progress)
+            return _decode_splits(layout, image_size, 1, decoding, progress)
         except ColourFound:
             pass
-    return _decode_splits(layout, image_size, 3, progress)
+    return _decode_splits(layout, image_size, 3, decoding, progress)
 
 
 def _decode_splits(
-    layout: Layout, image_size: int | None, channels: int, progress: ProgressListener | None
+    layout: Layout,
+    image_size: int | None,
+    channels: int,
+    decoding: Decoding,
+    progress: ProgressListener | None,
 ) -> dict[str, Images]:
     images: dict[str, Images] = {}
     total = sum(len(files.paths) for files in layout.splits.values())
@@ -188,6 +200,7 @@ def _decode_splits(
             channels=channels,
             only_grey=channels == 1 and split == "train",
             like=layout.train.paths[0],
+            decoding=decoding,
             progress=None if progress is None else partial(_tick, progress, before, total),
         )
         before += len(files.paths)

@@ -23,7 +23,7 @@ import numpy.typing as npt
 
 from gnpcli.devices.process import cache_dir
 
-FORMAT = 1
+FORMAT = 2
 """Part of every fingerprint: raise it whenever the same files would decode to something else."""
 
 _log = logging.getLogger("gnpcli")
@@ -48,7 +48,7 @@ class Key:
     """What an entry is found by."""
 
     place: str
-    """Of the folder and the image size: entries of one place replace each other."""
+    """Of the folder, the image size and the decoding: entries of one place replace each other."""
     fingerprint: str
     """Of the folder's content."""
 
@@ -58,7 +58,7 @@ class Key:
         return f"images-{self.place}-{self.fingerprint}.npz"
 
 
-def cache_key(root: str, groups: Mapping[str, Files], image_size: int | None) -> Key:
+def cache_key(root: str, groups: Mapping[str, Files], image_size: int | None, decoding: str) -> Key:
     """Return the fingerprint of a folder's files.
 
     Any change of a name, a size in bytes or a time of change gives another key. The folder's own
@@ -70,8 +70,10 @@ def cache_key(root: str, groups: Mapping[str, Files], image_size: int | None) ->
         groups: Its files under names that tell the groups apart (an image folder's splits). All
             paths begin with `root` as it is given.
         image_size: Side that images are resized to; None keeps their own.
+        decoding: `gnpcli.data.images.pixels.Decoding.name`.
     """
-    place = hashlib.sha256(os.fsencode(f"{FORMAT}\0{os.path.realpath(root)}\0{image_size}"))
+    parts = (FORMAT, os.path.realpath(root), image_size, decoding)
+    place = hashlib.sha256(os.fsencode("\0".join(map(str, parts))))
     content = place.copy()
     for name, files in groups.items():
         lines = [name, str(len(files.paths))]

@@ -13,7 +13,8 @@ import numpy as np
 from PIL import Image, ImageFile
 
 from gnpcli.data.base import Images
-from gnpcli.data.images.decode import opened, read_pixels
+from gnpcli.data.images.opening import opened
+from gnpcli.data.images.pixels import AS_STORED, Decoding, orientation_of, read_pixels
 from gnpcli.data.images.resize import Box, resize
 
 Policy = Callable[[Image.Image, np.random.Generator], Image.Image]
@@ -36,12 +37,14 @@ class Transform:
             the centre.
         flip: Whether every other image is mirrored left to right.
         policy: What is done to the image after that.
+        decoding: What transparency and orientation mean.
     """
 
     image_size: int
     min_area: float | None = None
     flip: bool = False
     policy: Policy | None = None
+    decoding: Decoding = AS_STORED
 
     def __call__(self, path: str, rng: np.random.Generator) -> Images:
         """Read, cut, mirror and change one image.
@@ -55,10 +58,12 @@ class Transform:
         """
         size = self.image_size
         with opened(path) as image:
+            shape = orientation_of(image, self.decoding).size(*image.size)
             if self.min_area is None:
-                pixels = cut(image, centre_box(*image.size, size), size, detail=2)
+                box, detail = centre_box(*shape, size), 2
             else:
-                pixels = cut(image, random_box(rng, *image.size, self.min_area), size)
+                box, detail = random_box(rng, *shape, self.min_area), 1
+            pixels = cut(image, box, size, detail=detail, decoding=self.decoding)
         if self.flip and rng.random() < 0.5:
             pixels = _mirrored(pixels)
         if self.policy is not None:
@@ -101,7 +106,14 @@ def centre_box(width: int, height: int, size: int) -> Box:
     return left * x, top * y, min((left + size) * x, width), min((top + size) * y, height)
 
 
-def cut(image: ImageFile.ImageFile, box: Box, size: int, *, detail: float = 1) -> Images:
+def cut(
+    image: ImageFile.ImageFile,
+    box: Box,
+    size: int,
+    *,
+    detail: float = 1,
+    decoding: Decoding = AS_STORED,
+) -> Images:
     """Cut a box out of an opened image, not yet decoded, and resize it: bilinear with antialiasing.
 
     A JPEG file is decoded at a half, a quarter or an eighth of its size where the box keeps enough
@@ -110,19 +122,24 @@ def cut(image: ImageFile.ImageFile, box: Box, size: int, *, detail: float = 1) -
     it would be without.
 
     Args:
-        image: From `gnpcli.data.images.decode.opened`.
-        box: Within the image.
+        image: From `gnpcli.data.images.opening.opened`.
+        box: Within the image as it is seen, turned by its orientation.
         size: Side of the result.
         detail: Pixels of the decoded box, along its shorter side, over `size`: at least, where the
             file is so large.
+        decoding: What transparency and orientation mean.
 
     Returns:
         uint8 ``[size, size, 3]``.
     """
+    turned = orientation_of(image, decoding)
+    box = turned.stored(box, *image.size)
     side = min(box[2] - box[0], box[3] - box[1])
-    pixels, scale = read_pixels(image, _scale(side, detail * size))
+    pixels, scale = read_pixels(image, _scale(side, detail * size), decoding)
     left, top, right, bottom = (edge / scale for edge in box)
-    return np.broadcast_to(resize(pixels, size, (left, top, right, bottom)), (size, size, 3))
+    # A square is turned after it was cut: it is smaller, and its edges stay where they are.
+    square = turned.upright(resize(pixels, size, (left, top, right, bottom)))
+    return np.broadcast_to(square, (size, size, 3))
 
 
 def _scale(side: float, needed: float) -> int:

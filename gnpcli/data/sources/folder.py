@@ -3,7 +3,7 @@
 Small images are decoded once, cached and kept in memory. They are normalised by the channel
 statistics of the training images. Large ones are streamed in colour: they are decoded batch by
 batch (`gnpcli.data.feeds.streamed`) and normalised by ImageNet's statistics.
-`gnpcli.data.images.layout` says which files count, `gnpcli.data.images.decode` how they become
+`gnpcli.data.images.layout` says which files count, `gnpcli.data.images.pixels` how they become
 pixels.
 """
 
@@ -15,6 +15,7 @@ from gnpcli.config.schema import DataConfig
 from gnpcli.data.base import DataInfo, Dataset
 from gnpcli.data.images import assemble
 from gnpcli.data.images.layout import Layout, scan
+from gnpcli.data.images.pixels import decoding
 from gnpcli.data.progress import ProgressListener
 
 
@@ -41,7 +42,11 @@ def load(config: DataConfig, progress: ProgressListener | None = None) -> Datase
     if _is_streamed(layout, config):
         return assemble.streamed_dataset(layout, name=config.name, image_size=config.image_size)
     return assemble.decoded_dataset(
-        layout, name=config.name, image_size=config.image_size, progress=progress
+        layout,
+        name=config.name,
+        image_size=config.image_size,
+        decoding=decoding(config),
+        progress=progress,
     )
 
 

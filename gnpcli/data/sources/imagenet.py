@@ -14,6 +14,7 @@ from gnpcli.data.archives import places
 from gnpcli.data.base import DataInfo, Dataset
 from gnpcli.data.images import assemble
 from gnpcli.data.images.layout import Layout, scan
+from gnpcli.data.images.pixels import decoding
 from gnpcli.data.progress import ProgressListener
 from gnpcli.errors import DataError
 
@@ -66,7 +67,13 @@ def load(config: DataConfig, progress: ProgressListener | None = None) -> Datase
     layout, size = _scan(config, root), _image_size(config)
     if _is_streamed(config):
         return assemble.streamed_dataset(layout, name=config.name, image_size=size)
-    return assemble.decoded_dataset(layout, name=config.name, image_size=size, progress=progress)
+    return assemble.decoded_dataset(
+        layout,
+        name=config.name,
+        image_size=size,
+        decoding=decoding(config),
+        progress=progress,
+    )
 
 
 def _scan(config: DataConfig, root: str) -> Layout:

@@ -83,6 +83,7 @@ def load(config: DataConfig, progress: ProgressListener | None = None) -> Datase
             squares of one size and `image_size` is null, or a record is bad.
     """
     from gnpcli.data.archives.records import load_arrays
+    from gnpcli.data.images.pixels import decoding
 
     name = _name(config)
     root = _find(name, config.dir)
@@ -91,7 +92,12 @@ def load(config: DataConfig, progress: ProgressListener | None = None) -> Datase
     prepared, groups = _groups(root, config)
     features = tfds.read_features(prepared)
     arrays = load_arrays(
-        prepared, features, groups=groups, image_size=config.image_size, progress=progress
+        prepared,
+        features,
+        groups=groups,
+        image_size=config.image_size,
+        decoding=decoding(config),
+        progress=progress,
     )
     mean, std = arrays["statistics"].tolist()
     spec = DataSpec(
