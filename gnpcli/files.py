@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
+import glob
 import os
+import time
 from pathlib import Path
+
+_ABANDONED_S = 3600.0
+"""Seconds after which nobody writes a temporary file any more."""
 
 
 def write_atomically(path: Path, text: str) -> None:
     """Replace a file in one step: a reader or a crash finds the old text or the new, never a part.
 
+    Of several writers at once, the last one wins. What writers that were killed left beside `path`
+    is removed where it is old enough that nobody can be writing it.
+
     Raises:
         OSError: It cannot be written; the old file is as it was.
     """
-    temporary = path.with_name(f".{path.name}.tmp")
+    temporary = path.with_name(f".{path.name}.{os.urandom(6).hex()}.tmp")
     try:
         with open(temporary, "w", encoding="utf-8") as file:
             file.write(text)
@@ -21,6 +30,16 @@ def write_atomically(path: Path, text: str) -> None:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):
+        for found in leftovers(path):
+            if time.time() - found.stat().st_mtime > _ABANDONED_S:
+                found.unlink()
+
+
+def leftovers(path: Path) -> list[Path]:
+    """Return the temporary files of writers of `path` that were killed, or are still at work."""
+    name = glob.escape(path.name)
+    return [*path.parent.glob(f".{name}.tmp"), *path.parent.glob(f".{name}.*.tmp")]
 
 
 def set_aside(path: Path) -> Path:

@@ -4,6 +4,7 @@ divergence.
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import signal
@@ -27,7 +28,7 @@ from gnpcli.errors import CheckpointError, ConfigError, DivergenceError, Interru
 from gnpcli.models.registry import model_section
 from gnpcli.recipes.presets import read_resolved, resolve
 from gnpcli.runs.checkpoint import Checkpoints
-from gnpcli.runs.folder import RunFolder, default_run_dir
+from gnpcli.runs.folder import RunFolder, claimed_run, default_run_dirs
 from gnpcli.runs.location import locate
 from gnpcli.runs.log import MetricsLog, read_metrics
 from gnpcli.step.schedules import lr_schedule
@@ -588,11 +589,12 @@ def test_the_best_checkpoint_can_be_chosen(whole):
 
 def test_default_run_folders_say_what_they_are_and_never_collide(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    first = default_run_dir(config())
+    first, second = itertools.islice(default_run_dirs(config()), 2)
     assert first.name.startswith("tests.small-small-digits-zero-warmup-s0-")
-    first.mkdir(parents=True)
-    monkeypatch.setattr("time.strftime", lambda _: first.name.split("s0-")[1])
-    assert default_run_dir(config()) != first
+    monkeypatch.setattr("gnpcli.runs.folder.default_run_dirs", lambda _: iter([first, second]))
+    with claimed_run(config(), None) as one, claimed_run(config(), None) as another:
+        assert [one.path, another.path] == [first.resolve(), second.resolve()]
+    assert not (tmp_path / "runs").exists()  # nothing was written into either
 
 
 def test_a_signal_while_evaluating_is_no_lost_work(whole, tmp_path, monkeypatch):

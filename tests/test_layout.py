@@ -21,7 +21,7 @@ HEAVY = {"jax", "flax", "optax", "orbax", "numpy", "PIL", "tensorboardX", "scipy
 
 LAYERS: list[set[str]] = [
     {"errors", "files", "git_lfs", "keys", "strict_json", "gnp", "terminal"},
-    {"config"},
+    {"config", "locks"},
     {"devices"},
     {"models", "data"},
     {"step"},

@@ -73,16 +73,13 @@ def train(
         seed=seed,
         flags={"train.init_from": ("--init-from", init_from)},
     )
-    from gnpcli.runs.folder import default_run_dir
-
-    folder = run_dir if run_dir is not None else default_run_dir(config)
     if dry_run:
-        _print_plan(config, folder, as_json)
+        _print_plan(config, run_dir, as_json)
         return
     start_process()
     from gnpcli.engine.train import train as run
 
-    _print_summary(run(config, folder, max_steps=max_steps, quiet=quiet), as_json)
+    _print_summary(run(config, run_dir, max_steps=max_steps, quiet=quiet), as_json)
 
 
 def resume(
@@ -98,10 +95,12 @@ def resume(
     _print_summary(continue_run(run, max_steps=max_steps, quiet=quiet), as_json)
 
 
-def _print_plan(config: Resolved, folder: Path, as_json: bool) -> None:
+def _print_plan(config: Resolved, run_dir: Path | None, as_json: bool) -> None:
     from gnpcli.config.loader import dump
     from gnpcli.recipes.wording import plan_lines
+    from gnpcli.runs.folder import default_run_dirs
 
+    folder = run_dir or next(path for path in default_run_dirs(config) if not path.exists())
     lines = plan_lines(config, str(folder))
     if as_json:
         tree = config.model_dump(mode="json")

@@ -13,7 +13,7 @@ from gnpcli.devices.process import describe_environment, stop_signals
 from gnpcli.engine.clock import Clock
 from gnpcli.engine.evaluator import Evaluator
 from gnpcli.engine.faults import last_good
-from gnpcli.engine.hooks import Hook, Hooks
+from gnpcli.engine.hooks import Hook, Hooks, OnRecord
 from gnpcli.engine.loop import Loop
 from gnpcli.engine.standard_hooks import log_hooks, measuring_hooks
 from gnpcli.engine.starting import restore, starting_state
@@ -94,6 +94,7 @@ class Session:
             ):
                 clock = Clock(self.task.config.data.batch_size)
                 hooks = [
+                    OnRecord(1, lambda record: self.run.check_claim()),
                     *measuring_hooks(self.task, start, clock, self.screen),
                     *log_hooks(self.task, log, events),
                     *self.hooks,

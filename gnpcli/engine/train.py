@@ -17,14 +17,14 @@ from gnpcli.engine.starting import state_from
 from gnpcli.engine.task import Task, build_task
 from gnpcli.recipes.plan import fit
 from gnpcli.runs.contents import Summary
-from gnpcli.runs.folder import RunFolder
+from gnpcli.runs.folder import RunFolder, claimed_run
 from gnpcli.terminal.screen import Screen
 from gnpcli.weights.source import complete, open_pretrained
 
 
 def train(
     config: Resolved,
-    run_dir: Path,
+    run_dir: Path | None = None,
     *,
     data: Dataset | None = None,
     hooks: Sequence[Hook] = (),
@@ -36,8 +36,9 @@ def train(
 
     Args:
         config: Resolved configuration, see `gnpcli.recipes.presets.resolve`.
-        run_dir: New or empty folder. It gets ``config.yaml``, ``metrics.jsonl``, TensorBoard
-            events, ``environment.json``, ``checkpoints/`` and ``summary.json``.
+        run_dir: New or empty folder; None makes one in ``runs/``. It gets ``config.yaml``,
+            ``metrics.jsonl``, TensorBoard events, ``environment.json``, ``checkpoints/`` and
+            ``summary.json``. It is held for this process alone: see `gnpcli.locks.FolderLock`.
         data: Images in memory (`Dataset.from_arrays`) in the place of what `config.data` names.
             Of that section the keys that say where images are play no part, and all others act:
             batch sizes, augmentation, `validation_fraction`, `mean` and `std`. The run records the
@@ -59,22 +60,24 @@ def train(
             other files.
         DataError: The data is missing or damaged.
         DivergenceError: A loss or a gradient is not finite (``train.on_nonfinite``).
+        FolderInUse: Another process trains in `run_dir`, and is named.
         Interrupted: SIGINT or SIGTERM came. The run is saved.
         GnpError: Anything else that its message names. The run folder is left resumable.
     """
     screen = screen or Screen(quiet=quiet)
     if data is not None:
         config = _named(config, data)
-    pretrained = open_pretrained(config, screen) if config.train.init_from is not None else None
-    if pretrained is not None:
-        config = complete(config, pretrained)
-    RunFolder(run_dir).check_free(config)
-    # Everything that can be wrong with data, model and weights shows before a run folder exists.
-    task, dataset = _prepare(config, data, screen)
-    initial = None if pretrained is None else state_from(pretrained, task, screen)
-    run = RunFolder(run_dir.resolve(), partial(_warn, screen))
-    run.create(config)
-    return Session(task, dataset, run, screen, hooks).go(max_steps, initial)
+    with claimed_run(config, run_dir, partial(_warn, screen)) as run:
+        pretrained = None
+        if config.train.init_from is not None:
+            pretrained = open_pretrained(config, screen)
+            config = complete(config, pretrained)
+        run.check_free(config)
+        # Everything that can be wrong with data, model and weights shows before a run begins.
+        task, dataset = _prepare(config, data, screen)
+        initial = None if pretrained is None else state_from(pretrained, task, screen)
+        run.create(config)
+        return Session(task, dataset, run, screen, hooks).go(max_steps, initial)
 
 
 def resume(
@@ -98,13 +101,16 @@ def resume(
 
     Raises:
         CheckpointError: No checkpoint can be used, or `data` holds other images than the run's.
+        FolderInUse: Another process trains the run, and is named.
         GnpError: As of `train`.
     """
     screen = screen or Screen(quiet=quiet)
-    task, dataset = _prepare(RunFolder(run_dir).config(), data, screen)
+    config = RunFolder(run_dir).config()
     run = RunFolder(run_dir.resolve(), partial(_warn, screen))
-    run.set_aside_damaged()
-    return Session(task, dataset, run, screen, hooks).go(max_steps)
+    with run.claimed():
+        task, dataset = _prepare(config, data, screen)
+        run.set_aside_damaged()
+        return Session(task, dataset, run, screen, hooks).go(max_steps)
 
 
 def _named(config: Resolved, data: Dataset) -> Resolved:

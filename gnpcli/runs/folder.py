@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -15,11 +17,13 @@ from gnpcli.config.loader import differences, dump, read_yaml
 from gnpcli.config.resolved import Resolved
 from gnpcli.config.schema import CheckpointConfig
 from gnpcli.errors import ConfigError
-from gnpcli.files import set_aside, write_atomically
+from gnpcli.files import leftovers, set_aside, write_atomically
+from gnpcli.locks import LOCK_FILES, FolderExists, FolderInUse, FolderLock, Making
 from gnpcli.recipes.presets import read_resolved
 from gnpcli.runs.contents import ENVIRONMENT, SUMMARY, Record, Session, Summary, reason
 from gnpcli.runs.log import METRICS_FILE, MetricsLog, parse_records
 from gnpcli.runs.tensorboard import TensorBoardEvents
+from gnpcli.runs.writing import writing
 from gnpcli.strict_json import to_json
 
 if TYPE_CHECKING:
@@ -31,6 +35,8 @@ _CONFIG = "config.yaml"
 _SUMMARY = "summary.json"
 _ENVIRONMENT = "environment.json"
 _CHECKPOINTS = "checkpoints"
+_WRITTEN = (_CONFIG, _SUMMARY, _ENVIRONMENT, METRICS_FILE)
+"""The files that are written whole."""
 
 
 class RunFolder:
@@ -39,6 +45,8 @@ class RunFolder:
     Damage has one behaviour. ``config.yaml`` is needed: an error names it and the reason. The
     summary, the sessions and the log are not: what of them cannot be read is left out, and `warn`
     is told so, once for each file. Reading changes nothing; `set_aside_damaged` does.
+
+    Who writes into a run has the folder to itself (`claimed`). Who reads it need not ask.
 
     Args:
         path: The folder, which may not be there yet.
@@ -49,6 +57,7 @@ class RunFolder:
         self.path = path
         self._warn = warn
         self._warned: set[str] = set()
+        self._lock: FolderLock | None = None
 
     def __str__(self) -> str:
         return str(self.path)
@@ -73,6 +82,43 @@ class RunFolder:
                 raise
             raise ConfigError(f"{path}: {error}", error.key) from error
 
+    @contextmanager
+    def claimed(self, making: Making = "never") -> Iterator[None]:
+        """Hold the folder for this process alone, and clear away what killed writers left in it.
+
+        Args:
+            making: As of `FolderLock`.
+
+        Raises:
+            ConfigError: It is a file.
+            FolderInUse: Another process holds it, and is named.
+            FolderExists: `making` is ``always``, and it is there.
+            RunWriteError: It cannot be written.
+        """
+        if self.path.exists() and not self.path.is_dir():
+            raise ConfigError(f"{self.path} is a file, not a folder")
+        with ExitStack() as stack:
+            with writing(self.path):
+                lock = stack.enter_context(FolderLock(self.path, making=making))
+                for path in self._leftovers():
+                    path.unlink(missing_ok=True)
+            self._lock = lock
+            stack.callback(setattr, self, "_lock", None)
+            yield
+
+    def check_claim(self) -> None:
+        """Do nothing as long as the folder is `claimed`.
+
+        Raises:
+            LockLost: Another process has taken it over.
+        """
+        if self._lock is not None:
+            self._lock.check()
+
+    def _leftovers(self) -> list[Path]:
+        """Return what killed writers left; only a process that has the folder to itself knows."""
+        return [found for name in _WRITTEN for found in leftovers(self.path / name)]
+
     def check_free(self, config: Resolved) -> None:
         """Refuse a folder that a new run of `config` must not be written into.
 
@@ -81,8 +127,6 @@ class RunFolder:
                 other files.
         """
         path = self.path
-        if path.exists() and not path.is_dir():
-            raise ConfigError(f"{path} is a file, not a folder")
         if self.exists():
             different = differences(self.config(), config)
             if different:
@@ -94,7 +138,8 @@ class RunFolder:
                 f"{path} holds this very run already: continue it with `gnp resume {path}`, or "
                 "take another --run-dir"
             )
-        if path.exists() and any(path.iterdir()):
+        ours = {*self._leftovers(), *(path / name for name in LOCK_FILES)}
+        if path.exists() and not ours.issuperset(path.iterdir()):
             raise ConfigError(
                 f"{path} is not empty and is not a run folder: take another --run-dir"
             )
@@ -239,17 +284,55 @@ class RunFolder:
             self._warn(text)
 
 
-def default_run_dir(config: Resolved) -> Path:
-    """Return a new folder name under ``runs/`` that says model, data, strategy, seed and time."""
+@contextmanager
+def claimed_run(
+    config: Resolved, path: Path | None, warn: Callable[[str], None] | None = None
+) -> Iterator[RunFolder]:
+    """Hold the folder of a run that is about to start, and make it where it is not there.
+
+    Where nothing is written into a folder that was made, it is removed in the end.
+
+    Args:
+        config: Of the run.
+        path: The folder; None takes the first of `default_run_dirs` that is free.
+        warn: As of `RunFolder`.
+
+    Raises:
+        ConfigError: It is a file.
+        FolderInUse: Another process holds it, and is named.
+        RunWriteError: It cannot be written.
+    """
+    with ExitStack() as stack:
+        if path is not None:
+            run = RunFolder(path.resolve(), warn)
+            stack.enter_context(run.claimed("if missing"))
+        else:
+            run = _claim_default(config, warn, stack)
+        yield run
+
+
+def _claim_default(
+    config: Resolved, warn: Callable[[str], None] | None, stack: ExitStack
+) -> RunFolder:
+    for path in default_run_dirs(config):
+        run = RunFolder(path.resolve(), warn)
+        with suppress(FolderExists, FolderInUse):
+            stack.enter_context(run.claimed("always"))
+            return run
+    raise AssertionError("there is always another name")
+
+
+def default_run_dirs(config: Resolved) -> Iterator[Path]:
+    """Yield folder names under ``runs/`` that say model, data, strategy, seed and time.
+
+    The first has no number; the others end in ``-2``, ``-3`` and so on, without end.
+    """
     model, data = _file_name(config.model.name), _file_name(config.data.name)
     now = time.strftime("%Y%m%d-%H%M%S")
     stem = f"{model}-{data}-{config.gr.strategy}-s{config.train.seed}-{now}"
-    path = Path("runs") / stem
-    number = 1
-    while path.exists():
-        number += 1
-        path = Path("runs") / f"{stem}-{number}"
-    return path
+    yield Path("runs") / stem
+    for number in itertools.count(2):
+        yield Path("runs") / f"{stem}-{number}"
 
 
 def _file_name(name: str) -> str:

@@ -174,7 +174,6 @@ class _Pool:
 def _start(item: CellProgress, share: Share) -> _Job:
     cell = item.cell
     cell.log.parent.mkdir(parents=True, exist_ok=True)
-    # The log is closed here, so that the lock which the worker takes on it is the worker's alone.
     with open(cell.log, "ab") as log:
         process = subprocess.Popen(
             [sys.executable, "-P", "-m", "gnpcli.tables.worker"],

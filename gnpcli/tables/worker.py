@@ -13,24 +13,27 @@ import os
 import signal
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
 from gnpcli.config.loader import Layer
 from gnpcli.errors import explain
+from gnpcli.locks import FolderInUse
 from gnpcli.runs.folder import RunFolder
 from gnpcli.terminal.words import readable
+
+WAIT_S = 1.0
 
 
 def main() -> None:
     """Train the cell, or continue it; an error ends the log with its one line."""
     task = json.loads(_read_line())
     threading.Thread(target=_stop_when_alone, daemon=True).start()
-    _have_to_oneself()
     if task["cpus"] and hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, task["cpus"])  # before jax counts them
     try:
-        _run(task)
+        _run_when_free(task)
     except KeyboardInterrupt:
         sys.exit(128 + signal.SIGINT)  # while starting: there is nothing to save yet
     except Exception as error:
@@ -39,6 +42,22 @@ def main() -> None:
             raise
         print(f"error: {readable(message)}", file=sys.stderr, flush=True)
         sys.exit(status)
+
+
+def _run_when_free(task: dict[str, Any]) -> None:
+    """Wait as long as another process works on this cell.
+
+    One that outlived its starter may still be saving, and another table may share the folder.
+    """
+    told = False
+    while True:
+        try:
+            return _run(task)
+        except FolderInUse as error:
+            if not told:
+                print(f"waiting: {error}", file=sys.stderr, flush=True)
+            told = True
+            time.sleep(WAIT_S)
 
 
 def _run(task: dict[str, Any]) -> None:
@@ -76,23 +95,6 @@ def _stop_when_alone() -> None:
         while os.read(0, 4096):
             pass
         os.kill(os.getpid(), signal.SIGTERM)
-
-
-def _have_to_oneself() -> None:
-    """Wait until no other process works on this cell.
-
-    One that outlived its starter may still be saving.
-    """
-    try:
-        import fcntl
-    except ImportError:  # not on Windows
-        return
-    with contextlib.suppress(OSError):  # standard error is no file, or its file system has no locks
-        try:
-            fcntl.flock(2, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            print("waiting for another process that works on this run", file=sys.stderr, flush=True)
-            fcntl.flock(2, fcntl.LOCK_EX)
 
 
 if __name__ == "__main__":
