@@ -147,8 +147,8 @@ def test_who_turns_and_who_drops_transparency_where_nothing_is_said() -> None:
 @pytest.mark.parametrize(
     ("value", "message"),
     [
-        ("[1,2]", r"data\.background: expected 3 values, got \[1, 2\]"),
-        ("[1,2,3,4]", r"data\.background: expected 3 values, got \[1, 2, 3, 4\]"),
+        ("[1,2]", r"data\.background: expected at least 3 values, got \[1, 2\]"),
+        ("[1,2,3,4]", r"data\.background: expected at most 3 values, got \[1, 2, 3, 4\]"),
         ("[1,2,256]", r"data\.background\.2: 256 is out of range \(must be <= 255\)"),
         ("white", r"data\.background: expected a list, got 'white'"),
     ],

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import re
 import typing
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import ValidationError
 
+from gnpcli.config import yaml12
 from gnpcli.config.checks import check_together, complete
 from gnpcli.config.messages import Places, explain, located
 from gnpcli.config.schedules import DEFAULT_SCHEDULE
@@ -20,34 +19,6 @@ from gnpcli.config.section import MODEL_SECTION, ModelSections, NamedSection, Se
 from gnpcli.errors import ConfigError
 
 Tree = dict[str, Any]
-
-
-class _Loader(yaml.SafeLoader):
-    """Reads the scalars of YAML 1.2.
-
-    ``1e-3`` is a number, which PyYAML reads as text. ``on``, ``off``, ``yes`` and ``no`` are text.
-    """
-
-
-_Loader.yaml_implicit_resolvers = {
-    first: [
-        (tag, pattern)
-        for tag, pattern in resolvers
-        if not tag.endswith((":float", ":bool", ":timestamp"))
-    ]
-    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-_FINITE = r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?$"
-_INFINITE = r"[-+]?\.(inf|Inf|INF)$"
-_NOT_A_NUMBER = r"\.(nan|NaN|NAN)$"
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(f"{_FINITE}|{_INFINITE}|{_NOT_A_NUMBER}"),
-    list("-+.0123456789"),
-)
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:bool", re.compile(r"(true|True|TRUE|false|False|FALSE)$"), list("tTfF")
-)
 
 
 @dataclass(frozen=True)
@@ -63,56 +34,24 @@ class Layer:
 def read_yaml(path: Path) -> Layer:
     """Read a mapping from a YAML file, with the line of every key.
 
+    An empty section is a section without keys.
+
     Raises:
         ConfigError: The file cannot be read, is not YAML, is not a mapping, or has a key twice.
     """
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(
-            f"cannot read {path}: {getattr(error, 'strerror', None) or error}"
-        ) from error
-    where: dict[str, str] = {}
-    try:
-        node = yaml.compose(text, Loader=_Loader)
-        if node is None:
-            return Layer({})
-        if not isinstance(node, yaml.MappingNode):
-            raise ConfigError(f"{path}: expected 'key: value' lines at the top level")
-        _note_lines(node, "", str(path), where)
-        values = _construct(text)
-    except yaml.MarkedYAMLError as error:
-        line = error.problem_mark.line + 1 if error.problem_mark else 1
-        raise ConfigError(f"{path}:{line}: not valid YAML: {error.problem}") from error
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
-    except RecursionError as error:
-        raise ConfigError(f"{path}: not a configuration: it is nested too deeply") from error
-    return Layer(values, where)
-
-
-def _construct(text: str) -> Any:
-    """Return the values of a YAML text.
-
-    Raises:
-        yaml.YAMLError: It is not YAML, or a scalar is not of the type of its tag.
-    """
-    try:
-        return yaml.load(text, Loader=_Loader)
-    except (AttributeError, KeyError, ValueError) as error:  # from the constructor of a scalar
-        raise yaml.YAMLError(
-            f"a value is not of the type that it is written as: {error}"
-        ) from error
-
-
-def _note_lines(node: yaml.MappingNode, prefix: str, path: str, where: dict[str, str]) -> None:
-    for key_node, value_node in node.value:
-        key, here = f"{prefix}{key_node.value}", f"{path}:{key_node.start_mark.line + 1}"
-        if key in where:
-            raise ConfigError(f"{here}: '{key}' is given twice (first at {where[key]})")
-        where[key] = here
-        if isinstance(value_node, yaml.MappingNode):
-            _note_lines(value_node, f"{key}.", path, where)
+        document = yaml12.read_file(path)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ConfigError(f"cannot read {path}: {reason}") from error
+    except yaml12.NotYaml as error:
+        place = f"{path}:{error.line}" if error.line else str(path)
+        raise ConfigError(f"{place}: {error}") from error
+    if document.value is None:
+        return Layer({})
+    if not isinstance(document.value, dict):
+        raise ConfigError(f"{path}: expected 'key: value' lines at the top level")
+    return Layer(document.value, {key: f"{path}:{line}" for key, line in document.lines.items()})
 
 
 def parse_overrides(
@@ -121,7 +60,8 @@ def parse_overrides(
     """Turn flags and assignments into layers, the lowest first: assignments win over flags.
 
     The values of assignments are read as YAML. So numbers, ``true``, ``null`` and ``[0.3, 0.6]``
-    mean what they mean in a preset.
+    mean what they mean in a preset. The value of a key that takes text is text as typed, unless it
+    is ``null`` or stands in quotes: ``data.dir=010`` is no number.
 
     Args:
         assignments: Texts ``key=value``.
@@ -142,12 +82,30 @@ def parse_overrides(
             raise ConfigError(
                 f"--set {text}: expected key=value, for example --set optimizer.lr=0.01"
             )
-        try:
-            value = _construct(raw)
-        except yaml.YAMLError as error:
-            raise ConfigError(f"--set {text}: the value is not valid YAML") from error
-        layers.append(Layer(nest(key, value), _sources(key, "--set")))
+        layers.append(Layer(nest(key, _typed(text, key, raw)), _sources(key, "--set")))
     return layers
+
+
+def _typed(assignment: str, key: str, raw: str) -> Any:
+    """Return the value of an assignment."""
+    text = raw.strip()
+    is_text = _takes_text(key) and not text.startswith(("'", '"'))
+    if is_text and text not in yaml12.NULLS:
+        return text
+    try:
+        return yaml12.read(text).value
+    except yaml12.NotYaml as error:
+        shown = assignment if len(assignment) < 80 else f"{assignment[:80]}..."
+        raise ConfigError(f"--set {shown}: {error}") from error
+
+
+def _takes_text(key: str) -> bool:
+    """Return whether the values of a key are any text."""
+    section, _, name = key.partition(".")
+    if section not in RunConfig.model_fields:
+        return False
+    fields = [kind.model_fields.get(name) for kind in _classes(section, None, None)]
+    return any(info is not None and info.annotation in (str, str | None) for info in fields)
 
 
 def nest(key: str, value: Any) -> Tree:
@@ -212,7 +170,10 @@ def _choice(
 
 def _lay(below: Tree, above: Tree) -> None:
     for key, value in above.items():
-        if isinstance(value, dict) and isinstance(below.get(key), dict):
+        is_section = isinstance(below.get(key), dict)
+        if is_section and value is None:
+            continue  # an empty section changes nothing
+        if is_section and isinstance(value, dict):
             _lay(below[key], value)
         else:
             below[key] = _copy(value)
@@ -246,7 +207,7 @@ def validate(layer: Layer, model_section: ModelSections | None = None) -> RunCon
 
 
 def _with_default_schedule(values: Tree) -> Tree:
-    schedule = values.get("schedule", {})
+    schedule = values.get("schedule") or {}
     if not isinstance(schedule, dict):
         return values
     return {**values, "schedule": {"name": DEFAULT_SCHEDULE, **schedule}}
@@ -286,7 +247,7 @@ def dump(config: RunConfig) -> str:
     """
     sections = config.model_dump(mode="json")
     tree = {section: _name_first(keys) for section, keys in sections.items()}
-    return yaml.safe_dump(tree, sort_keys=False, allow_unicode=True)
+    return yaml12.write(tree)
 
 
 def _name_first(keys: Tree) -> Tree:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import reprlib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -83,15 +84,37 @@ def _message(problem: _Problem, keys: Sequence[str]) -> str:
         case "unknown_choice":
             return f"{key}: {_not_one_of(given, context['choices'])}"
         case "greater_than" | "greater_than_equal" | "less_than" | "less_than_equal":
-            return f"{key}: {given} is out of range (must be {_limit(context)})"
+            return f"{key}: {_shown(given)} is out of range (must be {_limit(context)})"
         case "too_short" | "too_long":
             length = context.get("min_length", context.get("max_length"))
-            return f"{key}: expected {length} values, got {given!r}"
-        case "finite_number":
-            return f"{key}: {given} is not a finite number"
+            bound = "at least" if problem.kind == "too_short" else "at most"
+            return f"{key}: expected {bound} {length} values, got {_shown(given)}"
+        case kind if kind in _FAULTS:
+            return f"{key}: {_shown(given)} {_FAULTS[kind]}"
         case _:
-            wanted = _WANTED.get(problem.kind, problem.text)
-            return f"{key}: expected {wanted}, got {given!r}"
+            return f"{key}: expected {_wanted(problem)}, got {_shown(given)}"
+
+
+_FAULTS = {
+    "finite_number": "is not a finite number",
+    "float32": "is 0 in float32, whose least number is 1.2e-38",
+    "unusable_text": "holds a NUL or a byte that is not UTF-8",
+}
+"""What is wrong with a value, by the kind of error."""
+
+
+def _wanted(problem: _Problem) -> str:
+    """Return what a value should be."""
+    if problem.kind == "string_type" and isinstance(problem.given, int | float):
+        return "text (in quotes)"
+    return _WANTED.get(problem.kind, problem.text)
+
+
+def _shown(given: Any) -> str:
+    """Return a value as Python writes it, in a few words whatever its size."""
+    if isinstance(given, int) and given.bit_length() > 1000:
+        return "one of over 300 digits"  # Python does not write those of over 4300
+    return _SHORT.repr(given)
 
 
 _WANTED = {
@@ -107,13 +130,16 @@ _WANTED = {
 }
 """What a value should be, by the kind of error."""
 
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 80
+
 _SIGNS = {"gt": ">", "ge": ">=", "lt": "<", "le": "<="}
 
 
 def _limit(context: Mapping[str, Any]) -> str:
     """Return the limit that a number does not keep, such as ``>= 0``."""
     name, bound = next(iter(context.items()))
-    return f"{_SIGNS[name]} {bound:g}"
+    return f"{_SIGNS[name]} {bound if isinstance(bound, int) else format(bound, 'g')}"
 
 
 def _unknown_key(path: Sequence[str], keys: Sequence[str]) -> str:
@@ -124,19 +150,20 @@ def _unknown_key(path: Sequence[str], keys: Sequence[str]) -> str:
     prefix = f"{parent}."
     siblings = [other.removeprefix(prefix) for other in keys if other.startswith(prefix)]
     listing = f"; {parent} has {', '.join(siblings)}" if siblings and not near else ""
-    return f"unknown key '{key}'{near}{listing}"
+    return f"unknown key '{key}'{near}{listing}{_of_another_choice(path)}"
 
 
 def _near_key(path: Sequence[str], keys: Sequence[str]) -> str:
-    if _is_of_another_choice(path):
+    if _of_another_choice(path):
         return ""  # the key is spelt well, and the nearest in letters is not what is meant
     return suggest(".".join(path), keys) or _suggest_last(path[-1], keys)
 
 
-def _is_of_another_choice(path: Sequence[str]) -> bool:
-    """Return whether a key belongs to another optimizer, say, than the chosen one."""
-    choices = NAMED.get(path[0], {})
-    return any(path[-1] in kind.key_names() for kind in choices.values())
+def _of_another_choice(path: Sequence[str]) -> str:
+    """Say which other optimizers, say, have a key that the chosen one lacks."""
+    section, name = path[0], path[-1]
+    owners = [choice for choice, kind in NAMED.get(section, {}).items() if name in kind.key_names()]
+    return f"; {name} is a key of {section}.name={' or '.join(owners)}" if owners else ""
 
 
 def _suggest_last(word: str, keys: Sequence[str]) -> str:

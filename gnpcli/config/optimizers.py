@@ -6,10 +6,9 @@ neither jax nor optax: the methods do.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from pydantic import Field
-
+from gnpcli.config.ranges import Amount, Decay, Positive
 from gnpcli.config.section import NamedSection
 
 if TYPE_CHECKING:
@@ -21,9 +20,9 @@ class OptimizerConfig(NamedSection):
 
     is_adaptive: ClassVar[bool] = False
     """Whether each parameter has a learning rate of its own; if so, `adaptive_rates` tells it."""
-    lr: Annotated[float, Field(gt=0)] = 1e-3
+    lr: Positive = 1e-3
     """Peak learning rate."""
-    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    weight_decay: Amount = 0.0
     """Decoupled weight decay: each step also subtracts ``lr * weight_decay * parameter``."""
 
     def transform(self) -> optax.GradientTransformation:
@@ -51,9 +50,9 @@ class OptimizerConfig(NamedSection):
 class SgdConfig(OptimizerConfig):
     """Stochastic gradient descent with momentum."""
 
-    lr: Annotated[float, Field(gt=0)] = 0.1
+    lr: Positive = 0.1
     """Peak learning rate."""
-    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    momentum: Decay = 0.9
     """Decay of the velocity; 0 is plain gradient descent."""
     nesterov: bool = False
     """Nesterov's look-ahead form of the momentum."""
@@ -71,11 +70,11 @@ class AdamWConfig(OptimizerConfig):
     """AdamW, arXiv 1711.05101."""
 
     is_adaptive: ClassVar[bool] = True
-    b1: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    b1: Decay = 0.9
     """Decay of the first moment."""
-    b2: Annotated[float, Field(ge=0, lt=1)] = 0.999
+    b2: Decay = 0.999
     """Decay of the second moment."""
-    eps: Annotated[float, Field(gt=0)] = 1e-8
+    eps: Positive = 1e-8
     """Added to the root of the second moment."""
 
     def transform(self) -> optax.GradientTransformation:
@@ -106,11 +105,11 @@ class RmsPropConfig(OptimizerConfig):
     """RMSProp with optional momentum."""
 
     is_adaptive: ClassVar[bool] = True
-    decay: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    decay: Decay = 0.9
     """Decay of the mean of squared gradients."""
-    eps: Annotated[float, Field(gt=0)] = 1e-8
+    eps: Positive = 1e-8
     """Added to the mean square before its root."""
-    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    momentum: Decay = 0.0
     """Decay of the velocity; 0 is none."""
     nesterov: bool = False
     """Nesterov's look-ahead form of the momentum."""

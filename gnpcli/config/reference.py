@@ -20,6 +20,10 @@ This page is written by `python -m gnpcli.recipes.reference > docs/configuration
 
 A configuration is a preset, a file, or the `config.yaml` of a run. `--set section.key=value`
 changes a key of it. Time is in epochs, rates are per step, sizes are in examples or pixels.
+
+Values are those of YAML 1.2: `1e5` is a number and `010` is 10, while `yes`, `1:30` and `1_000`
+are text. In a file, text that reads as a number stands in quotes. With `--set`, the value of a key
+that takes text is text as typed, and `null` is null.
 """
 
 Models = Mapping[type[ModelSection], Sequence[str]]

@@ -7,13 +7,14 @@ A `RunConfig` is what a person writes: ``gr.r`` may be null, and ``gr.groups`` m
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Annotated, Any, Self
+from typing import Any, Self
 
-from pydantic import Field, field_serializer
+from pydantic import field_serializer
 
 from gnpcli.config.checks import check_batch_is_divisible
 from gnpcli.config.loader import Layer, merge, nest, validate
 from gnpcli.config.messages import located
+from gnpcli.config.ranges import Amount, Examples, Share, WarmupEpochs
 from gnpcli.config.schema import GrConfig, RunConfig
 from gnpcli.config.section import ModelSections
 from gnpcli.errors import ConfigError
@@ -25,13 +26,13 @@ Devices = Callable[[], int]
 class ResolvedGr(GrConfig):
     """Gradient regularization in numbers; what was never given is 0."""
 
-    r: Annotated[float, Field(ge=0)] = 0.0
+    r: Amount = 0.0
     """Perturbation radius at full strength."""
-    alpha: Annotated[float, Field(ge=0, le=1)] = 0.0
+    alpha: Share = 0.0
     """Mixing weight of the perturbed gradient at full strength."""
-    warmup_epochs: Annotated[float, Field(ge=0)] = 0.0
+    warmup_epochs: WarmupEpochs = 0.0
     """Length of the GR warmup."""
-    groups: Annotated[int, Field(ge=1)] = 1
+    groups: Examples = 1
     """Equal parts of the batch that each have a perturbation of their own."""
 
     @field_serializer("r", "alpha")

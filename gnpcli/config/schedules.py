@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
 
+from gnpcli.config.ranges import Share, WarmupEpochs
 from gnpcli.config.section import NamedSection
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ class Moment:
 class ScheduleConfig(NamedSection):
     """How the learning rate moves: a linear warmup from 0 to its peak, and then a decay."""
 
-    warmup_epochs: Annotated[float, Field(ge=0)] = 0.0
+    warmup_epochs: WarmupEpochs = 0.0
     """Epochs over which the learning rate rises linearly from 0 to its peak."""
 
     def decay(self, at: Moment) -> jax.Array | float:
@@ -54,7 +55,7 @@ class CosineConfig(ScheduleConfig):
     It falls from the peak to `final_factor` of it at the end of training.
     """
 
-    final_factor: Annotated[float, Field(ge=0, le=1)] = 0.0
+    final_factor: Share = 0.0
     """Learning rate at the last step as a share of the peak."""
 
     def decay(self, at: Moment) -> jax.Array:
@@ -68,7 +69,11 @@ class CosineConfig(ScheduleConfig):
 class SteppedConfig(ScheduleConfig):
     """The peak, multiplied by `factor` at each of the boundaries."""
 
-    boundaries: list[Annotated[float, Field(gt=0, lt=1)]] = [0.3, 0.6, 0.8]
+    boundaries: Annotated[list[Annotated[float, Field(gt=0, lt=1)]], Field(max_length=100)] = [
+        0.3,
+        0.6,
+        0.8,
+    ]
     """Where the rate drops, as rising shares of the whole training.
 
     The default is WideResNet's recipe.

@@ -20,6 +20,18 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from gnpcli.config.optimizers import OPTIMIZERS, OptimizerConfig
+from gnpcli.config.ranges import (
+    Amount,
+    Decay,
+    Epochs,
+    Examples,
+    Pixels,
+    Positive,
+    Seed,
+    Share,
+    Steps,
+    WarmupEpochs,
+)
 from gnpcli.config.schedules import SCHEDULES, ScheduleConfig
 from gnpcli.config.section import Choices, ModelSection, Section, chosen_from, chosen_model
 from gnpcli.config.strategies import NONE, STRATEGIES, Strategy
@@ -53,12 +65,12 @@ class DataConfig(Section):
 
     Null looks for the file names of ImageNet and Tiny-ImageNet.
     """
-    batch_size: Annotated[int, Field(ge=1)] = 128
+    batch_size: Examples = 128
     """Training examples per step over all devices.
 
     The examples that are left at the end of an epoch are dropped: different ones in each epoch.
     """
-    eval_batch_size: Annotated[int, Field(ge=1)] | None = None
+    eval_batch_size: Examples | None = None
     """Evaluation examples per step over all devices.
 
     Null takes `data.batch_size`. No example is ever dropped.
@@ -70,7 +82,7 @@ class DataConfig(Section):
     policy to ``basic``. The crop of images in memory pads them by reflection and cuts the old size
     back. The crop of streamed images is a random resized crop.
     """
-    crop_padding: Annotated[int, Field(ge=1)] | None = None
+    crop_padding: Pixels | None = None
     """Pixels of reflected border before the crop.
 
     Null takes an eighth of the image size: 4 at 32 pixels.
@@ -82,11 +94,11 @@ class DataConfig(Section):
 
     Null takes that of the data set: CIFAR's for small images, ImageNet's for streamed ones.
     """
-    randaugment_layers: Annotated[int, Field(ge=1)] = 2
+    randaugment_layers: Annotated[int, Field(ge=1, le=100)] = 2
     """Operations that ``randaugment`` applies to an image in turn (N, arXiv 1909.13719)."""
     randaugment_magnitude: Annotated[float, Field(ge=0, le=10)] = 9.0
     """Strength of each operation of ``randaugment`` on a scale from 0 to 10 (M)."""
-    random_erasing: Annotated[float, Field(ge=0, le=1)] = 0.0
+    random_erasing: Share = 0.0
     """Probability that a random rectangle of an image is erased (arXiv 1708.04896).
 
     The mean colour takes its place.
@@ -97,9 +109,9 @@ class DataConfig(Section):
     ``cutout`` is arXiv 1708.04552, ``mixup`` is arXiv 1710.09412, and ``cutmix`` is arXiv
     1905.04899. ``mixcut`` is mixup and then cutout.
     """
-    mix_alpha: Annotated[float, Field(gt=0)] = 1.0
+    mix_alpha: Positive = 1.0
     """Both parameters of the Beta distribution of mixup's and cutmix's coefficients."""
-    cutout_size: Annotated[int, Field(ge=1)] | None = None
+    cutout_size: Pixels | None = None
     """Side of cutout's square in pixels.
 
     Null takes half the image size: 16 at 32 pixels.
@@ -111,20 +123,23 @@ class DataConfig(Section):
     ``upstream-compat`` does what the GNP papers' code does. Its policies are at ImageNet's scale,
     and a whole batch shares one cutout square and one mixing coefficient.
     """
-    image_size: Annotated[int, Field(ge=1)] | None = None
+    image_size: Pixels | None = None
     """Side in pixels to which images are resized.
 
     Null keeps their own size. For streamed images it takes 224.
     """
-    mean: list[float] | None = None
+    mean: (
+        Annotated[list[Annotated[float, Field(ge=-1_000_000, le=1_000_000)]], Field(max_length=16)]
+        | None
+    ) = None
     """What is subtracted from pixel values in [0, 1], per channel.
 
     Null takes the mean of the training images. With `train.init_from` it takes the mean of the
     images that those weights were trained on.
     """
-    std: list[Annotated[float, Field(gt=0)]] | None = None
+    std: Annotated[list[Positive], Field(max_length=16)] | None = None
     """What pixel values are divided by after that, per channel. Null as with `data.mean`."""
-    validation_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    validation_fraction: Decay = 0.0
     """Share of every training class set aside for validation.
 
     The examples are the same for every seed.
@@ -144,7 +159,7 @@ class DataConfig(Section):
 
     Null does so for ``folder:DIR``, and not for other data sets.
     """
-    workers: Annotated[int, Field(ge=0)] | None = None
+    workers: Annotated[int, Field(ge=0, le=1024)] | None = None
     """Processes that decode streamed images.
 
     0 decodes in threads of the training process. Null takes one process per core.
@@ -160,12 +175,12 @@ def _groups_in_words(value: Any, validate: ValidatorFunctionWrapHandler) -> Any:
     try:
         return validate(value)
     except ValidationError:  # of either arm of the union, which would be two messages
-        raise PydanticCustomError("groups", "a whole number of at least 1, or per-device") from None
+        raise PydanticCustomError(
+            "groups", "a whole number from 1 to 1048576, or per-device"
+        ) from None
 
 
-Groups = Annotated[
-    Annotated[int, Field(ge=1)] | Literal["per-device"], WrapValidator(_groups_in_words)
-]
+Groups = Annotated[Examples | Literal["per-device"], WrapValidator(_groups_in_words)]
 
 
 def _known_strategy(name: str) -> str:
@@ -182,11 +197,11 @@ class GrConfig(Section):
 
     strategy: Annotated[str, AfterValidator(_known_strategy)] = NONE
     """How r and alpha move during the GR warmup. ``none`` trains plainly, ``sam`` is alpha = 1."""
-    r: Annotated[float, Field(ge=0)] | None = None
+    r: Amount | None = None
     """Perturbation radius: L2 norm of the step from the parameters to the perturbed point."""
-    alpha: Annotated[float, Field(ge=0, le=1)] | None = None
+    alpha: Share | None = None
     """Mixing weight of the perturbed gradient, ``lambda / r``; 0 is plain training, 1 is SAM."""
-    warmup_epochs: Annotated[float, Field(ge=0)] | None = None
+    warmup_epochs: WarmupEpochs | None = None
     """Length of the GR warmup. Null takes `schedule.warmup_epochs`."""
     gradient: Literal["finite-difference", "exact"] = "finite-difference"
     """How the gradient of the penalty is computed.
@@ -205,7 +220,7 @@ class GrConfig(Section):
     ``l2`` is the ball of the L2 norm. ``adaptive`` stretches it by the size of each weight (ASAM,
     arXiv 2102.11600).
     """
-    adaptive_eta: Annotated[float, Field(ge=0)] = 0.01
+    adaptive_eta: Amount = 0.01
     """Added to the sizes of the weights that ``adaptive`` scales by.
 
     With it weights of 0 are perturbed too.
@@ -222,7 +237,7 @@ class GrConfig(Section):
     2306.04226), and ``weights`` all others. Any other text is a pattern over the paths of the
     parameters, such as ``block_*/kernel``.
     """
-    surrogate_gap: Annotated[float, Field(ge=0)] = 0.0
+    surrogate_gap: Amount = 0.0
     """Weight of the surrogate gap (alpha of GSAM, arXiv 2203.08065).
 
     It multiplies the component of the clean gradient that is orthogonal to the perturbed gradient,
@@ -233,7 +248,7 @@ class GrConfig(Section):
 
     Otherwise the gradient of L2 is added afterwards.
     """
-    every: Annotated[int, Field(ge=1)] = 1
+    every: Steps = 1
     """Steps from one penalised step to the next; 1 penalises every step.
 
     After a zero-warmup they are counted from its end.
@@ -244,14 +259,14 @@ class GrConfig(Section):
     ``plain`` trains plainly. ``reuse`` adds what the last penalised gradient had beyond the clean
     one (LookSAM, arXiv 2203.02714).
     """
-    reuse_weight: Annotated[float, Field(ge=0)] = 0.7
+    reuse_weight: Amount = 0.7
     """Weight of the reused component, in lengths of the clean gradient.
 
     It is LookSAM's alpha, and is multiplied by `gr.alpha`.
     """
-    probability: Annotated[float, Field(ge=0, le=1)] = 1.0
+    probability: Share = 1.0
     """Probability that a step is penalised and not plain, drawn by seed and step."""
-    probability_end: Annotated[float, Field(ge=0, le=1)] | None = None
+    probability_end: Share | None = None
     """Probability at the last step, reached linearly from the end of the GR warmup.
 
     Null keeps `gr.probability`.
@@ -277,9 +292,9 @@ class GrConfig(Section):
 class TrainConfig(Section):
     """The length of training and what acts on the loss and the gradient."""
 
-    epochs: Annotated[int, Field(ge=1)]
+    epochs: Epochs
     """Passes over the training split."""
-    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    seed: Seed = 0
     """Seed of the initial parameters, the order of the data, augmentation and dropout."""
     init_from: str | None = None
     """Weights to start from: a run, a checkpoint, or a file of tensors.
@@ -296,9 +311,9 @@ class TrainConfig(Section):
     The rest is computed again. That saves memory of activations for about a third more work. On a
     CPU it saved no memory. A VGG has no blocks.
     """
-    clip_norm: Annotated[float, Field(gt=0)] | None = None
+    clip_norm: Positive | None = None
     """Global L2 norm to which the mixed gradient is clipped. Null clips nothing."""
-    l2: Annotated[float, Field(ge=0)] = 0.0
+    l2: Amount = 0.0
     """Adds ``l2 / 2 * ||parameters||^2`` to the training loss.
 
     It acts in both passes, or in the clean one alone without `gr.penalize_l2`. It is refused
@@ -309,14 +324,14 @@ class TrainConfig(Section):
 
     These are biases and the scales of norms.
     """
-    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    label_smoothing: Decay = 0.0
     """Share of the target spread evenly over all classes; evaluation never sees it."""
     on_nonfinite: Literal["stop", "skip"] = "stop"
     """What happens at a loss or gradient that is not finite, in either pass.
 
     ``stop`` stops the run. ``skip`` leaves this one update out.
     """
-    max_skips: Annotated[int, Field(ge=1)] = 10
+    max_skips: Steps = 10
     """Faulty steps in a row that stop the run under ``on_nonfinite: skip``."""
     ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = None
     """Decay of a moving average of the parameters, such as 0.9999.
@@ -328,31 +343,31 @@ class TrainConfig(Section):
 
     They also decide which checkpoint is best.
     """
-    recalibrate_batches: Annotated[int, Field(ge=1)] = 100
+    recalibrate_batches: Steps = 100
     """Training batches over which BatchNorm statistics are taken again.
 
     That is done for the averaged weights before an evaluation.
     """
-    accumulate: Annotated[int, Field(ge=1)] = 1
+    accumulate: Examples = 1
     """Microbatches into which a batch is cut to save memory.
 
     Their gradients are averaged. `gr.groups`, not this, is the number of perturbations. A group is
     a microbatch already.
     """
-    log_every_steps: Annotated[int, Field(ge=1)] = 20
+    log_every_steps: Steps = 20
     """Steps between two training lines of the log."""
-    eval_every_epochs: Annotated[int, Field(ge=1)] = 1
+    eval_every_epochs: Epochs = 1
     """Epochs between two evaluations. The last epoch is always evaluated."""
 
 
 class CheckpointConfig(Section):
     """When the state is saved and which saves are kept. The last step is always saved."""
 
-    every_steps: Annotated[int, Field(ge=1)] | None = None
+    every_steps: Steps | None = None
     """Steps between two saves. Null saves by epochs only."""
-    every_epochs: Annotated[int, Field(ge=1)] | None = 1
+    every_epochs: Epochs | None = 1
     """Epochs between two saves. Null saves by steps only."""
-    keep: Annotated[int, Field(ge=1)] = 3
+    keep: Steps = 3
     """How many of the latest saves are kept."""
     keep_best: bool = True
     """Whether the save with the lowest error is kept as well.
@@ -364,7 +379,7 @@ class CheckpointConfig(Section):
 class MeshConfig(Section):
     """The devices."""
 
-    devices: Annotated[int, Field(ge=1)] | None = None
+    devices: Annotated[int, Field(ge=1, le=1 << 20)] | None = None
     """How many local devices share a batch; it must divide the batch sizes. Null takes all."""
 
 

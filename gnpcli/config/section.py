@@ -7,21 +7,36 @@ from typing import Any, Self
 
 from pydantic import (
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     ValidationError,
     ValidationInfo,
     ValidatorFunctionWrapHandler,
+    field_validator,
     model_validator,
 )
 from pydantic_core import PydanticCustomError
 
 from gnpcli.errors import ConfigError
 
+EMPTY = BeforeValidator(lambda keys: {} if keys is None else keys)
+"""Reads ``section:`` with nothing below it as a section without keys."""
+
+
+def _is_usable(text: str) -> bool:
+    """Return whether files and paths can hold a text."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # a file name that is not UTF-8 has half characters
+        return False
+    return "\0" not in text
+
 
 class Section(BaseModel):
     """A frozen group of keys.
 
-    It refuses unknown keys. It converts int to float, and no other type.
+    It refuses unknown keys. It converts int to float, and no other type. Nothing at all is a
+    section without keys.
     """
 
     model_config = ConfigDict(
@@ -32,6 +47,18 @@ class Section(BaseModel):
         use_attribute_docstrings=True,
         protected_namespaces=(),
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _empty(cls, values: Any) -> Any:
+        return {} if values is None else values
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _usable(cls, value: Any) -> Any:
+        if isinstance(value, str) and not _is_usable(value):
+            raise PydanticCustomError("unusable_text", "unusable")
+        return value
 
     @classmethod
     def key_names(cls) -> tuple[str, ...]:
@@ -116,6 +143,8 @@ def chosen_from(choices: Choices) -> Chooser:
     """
 
     def choose(value: Any, validate: ValidatorFunctionWrapHandler, info: ValidationInfo) -> Any:
+        if value is None:
+            value = {}
         if not isinstance(value, Mapping):
             return validate(value)  # an instance, or the error that it is no section
         if "name" not in value:

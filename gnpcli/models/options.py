@@ -12,15 +12,15 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
+from gnpcli.config.ranges import Decay, Pixels, Positive
 from gnpcli.config.section import ModelSection
 from gnpcli.errors import ConfigError
 
 # Options that several families have, with what they mean.
-Rate = Annotated[float, Field(ge=0, lt=1)]
+Rate = Decay
 PatchSize = Annotated[
-    int,
+    Pixels,
     Field(
-        ge=1,
         description="Side of a square patch in pixels; the image size must be a multiple of it.",
     ),
 ]
@@ -72,13 +72,23 @@ class Options(ModelSection):
                 own = ", ".join(cls.option_names())
                 has = f"its options are {own}" if own else "it has no options"
                 model = values.get("name")
-                raise ConfigError(f"{model} has no option {name!r}; {has}", key=f"model.{name}")
+                raise ConfigError(
+                    f"{model} has no option {name!r}; {has}; {name!r} is an option of "
+                    f"{' and '.join(_owners(name))}",
+                    key=f"model.{name}",
+                )
         return values
 
 
 def every_option() -> frozenset[str]:
     """Return the names of the options of all families in this package."""
     return frozenset(name for kind in _subclasses(Options) for name in kind.model_fields)
+
+
+def _owners(option: str) -> list[str]:
+    """Return the families that have an option."""
+    families = [kind for kind in Options.__subclasses__() if option in kind.model_fields]
+    return [(kind.__doc__ or kind.__name__).strip().removesuffix(".") for kind in families]
 
 
 def _subclasses(kind: type[Options]) -> list[type[Options]]:
@@ -160,7 +170,7 @@ class SwinOptions(Options):
 
     shaping = frozenset({"patch_size", "window_size"})
     patch_size: PatchSize = 2
-    window_size: Annotated[int, Field(ge=1)] = 4
+    window_size: Pixels = 4
     """Side of an attention window, in patches."""
     dropout: Dropout = 0.0
     attention_dropout: AttentionDropout = 0.0
@@ -184,7 +194,7 @@ class CaitOptions(Options):
 
     This is stochastic depth, arXiv 1603.09382.
     """
-    layer_scale: Annotated[float, Field(gt=0)] | None = None
+    layer_scale: Positive | None = None
     """Initial value of LayerScale (arXiv 2103.17239).
 
     Null takes that of the depth (upstream: of the width).

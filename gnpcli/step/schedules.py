@@ -17,6 +17,7 @@ import numpy as np
 from gnpcli.config.resolved import ResolvedGr
 from gnpcli.config.schedules import Moment, ScheduleConfig
 from gnpcli.config.strategies import Strategy
+from gnpcli.errors import ConfigError
 from gnpcli.keys import coins
 
 Step = jax.Array | int
@@ -24,12 +25,29 @@ Schedule = Callable[[Step], jax.Array]
 """``step -> value``: int32 scalar to float32 scalar."""
 
 
+MAX_STEPS = 1 << 24
+"""Schedules count steps in float32, which is exact so far."""
+
+
 @dataclass(frozen=True)
 class Horizon:
-    """The length of a training run in steps."""
+    """The length of a training run in steps.
+
+    Raises:
+        ConfigError: It has more than `MAX_STEPS`.
+    """
 
     steps_per_epoch: int
     epochs: int
+
+    def __post_init__(self) -> None:
+        if self.total_steps > MAX_STEPS:
+            raise ConfigError(
+                f"train.epochs = {self.epochs} of {self.steps_per_epoch:,} steps each are too many:"
+                f" at most {MAX_STEPS:,} steps are possible; try"
+                f" train.epochs={max(MAX_STEPS // self.steps_per_epoch, 1)}",
+                "train.epochs",
+            )
 
     @property
     def total_steps(self) -> int:

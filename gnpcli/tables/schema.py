@@ -11,7 +11,8 @@ from pydantic import AfterValidator, Field
 from pydantic_core import PydanticCustomError
 
 from gnpcli.config.loader import Tree
-from gnpcli.config.section import Section
+from gnpcli.config.ranges import Seed, Steps
+from gnpcli.config.section import EMPTY, Section
 from gnpcli.tables.metrics import METRICS, MetricKind
 
 
@@ -21,6 +22,10 @@ def _known_metric(name: str) -> str:
     return name
 
 
+Keys = Annotated[Tree, EMPTY]
+"""Sections of keys, as in a preset."""
+
+
 class RowOrColumn(Section):
     """A row or a column."""
 
@@ -28,7 +33,7 @@ class RowOrColumn(Section):
     """What people read; null takes the name."""
     preset: str | None = None
     """Recipe of its cells; null takes the table's. A row and a column cannot both have one."""
-    set: Tree = {}
+    set: Keys = {}
     """What it changes in the recipe: sections of keys, as in a preset. A column goes over a row."""
 
 
@@ -56,7 +61,7 @@ class Variant(Section):
 
     about: str
     """One line."""
-    set: Tree = {}
+    set: Keys = {}
     """What it changes in every cell, over rows and columns."""
 
 
@@ -70,7 +75,7 @@ class PublishedValues(Section):
 
     Deviations are told from it.
     """
-    seeds: Annotated[int, Field(ge=1)] | None = None
+    seeds: Steps | None = None
     """How many runs a value is the mean of; null is not known."""
     values: dict[str, dict[str, float]] = {}
     """``{row: {column: value}}``, error rates in percent; what is not known is left out."""
@@ -101,18 +106,18 @@ class TableSpec(Section):
     """One line for the list of tables: what question it answers."""
     preset: str | None = None
     """Recipe of the cells whose row and column have none."""
-    set: Tree = {}
+    set: Keys = {}
     """What every cell changes in its recipe, under rows and columns."""
     metric: Metric = Metric()
-    seeds: Annotated[list[Annotated[int, Field(ge=0, lt=2**32)]], Field(min_length=1)] = [0, 1, 2]
+    seeds: Annotated[list[Seed], Field(min_length=1)] = [0, 1, 2]
     """Seeds of every cell."""
-    rows: Annotated[dict[str, RowOrColumn], Field(min_length=1)]
+    rows: Annotated[dict[str, RowOrColumn], EMPTY, Field(min_length=1)]
     """By name, which is that of a folder too."""
-    columns: Annotated[dict[str, RowOrColumn], Field(min_length=1)]
+    columns: Annotated[dict[str, RowOrColumn], EMPTY, Field(min_length=1)]
     """By name, which is that of a folder too."""
     baseline: str
     """The column that every other one is compared with."""
-    variants: dict[str, Variant] = {}
+    variants: Annotated[dict[str, Variant], EMPTY] = {}
     """Ways to run the table; the first is the one that is run unless another is asked for."""
     published: PublishedValues | None = None
     claims: list[Claim] = []
