@@ -11,12 +11,14 @@ import queue
 import re
 import shutil
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from gnpcli.data.progress import ProgressListener
-from gnpcli.terminal.words import size
+from gnpcli.terminal import words
 
 if TYPE_CHECKING:
     from requests import Response
@@ -30,15 +32,29 @@ Names that resolve slowly, and several addresses in turn, are included.
 _ATTEMPTS = 4
 """Connections for one file. Each has to get further than the one before."""
 _BLOCK_BYTES = 1 << 18
+_WINDOW_S, _LEAST_BYTES = 30.0, 30_000
+"""A transfer is given up where it brings less than so many bytes in so many seconds."""
+_LONGEST_REASON = 200
+"""Characters of what a server or a library says."""
+_NUMBER = r"\d{1,18}"
+"""No file has more bytes, and Python refuses to read numbers of thousands of digits."""
 
 
 class BrokenConnection(Exception):
     """A connection that could not be made, or ended early. The message is the reason."""
 
 
-def complete(
-    url: str, part: Path, num_bytes: int | None, progress: ProgressListener | None
-) -> None:
+@dataclass(frozen=True)
+class Size:
+    """What is known of the size of a file, in bytes."""
+
+    exact: int | None
+    """None where it is not known."""
+    most: int
+    """Nothing beyond is written."""
+
+
+def complete(url: str, part: Path, size: Size, progress: ProgressListener | None) -> None:
     """Download what is missing of `part`.
 
     Where a connection breaks after it brought something, the next one goes on at once.
@@ -46,19 +62,20 @@ def complete(
     Args:
         url: Address of the file.
         part: Where it is written; its folder is created where it does not exist.
-        num_bytes: Size of the file; None where it is not known.
+        size: Of the file.
         progress: Told of the bytes.
 
     Raises:
-        BrokenConnection: If the last connection could not be made, ended early or brought nothing.
+        BrokenConnection: If the last connection could not be made, ended early, was too slow or
+            brought nothing; if the server sends another file, an error or a page.
         OSError: If the disk is full or cannot be written.
     """
     for attempt in range(_ATTEMPTS):
         start = length(part)
-        if start > 0 and start == num_bytes:
+        if start > 0 and start == size.exact:
             return
         try:
-            _transfer(url, part, start, num_bytes, progress)
+            _transfer(url, part, start, size, progress)
         except BrokenConnection:
             if attempt == _ATTEMPTS - 1 or length(part) <= start:
                 raise
@@ -72,7 +89,7 @@ def length(path: Path) -> int:
 
 
 def _transfer(
-    url: str, part: Path, start: int, num_bytes: int | None, progress: ProgressListener | None
+    url: str, part: Path, start: int, size: Size, progress: ProgressListener | None
 ) -> None:
     """Append to `part` the bytes of a file from `start` on.
 
@@ -81,14 +98,25 @@ def _transfer(
     """
     with _open(url, start) as response:
         status = response.status_code
-        if status not in (200, 206, 416):
-            raise BrokenConnection(f"HTTP status {status} {response.reason}")
-        is_other = status == 416 or (status == 206 and not _continues(response, start, num_bytes))
+        is_other = status == 416 or (status == 206 and not _continues(response, start, size))
         if not (start and is_other):
-            _receive(response, url, part, start if status == 206 else 0, num_bytes, progress)
+            _check_answer(response)
+            _receive(response, url, part, start if status == 206 else 0, size, progress)
             return
     part.unlink()
-    _transfer(url, part, 0, num_bytes, progress)
+    _transfer(url, part, 0, size, progress)
+
+
+def _check_answer(response: Response) -> None:
+    """Refuse an answer that is an error, or a page such as one to sign in."""
+    if response.status_code not in (200, 206):
+        reason = f"HTTP status {response.status_code} {response.reason}"[:_LONGEST_REASON]
+        wait = response.headers.get("Retry-After", "")
+        if re.fullmatch(_NUMBER, wait):
+            reason += f"; it asks to come again in {words.duration(int(wait))}"
+        raise BrokenConnection(reason)
+    if response.headers.get("Content-Type", "").startswith("text/html"):
+        raise BrokenConnection("it answers with a page of the web: an error, or one to sign in")
 
 
 def _receive(
@@ -96,44 +124,105 @@ def _receive(
     url: str,
     part: Path,
     start: int,
-    num_bytes: int | None,
+    size: Size,
     progress: ProgressListener | None,
 ) -> None:
-    """Write the body of an answer to `part`, from byte `start` of the file on."""
-    announced = int(response.headers.get("Content-Length", 0))
-    total = start + announced if announced else num_bytes or 0
-    if num_bytes is not None and total != num_bytes:
-        raise BrokenConnection(
-            f"it sends {total:,} bytes where {num_bytes:,} are published: an error page, or "
-            "another file"
-        )
+    """Write the body of an answer to `part`, from byte `start` of the file on.
+
+    A body that goes on beyond the file's size is cut off there, and nothing of it is kept.
+    """
+    announced = _announced(response)
+    total = size.exact if announced is None else start + announced
+    if size.exact is not None and total != size.exact:
+        raise _other_size(f"{total:,}", size)
+    if total is not None and total > size.most:
+        raise _other_size(f"{total:,}", size)
     part.parent.mkdir(parents=True, exist_ok=True)
-    _check_space(part, total - length(part))
+    _check_space(part, (total or 0) - length(part))
     done = start
     with open(part, "ab" if start else "wb") as file:
         for block in _blocks(response):
+            if done + len(block) > size.most:
+                break
             file.write(block)
             done += len(block)
             if progress is not None:
-                progress(done, total, f"downloading {url.rpartition('/')[2]}", "bytes")
+                progress(done, total or 0, f"downloading {url.rpartition('/')[2]}", "bytes")
+        else:
+            _check_whole(done, total)
+            return
+    part.unlink()
+    raise _other_size(f"more than {size.most:,}", size)
+
+
+def _announced(response: Response) -> int | None:
+    """Return how many bytes the body has by its header; None where it does not say."""
+    text = response.headers.get("Content-Length")
+    if text is None:
+        return None
+    values = {value.strip() for value in text.split(",")}  # of several headers
+    value = values.pop()
+    if values or not re.fullmatch(_NUMBER, value, re.ASCII):
+        raise BrokenConnection(f"it sends a Content-Length of '{text[:40]}'")
+    return int(value)
+
+
+def _check_whole(done: int, total: int | None) -> None:
+    if total is not None and done != total:
+        raise BrokenConnection(f"the connection ended after {done:,} of {total:,} bytes")
+
+
+def _other_size(sent: str, size: Size) -> BrokenConnection:
+    most = f"{size.most:,}"
+    published = f"{most} are published" if size.exact is not None else f"at most {most} are taken"
+    return BrokenConnection(
+        f"it sends {sent} bytes where {published}: an error page, or another file"
+    )
+
+
+class LeastRate:
+    """Ends a transfer that is too slow to come to an end.
+
+    Args:
+        clock: Returns seconds.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic):
+        self._clock = clock
+        self._since, self._bytes = clock(), 0
+
+    def note(self, num_bytes: int) -> None:
+        """Count bytes that have come.
+
+        Raises:
+            BrokenConnection: If a window of `_WINDOW_S` has brought less than `_LEAST_BYTES`.
+        """
+        self._bytes += num_bytes
+        passed = self._clock() - self._since
+        if passed < _WINDOW_S:
+            return
+        if self._bytes < _LEAST_BYTES:
+            raise BrokenConnection(f"it sent {self._bytes:,} bytes in {passed:.0f} s: too slow")
+        self._since, self._bytes = self._clock(), 0
 
 
 def _blocks(response: Response) -> Iterator[bytes]:
-    """Yield the body of an answer in blocks.
+    """Yield the body of an answer in blocks, as they come.
 
     Raises:
-        BrokenConnection: If it ends early.
+        BrokenConnection: If it ends early, or is too slow.
     """
     from urllib3.exceptions import HTTPError
 
-    blocks: Iterator[bytes] = response.raw.stream(_BLOCK_BYTES, decode_content=False)
+    rate = LeastRate()
     while True:
         try:
-            block = next(blocks, b"")
-        except HTTPError as error:
+            block: bytes = response.raw.read1(_BLOCK_BYTES, decode_content=False)
+        except (HTTPError, OSError) as error:
             raise BrokenConnection(f"the connection broke ({_reason(error)})") from error
         if not block:
             return
+        rate.note(len(block))
         yield block
 
 
@@ -156,7 +245,9 @@ def _open(url: str, start: int) -> Response:
     def ask() -> None:
         try:
             timeouts = (_CONNECT_S, _READ_S)
-            answers.put(requests.get(url, headers=headers, stream=True, timeout=timeouts))
+            hooks = {"response": _leave_redirect}
+            answer = requests.get(url, headers=headers, stream=True, timeout=timeouts, hooks=hooks)
+            answers.put(answer)
         except Exception as error:  # requests and what it stands on raise all kinds
             answers.put(error)
 
@@ -170,19 +261,25 @@ def _open(url: str, start: int) -> Response:
     return answer
 
 
-def _continues(response: Response, start: int, num_bytes: int | None) -> bool:
-    """Return whether a partial answer (206) begins at byte `start` of a file of `num_bytes`."""
+def _leave_redirect(response: Response, **options: Any) -> None:
+    """Drop the body of a redirect, which `requests` would read to its end, however long."""
+    if response.is_redirect:
+        response.raw.close()
+
+
+def _continues(response: Response, start: int, size: Size) -> bool:
+    """Return whether a partial answer (206) begins at byte `start` of a file of this size."""
     text = response.headers.get("Content-Range", "")
-    found = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", text)
+    found = re.fullmatch(rf"bytes ({_NUMBER})-{_NUMBER}/({_NUMBER}|\*)", text)
     if found is None or int(found[1]) != start:
         return False
-    return num_bytes is None or found[2] in ("*", str(num_bytes))
+    return size.exact is None or found[2] in ("*", str(size.exact))
 
 
 def _check_space(part: Path, needed: int) -> None:
     free = shutil.disk_usage(part.parent).free
     if needed > free:
-        raise OSError(errno.ENOSPC, f"{size(needed)} needed, {size(free)} free")
+        raise OSError(errno.ENOSPC, f"{words.size(needed)} needed, {words.size(free)} free")
 
 
 def _reason(error: BaseException) -> str:
@@ -190,13 +287,13 @@ def _reason(error: BaseException) -> str:
 
     `requests` wraps the system's error several times over.
     """
-    words = " ".join(str(error).split())
+    said = " ".join(str(error).split())
     inner: BaseException | None = error
     while inner is not None:
         if isinstance(inner, OSError) and inner.strerror:
-            words = inner.strerror
+            said = inner.strerror
         inner = inner.__cause__ or inner.__context__ or _wrapped(inner)
-    return words[:200]
+    return said[:_LONGEST_REASON]
 
 
 def _wrapped(error: BaseException) -> BaseException | None:

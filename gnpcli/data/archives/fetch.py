@@ -14,11 +14,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from gnpcli.data.archives.download import BrokenConnection, complete, length
+from gnpcli.data.archives.download import BrokenConnection, Size, complete, length
 from gnpcli.data.progress import ProgressListener
 from gnpcli.errors import DataError
-from gnpcli.terminal.words import size
+from gnpcli.git_lfs import pointer_advice
+from gnpcli.terminal import words
 
+_TIMES_LARGER, _MOST_BYTES = 10, 1_000_000_000
+"""A download that was packed anew is taken up to so many times its published size, or so large."""
 _SUM = re.compile(r"([0-9a-fA-F]{64})[ \t]+\*?(.+)")
 
 
@@ -83,6 +86,13 @@ class Origin:
         """Return the size that an archive must have; None where its sum is not as published."""
         return archive.num_bytes if self.sha256(archive) == archive.sha256 else None
 
+    def size(self, archive: Archive) -> Size:
+        """Return how large a download is, and may be."""
+        exact = self.num_bytes(archive)
+        if exact is not None:
+            return Size(exact, most=exact)
+        return Size(None, most=max(_TIMES_LARGER * archive.num_bytes, _MOST_BYTES))
+
 
 def fetch(
     name: str,
@@ -130,6 +140,9 @@ def _is_there(path: str, archive: Archive, origin: Origin) -> bool:
         return False
     found, wanted = _sha256(path), origin.sha256(archive)
     if found != wanted:
+        advice = pointer_advice(path)
+        if advice is not None:
+            raise DataError(advice)
         raise DataError(f"{path} has the SHA-256 {found}, not {wanted}: replace or delete it")
     return True
 
@@ -140,10 +153,11 @@ def _download(
     url, wanted = origin.url(archive), origin.sha256(archive)
     part = path.with_name(path.name + ".part")
     is_inherited = length(part) > 0
-    complete(url, part, origin.num_bytes(archive), progress)
+    size = origin.size(archive)
+    complete(url, part, size, progress)
     if is_inherited and _sha256(part) != wanted:  # the rest of another file than its beginning
         part.unlink()
-        complete(url, part, origin.num_bytes(archive), progress)
+        complete(url, part, size, progress)
     found = _sha256(part)
     if found != wanted:
         part.unlink()
@@ -171,7 +185,7 @@ def _wanted(archive: Archive, origin: Origin) -> str:
     num_bytes = origin.num_bytes(archive)
     facts = f"SHA-256 {origin.sha256(archive)}"
     if num_bytes is not None:
-        facts = f"{size(num_bytes)}, {facts}"
+        facts = f"{words.size(num_bytes)}, {facts}"
     return f"{origin.url(archive)} ({facts})"
 
 
