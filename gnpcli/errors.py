@@ -54,6 +54,10 @@ class Interrupted(GnpError):
 
 OUT_OF_MEMORY = "out of device memory: lower data.batch_size, or spread the batch over more devices"
 
+OUT_OF_HOST_MEMORY = (
+    "out of memory: the data, the model or a file is larger than what this machine has left"
+)
+
 
 def explain(error: BaseException) -> tuple[str | None, int]:
     """Return the message of an error for a user, and the exit status.
@@ -65,6 +69,8 @@ def explain(error: BaseException) -> tuple[str | None, int]:
     if isinstance(error, OSError) and error.strerror:
         place = f": {error.filename}" if error.filename else ""
         return f"{error.strerror}{place}", 1
+    if isinstance(error, MemoryError):
+        return OUT_OF_HOST_MEMORY, 1
     if "RESOURCE_EXHAUSTED" in str(error):
         return OUT_OF_MEMORY, 1
     return None, 1

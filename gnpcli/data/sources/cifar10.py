@@ -41,6 +41,9 @@ FILES = {
     "test": ("test_batch.bin",),
 }
 
+_MOST_BYTES = 50_000 * (2 + 3 * 32 * 32)
+"""The largest file of CIFAR-10 and CIFAR-100."""
+
 
 def read_binary(
     path: str, names: Sequence[str], labels: Sequence[str], split: str, num_classes: int
@@ -82,6 +85,8 @@ def _read_members(path: str, names: Sequence[str]) -> dict[str, bytes]:
             name = os.path.basename(member.name)
             file = archive.extractfile(member) if name in names else None
             if file is not None:
+                if member.size > _MOST_BYTES:
+                    raise ValueError(f"{name} is larger than the published images")
                 found[name] = file.read()
     for name in names:
         if name not in found:

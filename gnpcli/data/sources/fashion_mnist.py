@@ -57,6 +57,9 @@ ARCHIVES = {
     ),
 }
 
+_MOST_BYTES = 16 + 60_000 * 28 * 28
+"""The largest of these files, when it is unpacked."""
+
 
 def _examples(split: str, paths: Mapping[str, str]) -> Iterator[Example]:
     images, labels = (_read_idx(paths[archive.filename]) for archive in ARCHIVES[split])
@@ -75,7 +78,9 @@ def _read_idx(path: str) -> npt.NDArray[np.uint8]:
     values.
     """
     with gzip.open(path) as file:
-        content = file.read()
+        content = file.read(_MOST_BYTES + 1)
+    if len(content) > _MOST_BYTES:
+        raise ValueError("it inflates to more than the published images")
     if content[:3] != b"\0\0\x08":
         raise ValueError("not an IDX file of bytes")
     sizes = struct.unpack_from(f">{content[3]}I", content, 4)
