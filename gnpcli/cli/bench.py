@@ -18,6 +18,7 @@ from gnpcli.cli.options import (
     split_names,
 )
 from gnpcli.cli.output import print_json, start_measuring, tell
+from gnpcli.config.paths import user_path
 
 if TYPE_CHECKING:
     from gnpcli.config.resolved import Resolved
@@ -35,7 +36,10 @@ AugmentationsOption = Annotated[
 ImagesOption = Annotated[
     Path | None,
     typer.Option(
-        "--images", help="Measure streaming instead, on the image files below this folder."
+        "--images",
+        parser=user_path,
+        metavar="FOLDER",
+        help="Measure streaming instead, on the image files below this folder.",
     ),
 ]
 CountOption = Annotated[

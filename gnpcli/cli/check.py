@@ -18,6 +18,7 @@ from gnpcli.cli.options import (
     split_names,
 )
 from gnpcli.cli.output import print_grid, print_json, say, start_process
+from gnpcli.config.paths import user_path
 from gnpcli.terminal import words
 
 if TYPE_CHECKING:
@@ -58,7 +59,14 @@ ThresholdOption = Annotated[
     ),
 ]
 PictureOption = Annotated[
-    Path | None, typer.Option("--out", "-o", help="Also draw it: a .png, .svg or .pdf file.")
+    Path | None,
+    typer.Option(
+        "--out",
+        "-o",
+        parser=user_path,
+        metavar="FILE",
+        help="Also draw it: a .png, .svg or .pdf file.",
+    ),
 ]
 
 
@@ -92,7 +100,7 @@ def check(
         from gnpcli.report.style import check_out
 
         check_out(out)
-    is_run = target is not None and Path(target).expanduser().is_dir()
+    is_run = target is not None and user_path(target).is_dir()
     config = None if is_run else resolve_options(target, assignments, flags=flags)
     start_process()
     from gnpcli.measure.fidelity import log_spaced

@@ -10,6 +10,7 @@ import typer
 from gnpcli.cli.options import DataDirOption, JsonOption, QuietOption
 from gnpcli.cli.output import print_json, print_table, say, tell
 from gnpcli.cli.preview import preview
+from gnpcli.config.paths import user_path
 from gnpcli.terminal import words
 
 if TYPE_CHECKING:
@@ -32,6 +33,8 @@ ChecksumsOption = Annotated[
     typer.Option(
         "--checksums",
         envvar="GNP_CHECKSUMS",
+        parser=user_path,
+        metavar="FILE",
         help="File of sha256sum. Its sums are accepted in place of the published ones.",
     ),
 ]

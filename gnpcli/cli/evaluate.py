@@ -17,6 +17,7 @@ from gnpcli.cli.options import (
     check_one_checkpoint,
 )
 from gnpcli.cli.output import print_json, say, start_process
+from gnpcli.config.paths import user_path
 from gnpcli.config.weights import Weights
 from gnpcli.terminal import words
 
@@ -25,7 +26,9 @@ if TYPE_CHECKING:
 
 CheckpointArgument = Annotated[
     Path,
-    typer.Argument(metavar="RUN|CHECKPOINT", help="A run folder, or one of its checkpoints."),
+    typer.Argument(
+        parser=user_path, metavar="RUN|CHECKPOINT", help="A run folder, or one of its checkpoints."
+    ),
 ]
 SplitOption = Annotated[
     Literal["test", "val", "train"], typer.Option("--split", help="Which images.")

@@ -15,17 +15,25 @@ from gnpcli.cli.options import (
     SetOption,
 )
 from gnpcli.cli.output import say
+from gnpcli.config.paths import user_path
 
 FileArgument = Annotated[
     Path,
     typer.Argument(
-        metavar="FILE", help="A .safetensors file, or a state dict saved by PyTorch (.pth, .bin)."
+        parser=user_path,
+        metavar="FILE",
+        help="A .safetensors file, or a state dict saved by PyTorch (.pth, .bin).",
     ),
 ]
 ModelOption = Annotated[
     str, typer.Option("--model", help="The architecture, as in gnp models list.")
 ]
-OutOption = Annotated[Path, typer.Option("--out", help="New folder for the checkpoint.")]
+OutOption = Annotated[
+    Path,
+    typer.Option(
+        "--out", parser=user_path, metavar="FOLDER", help="New folder for the checkpoint."
+    ),
+]
 ClassesOption = Annotated[
     int | None,
     typer.Option(

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from gnpcli.cli.output import warn
+from gnpcli.config.paths import user_path
 from gnpcli.config.strategies import STRATEGIES
 from gnpcli.terminal.words import listing
 
@@ -84,12 +85,18 @@ QuietOption = Annotated[
     bool, typer.Option("--quiet", "-q", help="Print only warnings and the result.")
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="A folder made by gnp train.")]
+RunArgument = Annotated[
+    Path, typer.Argument(parser=user_path, metavar="RUN", help="A folder made by gnp train.")
+]
 RunsArgument = Annotated[
-    list[Path], typer.Argument(metavar="RUN...", help="Folders made by gnp train.")
+    list[Path],
+    typer.Argument(parser=user_path, metavar="RUN...", help="Folders made by gnp train."),
 ]
 PictureOption = Annotated[
-    Path, typer.Option("--out", "-o", help="The picture: .png, .svg or .pdf.")
+    Path,
+    typer.Option(
+        "--out", "-o", parser=user_path, metavar="FILE", help="The picture: .png, .svg or .pdf."
+    ),
 ]
 TableArgument = Annotated[
     str, typer.Argument(metavar="TABLE", help="Name of gnp tables list, or a YAML file.")

@@ -18,12 +18,15 @@ from gnpcli.cli.options import (
     resolve_options,
 )
 from gnpcli.cli.output import say
+from gnpcli.config.paths import user_path
 from gnpcli.terminal import words
 
 if TYPE_CHECKING:
     from gnpcli.config.schema import DataConfig
 
-OutOption = Annotated[Path, typer.Option("--out", "-o", help="The PNG to write.")]
+OutOption = Annotated[
+    Path, typer.Option("--out", "-o", parser=user_path, metavar="FILE", help="The PNG to write.")
+]
 CountOption = Annotated[int, typer.Option("--count", min=1, max=400, help="Number of images.")]
 StepOption = Annotated[int, typer.Option("--step", min=0, help="Step of the run, from 0.")]
 ColumnsOption = Annotated[int, typer.Option("--columns", min=1, help="Images side by side.")]

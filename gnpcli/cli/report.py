@@ -9,6 +9,7 @@ import typer
 
 from gnpcli.cli.options import PictureOption, RunArgument, RunsArgument, split_names
 from gnpcli.cli.output import say, warn
+from gnpcli.config.paths import user_path
 
 
 def _names(texts: list[str]) -> list[str]:
@@ -36,7 +37,14 @@ BandOption = Annotated[
 ColumnsOption = Annotated[int, typer.Option("--columns", min=1, help="Panels side by side.")]
 PageOption = Annotated[
     Path | None,
-    typer.Option("--out", "-o", help="The page.", show_default="report.html in the run folder"),
+    typer.Option(
+        "--out",
+        "-o",
+        parser=user_path,
+        metavar="FILE",
+        help="The page.",
+        show_default="report.html in the run folder",
+    ),
 ]
 EVERY_PANEL: list[str] = []
 

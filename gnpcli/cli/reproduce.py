@@ -28,6 +28,7 @@ from gnpcli.cli.output import (
     start_process,
     tell,
 )
+from gnpcli.config.paths import user_path
 from gnpcli.terminal import words
 
 if TYPE_CHECKING:
@@ -66,7 +67,12 @@ VariantOption = Annotated[
 OutOption = Annotated[
     Path | None,
     typer.Option(
-        "--out", "-o", help="Folder of cells and results.", show_default="tables/TABLE[-VARIANT]"
+        "--out",
+        "-o",
+        parser=user_path,
+        metavar="FOLDER",
+        help="Folder of cells and results.",
+        show_default="tables/TABLE[-VARIANT]",
     ),
 ]
 JobsOption = Annotated[

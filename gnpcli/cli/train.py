@@ -24,6 +24,7 @@ from gnpcli.cli.options import (
     resolve_options,
 )
 from gnpcli.cli.output import print_json, say, start_process
+from gnpcli.config.paths import user_path
 from gnpcli.terminal import words
 
 if TYPE_CHECKING:
@@ -40,7 +41,13 @@ InitFromOption = Annotated[
 ]
 RunDirOption = Annotated[
     Path | None,
-    typer.Option("--run-dir", help="New folder for the run.", show_default="a new one in runs/"),
+    typer.Option(
+        "--run-dir",
+        parser=user_path,
+        metavar="FOLDER",
+        help="New folder for the run.",
+        show_default="a new one in runs/",
+    ),
 ]
 
 

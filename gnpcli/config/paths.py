@@ -8,8 +8,8 @@ from pathlib import Path
 from gnpcli.errors import ConfigError
 
 
-def user_path(text: str | os.PathLike[str], key: str | None = None) -> Path:
-    """Return the path that `text` means, with ``~`` and ``~user`` as home folders.
+def expanded(text: str | os.PathLike[str], key: str | None = None) -> str:
+    """Return a path with ``~`` and ``~user`` as home folders.
 
     Args:
         text: As typed, or as a file or a variable of the environment has it.
@@ -22,22 +22,27 @@ def user_path(text: str | os.PathLike[str], key: str | None = None) -> Path:
     path = os.fspath(text)
     if "\0" in path:
         raise ConfigError(f"{path!r}: a path cannot hold a NUL character", key)
-    expanded = os.path.expanduser(path)
-    if path.startswith("~") and expanded == path:
+    full = os.path.expanduser(path)
+    if path.startswith("~") and full == path:
         user = path.partition("/")[0]
         raise ConfigError(
             f"{path}: {user} is the home of no user; a folder of that name is ./{user}", key
         )
-    return Path(expanded)
+    return full
+
+
+def user_path(text: str | os.PathLike[str]) -> Path:
+    """Return the path that `text` means; as `expanded`."""
+    return Path(expanded(text))
 
 
 def resolved_path(text: str | os.PathLike[str], key: str | None = None) -> Path:
     """Return the path that `text` means, absolute and without symbolic links.
 
     Raises:
-        ConfigError: As `user_path`; or symbolic links lead in a circle.
+        ConfigError: As `expanded`; or symbolic links lead in a circle.
     """
-    path = user_path(text, key)
+    path = Path(expanded(text, key))
     try:
         return path.resolve()
     except (OSError, RuntimeError) as error:  # a circle of links, by the version of Python

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from gnpcli import __version__
+from gnpcli.config.paths import user_path
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8
 
@@ -42,13 +43,13 @@ def cache_dir() -> Path:
     The folder need not exist.
 
     Raises:
-        RuntimeError: If neither variable is set and there is no home directory.
+        ConfigError: If neither variable is set and there is no home directory.
     """
     if own := os.environ.get("GNP_CACHE_DIR"):
-        return Path(own).expanduser()
+        return user_path(own)
     if shared := os.environ.get("XDG_CACHE_HOME"):
-        return Path(shared).expanduser() / "gnp"
-    return Path.home() / ".cache" / "gnp"
+        return user_path(shared) / "gnp"
+    return user_path("~/.cache/gnp")
 
 
 def describe_environment() -> dict[str, Any]:

@@ -9,6 +9,7 @@ from typing import Any
 
 from gnpcli.config.loader import Layer, merge, parse_overrides, read_yaml, validate
 from gnpcli.config.messages import located
+from gnpcli.config.paths import user_path
 from gnpcli.config.resolved import Resolved, settle
 from gnpcli.config.resolved import resolve as resolve_configuration
 from gnpcli.config.schema import RunConfig
@@ -47,14 +48,21 @@ def preset_names() -> list[str]:
     return sorted(path.stem for path in preset_dir().glob("*.yaml"))
 
 
-def load_preset(name: str) -> Preset:
+def load_preset(name: str, folder: Path | None = None) -> Preset:
     """Read a shipped preset by name, or any YAML file by path (a run's ``config.yaml`` is one).
+
+    A `base` that is a relative path is looked for beside the file that names it.
+
+    Args:
+        name: As typed or written.
+        folder: What a relative path is relative to; None stands for the current folder.
 
     Raises:
         ConfigError: No such preset or file, a base that has a base itself, or YAML that cannot be
             read.
     """
-    preset = _read(name)
+    path = _path(name, folder or Path())
+    preset = _read(path)
     base = preset.layers[0].values.pop("base", None)
     if base is None:
         return preset
@@ -62,7 +70,7 @@ def load_preset(name: str) -> Preset:
     if not isinstance(base, str):
         raise ConfigError(f"{where}: base must be the name of a preset")
     try:
-        below = _read(base)
+        below = _read(_path(base, path.parent))
     except ConfigError as error:
         raise ConfigError(f"{where}: {error}") from None
     if "base" in below.layers[0].values:
@@ -72,14 +80,17 @@ def load_preset(name: str) -> Preset:
     return Preset(preset.name, preset.purpose, (*below.layers, *preset.layers))
 
 
-def _read(name: str) -> Preset:
-    is_path = name.endswith((".yaml", ".yml")) or "/" in name
-    path = Path(name).expanduser() if is_path else preset_dir() / f"{name}.yaml"
-    if not is_path and not path.is_file():
-        choices = preset_names()
-        raise ConfigError(
-            f"unknown preset '{name}'{suggest(name, choices)}; see `gnp presets list`"
-        )
+def _path(name: str, folder: Path) -> Path:
+    """Return the file of a shipped preset, or that of a path, which is relative to `folder`."""
+    if name.endswith((".yaml", ".yml")) or "/" in name:
+        return folder / user_path(name)
+    if name not in preset_names():
+        hint = suggest(name, preset_names())
+        raise ConfigError(f"unknown preset '{name}'{hint}; see `gnp presets list`")
+    return preset_dir() / f"{name}.yaml"
+
+
+def _read(path: Path) -> Preset:
     layer = read_yaml(path)
     values = dict(layer.values)
     purpose = values.pop("purpose", "")

@@ -14,6 +14,7 @@ from pydantic import ValidationError
 
 from gnpcli.config.loader import Layer, Tree, parse_overrides, read_yaml
 from gnpcli.config.messages import explain
+from gnpcli.config.paths import user_path
 from gnpcli.config.resolved import Resolved, settle
 from gnpcli.config.schema import RunConfig
 from gnpcli.errors import ConfigError, suggest
@@ -41,11 +42,13 @@ class Changes:
 
 @dataclass(frozen=True)
 class Table:
-    """A checked table, and where its keys were written."""
+    """A checked table, and where it and its keys were written."""
 
     name: str
     spec: TableSpec
     where: Mapping[str, str]
+    folder: Path
+    """Where its file is: relative paths of presets are relative to it."""
 
     def label(self, part: Part, name: str) -> str:
         """Return what people read for a row or a column."""
@@ -141,7 +144,7 @@ class Table:
     def _preset_layers(self, row: str, column: str) -> tuple[Layer, ...]:
         key, name = self._preset(row, column)
         try:
-            return load_preset(name).layers
+            return load_preset(name, self.folder).layers
         except ConfigError as error:
             raise ConfigError(f"{self.where.get(key, self.name)}: {error}") from None
 
@@ -178,12 +181,12 @@ def load_table(name: str) -> Table:
             message = f"{path}: {message}"
         raise ConfigError(message) from None
     check_names(spec, layer.where, path)
-    return Table(path.stem, spec, layer.where)
+    return Table(path.stem, spec, layer.where, path.parent)
 
 
 def _table_path(name: str) -> Path:
     if name.endswith((".yaml", ".yml")) or "/" in name:
-        return Path(name).expanduser()
+        return user_path(name)
     path = preset_dir() / "tables" / f"{name}.yaml"
     if not path.is_file():
         hint = suggest(name, table_names())

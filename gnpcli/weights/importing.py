@@ -11,6 +11,7 @@ from typing import Any
 import optax
 
 from gnpcli.config.loader import Layer, parse_overrides
+from gnpcli.config.paths import resolved_path, user_path
 from gnpcli.config.resolved import Resolved
 from gnpcli.config.schema import CheckpointConfig, DataConfig
 from gnpcli.data.base import DataSpec, numbered
@@ -71,12 +72,12 @@ def import_file(request: ImportRequest, screen: Screen) -> Path:
         CheckpointError: The file cannot be read or does not fit, or the folder is there already.
         ConfigError: The configuration is wrong, or the data set is unknown and not here.
     """
-    out = request.out.expanduser().resolve()
+    out = resolved_path(request.out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise CheckpointError(f"{out} is there already: take another --out")
     if request.dataset is not None:
         check_data(DataConfig(name=request.dataset, dir=request.data_dir))
-    params, state, facts = read_torch(request.path.expanduser(), request.model)
+    params, state, facts = read_torch(user_path(request.path), request.model)
     description = _describe(request, params, facts)
     about = f"a state dict of {request.model}"
     mean, std = description.data.mean, description.data.std

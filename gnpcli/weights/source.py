@@ -15,6 +15,7 @@ import jax
 import numpy as np
 from flax.traverse_util import flatten_dict
 
+from gnpcli.config.paths import resolved_path
 from gnpcli.config.resolved import Resolved
 from gnpcli.data.images.assemble import STREAMED_MEAN, STREAMED_STD
 from gnpcli.errors import CheckpointError, ConfigError
@@ -69,7 +70,7 @@ def read_pretrained(path: Path, model: str, screen: Screen) -> Pretrained:
         CheckpointError: It cannot be read, or is of another architecture.
         ConfigError: The model's family cannot take the weights of a file.
     """
-    path = path.expanduser().resolve()
+    path = resolved_path(path)
     if path.is_dir():
         trained = open_trained(locate(path), step=None, best=False, screen=screen)
         params, state = jax.device_get((trained.params, trained.model_state))

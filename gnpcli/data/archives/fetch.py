@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from gnpcli.config.paths import expanded
 from gnpcli.data.archives.download import BrokenConnection, Size, complete, length
 from gnpcli.data.progress import ProgressListener
 from gnpcli.errors import DataError
@@ -60,7 +61,7 @@ class Origin:
         Raises:
             DataError: If the file cannot be read or is something else.
         """
-        sums = _read_sums(os.path.expanduser(checksums)) if checksums else {}
+        sums = _read_sums(expanded(checksums)) if checksums else {}
         return cls(mirror or None, sums)
 
     @classmethod

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 
+from gnpcli.config.paths import expanded
+
 
 def data_dirs(directory: str | None) -> list[str]:
     """Return the folders in which data sets lie under their names, in the order of looking.
@@ -14,7 +16,7 @@ def data_dirs(directory: str | None) -> list[str]:
             stands for none.
     """
     if directory is not None:
-        return [os.path.expanduser(directory)]
+        return [expanded(directory, "data.dir")]
     found = [_variable("GNP_DATA_DIR"), "data", _variable("TFDS_DATA_DIR"), _tfds_default()]
     return list(dict.fromkeys(place for place in found if place))
 
@@ -22,13 +24,13 @@ def data_dirs(directory: str | None) -> list[str]:
 def candidates(name: str, directory: str | None) -> list[str]:
     """Return the folders that may hold the data set `name`; `data.dir` may itself be one."""
     below = [os.path.join(place, name) for place in data_dirs(directory)]
-    return below if directory is None else [os.path.expanduser(directory), *below]
+    return below if directory is None else [expanded(directory, "data.dir"), *below]
 
 
 def target_dir(directory: str | None) -> str:
     """Return the one of `data_dirs` in which missing data sets are prepared; it need not exist."""
     if directory is not None:
-        return os.path.expanduser(directory)
+        return expanded(directory, "data.dir")
     return _variable("GNP_DATA_DIR") or _variable("TFDS_DATA_DIR") or _tfds_default()
 
 
@@ -41,8 +43,8 @@ def image_folder(name: str, directory: str | None) -> str | None:
 
 
 def _variable(name: str) -> str:
-    return os.path.expanduser(os.environ.get(name, ""))
+    return expanded(os.environ.get(name, ""))
 
 
 def _tfds_default() -> str:
-    return os.path.join(os.path.expanduser("~"), "tensorflow_datasets")
+    return expanded("~/tensorflow_datasets")

@@ -22,6 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gnpcli.devices.process import cache_dir
+from gnpcli.errors import ConfigError
 
 FORMAT = 2
 """Part of every fingerprint: raise it whenever the same files would decode to something else."""
@@ -118,7 +119,7 @@ def write_cache(key: Key, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
         folder = cache_dir()
         folder.mkdir(parents=True, exist_ok=True)
         _write(folder, key, arrays)
-    except (OSError, RuntimeError) as error:
+    except (OSError, RuntimeError, ConfigError) as error:
         _log.warning(
             "images are decoded anew by every run, the cache cannot be written: %s", _reason(error)
         )

@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 from collections.abc import Collection, Mapping, Sequence
 
+from gnpcli.config.paths import expanded
 from gnpcli.errors import DataError
 
 _IN_VAL = ("LABEL", "LABELS", "labels.txt", "val_annotations.txt")
@@ -33,7 +34,7 @@ def read_classes(
         DataError: If there is no such file or it cannot be read, an image has no line, a line no
             image, or a class is unknown; with the file and the line.
     """
-    path = _find(root, folder) if given is None else os.path.expanduser(given)
+    path = _find(root, folder) if given is None else expanded(given, "data.val_labels")
     lines = _read_lines(path)
     if all(line in class_names for line in lines.values()):
         if len(lines) != len(names):

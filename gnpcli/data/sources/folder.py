@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 
+from gnpcli.config.paths import expanded
 from gnpcli.config.schema import DataConfig
 from gnpcli.data.base import DataInfo, Dataset
 from gnpcli.data.images import assemble
@@ -65,4 +66,4 @@ def _scan(config: DataConfig) -> Layout:
 
 
 def _root(config: DataConfig) -> str:
-    return os.path.expanduser(config.name.partition(":")[2])
+    return expanded(config.name.partition(":")[2], "data.name")
