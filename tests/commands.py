@@ -98,7 +98,7 @@ class CommandServer:
 
 def serve(path: str) -> None:
     """Listen at `path`. Returns in each child that is to run a command, with all set up for it."""
-    _import_everything()
+    import_everything()
     gc.freeze()  # what is never freed is never copied
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(path)
@@ -155,7 +155,7 @@ def _become(request: dict[str, Any]) -> None:
     sys.argv = ["-c", *request["arguments"]]
 
 
-def _import_everything() -> None:
+def import_everything() -> None:
     """Import the modules of the program, and so all that it depends on."""
     import gnpcli
 

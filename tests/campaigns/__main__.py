@@ -8,12 +8,13 @@ import sys
 import tempfile
 from pathlib import Path
 
-from tests.campaigns import damage, kills
+from tests.campaigns import damage, fuzz, kills, servers
 from tests.campaigns.campaign import Campaign, run
 from tests.campaigns.lab import Lab
 
 CAMPAIGNS: dict[str, Campaign] = {
-    campaign.name: campaign for campaign in (*kills.CAMPAIGNS, *damage.CAMPAIGNS)
+    campaign.name: campaign
+    for campaign in (*kills.CAMPAIGNS, *damage.CAMPAIGNS, *fuzz.CAMPAIGNS, *servers.CAMPAIGNS)
 }
 
 

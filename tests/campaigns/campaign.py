@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import random
+import re
 import shutil
 import time
 from collections import Counter
@@ -158,11 +159,16 @@ def _file_name(name: str) -> str:
     return "".join(letter if letter.isalnum() else "-" for letter in name)[:120]
 
 
+_RAW = re.compile(
+    r"Traceback|^\S+\.py:\d+: \w*Warning: |[\x00-\x08\x0b-\x1f\x7f-\x9f]", re.MULTILINE
+)
+
+
 def sound(done: Completed) -> Completed:
     """Return a command that ended as every command must.
 
-    It succeeded, or it failed with one line and status 1 or 2. A traceback is none of that, and
-    nor is a process that a signal ended.
+    It succeeded, or it failed with one line and status 1 or 2. No traceback is that, no process
+    that a signal ended, no raw warning of a library, and no control character on the screen.
 
     Raises:
         Failed: It ended otherwise.
@@ -171,7 +177,7 @@ def sound(done: Completed) -> Completed:
     errors = [line for line in told if line.startswith("error: ")]
     usage = done.returncode == 2 and any("Usage:" in line or "Error" in line for line in told)
     is_failure = done.returncode in (1, 2) and (len(errors) == 1 or usage)
-    if "Traceback" in done.stderr or not (done.returncode == 0 or is_failure):
+    if _RAW.search(done.stderr + done.stdout) or not (done.returncode == 0 or is_failure):
         raise Failed(f"{show(done)}: status {done.returncode}\n{done.stderr[-1500:]}")
     return done
 

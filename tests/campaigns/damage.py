@@ -188,9 +188,9 @@ def damage_read(name: str, call: Callable[[Lab, Path], Completed]):
 
 
 CAMPAIGNS = (
-    Campaign("damage-resume", HOLDS, damage_resume, small=10),
+    Campaign("damage-resume", HOLDS, damage_resume, small=6),
     *(
-        Campaign(f"damage-{name}", HOLDS, damage_read(name, call), small=5)
+        Campaign(f"damage-{name}", HOLDS, damage_read(name, call), small=4)
         for name, call in {**PRINTED, "report": _reported}.items()
     ),
 )

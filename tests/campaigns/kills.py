@@ -205,10 +205,10 @@ def _fail_reading(
 
 
 CAMPAIGNS = (
-    Campaign("random-kills", SAME, random_kills, small=8, full=RANDOM_KILLS),
-    Campaign("kill-train", SAME, event_kills("train", "kill"), 8, needs_faults=True),
-    Campaign("kill-resume", SAME, event_kills("resume", "kill"), 6, needs_faults=True),
-    Campaign("torn-write", SAME, event_kills("train", "torn"), 3, needs_faults=True),
-    Campaign("full-disk", SAME, full_disk, 6, needs_faults=True),
-    Campaign("unreadable", SAME, unreadable, 6, needs_faults=True),
+    Campaign("random-kills", SAME, random_kills, small=4, full=RANDOM_KILLS),
+    Campaign("kill-train", SAME, event_kills("train", "kill"), small=6, needs_faults=True),
+    Campaign("kill-resume", SAME, event_kills("resume", "kill"), small=4, needs_faults=True),
+    Campaign("torn-write", SAME, event_kills("train", "torn"), small=2, needs_faults=True),
+    Campaign("full-disk", SAME, full_disk, small=4, needs_faults=True),
+    Campaign("unreadable", SAME, unreadable, small=4, needs_faults=True),
 )

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import itertools
 import os
+import queue
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 
 from tests.campaigns.faults import Fault, build
+from tests.campaigns.many import Many
 from tests.commands import CommandServer, Completed
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -37,6 +39,7 @@ class Lab:
             "COLUMNS": "200",
         }
         preloaded = {} if self.faults is None else {"LD_PRELOAD": str(self.faults)}
+        self._idle: queue.SimpleQueue[Many] = queue.SimpleQueue()
         self._server = CommandServer({**self.environment, **preloaded})
 
     def new_folder(self) -> Path:
@@ -66,6 +69,23 @@ class Lab:
             [*map(str, arguments)], cwd=folder, env=environment, timeout=timeout
         )
 
+    def quick(
+        self, *arguments: object, cwd: Path | None = None, env: Mapping[str, str] | None = None
+    ) -> Completed:
+        """Run ``gnp ARGS`` in a process that runs many commands in turn.
+
+        Raises:
+            tests.campaigns.many.Hangs: It takes more time or memory than any such command may.
+        """
+        try:
+            many = self._idle.get_nowait()
+        except queue.Empty:
+            many = Many(self.environment)
+        try:
+            return many.run([*map(str, arguments)], cwd or self.folder, env or {})
+        finally:
+            self._idle.put(many)
+
     def __enter__(self) -> Lab:
         return self
 
@@ -76,3 +96,5 @@ class Lab:
         trace: TracebackType | None,
     ) -> None:
         self._server.close()
+        while not self._idle.empty():
+            self._idle.get().close()
