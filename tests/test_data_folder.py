@@ -286,7 +286,7 @@ def test_images_beyond_memory_are_an_error_not_a_crash(root: Path) -> None:
     with pytest.raises(
         DataError, match=r"GB of memory, more than there is: set data\.stream to true, or a smaller"
     ):
-        load_dataset(of(root, image_size=30_000_000, stream=False))
+        load_dataset(of(root).model_copy(update={"image_size": 30_000_000, "stream": False}))
 
 
 def test_absent_folder_is_described_as_unknown(tmp_path: Path) -> None:

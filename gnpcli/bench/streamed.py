@@ -21,7 +21,7 @@ from gnpcli.data.base import DataSpec, FileSplit
 from gnpcli.data.feeds.streamed import StreamedFeed
 from gnpcli.data.images.assemble import STREAMED_MEAN, STREAMED_SIZE, STREAMED_STD
 from gnpcli.data.images.crops import Transform, random_box
-from gnpcli.data.images.layout import SUFFIXES
+from gnpcli.data.images.entries import SUFFIXES
 from gnpcli.devices.process import describe_environment
 from gnpcli.errors import DataError
 

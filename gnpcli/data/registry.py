@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from gnpcli.config.schema import DataConfig
     from gnpcli.data.archives.fetch import Origin
     from gnpcli.data.archives.published import Located, PublishedDataset
-    from gnpcli.data.base import DataInfo, Dataset
+    from gnpcli.data.base import DataInfo, Dataset, DataSpec, FileSplit, Split
     from gnpcli.data.listing import Listing
 
 
@@ -39,6 +39,15 @@ class SourceModule(Protocol):
         """
 
 
+class FilesModule(SourceModule, Protocol):
+    """What the module of a source holds that is a folder of image files."""
+
+    def load_held_out(
+        self, config: DataConfig, split: str, like: DataSpec, progress: ProgressListener | None
+    ) -> tuple[DataSpec, Split | FileSplit] | None:
+        """Answer `load_held_out` for this source."""
+
+
 @dataclass(frozen=True)
 class SourceEntry:
     """One line of the registry."""
@@ -52,7 +61,10 @@ class SourceEntry:
     takes_splits: bool = False
     """Whether it has named splits: `data.train_split` and `data.test_split`."""
     takes_files: bool = False
-    """Whether it is a folder of image files: `data.stream` and `data.val_labels`."""
+    """Whether it is a folder of image files: `data.stream` and `data.val_labels`.
+
+    Its module is a `FilesModule`.
+    """
     argument: str = ""
     """What stands behind the colon of ``scheme:WORD``, in words."""
     by_hand: str | None = None
@@ -169,6 +181,31 @@ def load_dataset(config: DataConfig, progress: ProgressListener | None = None) -
     dataset = _module(config).load(config, progress)
     named = replace(dataset, spec=replace(dataset.spec, name=config.name))
     return as_configured(named, config)
+
+
+def load_held_out(
+    config: DataConfig, split: str, like: DataSpec, progress: ProgressListener | None = None
+) -> tuple[DataSpec, Split | FileSplit] | None:
+    """Load one split of a data set that has no training images, to evaluate a trained model on.
+
+    Args:
+        config: Names the data set.
+        split: ``test`` or ``val``.
+        like: What the model was trained on.
+        progress: As of `load_dataset`.
+
+    Returns:
+        `like` with the name, the classes and the image size of the split, and the split with labels
+        of those classes. None where `load_dataset` is to be asked: there are training images, or
+        the source does not do without.
+
+    Raises:
+        DataError: As `load_dataset`, or if there is no such split.
+    """
+    if not _entry(config).takes_files:
+        return None
+    module = cast(FilesModule, _module(config))
+    return module.load_held_out(config, split, replace(like, name=config.name), progress)
 
 
 def as_configured(dataset: Dataset, config: DataConfig) -> Dataset:

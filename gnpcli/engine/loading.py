@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from gnpcli.config.resolved import Resolved
 from gnpcli.data.base import Dataset
 from gnpcli.data.registry import load_dataset
+from gnpcli.terminal import words
 from gnpcli.terminal.loading import LoadingDisplay
 from gnpcli.terminal.screen import Screen
 
@@ -14,10 +15,9 @@ from gnpcli.terminal.screen import Screen
 def warn_of_skipped(screen: Screen, skipped: Sequence[str], split: str) -> None:
     """Say how many files of a split could not be read and were skipped, and name the first ones."""
     if skipped:
-        more = f" and {len(skipped) - 3} more" if len(skipped) > 3 else ""
         screen.line(
             f"warning: {len(skipped)} unreadable image(s) of the {split} split skipped: "
-            f"{', '.join(skipped[:3])}{more}",
+            f"{words.few(skipped)}",
             style="yellow",
         )
 

@@ -6,7 +6,7 @@ Code keeps fractions, seconds and bytes; these functions turn them into text.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 NOTHING = "-"
@@ -163,6 +163,16 @@ def listing(items: Iterable[Any], last: str = "and") -> str:
     if len(words) < 2:
         return "".join(words)
     return f"{', '.join(words[:-1])} {last} {words[-1]}"
+
+
+def few(items: Sequence[Any], most: int = 3) -> str:
+    """Return the first items, and how many more there are.
+
+    >>> few(["a", "b"]), few(["a", "b", "c", "d", "e"])
+    ('a, b', 'a, b, c and 2 more')
+    """
+    shown = ", ".join(str(item) for item in items[:most])
+    return f"{shown} and {len(items) - most:,} more" if len(items) > most else shown
 
 
 def evaluation(result: Mapping[str, Any], split: str = "") -> str:

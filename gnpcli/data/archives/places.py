@@ -34,10 +34,10 @@ def target_dir(directory: str | None) -> str:
     return _variable("GNP_DATA_DIR") or _variable("TFDS_DATA_DIR") or _tfds_default()
 
 
-def image_folder(name: str, directory: str | None) -> str | None:
-    """Return the first of `candidates` that holds an image folder's ``train``; None without one."""
+def image_folder(name: str, directory: str | None, split: str = "train") -> str | None:
+    """Return the first of `candidates` that holds a split of an image folder; None without one."""
     for place in candidates(name, directory):
-        if os.path.isdir(os.path.join(place, "train")):
+        if os.path.isdir(os.path.join(place, split)):
             return place
     return None
 

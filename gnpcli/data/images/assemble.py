@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -19,12 +22,16 @@ from gnpcli.data.base import (
 )
 from gnpcli.data.images.cache import cache_key, read_cache, write_cache
 from gnpcli.data.images.decode import decode_files, read_header, short_side
-from gnpcli.data.images.layout import Layout, SplitFiles
+from gnpcli.data.images.layout import HeldOut, Layout, SplitFiles, remarks
 from gnpcli.data.images.opening import ColourFound
 from gnpcli.data.images.pixels import Decoding
 from gnpcli.data.progress import ProgressListener
 from gnpcli.data.statistics import channel_statistics
 from gnpcli.data.validation import validation_counts
+from gnpcli.errors import DataError
+from gnpcli.terminal.words import few, readable
+
+_log = logging.getLogger("gnpcli")
 
 STREAMED_SIZE = 224
 """Side in pixels of streamed images without `data.image_size`."""
@@ -34,18 +41,17 @@ LARGEST_IN_MEMORY = 96
 """Side in pixels up to which images are kept in memory unless `data.stream` says otherwise."""
 
 
-def is_large(layout: Layout, image_size: int | None) -> bool:
+def is_large(files: SplitFiles, image_size: int | None) -> bool:
     """Return whether images are too large to be kept in memory.
 
     Args:
-        layout: The folder.
-        image_size: Side that images are resized to; None takes the short side of the first
-            training image.
+        files: The images.
+        image_size: Side that images are resized to; None takes the short side of the first image.
 
     Raises:
         DataError: If that image has to be looked at and cannot be read.
     """
-    side = image_size or short_side(layout.train.paths[0])
+    side = image_size or short_side(files.paths[0])
     return side > LARGEST_IN_MEMORY
 
 
@@ -93,11 +99,14 @@ def describe_layout(
 def streamed_dataset(layout: Layout, *, name: str, image_size: int | None) -> Dataset:
     """Return the file names of a layout with their labels. No image is opened.
 
+    What of the folder is not read leaves a note in the log.
+
     Args:
         layout: The folder.
         name: As in `data.name`.
         image_size: Side that images are resized to; None takes `STREAMED_SIZE`.
     """
+    _tell(remarks(layout))
     splits = {
         split: FileSplit(files.paths, _labels(files)) for split, files in layout.splits.items()
     }
@@ -123,7 +132,8 @@ def decoded_dataset(
     """Return the images of every split with their labels, from the cache or decoded and cached.
 
     Images have one channel if every training image is grey (Pillow's modes 1, L, I;16), else three.
-    `DataSpec.mean` and `std` are those of the training images.
+    `DataSpec.mean` and `std` are those of the training images. What of the folder is not read, and
+    images of a single colour, leave notes in the log.
 
     Args:
         layout: The folder.
@@ -136,7 +146,10 @@ def decoded_dataset(
     Raises:
         DataError: As `gnpcli.data.images.decode.decode_files`.
     """
+    _tell(remarks(layout))
     arrays = _arrays(layout, image_size, decoding, progress)
+    for split, files in layout.splits.items():
+        _tell(constant_images(arrays[split], files.paths))
     mean, std = arrays["statistics"].tolist()
     splits = {split: Split(arrays[split], _labels(files)) for split, files in layout.splits.items()}
     _, side, _, channels = arrays["train"].shape
@@ -149,6 +162,76 @@ def decoded_dataset(
         std=tuple(std),
     )
     return Dataset(spec, splits["train"], splits.get("validation"), splits.get("test"))
+
+
+def held_out_split(
+    found: HeldOut,
+    *,
+    like: DataSpec,
+    image_size: int | None,
+    is_streamed: bool,
+    decoding: Decoding,
+    progress: ProgressListener | None,
+) -> tuple[DataSpec, Split | FileSplit]:
+    """Return a split without training images, for a model that was trained on others.
+
+    Args:
+        found: The split.
+        like: What the model was trained on: its channels, mean and std, and its size if images are
+            streamed.
+        image_size: Side that decoded images are resized to; None keeps their own.
+        is_streamed: Whether images are decoded batch by batch.
+        decoding: What transparency and orientation mean.
+        progress: As of `decoded_dataset`.
+
+    Returns:
+        `like` with the classes and the size of the split, and its images.
+
+    Raises:
+        DataError: As `decoded_dataset`, or if the model takes grey images and one has colours.
+    """
+    _tell(remarks(found))
+    spec, paths = replace(like, class_names=found.class_names), found.files.paths
+    if is_streamed:
+        return spec, FileSplit(paths, _labels(found.files))
+    try:
+        images = decode_files(
+            paths,
+            image_size=image_size,
+            channels=like.channels,
+            only_grey=like.channels == 1,
+            like=paths[0],
+            decoding=decoding,
+            progress=None if progress is None else partial(_tick, progress, 0, len(paths)),
+        )
+    except ColourFound:
+        raise DataError(
+            f"{found.root} holds images in colour, and the model was trained on grey ones"
+        ) from None
+    _tell(constant_images(images, paths))
+    return replace(spec, image_size=images.shape[1]), Split(images, _labels(found.files))
+
+
+def constant_images(images: Images, paths: Sequence[str]) -> list[str]:
+    """Return which images are of a single colour, in a line; nothing where none is.
+
+    Args:
+        images: uint8 ``[N, S, S, C]``.
+        paths: Their N files.
+    """
+    found = []
+    for index, image in enumerate(images):
+        if (image == image[0, 0]).all():
+            found.append(paths[index])
+    if not found:
+        return []
+    are = "image is" if len(found) == 1 else "images are"
+    return [f"{len(found):,} {are} of a single colour: {few(found)}"]
+
+
+def _tell(lines: Sequence[str]) -> None:
+    for line in lines:
+        _log.warning("%s", readable(line))
 
 
 def _arrays(

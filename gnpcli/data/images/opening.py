@@ -20,7 +20,7 @@ from PIL import Image, ImageFile, UnidentifiedImageError
 from gnpcli.errors import DataError
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
-"""What the suffixes of `gnpcli.data.images.layout` promise.
+"""What the suffixes of `gnpcli.data.images.entries` promise.
 
 Pillow goes by the content: a PNG named .jpg is read as a PNG. Nothing else that Pillow knows is
 ever started by a file that lies about its name.

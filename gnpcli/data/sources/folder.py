@@ -13,9 +13,9 @@ import os
 
 from gnpcli.config.paths import expanded
 from gnpcli.config.schema import DataConfig
-from gnpcli.data.base import DataInfo, Dataset
+from gnpcli.data.base import DataInfo, Dataset, DataSpec, FileSplit, Split
 from gnpcli.data.images import assemble
-from gnpcli.data.images.layout import Layout, scan
+from gnpcli.data.images.layout import Layout, scan, scan_held_out
 from gnpcli.data.images.pixels import decoding
 from gnpcli.data.progress import ProgressListener
 
@@ -51,10 +51,31 @@ def load(config: DataConfig, progress: ProgressListener | None = None) -> Datase
     )
 
 
+def load_held_out(
+    config: DataConfig, split: str, like: DataSpec, progress: ProgressListener | None
+) -> tuple[DataSpec, Split | FileSplit] | None:
+    """Answer `gnpcli.data.registry.load_held_out`."""
+    root = _root(config)
+    found = scan_held_out(root, split, class_names=like.class_names, val_labels=config.val_labels)
+    if found is None:
+        return None
+    is_streamed = config.stream
+    if is_streamed is None:
+        is_streamed = assemble.is_large(found.files, config.image_size)
+    return assemble.held_out_split(
+        found,
+        like=like,
+        image_size=config.image_size,
+        is_streamed=is_streamed,
+        decoding=decoding(config),
+        progress=progress,
+    )
+
+
 def _is_streamed(layout: Layout, config: DataConfig) -> bool:
     if config.stream is not None:
         return config.stream
-    return assemble.is_large(layout, config.image_size)
+    return assemble.is_large(layout.train, config.image_size)
 
 
 def _scan(config: DataConfig) -> Layout:

@@ -11,9 +11,9 @@ from __future__ import annotations
 
 from gnpcli.config.schema import DataConfig
 from gnpcli.data.archives import places
-from gnpcli.data.base import DataInfo, Dataset
+from gnpcli.data.base import DataInfo, Dataset, DataSpec, FileSplit, Split
 from gnpcli.data.images import assemble
-from gnpcli.data.images.layout import Layout, scan
+from gnpcli.data.images.layout import Layout, scan, scan_held_out
 from gnpcli.data.images.pixels import decoding
 from gnpcli.data.progress import ProgressListener
 from gnpcli.errors import DataError
@@ -71,6 +71,26 @@ def load(config: DataConfig, progress: ProgressListener | None = None) -> Datase
         layout,
         name=config.name,
         image_size=size,
+        decoding=decoding(config),
+        progress=progress,
+    )
+
+
+def load_held_out(
+    config: DataConfig, split: str, like: DataSpec, progress: ProgressListener | None
+) -> tuple[DataSpec, Split | FileSplit] | None:
+    """Answer `gnpcli.data.registry.load_held_out`: the validation images alone."""
+    root = places.image_folder("imagenet", config.dir, "val")
+    if root is None or places.image_folder("imagenet", config.dir) is not None:
+        return None
+    found = scan_held_out(root, split, class_names=like.class_names, val_labels=config.val_labels)
+    if found is None:
+        return None
+    return assemble.held_out_split(
+        found,
+        like=like,
+        image_size=config.image_size or like.image_size,
+        is_streamed=_is_streamed(config),
         decoding=decoding(config),
         progress=progress,
     )
