@@ -86,7 +86,9 @@ class Loop:
         if self.saved_step != step:  # a signal or a hook between two saves, or nothing to train
             self._at_boundary(step, is_last=True, evaluates=not received)
         self.checkpoints.wait()
-        return self._summary(step, is_interrupted=step < stop and bool(received))
+        is_evaluated = self.evaluated is not None and self.evaluated[0] == step
+        is_whole = step >= stop and is_evaluated
+        return self._summary(step, is_interrupted=bool(received) and not is_whole)
 
     def _take(self, step: int) -> None:
         """Dispatch a step and start the copies of its metrics."""

@@ -85,13 +85,19 @@ class Session:
     ) -> tuple[Summary, list[signal.Signals]]:
         """Run the loop between opening and closing the logs; return the signals that came, too."""
         evaluators = self._evaluators()
+        # Where nothing is left to train, the state is evaluated all the same. A run that was killed
+        # between its last save and its summary may have logged that evaluation.
+        evaluates_start = start >= stop
         try:
             with (
-                self.run.open_log(start) as log,
-                self.run.open_events(start) as events,
+                self.run.open_log(start, evaluates_start=evaluates_start) as log,
+                self.run.open_events(start if evaluates_start else start + 1) as events,
                 self.screen.progress(self.task.horizon.total_steps, start),
                 stop_signals() as received,
             ):
+                if evaluates_start:  # TensorBoard forgets all of a step, or nothing
+                    for record in log.of_start:
+                        events.write(record)
                 clock = Clock(self.task.config.data.batch_size)
                 hooks = [
                     OnRecord(1, lambda record: self.run.check_claim()),

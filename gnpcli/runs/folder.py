@@ -201,13 +201,13 @@ class RunFolder:
         except OSError:
             return 0
 
-    def open_log(self, start_step: int) -> MetricsLog:
+    def open_log(self, start_step: int, *, evaluates_start: bool = False) -> MetricsLog:
         """Open the log to go on after `start_step`; see `MetricsLog`."""
-        return MetricsLog(self.path, start_step, self._warn)
+        return MetricsLog(self.path, start_step, self._warn, evaluates_start=evaluates_start)
 
-    def open_events(self, start_step: int) -> TensorBoardEvents:
-        """Open TensorBoard events to go on after `start_step`; see `TensorBoardEvents`."""
-        return TensorBoardEvents(self.path, start_step)
+    def open_events(self, first_step: int) -> TensorBoardEvents:
+        """Open TensorBoard events to go on with `first_step`; see `TensorBoardEvents`."""
+        return TensorBoardEvents(self.path, first_step)
 
     @property
     def checkpoint_dir(self) -> Path:

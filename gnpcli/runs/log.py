@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import Any
 
 from gnpcli.files import write_atomically
-from gnpcli.runs.contents import Record, is_record
+from gnpcli.runs.contents import HELD_OUT, Record, is_record
 from gnpcli.runs.writing import writing
 from gnpcli.strict_json import finite
 
@@ -122,19 +122,33 @@ class MetricsLog:
         start_step: Steps done when the run (re)starts. Records past it are dropped: they are of a
             run that was killed after its last checkpoint, and those steps come again.
         on_damage: As in `read_metrics`, of the file that is there already.
+        evaluates_start: Whether the evaluation after `start_step` comes again as well: its records
+            are dropped.
 
     Raises:
         RunWriteError: Here, in `write` or at the end: the file cannot be written.
     """
 
     def __init__(
-        self, run_dir: Path, start_step: int, on_damage: Callable[[str], None] | None = None
+        self,
+        run_dir: Path,
+        start_step: int,
+        on_damage: Callable[[str], None] | None = None,
+        *,
+        evaluates_start: bool = False,
     ):
         self.path = run_dir / METRICS_FILE
+        self.of_start: list[Record] = []
+        """The records of `start_step` that are there already, and stay."""
         with writing(run_dir):
             if self.path.exists():
                 records = read_metrics(self.path, on_damage)
-                kept = [record for record in records if record["step"] <= start_step]
+                kept = [
+                    record
+                    for record in records
+                    if not _comes_again(record, start_step, evaluates_start)
+                ]
+                self.of_start = [record for record in kept if record["step"] == start_step]
                 write_atomically(self.path, "".join(json.dumps(record) + "\n" for record in kept))
             self._file = open(self.path, "a", encoding="utf-8", buffering=1)  # noqa: SIM115 - closed in __exit__
 
@@ -167,3 +181,9 @@ class MetricsLog:
         # An error on its way out says more than what it makes of closing the file.
         with suppress(OSError) if error else writing(self.path.parent):
             self._file.close()
+
+
+def _comes_again(record: Record, start_step: int, evaluates_start: bool) -> bool:
+    if record["step"] == start_step:
+        return evaluates_start and record["split"] in HELD_OUT
+    return bool(record["step"] > start_step)

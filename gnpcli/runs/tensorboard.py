@@ -21,16 +21,14 @@ class TensorBoardEvents:
 
     Args:
         run_dir: The run folder.
-        start_step: Steps done when the run (re)starts. TensorBoard is told to forget what an
-            earlier session wrote past it.
+        first_step: The first whose records come, or come again. TensorBoard is told to forget what
+            an earlier session wrote from there on.
 
     Raises:
         RunWriteError: Here, in `write` or at the end: the file cannot be written.
     """
 
-    FLUSH_EVERY_S = 10.0
-
-    def __init__(self, run_dir: Path, start_step: int):
+    def __init__(self, run_dir: Path, first_step: int):
         # Both load numpy, which those who read a run folder can do without.
         from tensorboardX.proto.event_pb2 import Event, SessionLog
         from tensorboardX.record_writer import RecordWriter
@@ -40,9 +38,8 @@ class TensorBoardEvents:
             path = run_dir / f"events.out.tfevents.{time.time():.6f}.gnp"
             self._writer = RecordWriter(str(path))
         self._event = Event
-        self._flushed = time.monotonic()
         self._add(file_version="brain.Event:2")
-        self._add(step=start_step + 1, session_log=SessionLog(status=SessionLog.START))
+        self._add(step=first_step, session_log=SessionLog(status=SessionLog.START))
 
     def write(self, record: Mapping[str, Any]) -> None:
         """Write the finite numbers of a record, which has `step` and `split`, as ``split/name``."""
@@ -52,15 +49,14 @@ class TensorBoardEvents:
             if key not in ("step", "epoch") and _is_shown(value)
         ]
         self._add(step=record["step"], summary={"value": values})
-        if time.monotonic() - self._flushed > self.FLUSH_EVERY_S:
-            with writing(self._run_dir):
-                self._writer.flush()
-            self._flushed = time.monotonic()
 
     def _add(self, **fields: Any) -> None:
         event = self._event(wall_time=time.time(), **fields)
         with writing(self._run_dir):
             self._writer.write(event.SerializeToString())
+            # What a checkpoint is newer than must outlive a kill. The writer's own `flush` also
+            # waits for the disk, which takes milliseconds.
+            self._writer._writer.flush()
 
     def __enter__(self) -> TensorBoardEvents:
         return self
