@@ -65,8 +65,8 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 REPOSITORY = Path(__file__).resolve().parents[1]
 SHARED_DATA = REPOSITORY.parent / "shared" / "data"
 
-FINDS_SMALL = {"PYTHONPATH": str(REPOSITORY)}
-"""The environment in which a command finds ``model.name=tests.small:small``."""
+FINDS_SMALL = {"PYTHONPATH": str(REPOSITORY), "GNP_TRUST_CODE": "1"}
+"""The environment in which a command finds ``model.name=tests.small:small``, also in a run."""
 
 Gnp = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -89,6 +89,7 @@ def _isolated_caches(tmp_path_factory: pytest.TempPathFactory) -> None:
     jax.config.update("jax_compilation_cache_dir", str(cache / "xla"))
     for name in ("GNP_DEBUG", "XLA_FLAGS", "TFDS_DATA_DIR", "GNP_DATA_DIR", "GNP_CHECKSUMS"):
         os.environ.pop(name, None)
+    os.environ.pop("GNP_TRUST_CODE", None)
     os.environ["GNP_MIRROR"] = (
         "http://127.0.0.1:9"  # what is absent is not fetched: nobody listens there
     )

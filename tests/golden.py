@@ -105,7 +105,7 @@ def run_gnp(tree: Path, folder: Path, arguments: list[str]) -> str:
     done = subprocess.run(
         [sys.executable, "-c", "from gnpcli.cli import main; main()", *arguments],
         cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(tree)},
+        env={**os.environ, "PYTHONPATH": str(tree), "GNP_TRUST_CODE": "1"},
         capture_output=True,
         text=True,
         timeout=900,

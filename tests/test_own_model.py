@@ -9,7 +9,7 @@ import pytest
 
 from gnpcli.config.loader import read_yaml
 from gnpcli.errors import ConfigError
-from gnpcli.models.registry import find_model
+from gnpcli.models.registry import load_model
 from tests.conftest import Gnp, fails
 from tests.test_readme import OWN_MODEL
 
@@ -56,7 +56,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 )
 def test_a_model_is_named_by_its_module_or_by_its_file(here: Path, form: str):
     (here / "own_a.py").write_text(OWN_MODEL)
-    entry = find_model(form.format(here=here))
+    entry = load_model(form.format(here=here))
     assert entry.sizes == {"width": 16}
     assert type(entry.load()).__name__ == "MyFamily"
 
@@ -66,10 +66,10 @@ def test_the_file_of_a_model_is_no_installed_module(here: Path):
     folder.mkdir()
     (folder / "__init__.py").write_text(f"from beside import WIDTH\n{OWN_MODEL}")
     (folder / "beside.py").write_text("WIDTH = 3\n")
-    entry = find_model("./numpy:small")
+    entry = load_model("./numpy:small")
     assert entry.sizes == {"width": 16}
     assert sys.modules["numpy"].__file__ != str(folder / "__init__.py")
-    assert entry.load() is find_model(f"{here}/numpy/__init__.py:small").load()
+    assert entry.load() is load_model(f"{here}/numpy/__init__.py:small").load()
 
 
 @pytest.mark.parametrize(
@@ -93,7 +93,7 @@ def test_the_file_of_a_model_is_no_installed_module(here: Path):
 )
 def test_a_name_of_no_model_is_one_line(here: Path, name: str, part: str):
     with pytest.raises(ConfigError) as caught:
-        find_model(name)
+        load_model(name)
     assert part in str(caught.value)
     assert "\n" not in str(caught.value)
     assert caught.value.key == "model.name"
@@ -119,5 +119,5 @@ def test_a_name_of_no_model_is_one_line(here: Path, name: str, part: str):
 def test_code_that_fails_is_one_line_with_its_place(here: Path, form, module, text, part):
     (here / f"{module}.py").write_text(text)
     with pytest.raises(ConfigError) as caught:
-        find_model(form.format(module)).load()
+        load_model(form.format(module)).load()
     assert part in str(caught.value)

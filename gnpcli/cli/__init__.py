@@ -50,6 +50,8 @@ def main() -> None:
 
     A failure that a user can cause ends in one line on stderr and exit status 1.
     """
+    # Else a module of the current folder would come before Python's own in processes of workers.
+    os.environ.setdefault("PYTHONSAFEPATH", "1")
     try:
         add_commands(app)(prog_name="gnp")
     except Exception as error:

@@ -14,6 +14,7 @@ from gnpcli.cli.options import (
     JsonOption,
     PresetOption,
     SetOption,
+    TrustOption,
     resolve_options,
     split_names,
 )
@@ -61,6 +62,7 @@ def bench(
     assignments: SetOption = NOTHING_SET,
     rounds: RoundsOption = 5,
     steps: StepsOption = 3,
+    trust_code: TrustOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Measure plain and GNP training steps of a preset, interleaved, on random images.
@@ -86,6 +88,7 @@ def data(
     count: CountOption = 2000,
     rounds: RoundsOption = 5,
     steps: StepsOption = 3,
+    trust_code: TrustOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Measure what feeding a preset costs, beside its training step.
@@ -112,6 +115,7 @@ def telemetry(
     assignments: SetOption = NOTHING_SET,
     rounds: RoundsOption = 7,
     steps: StepsOption = 3,
+    trust_code: TrustOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Measure what metrics, guard and optimizer statistics cost, over a bare plain step."""
@@ -129,6 +133,7 @@ def gr(
     variants: FormsOption = None,
     rounds: RoundsOption = 5,
     steps: StepsOption = 3,
+    trust_code: TrustOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Measure every form of GR as time and memory over plain training, on random images."""
@@ -147,6 +152,7 @@ def peer(
     is_compiled: CompileOption = False,
     rounds: RoundsOption = 5,
     steps: StepsOption = 3,
+    trust_code: TrustOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Measure plain and GNP steps beside those of the same network in PyTorch."""

@@ -14,6 +14,7 @@ from gnpcli.cli.options import (
     JsonOption,
     QuietOption,
     SetOption,
+    TrustOption,
     resolve_options,
     split_names,
 )
@@ -82,6 +83,7 @@ def check(
     per_decade: PerDecadeOption = 2,
     threshold: ThresholdOption = 0.1,
     out: PictureOption = None,
+    trust_code: TrustOption = False,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:

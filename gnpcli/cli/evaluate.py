@@ -14,6 +14,7 @@ from gnpcli.cli.options import (
     JsonOption,
     QuietOption,
     StepOption,
+    TrustOption,
     check_one_checkpoint,
 )
 from gnpcli.cli.output import print_json, say, start_process
@@ -72,6 +73,7 @@ def evaluate(
     weights: WeightsOption = None,
     recalibrate: RecalibrateOption = None,
     batch_size: BatchSizeOption = None,
+    trust_code: TrustOption = False,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:

@@ -113,6 +113,6 @@ def _numbers(text: str | None, flag: str) -> tuple[float, ...] | None:
 
 def _check_name(model: str) -> None:
     """Refuse an unknown architecture before anything heavy is loaded."""
-    from gnpcli.models.registry import find_model
+    from gnpcli.models.registry import load_model
 
-    find_model(model)
+    load_model(model)

@@ -16,6 +16,7 @@ from gnpcli.cli.options import (
     QuietOption,
     RunsArgument,
     StepOption,
+    TrustOption,
     check_one_checkpoint,
 )
 from gnpcli.cli.output import print_json, print_table, say, start_process
@@ -98,6 +99,7 @@ def inspect(
     best: BestOption = False,
     batch_size: BatchSizeOption = 128,
     seed: SeedOption = 0,
+    trust_code: TrustOption = False,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,10 +12,12 @@ import typer
 from gnpcli.cli.output import warn
 from gnpcli.config.paths import user_path
 from gnpcli.config.strategies import STRATEGIES
+from gnpcli.models.own import TRUST
 from gnpcli.terminal.words import listing
 
 if TYPE_CHECKING:
     from gnpcli.config.resolved import Resolved
+    from gnpcli.recipes.presets import Code
 
 
 def split_names(text: str) -> list[str]:
@@ -81,6 +84,21 @@ BestOption = Annotated[bool, typer.Option("--best", help="The checkpoint with th
 DryRunOption = Annotated[
     bool, typer.Option("--dry-run", help="Print what would be done, and exit.")
 ]
+
+
+def _trust(is_asked: bool) -> None:
+    if is_asked:
+        os.environ[TRUST] = "1"  # as if it had been set: for this process and those it starts
+
+
+TrustOption = Annotated[
+    bool,
+    typer.Option(
+        "--trust-code",
+        callback=_trust,
+        help="Run the code of a model of one's own that a file names (also GNP_TRUST_CODE=1).",
+    ),
+]
 QuietOption = Annotated[
     bool, typer.Option("--quiet", "-q", help="Print only warnings and the result.")
 ]
@@ -121,11 +139,13 @@ def resolve_options(
     epochs: int | None = None,
     seed: int | None = None,
     flags: Mapping[str, tuple[str, Any]] | None = None,
+    code: Code = "needed",
 ) -> Resolved:
     """Resolve a preset under the short flags and the ``--set`` assignments.
 
     What is doubtful about the configuration is printed as warnings. `flags` are those of one
-    command alone, as in `gnpcli.recipes.presets.resolve`.
+    command alone, and `code` says whether a model of the user's own runs; both are as in
+    `gnpcli.recipes.presets.resolve`.
     """
     from gnpcli.config.checks import advice
     from gnpcli.recipes.presets import resolve
@@ -137,7 +157,7 @@ def resolve_options(
         "train.epochs": ("--epochs", epochs),
         "train.seed": ("--seed", seed),
     }
-    config = resolve(preset, assignments, {**shared, **(flags or {})})
+    config = resolve(preset, assignments, {**shared, **(flags or {})}, code)
     for warning in advice(config):
         warn(warning)
     return config

@@ -48,7 +48,9 @@ def preview(
 
     Each image stands above what augmentation makes of it.
     """
-    config = resolve_options(preset, assignments, dataset=dataset, data_dir=data_dir, seed=seed)
+    config = resolve_options(
+        preset, assignments, dataset=dataset, data_dir=data_dir, seed=seed, code="none"
+    )
     if not out.absolute().parent.is_dir():
         raise typer.BadParameter(f"no folder {out.absolute().parent}", param_hint="--out")
     from gnpcli.measure.augmentation import preview as run

@@ -17,6 +17,7 @@ from gnpcli.cli.options import (
     QuietOption,
     SetOption,
     TableArgument,
+    TrustOption,
     split_names,
 )
 from gnpcli.cli.output import (
@@ -111,6 +112,7 @@ def reproduce_table(
     assignments: SetOption = NOTHING_SET,
     out: OutOption = None,
     jobs: JobsOption = 1,
+    trust_code: TrustOption = False,
     dry_run: DryRunOption = False,
     render: RenderOption = False,
     as_json: JsonOption = False,

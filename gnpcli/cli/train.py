@@ -21,6 +21,7 @@ from gnpcli.cli.options import (
     RunArgument,
     SeedOption,
     SetOption,
+    TrustOption,
     resolve_options,
 )
 from gnpcli.cli.output import print_json, say, start_process
@@ -62,6 +63,7 @@ def train(
     assignments: SetOption = NOTHING_SET,
     run_dir: RunDirOption = None,
     max_steps: MaxStepsOption = None,
+    trust_code: TrustOption = False,
     dry_run: DryRunOption = False,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
@@ -79,6 +81,7 @@ def train(
         epochs=epochs,
         seed=seed,
         flags={"train.init_from": ("--init-from", init_from)},
+        code="allowed" if dry_run else "needed",
     )
     if dry_run:
         _print_plan(config, run_dir, as_json)
@@ -92,6 +95,7 @@ def train(
 def resume(
     run: RunArgument,
     max_steps: MaxStepsOption = None,
+    trust_code: TrustOption = False,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:

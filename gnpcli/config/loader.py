@@ -29,6 +29,8 @@ class Layer:
     """Nested by section."""
     where: Places = field(default_factory=dict)
     """Where the keys were written."""
+    is_typed: bool = False
+    """Whether a person gave the values, in options or in a call; a file may be anybody's."""
 
 
 def read_yaml(path: Path) -> Layer:
@@ -71,7 +73,7 @@ def parse_overrides(
         ConfigError: An assignment without ``=`` or key, or a value that is not YAML.
     """
     layers = [
-        Layer(nest(key, value), _sources(key, flag))
+        Layer(nest(key, value), _sources(key, flag), is_typed=True)
         for key, (flag, value) in (flags or {}).items()
         if value is not None
     ]
@@ -82,7 +84,9 @@ def parse_overrides(
             raise ConfigError(
                 f"--set {text}: expected key=value, for example --set optimizer.lr=0.01"
             )
-        layers.append(Layer(nest(key, _typed(text, key, raw)), _sources(key, "--set")))
+        layers.append(
+            Layer(nest(key, _typed(text, key, raw)), _sources(key, "--set"), is_typed=True)
+        )
     return layers
 
 

@@ -9,6 +9,7 @@ from pydantic import (
     BaseModel,
     BeforeValidator,
     ConfigDict,
+    JsonValue,
     ValidationError,
     ValidationInfo,
     ValidatorFunctionWrapHandler,
@@ -102,6 +103,16 @@ class ModelSection(NamedSection):
         if not isinstance(values, Mapping):
             return values
         return {key: value for key, value in values.items() if value is not None}
+
+
+class UnloadedModel(ModelSection):
+    """The section of a model of a user's own whose code has not run: its options as written.
+
+    It can be shown and compared. A model cannot be built of it.
+    """
+
+    model_config = ConfigDict(extra="allow")
+    __pydantic_extra__: dict[str, JsonValue]
 
 
 ModelSections = Callable[[str], type[ModelSection]]

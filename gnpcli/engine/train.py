@@ -16,6 +16,7 @@ from gnpcli.engine.session import Session
 from gnpcli.engine.starting import state_from
 from gnpcli.engine.task import Task, build_task
 from gnpcli.recipes.plan import fit
+from gnpcli.recipes.presets import with_code
 from gnpcli.runs.contents import Summary
 from gnpcli.runs.folder import RunFolder, claimed_run
 from gnpcli.terminal.screen import Screen
@@ -101,11 +102,13 @@ def resume(
 
     Raises:
         CheckpointError: No checkpoint can be used, or `data` holds other images than the run's.
+        ConfigError: The model is code of somebody's own, which the program has not imported and
+            ``GNP_TRUST_CODE`` does not allow.
         FolderInUse: Another process trains the run, and is named.
         GnpError: As of `train`.
     """
     screen = screen or Screen(quiet=quiet)
-    config = RunFolder(run_dir).config()
+    config = with_code(RunFolder(run_dir).config(), f"{run_dir}/config.yaml")
     run = RunFolder(run_dir.resolve(), partial(_warn, screen))
     with run.claimed():
         task, dataset = _prepare(config, data, screen)

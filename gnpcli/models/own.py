@@ -2,6 +2,12 @@
 
 A name is ``module:entry`` for a module on the Python path or in the current folder, or
 ``FILE:entry`` for a file: ``./mynet.py:small``, ``./mynet:small``, ``/home/me/mynet.py:small``.
+
+Code runs where a person names it: on the command line, or in the call of a program. A file that
+names code may come from anybody. Examples are the ``config.yaml`` of a run, a preset and the
+description of a checkpoint. Code that only a file names runs where the person trusts it, which
+``--trust-code`` and ``GNP_TRUST_CODE=1`` say. To name a module that is imported already runs
+nothing.
 """
 
 from __future__ import annotations
@@ -18,6 +24,9 @@ from types import ModuleType
 
 from gnpcli.config.paths import resolved_path
 from gnpcli.errors import ConfigError
+
+TRUST = "GNP_TRUST_CODE"
+"""The environment variable that is ``1`` where code may run that only a file names."""
 
 _KEY = "model.name"
 _FORMS = "module:entry or ./file.py:entry"
@@ -78,6 +87,38 @@ def _module_of(file: Path) -> str:
     """Return a name that no other module has: ``numpy.py`` must not be taken for NumPy."""
     stem = file.parent.name if file.stem == "__init__" else file.stem
     return f"{stem}@{hashlib.sha256(str(file).encode()).hexdigest()[:8]}"
+
+
+def is_trusting() -> bool:
+    """Return whether code may run that only a file names."""
+    return os.environ.get(TRUST) == "1"
+
+
+def is_imported(name: str) -> bool:
+    """Return whether the module of a model outside this package is imported already."""
+    try:
+        return read_name(name).module in sys.modules
+    except ConfigError:  # an ill-formed name, or a file that is not here
+        return False
+
+
+def refusal(own: OwnModel) -> ConfigError:
+    """Return the error that the code of a model may not run, with the file that would."""
+    return ConfigError(
+        f"model {own.name!r} is code from outside this program: {own.file or _place(own.module)} "
+        f"would run; if you trust it, add --trust-code (or set {TRUST}=1)",
+        _KEY,
+    )
+
+
+def _place(module: str) -> str:
+    """Return what importing a module would run. No package around it is imported to find out."""
+    inside = Path(*module.split("."))
+    for folder in (*sys.path, os.getcwd()):
+        for path in (folder / inside / "__init__.py", folder / inside.with_suffix(".py")):
+            if path.is_file():
+                return f"module {module} ({path.absolute()})"
+    return f"module {module}"
 
 
 def import_own(own: OwnModel) -> ModuleType:

@@ -8,12 +8,14 @@ with a ``FAMILY``; see `gnpcli.models.family`.
 from __future__ import annotations
 
 import importlib
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, Protocol
 
 from gnpcli.config.schema import RunConfig
-from gnpcli.config.section import ModelSection
+from gnpcli.config.section import ModelSection, UnloadedModel
 from gnpcli.errors import ConfigError, suggest
 from gnpcli.models.family import Family, Images
 from gnpcli.models.options import (
@@ -29,7 +31,15 @@ from gnpcli.models.options import (
     VitOptions,
     WideResnetOptions,
 )
-from gnpcli.models.own import import_own, in_words, is_own, read_name
+from gnpcli.models.own import (
+    OwnModel,
+    import_own,
+    in_words,
+    is_imported,
+    is_own,
+    read_name,
+    refusal,
+)
 
 if TYPE_CHECKING:
     from gnpcli.models.base import Model
@@ -251,48 +261,80 @@ MODELS: dict[str, Entry] = {
 
 
 def find_model(name: str) -> Entry:
-    """Return the entry of a name of `MODELS`, or of a model of one's own.
+    """Return the entry of a name of `MODELS`, or of a model of one's own. No code runs.
 
-    `gnpcli.models.own` says how those are named and where they are looked for.
+    `gnpcli.models.own` says how the latter are named, and when their code runs.
 
     Raises:
-        ConfigError: There is none.
+        ConfigError: There is none, or the module of a model of one's own is not imported.
     """
     if name in MODELS:
         return MODELS[name]
+    own = _own(name)
+    module = sys.modules.get(own.module)
+    if module is None:
+        raise refusal(own)
+    return _entry(own, module)
+
+
+def load_model(name: str) -> Entry:
+    """Return the entry as `find_model` does. The module of a model of one's own is imported.
+
+    It is for names that a person has typed or trusts.
+
+    Raises:
+        ConfigError: There is none, or its code fails.
+    """
+    if name in MODELS:
+        return MODELS[name]
+    own = _own(name)
+    return _entry(own, import_own(own))
+
+
+def is_unloaded(name: str) -> bool:
+    """Return whether a name means a model of one's own whose module is not imported."""
+    return name not in MODELS and is_own(name) and not is_imported(name)
+
+
+def _own(name: str) -> OwnModel:
     if not is_own(name):
         raise ConfigError(
             f"unknown model {name!r}{suggest(name, MODELS)}; the models are {', '.join(MODELS)}, "
             "and one of your own is module:entry or ./file.py:entry",
             key="model.name",
         )
-    own = read_name(name)
-    entry = getattr(import_own(own), own.entry, None)
+    return read_name(name)
+
+
+def _entry(own: OwnModel, module: ModuleType) -> Entry:
+    entry = vars(module).get(own.entry)
     if not isinstance(entry, Entry):
         raise ConfigError(
-            f"model {name!r}: '{own.file or own.module}' has no gnpcli.models.registry.Entry named "
-            f"{own.entry}",
+            f"model {own.name!r}: '{own.file or own.module}' has no gnpcli.models.registry.Entry "
+            f"named {own.entry}",
             key="model.name",
         )
     return entry
 
 
-def model_section(name: str) -> type[Options]:
+def model_section(name: str) -> type[ModelSection]:
     """Return the class of the `model` section of a configuration, for the model of that name.
 
+    No code runs. For a model of one's own whose module is not imported it is `UnloadedModel`.
+
     Raises:
-        ConfigError: As `find_model`.
+        ConfigError: There is no such model.
     """
-    return find_model(name).options
+    return UnloadedModel if is_unloaded(name) else find_model(name).options
 
 
 def model_options(name: str, **options: Any) -> Options:
     """Return the `model` section for a model with these options and its defaults for the others.
 
     Raises:
-        ConfigError: As `find_model`; or an option that this model does not have.
+        ConfigError: As `load_model`; or an option that this model does not have.
     """
-    return model_section(name).model_validate({"name": name, **options})
+    return load_model(name).options.model_validate({"name": name, **options})
 
 
 def build_model(options: ModelSection, images: Images, dtype: str = "float32") -> Model:

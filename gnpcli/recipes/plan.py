@@ -40,9 +40,20 @@ def fit(config: Resolved, data: DataInfo) -> tuple[Model, int]:
     Raises:
         ConfigError: Model, augmentation or batch size do not fit the data.
     """
-    from gnpcli.data.augment.pipeline import check_pipeline
-    from gnpcli.data.feeds.base import steps_per_epoch
     from gnpcli.models.registry import build_for
 
+    steps = fit_batches(config, data)
+    return build_for(config, data), steps
+
+
+def fit_batches(config: Resolved, data: DataInfo) -> int:
+    """Count the steps of an epoch, from the sizes of the data alone.
+
+    Raises:
+        ConfigError: Augmentation or batch size do not fit the data.
+    """
+    from gnpcli.data.augment.pipeline import check_pipeline
+    from gnpcli.data.feeds.base import steps_per_epoch
+
     check_pipeline(config.data, data.image_size, is_streamed=data.is_streamed)
-    return build_for(config, data), steps_per_epoch(data.num_train, config.data.batch_size)
+    return steps_per_epoch(data.num_train, config.data.batch_size)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from gnpcli.config.loader import Layer, merge, parse_overrides, read_yaml, validate
 from gnpcli.config.messages import located
@@ -13,13 +13,21 @@ from gnpcli.config.paths import user_path
 from gnpcli.config.resolved import Resolved, settle
 from gnpcli.config.resolved import resolve as resolve_configuration
 from gnpcli.config.schema import RunConfig
-from gnpcli.config.section import ModelSection
+from gnpcli.config.section import ModelSection, UnloadedModel
 from gnpcli.data.registry import check_data
 from gnpcli.errors import ConfigError, suggest
-from gnpcli.models.registry import model_section
+from gnpcli.models.own import is_trusting
+from gnpcli.models.registry import find_model, is_unloaded, load_model, model_section
 
 DEFAULT_PRESET = "vit-nano-digits"
 """What ``gnp train`` trains when nothing is named: a small ViT on the bundled digits."""
+
+Code = Literal["none", "allowed", "needed"]
+"""How far the code of a model of the user's own runs, see `gnpcli.models.own`.
+
+``none`` runs nothing: the options of such a model are shown as written. ``allowed`` runs what a
+person named or trusts. ``needed`` refuses a configuration whose code may not run.
+"""
 
 
 @dataclass(frozen=True)
@@ -106,7 +114,8 @@ def compose(
 ) -> RunConfig:
     """Compose a configuration of a preset, then short flags, then ``--set`` assignments.
 
-    Unlike the result of `resolve`, ``gr.groups`` may be ``per-device``.
+    Unlike the result of `resolve`, ``gr.groups`` may be ``per-device``. It is for showing: no code
+    of the user's own runs.
 
     Args:
         name: Preset name or YAML path; None takes `DEFAULT_PRESET`.
@@ -123,12 +132,19 @@ def resolve(
     name: str | None,
     assignments: Sequence[str] = (),
     flags: Mapping[str, tuple[str, Any]] | None = None,
+    code: Code = "needed",
 ) -> Resolved:
     """Resolve a preset under flags and assignments for the devices of this machine.
 
-    Arguments and errors are those of `compose`.
+    The other arguments are those of `compose`.
+
+    Args:
+        code: Whether code of the user's own runs.
+
+    Raises:
+        ConfigError: As `compose`; or the code is needed, a file names it, and it is not trusted.
     """
-    return resolve_layers(_layers(name, assignments, flags))
+    return resolve_layers(_layers(name, assignments, flags), code)
 
 
 def resolve_architecture(name: str, assignments: Sequence[str] = ()) -> ModelSection:
@@ -138,8 +154,9 @@ def resolve_architecture(name: str, assignments: Sequence[str] = ()) -> ModelSec
         ConfigError: As `compose`.
     """
     *below, demo = load_preset(DEFAULT_PRESET).layers
-    alone = Layer({**demo.values, "model": {"name": name}})  # the other sections are no matter
-    return compose_layers([*below, alone, *parse_overrides(assignments)]).model
+    values = {**demo.values, "model": {"name": name}}  # the other sections are no matter
+    alone = Layer(values, is_typed=True)
+    return compose_layers([*below, alone, *parse_overrides(assignments)], "needed").model
 
 
 def override(
@@ -155,8 +172,9 @@ def override(
     return resolve_layers(layers)
 
 
-def compose_layers(layers: Sequence[Layer]) -> RunConfig:
+def compose_layers(layers: Sequence[Layer], code: Code = "none") -> RunConfig:
     """Merge layers, the lowest first, into a configuration; as in `compose`."""
+    _run_code(layers, code)
     layer = merge(layers, model_section)
     config = validate(layer, model_section)
     try:
@@ -166,21 +184,69 @@ def compose_layers(layers: Sequence[Layer]) -> RunConfig:
     return config
 
 
-def resolve_layers(layers: Sequence[Layer]) -> Resolved:
+def resolve_layers(layers: Sequence[Layer], code: Code = "needed") -> Resolved:
     """Merge layers, the lowest first, into a complete configuration; as in `resolve`."""
-    return settle(compose_layers(layers), count_devices)
+    return settle(compose_layers(layers, code), count_devices)
 
 
 def read_resolved(layers: Sequence[Layer]) -> Resolved:
-    """Resolve layers as `resolve_layers` does, whether or not their data set is known here.
+    """Resolve layers, whether or not their data set is known here. No code of the user's own runs.
 
     A run of an earlier version may lack model options. They take the model's defaults, which is
-    what they were.
+    what they were. `with_code` makes a configuration of it that can be trained.
 
     Raises:
         ConfigError: They are no configuration.
     """
     return resolve_configuration(layers, count_devices, model_section)
+
+
+def with_code(config: Resolved, where: str) -> Resolved:
+    """Return a configuration of a file with the options of its model as the model's code has them.
+
+    The code of a model of the user's own runs, where it is trusted.
+
+    Args:
+        config: From `read_resolved`.
+        where: The file, for errors.
+
+    Raises:
+        ConfigError: The code is not trusted, or the options are not those of the model.
+    """
+    if not isinstance(config.model, UnloadedModel):
+        return config
+    layers = [Layer(config.model_dump(mode="json"), {"model": where})]
+    _run_code(layers, "needed")
+    return read_resolved(layers)
+
+
+def _run_code(layers: Sequence[Layer], code: Code) -> None:
+    """Run the code of a model of the user's own, if the layers name one and it may run.
+
+    Raises:
+        ConfigError: It is needed and not trusted, or it cannot be imported.
+    """
+    naming = [layer for layer in layers if _model_name(layer) is not None]
+    if not naming or code == "none":
+        return
+    last = naming[-1]
+    name = str(_model_name(last))
+    try:
+        if not is_unloaded(name):
+            return
+        if last.is_typed or is_trusting():
+            load_model(name)
+        elif code == "needed":
+            find_model(name)  # which says what would run
+    except ConfigError as error:
+        raise located(error, last.where) from None
+
+
+def _model_name(layer: Layer) -> str | None:
+    """Return the model that a layer names; None where it names none."""
+    model = layer.values.get("model")
+    name = model.get("name") if isinstance(model, dict) else None
+    return name if isinstance(name, str) else None
 
 
 def count_devices() -> int:

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 from gnpcli.config.resolved import Resolved
 from gnpcli.config.schema import CheckpointConfig, GrConfig
-from gnpcli.recipes.plan import count_steps, fit
+from gnpcli.config.section import UnloadedModel
+from gnpcli.recipes.plan import count_steps, fit, fit_batches
 
 if TYPE_CHECKING:
     from gnpcli.data.base import DataInfo
@@ -52,6 +53,13 @@ def plan_lines(config: Resolved, run_dir: str) -> list[str]:
     if data is None:
         unknown = f"unknown until {config.data.name} is present"
         lines += [f"parameters   {unknown}", f"steps        {unknown}"]
+    elif isinstance(config.model, UnloadedModel):
+        unknown = f"unknown: the code of {config.model.name} has not run (see --trust-code)"
+        lines += [
+            f"parameters   {unknown}",
+            f"data         {_sizes(data)}",
+            f"steps        {_steps(config, fit_batches(config, data))}",
+        ]
     else:
         model, steps_per_epoch = fit(config, data)
         lines += [

@@ -16,6 +16,7 @@ FORMATS = (".png", ".svg", ".pdf")
 """What a picture's name may end in."""
 
 _STYLE: dict[str, Any] = {
+    "text.parse_math": False,  # a name with dollars is a name
     "svg.fonttype": "none",
     "svg.hashsalt": "gnp",
     "font.size": 8.5,

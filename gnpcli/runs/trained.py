@@ -16,6 +16,7 @@ from gnpcli.devices.mesh import abstract, make_mesh
 from gnpcli.errors import CheckpointError
 from gnpcli.models.base import Model, Params, State
 from gnpcli.models.registry import build_for
+from gnpcli.recipes.presets import with_code
 from gnpcli.runs.checkpoint import Checkpoints, DamagedCheckpoint
 from gnpcli.runs.description import Description, read_description
 from gnpcli.runs.location import Location
@@ -59,9 +60,10 @@ def open_trained(
     Raises:
         CheckpointError: Nothing usable, a checkpoint of another model than the run's, or no
             averaged weights in it.
+        ConfigError: Its model is code of somebody's own, which is not trusted.
     """
     run = location.run
-    run_config = run.config() if run is not None else None
+    run_config = with_code(run.config(), f"{run}/config.yaml") if run is not None else None
     checkpoints = Checkpoints(location.checkpoints, CheckpointConfig(), read_only=True)
 
     def restore(at: int) -> Trained:
@@ -116,11 +118,12 @@ def _other_model(
 def _restore(
     checkpoints: Checkpoints, step: int, description: Description, weights: Weights | None
 ) -> Trained:
-    config, spec = description.config, description.data
+    where = f"the checkpoint of step {step} in {checkpoints.directory}"
+    config, spec = with_code(description.config, where), description.data
     chosen = weights or config.train.evaluate_weights
     if chosen == "ema" and config.train.ema_decay is None:
         raise CheckpointError(
-            f"the checkpoint of step {step} in {checkpoints.directory} has no averaged weights: "
+            f"{where} has no averaged weights: "
             "its run was trained with train.ema_decay=null; leave --weights ema out"
         )
     mesh, model = make_mesh(config), build_for(config, spec)

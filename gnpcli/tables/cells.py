@@ -81,14 +81,14 @@ def make_cells(
     So a table that is stopped early is whole for its first seeds.
 
     Raises:
-        ConfigError: A cell that cannot be resolved, or two rows or columns that `changes` made the
-            same.
+        ConfigError: A cell that cannot be resolved, code that is not trusted, or two rows or
+            columns that `changes` made the same.
     """
     cells = []
     for seed in seeds:
         for row in rows:
             for column in columns:
-                config = table.resolve(row, column, seed, changes)
+                config = table.resolve(row, column, seed, changes, "needed")
                 cells.append(Cell(row, column, seed, config, run_dir(out, row, column, seed)))
     _check_distinct(table, cells)
     return cells

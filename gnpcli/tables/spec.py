@@ -18,7 +18,7 @@ from gnpcli.config.paths import user_path
 from gnpcli.config.resolved import Resolved, settle
 from gnpcli.config.schema import RunConfig
 from gnpcli.errors import ConfigError, suggest
-from gnpcli.recipes.presets import compose_layers, load_preset, preset_dir
+from gnpcli.recipes.presets import Code, compose_layers, load_preset, preset_dir
 from gnpcli.tables.checks import check_names, known_keys
 from gnpcli.tables.schema import RowOrColumn, TableSpec
 
@@ -99,11 +99,13 @@ class Table:
             return None
         return published.values.get(row, {}).get(column)
 
-    def resolve(self, row: str, column: str, seed: int, changes: Changes) -> RunConfig:
+    def resolve(
+        self, row: str, column: str, seed: int, changes: Changes, code: Code = "none"
+    ) -> RunConfig:
         """Return the configuration of one cell.
 
         With ``changes.epochs`` the warmups of learning rate and GR keep their share of the
-        training: their epochs are scaled with it.
+        training: their epochs are scaled with it. `code` is as in `gnpcli.recipes.presets.resolve`.
 
         Raises:
             ConfigError: With file and line, or the option, that made the cell impossible.
@@ -117,7 +119,7 @@ class Table:
         if changes.epochs is not None:
             scaled = _scaled_epochs(settle(compose_layers(layers), lambda: 1), changes.epochs)
             flags |= {key: ("--epochs", value) for key, value in scaled.items()}
-        return compose_layers([*layers, *parse_overrides(changes.assignments, flags)])
+        return compose_layers([*layers, *parse_overrides(changes.assignments, flags)], code)
 
     def _layers(self, row: str, column: str, variant: str | None) -> list[Layer]:
         """Return the recipe of a cell and what goes over it: table, row, column, variant."""

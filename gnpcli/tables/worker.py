@@ -66,8 +66,10 @@ def _run(task: dict[str, Any]) -> None:
     keep_freed_memory()
     keep_compiled_programs()
     from gnpcli.engine.train import resume, train
+    from gnpcli.models.registry import load_model
     from gnpcli.recipes.presets import read_resolved
 
+    load_model(task["config"]["model"]["name"])  # the table's process was allowed to
     run_dir = Path(task["run_dir"])
     if RunFolder(run_dir).exists():
         resume(run_dir)
