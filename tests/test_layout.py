@@ -46,9 +46,9 @@ FLOORS_WITHIN: dict[str, list[set[str]]] = {
         {"registry", "summary"},
     ],
     "data": [
-        {"progress", "statistics"},
+        {"progress", "statistics", "fingerprint"},
         {"base"},
-        {"validation"},
+        {"validation", "changes"},
         {"images", "augment"},
         {"archives", "feeds"},
         {"sources"},

@@ -5,15 +5,22 @@ Arrays are written ``[N, H, W, C]``: images, rows, columns, channels. NumPy only
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from pydantic import TypeAdapter, ValidationError
 
+from gnpcli.data.fingerprint import (
+    Fingerprint,
+    SplitFingerprint,
+    fingerprint_files,
+    fingerprint_pixels,
+)
 from gnpcli.data.statistics import channel_statistics
 from gnpcli.errors import ConfigError, DataError
 
@@ -68,18 +75,25 @@ class DataSpec:
     """Per channel, of pixel values scaled to [0, 1]."""
     std: tuple[float, ...]
     """Per channel, of pixel values scaled to [0, 1]; above 0."""
+    fingerprint: Fingerprint | None = field(default=None, repr=False)
+    """Of the images. None of weights from elsewhere, and in checkpoints of older versions."""
 
     @property
     def num_classes(self) -> int:
         """Number of labels."""
         return len(self.class_names)
 
+    @property
+    def digest(self) -> str | None:
+        """Class names and images in 32 characters; None where the images are not known."""
+        if self.fingerprint is None:
+            return None
+        text = json.dumps([self.class_names, asdict(self.fingerprint)], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:32]
+
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as JSON types."""
-        values = asdict(self)
-        for key, value in values.items():
-            if isinstance(value, tuple):
-                values[key] = list(value)
+        values: dict[str, Any] = json.loads(json.dumps(asdict(self)))
         return values
 
     @classmethod
@@ -89,20 +103,23 @@ class DataSpec:
         Raises:
             DataError: If a field is missing, unknown or of another type.
         """
-        names = {field.name for field in fields(cls)}
-        wrong = sorted(names ^ set(values))
+        names = {each.name for each in fields(cls)}
+        wrong = sorted(names ^ {"fingerprint", *values})
         if wrong:
             raise DataError(
                 f"not the description of a data set: missing or unknown {', '.join(wrong)}"
             )
         try:
-            return TypeAdapter(cls).validate_json(json.dumps(dict(values)), strict=True)
+            spec = TypeAdapter(cls).validate_json(json.dumps(dict(values)), strict=True)
         except ValidationError as error:
             problem = error.errors(include_url=False)[0]
             where = ".".join(map(str, problem["loc"]))
             raise DataError(
                 f"not the description of a data set: {where}: {problem['msg']}"
             ) from error
+        if spec.fingerprint is not None and not spec.fingerprint.covers(spec.num_classes):
+            raise DataError("not the description of a data set: fingerprint: of other classes")
+        return spec
 
 
 @dataclass(frozen=True, eq=False)
@@ -136,6 +153,10 @@ class Split:
         """Return the images where `chosen`, bool ``[N]``, is True, in their order."""
         return Split(self.images[chosen], self.labels[chosen])
 
+    def fingerprint(self, num_classes: int) -> SplitFingerprint:
+        """Return what tells whether pixels and labels are still the same."""
+        return fingerprint_pixels(self.images, self.labels, num_classes)
+
 
 @dataclass(frozen=True, eq=False)
 class FileSplit:
@@ -164,6 +185,10 @@ class FileSplit:
         """Return the files where `chosen`, bool ``[N]``, is True, in their order."""
         paths = [self.paths[index] for index in np.flatnonzero(chosen).tolist()]
         return FileSplit(paths, self.labels[chosen])
+
+    def fingerprint(self, num_classes: int) -> SplitFingerprint:
+        """Return what tells whether files and labels are still the same."""
+        return fingerprint_files(self.paths, self.labels, num_classes)
 
 
 @dataclass(frozen=True, eq=False)
@@ -254,6 +279,20 @@ class Dataset:
             present=True,
             is_streamed=isinstance(self.train, FileSplit),
         )
+
+    def identified(self) -> Dataset:
+        """Return the data set with the fingerprint of its images. It looks at every one.
+
+        Raises:
+            DataError: On a file that has gone, or may not be read.
+        """
+        count = self.spec.num_classes
+        fingerprint = Fingerprint(
+            train=self.train.fingerprint(count),
+            validation=None if self.validation is None else self.validation.fingerprint(count),
+            test=None if self.test is None else self.test.fingerprint(count),
+        )
+        return replace(self, spec=replace(self.spec, fingerprint=fingerprint))
 
     def with_statistics(self, mean: Sequence[float], std: Sequence[float]) -> Dataset:
         """Return the data set with other statistics than those of the training images.

@@ -211,12 +211,15 @@ def load_held_out(
 def as_configured(dataset: Dataset, config: DataConfig) -> Dataset:
     """Return a data set with the statistics and the validation split that `config` asks for.
 
+    It also has its fingerprint, that of all images before the split.
+
     Raises:
         ConfigError: `config.mean` is of another number of channels, or `config.validation_fraction`
             is too small, or above 0 for a data set with a validation split.
     """
     from gnpcli.data.validation import carve_validation
 
+    dataset = dataset.identified()
     if config.mean is not None and config.std is not None:
         dataset = dataset.with_statistics(config.mean, config.std)
     if config.validation_fraction > 0 and dataset.validation is not None:
