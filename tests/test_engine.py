@@ -19,7 +19,7 @@ from gnpcli import __version__
 from gnpcli.config.loader import read_yaml, validate
 from gnpcli.config.resolved import Resolved
 from gnpcli.data.feeds.make import make_train_feed
-from gnpcli.engine.evaluate import evaluate
+from gnpcli.engine.evaluate import Evaluated, evaluate_trained
 from gnpcli.engine.evaluator import Evaluator
 from gnpcli.engine.pending import LOOKAHEAD
 from gnpcli.engine.task import build_task
@@ -29,8 +29,9 @@ from gnpcli.models.registry import model_section
 from gnpcli.recipes.presets import read_resolved, resolve
 from gnpcli.runs.checkpoint import Checkpoints
 from gnpcli.runs.folder import RunFolder, claimed_run, default_run_dirs
-from gnpcli.runs.location import locate
+from gnpcli.runs.location import Location, locate
 from gnpcli.runs.log import MetricsLog, read_metrics
+from gnpcli.runs.trained import open_trained
 from gnpcli.step.schedules import lr_schedule
 from gnpcli.terminal.screen import Screen
 from tests.programs import compilations
@@ -60,6 +61,21 @@ def _standard_promotion():
 
 def config(*assignments: str) -> Resolved:
     return resolve(None, [*SMALL, *assignments])
+
+
+def evaluate(
+    location: Location,
+    *,
+    data: dict[str, Any],
+    split: str,
+    step: int | None,
+    best: bool,
+    quiet: bool,
+) -> Evaluated:
+    """Evaluate a checkpoint, as the command does."""
+    screen = Screen(quiet=quiet)
+    trained = open_trained(location, step=step, best=best, screen=screen)
+    return evaluate_trained(trained, data=data, split=split, screen=screen)
 
 
 def lines(run_dir: Path, split: str) -> list[dict[str, Any]]:

@@ -10,8 +10,10 @@ import typer
 
 from gnpcli.cli.options import (
     NOTHING_SET,
+    AcceptChangedDataOption,
     DataDirOption,
     JsonOption,
+    NoCacheOption,
     QuietOption,
     SetOption,
     TrustOption,
@@ -83,7 +85,9 @@ def check(
     per_decade: PerDecadeOption = 2,
     threshold: ThresholdOption = 0.1,
     out: PictureOption = None,
+    accept_changed_data: AcceptChangedDataOption = False,
     trust_code: TrustOption = False,
+    no_cache: NoCacheOption = False,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
@@ -120,6 +124,7 @@ def check(
         batches=batches,
         threshold=threshold,
         screen=screen,
+        accept_changed_data=accept_changed_data,
     )
     if out is not None:
         _draw(result, out)

@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from gnpcli.cli.options import (
+    AcceptChangedDataOption,
     BestOption,
     DataDirOption,
     DatasetOption,
     JsonOption,
+    NoCacheOption,
     QuietOption,
     StepOption,
     TrustOption,
@@ -73,7 +75,9 @@ def evaluate(
     weights: WeightsOption = None,
     recalibrate: RecalibrateOption = None,
     batch_size: BatchSizeOption = None,
+    accept_changed_data: AcceptChangedDataOption = False,
     trust_code: TrustOption = False,
+    no_cache: NoCacheOption = False,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
@@ -84,18 +88,20 @@ def evaluate(
     check_one_checkpoint(step, best)
     data = _data(dataset, data_dir, batch_size)
     start_process()
-    from gnpcli.engine.evaluate import evaluate as run
+    from gnpcli.engine.evaluate import evaluate_trained
     from gnpcli.runs.location import locate
+    from gnpcli.runs.trained import open_trained
+    from gnpcli.terminal.screen import Screen
 
-    result = run(
-        locate(path),
+    screen = Screen(quiet=quiet or as_json)
+    trained = open_trained(locate(path), step=step, best=best, weights=weights, screen=screen)
+    result = evaluate_trained(
+        trained,
         data=data,
         split=split,
-        step=step,
-        best=best,
-        quiet=quiet or as_json,
-        weights=weights,
+        screen=screen,
         recalibrate=recalibrate,
+        accept_changed_data=accept_changed_data,
     )
     if as_json:
         print_json(result)

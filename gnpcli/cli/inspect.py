@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from gnpcli.cli.options import (
+    AcceptChangedDataOption,
     BestOption,
     DataDirOption,
     JsonOption,
+    NoCacheOption,
     PictureOption,
     QuietOption,
     RunsArgument,
@@ -102,6 +104,8 @@ def inspect(
     trust_code: TrustOption = False,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
+    accept_changed_data: AcceptChangedDataOption = False,
+    no_cache: NoCacheOption = False,
 ) -> None:
     """Measure how flat the minimum is.
 
@@ -132,7 +136,15 @@ def inspect(
         batch_size=batch_size,
         seed=seed,
     )
-    found = run(runs, plan, data_dir=data_dir, step=step, best=best, quiet=quiet or as_json)
+    found = run(
+        runs,
+        plan,
+        data_dir=data_dir,
+        step=step,
+        best=best,
+        quiet=quiet or as_json,
+        accept_changed_data=accept_changed_data,
+    )
     groups = by_seed(found)
     save(draw_flatness(groups), out)
     if as_json:

@@ -33,6 +33,12 @@ def _with_value(assignments: list[str]) -> list[str]:
     return assignments
 
 
+def _without_cache(is_asked: bool) -> bool:
+    if is_asked:
+        os.environ["GNP_NO_CACHE"] = "1"  # also for the processes of a table's cells
+    return is_asked
+
+
 PresetOption = Annotated[
     str | None,
     typer.Option(
@@ -101,6 +107,21 @@ TrustOption = Annotated[
 ]
 QuietOption = Annotated[
     bool, typer.Option("--quiet", "-q", help="Print only warnings and the result.")
+]
+NoCacheOption = Annotated[
+    bool,
+    typer.Option(
+        "--no-cache",
+        callback=_without_cache,
+        help="Decode images anew; the cache of decoded ones is left alone (also GNP_NO_CACHE=1).",
+    ),
+]
+AcceptChangedDataOption = Annotated[
+    bool,
+    typer.Option(
+        "--accept-changed-data",
+        help="Go on with data that have changed since the training, and record it.",
+    ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 RunArgument = Annotated[

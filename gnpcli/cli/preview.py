@@ -11,6 +11,7 @@ from gnpcli.cli.options import (
     NOTHING_SET,
     DataDirOption,
     DatasetOption,
+    NoCacheOption,
     PresetOption,
     QuietOption,
     SeedOption,
@@ -42,6 +43,7 @@ def preview(
     count: CountOption = 16,
     step: StepOption = 0,
     columns: ColumnsOption = 8,
+    no_cache: NoCacheOption = False,
     quiet: QuietOption = False,
 ) -> None:
     """Write a contact sheet of training images as a PNG.

@@ -14,6 +14,7 @@ from gnpcli.cli.options import (
     DatasetOption,
     DryRunOption,
     JsonOption,
+    NoCacheOption,
     QuietOption,
     SetOption,
     TableArgument,
@@ -115,6 +116,7 @@ def reproduce_table(
     trust_code: TrustOption = False,
     dry_run: DryRunOption = False,
     render: RenderOption = False,
+    no_cache: NoCacheOption = False,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:

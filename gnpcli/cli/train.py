@@ -9,6 +9,7 @@ import typer
 
 from gnpcli.cli.options import (
     NOTHING_SET,
+    AcceptChangedDataOption,
     DataDirOption,
     DatasetOption,
     DryRunOption,
@@ -16,6 +17,7 @@ from gnpcli.cli.options import (
     GrOption,
     JsonOption,
     MaxStepsOption,
+    NoCacheOption,
     PresetOption,
     QuietOption,
     RunArgument,
@@ -65,6 +67,7 @@ def train(
     max_steps: MaxStepsOption = None,
     trust_code: TrustOption = False,
     dry_run: DryRunOption = False,
+    no_cache: NoCacheOption = False,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
@@ -95,7 +98,9 @@ def train(
 def resume(
     run: RunArgument,
     max_steps: MaxStepsOption = None,
+    accept_changed_data: AcceptChangedDataOption = False,
     trust_code: TrustOption = False,
+    no_cache: NoCacheOption = False,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
@@ -103,7 +108,10 @@ def resume(
     start_process()
     from gnpcli.engine.train import resume as continue_run
 
-    _print_summary(continue_run(run, max_steps=max_steps, quiet=quiet), as_json)
+    summary = continue_run(
+        run, max_steps=max_steps, quiet=quiet, accept_changed_data=accept_changed_data
+    )
+    _print_summary(summary, as_json)
 
 
 def _print_plan(config: Resolved, run_dir: Path | None, as_json: bool) -> None:

@@ -54,21 +54,34 @@ def name_changes(
         renamed: Later names by earlier ones, of classes that are known to be the same.
     """
     renamed = renamed or {}
-    same = {name: name for name in before if name in now} | dict(renamed)
-    phrases = [f"class {old!r} has become {later!r}" for old, later in renamed.items()]
-    gone = [name for name in before if name not in same]
-    new = [name for name in now if name not in same.values()]
+    earlier = {later: name for name, later in renamed.items()}
+    phrases = [f"class {name!r} has become {later!r}" for name, later in renamed.items()]
+    gone = [name for name in before if name not in now and name not in renamed]
+    new = [name for name in now if name not in before and name not in earlier]
     if gone:
         phrases.append(f"{_classes(gone)} {_is(gone)} gone")
     if new:
         phrases.append(f"{_classes(new)} {_is(new)} new")
-    moved = [name for name in same if before.index(name) != now.index(same[name])]
-    if moved:
-        first = moved[0]
-        label, later = before.index(first), now.index(same[first])
-        others = f", and those of {len(moved) - 1} more have moved" if len(moved) > 1 else ""
-        phrases.append(f"the label of class {first!r} is {later} instead of {label}{others}")
-    return phrases
+    moved = moved_names(before, now, renamed)
+    return [*phrases, moved] if moved else phrases
+
+
+def moved_names(
+    before: Sequence[str], now: Sequence[str], renamed: Mapping[str, str] | None = None
+) -> str:
+    """Return which label is of another class, as a phrase; empty where no class has moved.
+
+    Arguments are those of `name_changes`.
+    """
+    own = [(renamed or {}).get(name, name) for name in before]
+    later = {name: label for label, name in enumerate(now)}
+    moved = [name for label, name in enumerate(own) if later.get(name, label) != label]
+    if not moved:
+        return ""
+    shared = range(min(len(own), len(now)))
+    label = next(label for label in shared if own[label] != now[label])
+    count = plural(len(moved), "class", "classes")
+    return f"label {label} is {now[label]!r} and was {before[label]!r} ({count} moved)"
 
 
 def _renamed(before: DataSpec, now: DataSpec) -> dict[str, str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from jax.sharding import Mesh
@@ -16,12 +17,12 @@ from gnpcli.data.registry import describe_data
 from gnpcli.devices.mesh import make_mesh
 from gnpcli.engine.evaluator import Evaluator, Recalibration
 from gnpcli.engine.loading import load_with_progress, warn_of_skipped
+from gnpcli.engine.same_data import check_unchanged
 from gnpcli.errors import CheckpointError, DataError
 from gnpcli.keys import run_keys
 from gnpcli.models.base import State
 from gnpcli.runs.contents import Measured
-from gnpcli.runs.location import Location
-from gnpcli.runs.trained import Trained, open_trained
+from gnpcli.runs.trained import Trained
 from gnpcli.terminal.screen import Screen
 
 
@@ -36,47 +37,42 @@ class Evaluated(Measured):
     """Which weights were evaluated."""
 
 
-def evaluate(
-    location: Location,
+def evaluate_trained(
+    trained: Trained,
     *,
     data: Mapping[str, Any],
     split: str,
-    step: int | None,
-    best: bool,
-    quiet: bool,
-    weights: Weights | None = None,
+    screen: Screen,
     recalibrate: int | None = None,
+    accept_changed_data: bool = False,
 ) -> Evaluated:
-    """Evaluate a checkpoint on its own data set or on another.
+    """Evaluate a trained model on its own data set or on another.
 
     Args:
-        location: From `gnpcli.runs.location.locate`.
+        trained: From `gnpcli.runs.trained.open_trained`.
         data: Keys of the `data` section to override, such as `name` and `dir`.
         split: ``test``, ``val`` or ``train``.
-        step: Which checkpoint; None takes the one of `location`, else the last good one.
-        best: Take the one with the lowest error instead.
-        quiet: Print only warnings.
-        weights: ``raw`` or ``ema``; None takes those that the run itself evaluated.
+        screen: Told of warnings, and of how far the loading is.
         recalibrate: Training batches over which BatchNorm statistics are taken anew; 0 takes the
             saved ones. None recalibrates the averaged weights as the run itself does, and leaves
             the raw ones alone.
+        accept_changed_data: Evaluate also on data that have changed since the training.
 
     Returns:
         What is measured, and of what.
 
     Raises:
-        CheckpointError: No checkpoint is usable, it is of another model than the run's, it has no
-            averaged weights, or the model has no statistics to recalibrate.
+        CheckpointError: The model has no statistics to recalibrate, or its data have changed.
         DataError: The data does not fit the model, or has no such split.
     """
-    screen = Screen(quiet=quiet)
-    trained = open_trained(location, step=step, best=best, weights=weights, screen=screen)
     num_batches = _batches_to_recalibrate(trained, recalibrate)
     config = trained.config.replaced({f"data.{key}": value for key, value in data.items()})
     mesh = make_mesh(config)
-    config = _fitting(config, trained)
-    dataset = load_with_progress(config, screen)
+    check = partial(check_unchanged, trained, accept=accept_changed_data, screen=screen)
+    fitting = _fitting(config, trained)
+    dataset = load_with_progress(fitting, screen)
     check_fit(dataset.spec, trained.spec, config)
+    check(dataset.spec, config)
     chosen = {"train": dataset.train, "val": dataset.validation, "test": dataset.test}[split]
     if chosen is None:
         raise DataError(f"{config.data.name} has no {split} split")
@@ -85,9 +81,12 @@ def evaluate(
     if num_batches and model_state:
         # The run's own training images, wherever they lie now, also to evaluate on another data
         # set.
-        own = dataset if "name" not in data else load_with_progress(trained.config, screen)
+        own = dataset
+        if "name" in data:
+            own = load_with_progress(trained.config, screen)
+            check(own.spec, trained.config)
         model_state = recalibrated(trained, own, mesh, num_batches)
-    evaluator = Evaluator(chosen, trained.spec, config, trained.model, mesh)
+    evaluator = Evaluator(chosen, trained.spec, fitting, trained.model, mesh)
     result = evaluator(trained.params, model_state)
     warn_of_skipped(screen, evaluator.feed.skipped, split)
     return {

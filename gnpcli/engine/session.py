@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 
@@ -38,6 +39,8 @@ class Session:
     screen: Screen
     hooks: Sequence[Hook]
     """Those of the caller."""
+    accept_changed_data: bool = False
+    """Go on where the data are others than at the last checkpoint."""
 
     def go(self, max_steps: int | None, initial: TrainState | None = None) -> Summary:
         """Go on from the last checkpoint; else from `initial`; else as the configuration says.
@@ -56,7 +59,13 @@ class Session:
         stop = total if max_steps is None else min(total, max_steps)
         checkpoints = self.run.checkpoints(self.task.config.checkpoint)
         try:
-            state = restore(self.task, checkpoints, self.screen)
+            restored = restore(
+                self.task,
+                checkpoints,
+                self.screen,
+                accept_changed_data=self.accept_changed_data,
+            )
+            state, changes = restored or (None, [])
             start = 0 if state is None else int(state.step)
             summary = self.run.summary()
             if start >= stop and is_done(summary, start):
@@ -65,7 +74,7 @@ class Session:
                 return {**summary, "run_dir": str(self.run)}
             if state is None:
                 state = starting_state(self.task, checkpoints, self.screen, initial)
-            self.run.note_session(describe_environment(), start)
+            self.run.note_session(self._environment(changes), start)
             self._introduce(state, start)
             summary, received = self._train(state, checkpoints, start, stop)
         finally:
@@ -120,6 +129,11 @@ class Session:
             raise
         except RunWriteError as error:
             raise GnpError(f"{error}; {last_good(checkpoints)}") from error
+
+    def _environment(self, changes: Sequence[str]) -> dict[str, Any]:
+        """Return what the session runs on, the data included."""
+        facts = {**describe_environment(), "data": self.task.spec.digest}
+        return {**facts, "accepted_data_changes": list(changes)} if changes else facts
 
     def _evaluators(self) -> dict[HeldOut, Evaluator]:
         """Return those of the held-out splits; the first one decides which checkpoint is best."""

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import NamedTuple
 
 from gnpcli.config.loader import differences
+from gnpcli.engine.same_data import accepted_changes
 from gnpcli.engine.task import Task
 from gnpcli.errors import CheckpointError
 from gnpcli.keys import run_keys
@@ -51,7 +53,17 @@ def state_from(pretrained: Pretrained, task: Task, screen: Screen) -> TrainState
     return task.init((params, model_state))
 
 
-def restore(task: Task, checkpoints: Checkpoints, screen: Screen) -> TrainState | None:
+class Restored(NamedTuple):
+    """Where a run goes on."""
+
+    state: TrainState
+    changes: list[str]
+    """Of the data since the checkpoint was saved, which were accepted; a phrase each."""
+
+
+def restore(
+    task: Task, checkpoints: Checkpoints, screen: Screen, *, accept_changed_data: bool
+) -> Restored | None:
     """Return the state of the last good checkpoint; None where there is none.
 
     Damaged checkpoints are set aside and named.
@@ -60,10 +72,14 @@ def restore(task: Task, checkpoints: Checkpoints, screen: Screen) -> TrainState 
         CheckpointError: It is of another configuration, or of other images.
     """
 
-    def read(step: int) -> TrainState:
+    def read(step: int) -> Restored:
         saved = read_description(checkpoints, step)
-        _check_same_run(saved, task, f"the checkpoint of step {step} in {checkpoints.directory}")
-        return checkpoints.restore(step, task.abstract_state())
+        what = f"the checkpoint of step {step} in {checkpoints.directory}"
+        _check_same_run(saved, task, what)
+        changes = accepted_changes(
+            saved.data, task.spec, what, accept=accept_changed_data, screen=screen
+        )
+        return Restored(checkpoints.restore(step, task.abstract_state()), changes)
 
     def on_damaged(step: int, error: CheckpointError) -> None:
         moved = checkpoints.set_aside(step)
@@ -78,6 +94,3 @@ def _check_same_run(saved: Description, task: Task, what: str) -> None:
     different = differences(saved.config, task.config)
     if different:
         raise CheckpointError(f"{what} is of another configuration: " + "; ".join(different))
-    is_given = task.spec.name.startswith("arrays:")
-    if is_given and saved.data != task.spec:
-        raise CheckpointError(f"{what} is of other images than the arrays of `data`")

@@ -89,6 +89,7 @@ def resume(
     screen: Screen | None = None,
     max_steps: int | None = None,
     quiet: bool = False,
+    accept_changed_data: bool = False,
 ) -> Summary:
     """Continue a run from its last good checkpoint, bit for bit.
 
@@ -96,12 +97,14 @@ def resume(
         run_dir: The folder of the run.
         data: The data set that `train` was given, where it was given one.
         hooks, screen, max_steps, quiet: As of `train`.
+        accept_changed_data: Go on where the data are others than at the last checkpoint, if they
+            fit the model. ``environment.json`` records what has changed.
 
     Returns:
         What ``summary.json`` holds.
 
     Raises:
-        CheckpointError: No checkpoint can be used, or `data` holds other images than the run's.
+        CheckpointError: No checkpoint can be used, or the data have changed since.
         ConfigError: The model is code of somebody's own, which the program has not imported and
             ``GNP_TRUST_CODE`` does not allow.
         FolderInUse: Another process trains the run, and is named.
@@ -113,7 +116,10 @@ def resume(
     with run.claimed():
         task, dataset = _prepare(config, data, screen)
         run.set_aside_damaged()
-        return Session(task, dataset, run, screen, hooks).go(max_steps)
+        session = Session(
+            task, dataset, run, screen, hooks, accept_changed_data=accept_changed_data
+        )
+        return session.go(max_steps)
 
 
 def _named(config: Resolved, data: Dataset) -> Resolved:

@@ -32,6 +32,7 @@ from gnpcli.data.feeds.make import make_train_feed
 from gnpcli.devices.mesh import make_mesh, on_mesh, replicated
 from gnpcli.engine.evaluate import check_fit
 from gnpcli.engine.loading import load_with_progress, warn_of_skipped
+from gnpcli.engine.same_data import check_unchanged
 from gnpcli.errors import GnpError
 from gnpcli.gnp import Scales, global_norm, gnp_value_and_grad
 from gnpcli.gnp.ascent import steepest
@@ -202,6 +203,7 @@ def measure_fidelity(
     dtypes: Sequence[str],
     batches: int,
     screen: Screen,
+    accept_changed_data: bool = False,
 ) -> Fidelity:
     """Measure the finite difference of a configuration on batches of its training data.
 
@@ -218,14 +220,18 @@ def measure_fidelity(
         dtypes: Compute types; each is compared with the exact product in float32.
         batches: How many training batches.
         screen: Told how far the loading is.
+        accept_changed_data: Measure also on data that have changed since the training.
 
     Raises:
+        CheckpointError: The data of the checkpoint have changed.
         GnpError: A batch on which the penalty has no gradient, or where something is not finite.
     """
     mesh = make_mesh(config)
     dataset = load_with_progress(config, screen)
     spec = dataset.spec if trained is None else trained.spec
     check_fit(dataset.spec, spec, config)
+    if trained is not None:
+        check_unchanged(trained, dataset.spec, config, accept=accept_changed_data, screen=screen)
     keys = run_keys(config.train.seed)
     feed = make_train_feed(dataset.train, spec, config.data, mesh, key=keys.order, dtype="float32")
     models = _models(config, spec, dtypes)

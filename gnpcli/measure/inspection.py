@@ -16,6 +16,7 @@ from gnpcli.data.base import Dataset, FileSplit, Split
 from gnpcli.devices.mesh import make_mesh
 from gnpcli.engine.evaluate import recalibrated
 from gnpcli.engine.loading import load_with_progress, warn_of_skipped
+from gnpcli.engine.same_data import check_unchanged
 from gnpcli.errors import DataError
 from gnpcli.keys import measurement_generator
 from gnpcli.measure.flatness import Plan, Work, measure_flatness
@@ -51,6 +52,7 @@ def inspect(
     step: int | None,
     best: bool,
     quiet: bool,
+    accept_changed_data: bool = False,
 ) -> list[Inspection]:
     """Measure the flatness of trained models, one after the other.
 
@@ -65,6 +67,7 @@ def inspect(
         step: Which checkpoint of each; None takes the last good one.
         best: Take the one with the lowest error instead.
         quiet: Print only warnings.
+        accept_changed_data: Measure also on data that have changed since the training.
 
     Returns:
         For each run its configuration and a `result`: `run`, `step`, `weights` (``raw`` or ``ema``,
@@ -88,7 +91,7 @@ def inspect(
     screen = Screen(quiet=quiet)
     opened = [open_trained(locate(path), step=step, best=best, screen=screen) for path in paths]
     plan = _with_radii(plan, [trained.config for trained in opened])
-    shared = _Shared(screen)
+    shared = _Shared(screen, accept_changed_data)
     found = []
     for path, trained in zip(paths, opened, strict=True):
         result = _inspect_one(path, trained, plan, data_dir, shared, screen)
@@ -112,17 +115,20 @@ def _radius(config: Resolved) -> float | None:
 class _Shared:
     """What runs of the same data or of the same model load and compile once."""
 
-    def __init__(self, screen: Screen):
+    def __init__(self, screen: Screen, accept_changed_data: bool):
         self._screen = screen
+        self._accept = accept_changed_data
         self._datasets: dict[str, Dataset] = {}
         self._sums: dict[tuple[object, ...], Sums] = {}
 
-    def dataset(self, config: Resolved) -> Dataset:
-        """Load the data of a run."""
+    def dataset(self, config: Resolved, trained: Trained) -> Dataset:
+        """Load the data of a run, which must not have changed."""
         key = config.data.model_dump_json()
         if key not in self._datasets:
             self._datasets[key] = load_with_progress(config, self._screen)
-        return self._datasets[key]
+        found = self._datasets[key]
+        check_unchanged(trained, found.spec, config, accept=self._accept, screen=self._screen)
+        return found
 
     def sums(self, config: Resolved, trained: Trained, mesh: Mesh) -> Sums:
         """Build the model of a run."""
@@ -143,7 +149,7 @@ def _inspect_one(
     start = time.perf_counter()
     config = _inspected(trained, plan, data_dir)
     mesh = make_mesh(config)
-    dataset = shared.dataset(config)
+    dataset = shared.dataset(config, trained)
     subsets = _subsets(dataset, plan, config.data.name)
     sums = shared.sums(config, trained, mesh)
     state = _evaluated_state(trained, dataset, mesh)

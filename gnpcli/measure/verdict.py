@@ -31,6 +31,7 @@ def check(
     batches: int,
     threshold: float,
     screen: Screen,
+    accept_changed_data: bool = False,
 ) -> dict[str, Any]:
     """Measure the finite difference of a configuration on training batches, and judge it.
 
@@ -47,7 +48,13 @@ def check(
         null without any), `best` (the radius with the lowest error) and `verdict`, one sentence.
     """
     found = measure_fidelity(
-        config, trained, radii=radii, dtypes=dtypes, batches=batches, screen=screen
+        config,
+        trained,
+        radii=radii,
+        dtypes=dtypes,
+        batches=batches,
+        screen=screen,
+        accept_changed_data=accept_changed_data,
     )
     return {
         "model": config.model.name,

@@ -85,6 +85,10 @@ class Session(TypedDict, total=False):
     devices: list[str]
     processor: str
     git_commit: str | None
+    data: str | None
+    """`gnpcli.data.base.DataSpec.digest`; sessions of older versions have none."""
+    accepted_data_changes: list[str]
+    """What had changed of the data since the last session, where that was accepted."""
 
 
 @with_config(_STRICT)
