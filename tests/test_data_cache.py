@@ -5,6 +5,9 @@ from __future__ import annotations
 import io
 import logging
 import os
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -61,6 +64,76 @@ def test_cache_notices_every_change_of_the_folder(root: Path, tmp_path: Path, ca
     assert decodes(of(tmp_path / "moved"))
 
 
+def swap(one: Path, other: Path) -> None:
+    """Give two files or folders each other's name, as `mv` does."""
+    aside = one.with_name("aside")
+    one.rename(aside)
+    other.rename(one)
+    aside.rename(other)
+
+
+def equal_sized(root: Path) -> None:
+    """Make all images files of one size, written at one time, as an archive unpacks them."""
+    for path in root.rglob("*.png"):
+        pixels(seed=len(str(path)) + sum(path.read_bytes())).save(path.with_suffix(".bmp"))
+        path.unlink()
+        os.utime(path.with_suffix(".bmp"), ns=(1, 1))
+
+
+def replaced(file: Path, content: bytes) -> None:
+    facts = file.stat()
+    file.write_bytes(content)
+    os.utime(file, ns=(facts.st_atime_ns, facts.st_mtime_ns))
+
+
+HIDDEN = {
+    "folders": lambda train: swap(train / "ant", train / "bee"),
+    "files of a class": lambda train: swap(train / "ant" / "0.bmp", train / "ant" / "1.bmp"),
+    "files of classes": lambda train: swap(train / "ant" / "0.bmp", train / "bee" / "0.bmp"),
+    "written over": lambda train: replaced(
+        train / "ant" / "0.bmp", (train / "ant" / "1.bmp").read_bytes()
+    ),
+    "a copy in its place": lambda train: shutil.copy2(
+        shutil.copy2(train / "ant" / "1.bmp", train / "ant" / "new"), train / "ant" / "0.bmp"
+    ),
+}
+"""Changes that leave names, sizes and times of change as they are."""
+
+
+@pytest.mark.parametrize("change", HIDDEN)
+def test_cache_notices_what_sizes_and_times_hide(root: Path, change: str) -> None:
+    equal_sized(root)
+    first = load_dataset(of(root))
+    HIDDEN[change](root / "train")
+    second = load_dataset(of(root))
+    assert not np.array_equal(first.train.images, second.train.images)
+    want = load_dataset(of(root, image_size=6))  # an entry of its own, made of the files
+    np.testing.assert_array_equal(second.train.images, want.train.images)
+
+
+def test_a_cache_that_is_switched_off_is_neither_read_nor_written(
+    root: Path, monkeypatch: pytest.MonkeyPatch, cache: Path
+) -> None:
+    monkeypatch.setenv("GNP_NO_CACHE", "1")
+    load_dataset(of(root))
+    assert not cache.exists()
+    monkeypatch.delenv("GNP_NO_CACHE")
+    load_dataset(of(root))
+    monkeypatch.setenv("GNP_NO_CACHE", "1")
+    monkeypatch.setattr(assemble, "decode_files", None)
+    with pytest.raises(TypeError):
+        load_dataset(of(root))
+
+
+def test_files_that_change_while_they_are_decoded_are_not_cached(
+    root: Path, cache: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    file = root / "test" / "bee" / "1.png"
+    load_dataset(of(root), lambda done, total, *_: os.utime(file, ns=(done, done)))
+    assert "changed while they were decoded" in caplog.text
+    assert not cache.exists()
+
+
 def test_damaged_cache_is_noticed_and_rebuilt(
     root: Path, cache: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -69,7 +142,8 @@ def test_damaged_cache_is_noticed_and_rebuilt(
     whole = entry.read_bytes()
     damages = [whole[:size] for size in (0, 1, 100, len(whole) // 2, len(whole) - 1)]
     for place in range(0, len(whole), 97):
-        damages.append(whole[:place] + bytes([whole[place] ^ 0x55]) + whole[place + 1 :])
+        for flipped in (0x55, 1 << place % 8):
+            damages.append(whole[:place] + bytes([whole[place] ^ flipped]) + whole[place + 1 :])
     noticed = 0
     for damaged in damages:
         entry.write_bytes(damaged)
@@ -118,6 +192,24 @@ def test_full_disk_leaves_no_half_entry(
     monkeypatch.setattr(np, "savez", full)
     assert len(load_dataset(of(root)).train) == 6
     assert "No space left on device" in caplog.text
+    assert list(cache.iterdir()) == []
+
+
+@pytest.mark.parametrize("room", [100, 1500])
+def test_a_disk_that_is_full_for_real_fails_no_run(root: Path, cache: Path, room: int) -> None:
+    script = (
+        "import logging, resource; logging.basicConfig();"
+        "from gnpcli.data.registry import load_dataset;"
+        "from tests.folders import of;"
+        f"resource.setrlimit(resource.RLIMIT_FSIZE, ({room}, resource.RLIM_INFINITY));"
+        f"print(len(load_dataset(of({str(root)!r})).train))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "6\n"
+    (note,) = done.stderr.splitlines()
+    assert "the cache cannot be written: [Errno 27] File too large" in note
     assert list(cache.iterdir()) == []
 
 

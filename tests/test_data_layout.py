@@ -17,6 +17,7 @@ from PIL import Image
 
 from gnpcli.config.schema import DataConfig
 from gnpcli.data.base import FileSplit
+from gnpcli.data.images.cache import cache_key
 from gnpcli.data.images.layout import Layout, SplitFiles, scan
 from gnpcli.data.registry import describe_data, load_dataset
 from gnpcli.data.sources import imagenet
@@ -335,7 +336,7 @@ def test_a_file_that_goes_after_the_scan_is_named_by_the_cache(root: Path) -> No
     layout = scan(str(root), validation_fraction=0)
     (root / "train" / "n02" / "n02_0.JPEG").unlink()
     with pytest.raises(DataError, match=r"n02_0\.JPEG cannot be read: No such file"):
-        _ = layout.train.stamps
+        cache_key(layout.root, {"train": layout.train.paths}, None, "")
 
 
 # --- sources

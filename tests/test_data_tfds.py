@@ -142,13 +142,20 @@ def test_second_load_opens_no_record(
 ) -> None:
     first = load_dataset(of(data_dir))
     assert len(list(cache.iterdir())) == 1
+    monkeypatch.setattr("gnpcli.data.archives.records._blocks", None)
+    monkeypatch.setitem(sys.modules, "tensorflow_datasets", None)
+    assert equal(load_dataset(of(data_dir), lambda done, total, *_: pytest.fail("decoded")), first)
+
+
+def test_cache_notices_records_that_were_written_over(data_dir: Path) -> None:
+    load_dataset(of(data_dir))
     for split in COUNTS:  # same name, size and time, and nothing in it
         path = records(data_dir, split)
         facts = path.stat()
         path.write_bytes(bytes(facts.st_size))
         os.utime(path, ns=(facts.st_atime_ns, facts.st_mtime_ns))
-    monkeypatch.setitem(sys.modules, "tensorflow_datasets", None)
-    assert equal(load_dataset(of(data_dir), lambda done, total, *_: pytest.fail("decoded")), first)
+    with pytest.raises(DataError, match="is damaged"):
+        load_dataset(of(data_dir))
 
 
 def test_cache_notices_a_changed_file(data_dir: Path, cache: Path) -> None:

@@ -12,7 +12,16 @@ from gnpcli.errors import CheckpointError
 from gnpcli.runs.trained import Trained
 from gnpcli.terminal.screen import Screen
 
-CHOOSES_IMAGES = ("name", "train_split", "test_split", "val_labels", "image_size", "stream")
+CHOOSES_IMAGES = (
+    "name",
+    "train_split",
+    "test_split",
+    "val_labels",
+    "image_size",
+    "stream",
+    "background",
+    "exif_orientation",
+)
 """Keys of ``data`` that make it another data set. Where it lies and how it is fed do not."""
 
 

@@ -12,6 +12,7 @@ import os
 import struct
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from itertools import chain, islice
 from typing import Any
 
@@ -21,7 +22,7 @@ from PIL import ImageFile
 
 from gnpcli.data.archives.tfds import Features, Prepared
 from gnpcli.data.base import Images, Labels
-from gnpcli.data.images.cache import cache_key, read_cache, write_cache
+from gnpcli.data.images.cache import cache_key, cached
 from gnpcli.data.images.decode import allocate
 from gnpcli.data.images.opening import open_image, quiet_pillow
 from gnpcli.data.images.pixels import Decoding, read_square
@@ -73,19 +74,19 @@ def load_arrays(
     """
     # All splits of a group stand in the key: another choice of splits is another entry.
     parts = " ".join(f"{group}={'+'.join(splits)}" for group, splits in groups.items())
-    key = cache_key(prepared.root, {f"tfds {parts}": prepared}, image_size, decoding.name)
+    paths = {f"tfds {parts}": prepared.paths}
+    make_key = partial(cache_key, prepared.root, paths, image_size, decoding.name)
     lengths: dict[str, int] = {}
     for group, splits in groups.items():
         lengths[group] = sum(prepared.counts[split] for split in splits)
         lengths[f"{group}_labels"] = lengths[group]
-    cached = read_cache(key, lengths)
-    if cached is not None:
-        return cached
-    decoder = _Decoder(prepared, features, groups, image_size, decoding, progress)
-    arrays = decoder.decode_all()
-    arrays["statistics"] = np.asarray(channel_statistics(arrays["train"]))
-    write_cache(key, arrays)
-    return arrays
+
+    def decode() -> dict[str, npt.NDArray[Any]]:
+        decoder = _Decoder(prepared, features, groups, image_size, decoding, progress)
+        arrays = decoder.decode_all()
+        return {**arrays, "statistics": np.asarray(channel_statistics(arrays["train"]))}
+
+    return cached(make_key, lengths, decode)
 
 
 def read_labels(prepared: Prepared, features: Features, splits: Sequence[str]) -> Labels:

@@ -47,13 +47,8 @@ class Prepared:
     """Record files of each split, in order."""
     paths: tuple[str, ...]
     """All files of the folder, sorted."""
-    stamps: tuple[tuple[int, int], ...]
-    """Of each file (size in bytes, time of last change in ns)."""
-
-    @property
-    def num_bytes(self) -> int:
-        """What the folder takes on disk."""
-        return sum(size for size, _ in self.stamps)
+    num_bytes: int
+    """What they take on disk."""
 
     def holds(self, splits: Sequence[str]) -> bool:
         """Return whether each of `splits` has at least one image."""
@@ -159,8 +154,8 @@ def _parse(root: str, info: Mapping[str, Any]) -> Prepared:
         filenames = _shard_filenames(template, fields, len(lengths))
         counts[split_name] = sum(lengths)
         shards[split_name] = tuple(os.path.join(root, filename) for filename in filenames)
-    paths, stamps = _files(root)
-    return Prepared(root, name, record_format, counts, shards, paths, stamps)
+    paths, num_bytes = _files(root)
+    return Prepared(root, name, record_format, counts, shards, paths, num_bytes)
 
 
 def check_splits(prepared: Prepared, splits: Sequence[str]) -> None:
@@ -260,10 +255,8 @@ def _shard_filenames(template: str, fields: Mapping[str, str], count: int) -> li
     return filenames
 
 
-def _files(root: str) -> tuple[tuple[str, ...], tuple[tuple[int, int], ...]]:
-    """Return the paths of a folder's files, sorted, and (size in bytes, change in ns) of each."""
+def _files(root: str) -> tuple[tuple[str, ...], int]:
+    """Return the paths of a folder's files, sorted, and the bytes that they take."""
     with os.scandir(root) as entries:
-        found = sorted((entry.path, entry.stat()) for entry in entries if entry.is_file())
-    paths = tuple(path for path, _ in found)
-    stamps = tuple((facts.st_size, facts.st_mtime_ns) for _, facts in found)
-    return paths, stamps
+        found = [(entry.path, entry.stat().st_size) for entry in entries if entry.is_file()]
+    return tuple(sorted(path for path, _ in found)), sum(size for _, size in found)

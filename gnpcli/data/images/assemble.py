@@ -20,7 +20,7 @@ from gnpcli.data.base import (
     Labels,
     Split,
 )
-from gnpcli.data.images.cache import cache_key, read_cache, write_cache
+from gnpcli.data.images.cache import cache_key, cached
 from gnpcli.data.images.decode import decode_files, read_header, short_side
 from gnpcli.data.images.layout import HeldOut, Layout, SplitFiles, remarks
 from gnpcli.data.images.opening import ColourFound
@@ -241,16 +241,15 @@ def _arrays(
 
     The statistics are mean and standard deviation of the training images.
     """
-    key = cache_key(layout.root, layout.splits, image_size, decoding.name)
-    lengths = {split: len(files.paths) for split, files in layout.splits.items()}
-    cached = read_cache(key, lengths)
-    if cached is not None:
-        return cached
-    images = _decode(layout, image_size, decoding, progress)
-    statistics = np.asarray(channel_statistics(images["train"]))
-    arrays: dict[str, npt.NDArray[Any]] = {**images, "statistics": statistics}
-    write_cache(key, arrays)
-    return arrays
+    paths = {split: files.paths for split, files in layout.splits.items()}
+    make_key = partial(cache_key, layout.root, paths, image_size, decoding.name)
+    lengths = {split: len(own) for split, own in paths.items()}
+
+    def decode() -> dict[str, npt.NDArray[Any]]:
+        images = _decode(layout, image_size, decoding, progress)
+        return {**images, "statistics": np.asarray(channel_statistics(images["train"]))}
+
+    return cached(make_key, lengths, decode)
 
 
 def _decode(

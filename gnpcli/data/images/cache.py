@@ -13,16 +13,19 @@ import logging
 import os
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from gnpcli.devices.process import cache_dir
-from gnpcli.errors import ConfigError
+from gnpcli.errors import ConfigError, DataError
+
+Arrays = dict[str, npt.NDArray[Any]]
+"""Of an entry, by name."""
 
 FORMAT = 2
 """Part of every fingerprint: raise it whenever the same files would decode to something else."""
@@ -30,18 +33,6 @@ FORMAT = 2
 _log = logging.getLogger("gnpcli")
 _ABANDONED_S = 3600
 """Seconds. A temporary file this old belongs to a run that was killed."""
-
-
-class Files(Protocol):
-    """Files that an entry is decoded from."""
-
-    @property
-    def paths(self) -> Sequence[str]:
-        """Their paths, in the order that counts."""
-
-    @property
-    def stamps(self) -> Sequence[tuple[int, int]]:
-        """Of each file (size in bytes, time of last change in ns)."""
 
 
 @dataclass(frozen=True)
@@ -59,32 +50,75 @@ class Key:
         return f"images-{self.place}-{self.fingerprint}.npz"
 
 
-def cache_key(root: str, groups: Mapping[str, Files], image_size: int | None, decoding: str) -> Key:
+def cache_key(
+    root: str, groups: Mapping[str, Sequence[str]], image_size: int | None, decoding: str
+) -> Key:
     """Return the fingerprint of a folder's files.
 
-    Any change of a name, a size in bytes or a time of change gives another key. The folder's own
-    path is part of it: archives unpack with their files' old times, so two folders of bitmaps can
-    agree in all names, sizes and times and hold different images.
+    It is of the name, the size, the inode, and the times of change of every file. The inode is
+    another where folders of like files have changed places, the status time (ctime) where a program
+    set the other time (mtime) back. A file system that makes inodes up costs a decoding, not a
+    wrong image. The folder's own path is part of the fingerprint: archives unpack with their files'
+    old times, and a folder may be mounted in the place of another.
 
     Args:
         root: The folder.
-        groups: Its files under names that tell the groups apart (an image folder's splits). All
-            paths begin with `root` as it is given.
+        groups: Its files under names that tell the groups apart (an image folder's splits), in the
+            order that counts. All paths begin with `root` as it is given.
         image_size: Side that images are resized to; None keeps their own.
         decoding: `gnpcli.data.images.pixels.Decoding.name`.
+
+    Raises:
+        DataError: On a file that has gone, or may not be looked at.
     """
     parts = (FORMAT, os.path.realpath(root), image_size, decoding)
     place = hashlib.sha256(os.fsencode("\0".join(map(str, parts))))
     content = place.copy()
-    for name, files in groups.items():
-        lines = [name, str(len(files.paths))]
-        for path, (size, mtime_ns) in zip(files.paths, files.stamps, strict=True):
-            lines.append(f"{path[len(root) :]}\0{size}\0{mtime_ns}")
+    for name, paths in groups.items():
+        lines = [name, str(len(paths)), *(f"{path[len(root) :]}\0{_stamp(path)}" for path in paths)]
         content.update(os.fsencode("\0".join(lines)))
     return Key(place.hexdigest()[:16], content.hexdigest()[:32])
 
 
-def read_cache(key: Key, lengths: Mapping[str, int]) -> dict[str, npt.NDArray[Any]] | None:
+def _stamp(path: str) -> str:
+    try:
+        facts = os.stat(path)
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}") from error
+    return f"{facts.st_size} {facts.st_ino} {facts.st_mtime_ns} {facts.st_ctime_ns}"
+
+
+def cached(
+    make_key: Callable[[], Key], lengths: Mapping[str, int], decode: Callable[[], Arrays]
+) -> Arrays:
+    """Return the arrays of an entry; where there is no sound one, decode them and write it.
+
+    With ``GNP_NO_CACHE`` set, entries are neither read nor written.
+
+    Args:
+        make_key: Looks at the files, by `cache_key`.
+        lengths: First dimension that arrays of the entry must have, by name.
+        decode: Makes the arrays.
+
+    Raises:
+        DataError: As of `cache_key`, and what `decode` raises.
+    """
+    if os.environ.get("GNP_NO_CACHE"):
+        return decode()
+    key = make_key()
+    found = read_cache(key, lengths)
+    if found is not None:
+        return found
+    arrays = decode()
+    # What was written to while it was decoded may be half old and half new.
+    if make_key() == key:
+        write_cache(key, arrays)
+    else:
+        _log.warning("images are not cached: their files changed while they were decoded")
+    return arrays
+
+
+def read_cache(key: Key, lengths: Mapping[str, int]) -> Arrays | None:
     """Return the arrays of an entry; None where there is none, or where it is damaged.
 
     A damaged entry leaves a note in the log.
@@ -110,7 +144,7 @@ def read_cache(key: Key, lengths: Mapping[str, int]) -> dict[str, npt.NDArray[An
         return None
 
 
-def write_cache(key: Key, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
+def write_cache(key: Key, arrays: Arrays) -> None:
     """Write an entry in one step and delete older ones of the same place.
 
     Failure leaves a note in the log and nothing else.
@@ -127,7 +161,7 @@ def write_cache(key: Key, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
     _prune(folder, key)
 
 
-def _write(folder: Path, key: Key, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
+def _write(folder: Path, key: Key, arrays: Arrays) -> None:
     handle, temporary = tempfile.mkstemp(prefix=f"images-{key.place}-", suffix=".tmp", dir=folder)
     try:
         with os.fdopen(handle, "wb") as file:

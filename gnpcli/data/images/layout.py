@@ -17,7 +17,6 @@ import os
 import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from itertools import chain
 
 from gnpcli.data.images.entries import (
@@ -26,7 +25,6 @@ from gnpcli.data.images.entries import (
     Passed,
     Reason,
     passed_over,
-    unreadable,
 )
 from gnpcli.data.images.splits import SPLITS, split_folders, without_train
 from gnpcli.data.images.val_labels import read_classes
@@ -44,19 +42,6 @@ class SplitFiles:
     paths: tuple[str, ...]
     class_counts: tuple[int, ...]
     """Files of each class of the folder; 0 for a class that this split lacks."""
-
-    @cached_property
-    def stamps(self) -> tuple[tuple[int, int], ...]:
-        """Of each file (size in bytes, time of last change in ns).
-
-        Raises:
-            DataError: On a file that has gone since, or may not be looked at.
-        """
-        try:
-            facts = [os.stat(path) for path in self.paths]
-        except OSError as error:
-            raise unreadable(error, str(error.filename)) from error
-        return tuple((fact.st_size, fact.st_mtime_ns) for fact in facts)
 
 
 @dataclass(frozen=True)
