@@ -35,6 +35,8 @@ class Completed(subprocess.CompletedProcess[str]):
 
     peak_bytes = 0
     """The most memory that it held at one time."""
+    cpu_s = 0.0
+    """Processor time of all its threads."""
 
 
 class CommandServer:
@@ -80,13 +82,13 @@ class CommandServer:
                 _send(channel, {**request, "out": out.name, "err": err.name})
                 pid = _receive(channel)
                 try:
-                    status, peak_bytes = _receive(channel)
+                    status, peak_bytes, cpu_s = _receive(channel)
                 except TimeoutError:
                     _kill(pid)
                     raise subprocess.TimeoutExpired([*arguments], timeout) from None
             shown, told = (Path(file.name).read_text() for file in (out, err))
         completed = Completed([*arguments], status, shown, told)
-        completed.peak_bytes = peak_bytes
+        completed.peak_bytes, completed.cpu_s = peak_bytes, cpu_s
         return completed
 
     def close(self) -> None:
@@ -131,7 +133,8 @@ def _answer(connection: socket.socket) -> None:
     _, status, used = os.wait4(pid, 0)
     unit = 1 if sys.platform == "darwin" else 1024
     with suppress(BrokenPipeError):  # nobody waits any more
-        _send(channel, [os.waitstatus_to_exitcode(status), used.ru_maxrss * unit])
+        cpu_s = used.ru_utime + used.ru_stime
+        _send(channel, [os.waitstatus_to_exitcode(status), used.ru_maxrss * unit, cpu_s])
     os._exit(0)
 
 

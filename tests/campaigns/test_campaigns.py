@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from tests.campaigns.__main__ import CAMPAIGNS
 from tests.campaigns.campaign import run
 from tests.campaigns.lab import Lab
+from tests.campaigns.limits import LIMITS
 
 pytestmark = pytest.mark.slow
 
@@ -27,3 +29,16 @@ def test_every_case_holds(lab: Lab, name: str, request: pytest.FixtureRequest) -
     report = run(campaign, lab, size=request.config.getoption("--campaign-size"))
     assert report.cases
     assert report.failures == {}
+
+
+@pytest.mark.parametrize("name", ["log", "runs"])
+def test_large_logs_and_many_runs_are_read(lab: Lab, tmp_path: Path, name: str) -> None:
+    measured, size = LIMITS[name]
+    rows = [*measured(lab, tmp_path, size // 50)]
+    assert all(row.peak_mib < 1000 for row in rows)
+
+
+def test_memory_is_flat_over_the_steps(lab: Lab, tmp_path: Path) -> None:
+    measured, _ = LIMITS["steps"]
+    early, *_, late = [row.peak_mib for row in measured(lab, tmp_path, 2000)][1:]
+    assert late - early < 16
