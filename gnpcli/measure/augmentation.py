@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 
 import jax
@@ -15,6 +17,7 @@ from gnpcli.data.feeds.make import make_train_feed
 from gnpcli.devices.mesh import make_mesh
 from gnpcli.engine.loading import load_with_progress
 from gnpcli.keys import augment_key, run_keys
+from gnpcli.report.fonts import drawable, runs
 from gnpcli.terminal.screen import Screen
 
 CELL = 128
@@ -23,7 +26,8 @@ CELL = 128
 Smaller images are enlarged by a whole factor.
 """
 _GAP, _LINE = 8, 14
-_FONT = ImageFont.load_default(size=11)
+_FONT_SIZE = 11
+"""Of captions, in points."""
 
 
 def preview(
@@ -95,15 +99,16 @@ def _pixels(images: jax.Array, spec: DataSpec) -> Images:
 
 def _captions(labels: np.ndarray, spec: DataSpec) -> list[str]:
     """Name each image's class; of mixed images the classes with their shares, a line each."""
+    names = [drawable(name) for name in spec.class_names]
     if labels.ndim == 1:
-        return [spec.class_names[label] for label in labels]
-    return [_shares(row, spec) for row in labels]
+        return [names[label] for label in labels]
+    return [_shares(row, names) for row in labels]
 
 
-def _shares(row: np.ndarray, spec: DataSpec) -> str:
+def _shares(row: np.ndarray, names: Sequence[str]) -> str:
     """Return the classes of a mixed image with their shares, the largest first."""
     shown = [k for k in np.argsort(-row, kind="stable") if row[k] >= 0.005]
-    return "\n".join(f"{spec.class_names[k]}: {row[k]:.2f}" for k in shown)
+    return "\n".join(f"{names[k]}: {row[k]:.2f}" for k in shown)
 
 
 def _sheet(shown: list[tuple[Images, list[str]]], columns: int) -> Image.Image:
@@ -144,14 +149,25 @@ def _paste(
     sheet.paste(image.resize((side, side), Image.Resampling.NEAREST), place)
     draw = ImageDraw.Draw(sheet)
     for number, line in enumerate(caption.splitlines()):
-        y = top + side + number * _LINE
-        draw.text((left, y), _fit(line, side), fill="black", font=_FONT)
+        x, y = float(left), top + side + number * _LINE
+        for part, face in runs(_fit(line, side)):
+            draw.text((x, y), part, fill="black", font=_font(face.path))
+            x += _font(face.path).getlength(part)
 
 
 def _fit(text: str, width: int) -> str:
     """Cut a caption off where it would run into its neighbour's."""
-    if _FONT.getlength(text) <= width:
+    if _length(text) <= width:
         return text
-    while text and _FONT.getlength(text + "…") > width:
+    while text and _length(text + "…") > width:
         text = text[:-1]
     return text + "…"
+
+
+def _length(text: str) -> float:
+    return sum(_font(face.path).getlength(part) for part, face in runs(text))
+
+
+@cache
+def _font(path: str) -> ImageFont.FreeTypeFont:
+    return ImageFont.truetype(path, _FONT_SIZE)

@@ -10,6 +10,7 @@ import matplotlib
 from matplotlib.figure import Figure
 
 from gnpcli.errors import DataError
+from gnpcli.report.fonts import dress, viewers_fonts
 from gnpcli.report.palette import GRID, INK, MUTED
 
 FORMATS = (".png", ".svg", ".pdf")
@@ -77,9 +78,11 @@ def check_place(path: Path) -> None:
 def save(figure: Figure, path: Path) -> None:
     """Write a figure in the format of the file's name: PNG at 150 dots an inch, SVG or PDF.
 
-    The same figure gives the same bytes.
+    The same figure gives the same bytes, on a machine with the same fonts.
     """
     kind = path.suffix.lower()[1:]
     metadata = _UNDATED.get(kind, {})
-    with style():
+    if kind != "svg":
+        dress(figure)
+    with style(), viewers_fonts():
         figure.savefig(path, format=kind, dpi=150, facecolor="white", metadata=metadata)

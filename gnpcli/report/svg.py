@@ -15,6 +15,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from gnpcli.report.curves import Dash
+from gnpcli.report.fonts import viewers_fonts
 from gnpcli.report.palette import COLOURS, GRID, INK, MUTED
 from gnpcli.report.style import style
 from gnpcli.strict_json import to_json
@@ -77,7 +78,7 @@ def _svg(figure: Figure) -> str:
     """Return a figure as matplotlib writes it, from ``<svg`` on and without metadata."""
     buffer = io.StringIO()
     metadata = {"Date": None, "Creator": None}
-    with style():
+    with style(), viewers_fonts():
         figure.savefig(buffer, format="svg", transparent=True, metadata=metadata)
     text = buffer.getvalue()
     svg = text[text.index("<svg") :]
