@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 _START = b"version https://git-lfs.github.com/spec/"
@@ -22,3 +23,8 @@ def pointer_advice(path: str | Path) -> str | None:
     return (
         f"{path} is a pointer of Git LFS, not the file itself: run `git lfs pull` in its repository"
     )
+
+
+def first_advice(paths: Iterable[str | Path]) -> str | None:
+    """Return what to do about the first pointer among files; None where there is none."""
+    return next(filter(None, map(pointer_advice, paths)), None)

@@ -17,6 +17,7 @@ from gnpcli.config.schedules import DEFAULT_SCHEDULE
 from gnpcli.config.schema import NAMED, RunConfig
 from gnpcli.config.section import MODEL_SECTION, ModelSections, NamedSection, Section
 from gnpcli.errors import ConfigError
+from gnpcli.git_lfs import pointer_advice
 
 Tree = dict[str, Any]
 
@@ -52,7 +53,8 @@ def read_yaml(path: Path) -> Layer:
     if document.value is None:
         return Layer({})
     if not isinstance(document.value, dict):
-        raise ConfigError(f"{path}: expected 'key: value' lines at the top level")
+        unknown = f"{path}: expected 'key: value' lines at the top level"
+        raise ConfigError(pointer_advice(path) or unknown)
     return Layer(document.value, {key: f"{path}:{line}" for key, line in document.lines.items()})
 
 

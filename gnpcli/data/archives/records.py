@@ -29,6 +29,7 @@ from gnpcli.data.images.pixels import Decoding, read_square
 from gnpcli.data.progress import ProgressListener
 from gnpcli.data.statistics import channel_statistics
 from gnpcli.errors import DataError
+from gnpcli.git_lfs import first_advice
 
 _RECORDS_PER_READ = 1000
 """One at a time takes twice as long."""
@@ -292,6 +293,9 @@ def _reading(prepared: Prepared) -> Iterator[None]:
             f"pip install {package}"
         ) from error
     except Exception as error:
+        advice = first_advice(prepared.paths)
+        if advice is not None:
+            raise DataError(advice) from error
         # Up to the first detail: what follows are checksums and addresses.
         reason = " ".join(str(error).split()).partition(" (")[0][:200] or type(error).__name__
         raise DataError(

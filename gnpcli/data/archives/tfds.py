@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from gnpcli.errors import DataError
+from gnpcli.git_lfs import pointer_advice
 
 TREE = "<version>/dataset_info.json"
 """How messages put the layout."""
@@ -123,7 +124,7 @@ def examine(root: str, *, name: str, splits: Sequence[str] = ()) -> Prepared:
         prepared = _parse(root, info)
     except OSError as error:
         raise DataError(f"{error.filename or root} cannot be read: {error.strerror}") from error
-    except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
+    except (ValueError, LookupError, TypeError, AttributeError, OverflowError) as error:
         raise DataError(f"{path} is damaged: prepare the data set anew") from error
     if prepared.name != name:
         raise DataError(f"{root} holds the TFDS data set {prepared.name!r}, not {name!r}")
@@ -198,7 +199,7 @@ def read_features(prepared: Prepared) -> Features:
         num_classes = int(label["numClasses"])
         dtype = str(image.get("dtype") or "uint8")
         names = _label_names(prepared.root) or [str(index) for index in range(num_classes)]
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise damaged from error
     if dtype != "uint8" or channels not in (1, 3, 4):
         raise DataError(
@@ -227,8 +228,9 @@ def _read_json(path: str) -> dict[str, Any]:
         return content
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror}") from error
-    except ValueError as error:
-        raise DataError(f"{path} is damaged: prepare the data set anew") from error
+    except (ValueError, RecursionError) as error:
+        damaged = f"{path} is damaged: prepare the data set anew"
+        raise DataError(pointer_advice(path) or damaged) from error
 
 
 def _label_names(root: str) -> list[str]:
@@ -239,6 +241,8 @@ def _label_names(root: str) -> list[str]:
         return []
     except OSError as error:
         raise DataError(f"{error.filename} cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise DataError(f"{root}/label.labels.txt is damaged ({error})") from error
 
 
 def _shard_filenames(template: str, fields: Mapping[str, str], count: int) -> list[str]:

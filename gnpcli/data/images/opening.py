@@ -18,6 +18,7 @@ from typing import BinaryIO
 from PIL import Image, ImageFile, UnidentifiedImageError
 
 from gnpcli.errors import DataError
+from gnpcli.git_lfs import pointer_advice
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 """What the suffixes of `gnpcli.data.images.entries` promise.
@@ -59,9 +60,8 @@ def opened(path: str) -> Iterator[ImageFile.ImageFile]:
     except (DataError, ColourFound):
         raise
     except UnidentifiedImageError:
-        raise DataError(
-            f"{path} is not a {', '.join(FORMATS)} image: delete or replace it"
-        ) from None
+        unknown = f"{path} is not a {', '.join(FORMATS)} image: delete or replace it"
+        raise DataError(pointer_advice(path) or unknown) from None
     except Image.DecompressionBombError as error:
         raise DataError(f"{path} is too large{_pixels(error)}: make it smaller") from error
     except Unsupported as error:
