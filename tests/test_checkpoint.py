@@ -16,8 +16,9 @@ import pytest
 
 from gnpcli.config.schema import CheckpointConfig
 from gnpcli.errors import CheckpointError
-from gnpcli.runs.checkpoint import Checkpoints, DamagedCheckpoint
+from gnpcli.runs.checkpoint import Checkpoints
 from gnpcli.runs.description import read_description
+from gnpcli.runs.saves import DamagedCheckpoint, Saves
 from gnpcli.step.state import Skips, TrainState
 from tests.trees import same_structure
 
@@ -172,11 +173,11 @@ def without_arrays(folder: Path) -> None:
     shutil.rmtree(folder / "model")
 
 
-def without_meta(folder: Path) -> None:
-    shutil.rmtree(folder / "meta")
+def without_manifest(folder: Path) -> None:
+    shutil.rmtree(folder / "manifest")
 
 
-@pytest.mark.parametrize("damage", [truncate, empty, without_arrays, without_meta])
+@pytest.mark.parametrize("damage", [truncate, empty, without_arrays, without_manifest])
 def test_a_damaged_save_is_named_and_the_one_before_is_taken(tmp_path, damage):
     directory = tmp_path / "checkpoints"
     first = Checkpoints(directory, CheckpointConfig(keep=5))
@@ -239,9 +240,7 @@ def test_leftovers_of_a_killed_save_are_ignored_and_removed(tmp_path):
     first.close()
     leftover = directory / "2.orbax-checkpoint-tmp"
     shutil.copytree(directory / "1", leftover)
-    reader = Checkpoints(directory, CheckpointConfig(), read_only=True)
-    assert reader.steps() == [1]
-    reader.close()
+    assert Saves(directory).steps() == [1]
     assert leftover.exists()
     again = Checkpoints(directory, CheckpointConfig())
     assert again.steps() == [1]

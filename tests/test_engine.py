@@ -27,10 +27,10 @@ from gnpcli.engine.train import _prepare, resume, train
 from gnpcli.errors import CheckpointError, ConfigError, DivergenceError, Interrupted
 from gnpcli.models.registry import model_section
 from gnpcli.recipes.presets import read_resolved, resolve
-from gnpcli.runs.checkpoint import Checkpoints
 from gnpcli.runs.folder import RunFolder, claimed_run, default_run_dirs
 from gnpcli.runs.location import Location, locate
 from gnpcli.runs.log import MetricsLog, read_metrics
+from gnpcli.runs.saves import Saves
 from gnpcli.runs.trained import open_trained
 from gnpcli.step.schedules import lr_schedule
 from gnpcli.terminal.screen import Screen
@@ -89,11 +89,10 @@ def lines(run_dir: Path, split: str) -> list[dict[str, Any]]:
 
 def saved(run_dir: Path, step: int) -> dict[str, np.ndarray]:
     """Every array of a saved state by its path."""
-    checkpoints = Checkpoints(run_dir / "checkpoints", config().checkpoint, read_only=True)
+    saves = Saves(run_dir / "checkpoints")
     own = read_resolved([read_yaml(run_dir / "config.yaml")])
     task, _ = _prepare(own, None, Screen(quiet=True))
-    state = checkpoints.restore(step, task.abstract_state())
-    checkpoints.close()
+    state = saves.restore(step, task.abstract_state())
     leaves = jax.tree_util.tree_leaves_with_path(state._replace(key=jax.random.key_data(state.key)))
     return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}
 
@@ -214,16 +213,13 @@ def test_tensorboard_holds_the_same_values(whole):
 
 
 def test_the_latest_checkpoints_and_the_best_are_kept(whole):
-    checkpoints = Checkpoints(whole / "checkpoints", config().checkpoint, read_only=True)
+    saves = Saves(whole / "checkpoints")
     rates = {record["step"]: record["error_rate"] for record in lines(whole, "test")}
     best = min(rates, key=lambda step: (rates[step], -step))
-    assert set(checkpoints.steps()) == {10, 15, 20} | {best}
+    assert set(saves.steps()) == {10, 15, 20} | {best}
     assert (
-        checkpoints.best_step()
-        == best
-        == json.loads((whole / "summary.json").read_text())["best_step"]
+        saves.best_step() == best == json.loads((whole / "summary.json").read_text())["best_step"]
     )
-    checkpoints.close()
 
 
 @pytest.mark.parametrize("stop", [3, 7, 10])
@@ -319,9 +315,7 @@ def test_saving_by_steps_and_evaluating_rarely(tmp_path):
         "train.eval_every_epochs=3",
     ]
     train(config(*changes), tmp_path / "run", quiet=True)
-    checkpoints = Checkpoints(tmp_path / "run" / "checkpoints", config().checkpoint, read_only=True)
-    assert checkpoints.steps() == [4, 8, 12, 16, 20]
-    checkpoints.close()
+    assert Saves(tmp_path / "run" / "checkpoints").steps() == [4, 8, 12, 16, 20]
     assert [record["step"] for record in lines(tmp_path / "run", "test")] == [15, 20]
 
 
@@ -470,9 +464,7 @@ def test_a_run_stopped_by_a_passing_fault_resumes_to_where_it_would_have_been(
         train(config(), run_dir, quiet=True)
     summary = json.loads((run_dir / "summary.json").read_text())
     assert (summary["status"], "step 8" in summary["error"]) == ("diverged", True)
-    checkpoints = Checkpoints(run_dir / "checkpoints", config().checkpoint, read_only=True)
-    assert checkpoints.steps() == [5]
-    checkpoints.close()
+    assert Saves(run_dir / "checkpoints").steps() == [5]
     assert (
         evaluate(locate(run_dir), data={}, split="test", step=None, best=False, quiet=True)["step"]
         == 5

@@ -52,6 +52,12 @@ RunDirOption = Annotated[
         show_default="a new one in runs/",
     ),
 ]
+RestartOption = Annotated[
+    bool,
+    typer.Option(
+        "--restart", help="Start anew if there are checkpoints and none can be used; keep them."
+    ),
+]
 
 
 def train(
@@ -103,13 +109,18 @@ def resume(
     no_cache: NoCacheOption = False,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
+    restart: RestartOption = False,
 ) -> None:
     """Continue a run from its last good checkpoint, bit for bit."""
     start_process()
     from gnpcli.engine.train import resume as continue_run
 
     summary = continue_run(
-        run, max_steps=max_steps, quiet=quiet, accept_changed_data=accept_changed_data
+        run,
+        max_steps=max_steps,
+        quiet=quiet,
+        accept_changed_data=accept_changed_data,
+        restart=restart,
     )
     _print_summary(summary, as_json)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,13 +18,14 @@ from gnpcli.engine.faults import last_good
 from gnpcli.engine.hooks import Hook, Hooks, OnRecord
 from gnpcli.engine.loop import Loop
 from gnpcli.engine.standard_hooks import log_hooks, measuring_hooks
-from gnpcli.engine.starting import restore, starting_state
+from gnpcli.engine.starting import Restored, restore, starting_state
 from gnpcli.engine.task import Task
 from gnpcli.errors import DivergenceError, GnpError, Interrupted
 from gnpcli.recipes.wording import objective_in_words
 from gnpcli.runs.checkpoint import Checkpoints
 from gnpcli.runs.contents import HeldOut, Summary, is_done
 from gnpcli.runs.folder import RunFolder
+from gnpcli.runs.identity import new_run_id
 from gnpcli.runs.writing import RunWriteError
 from gnpcli.step.state import TrainState
 from gnpcli.terminal.screen import Screen
@@ -41,6 +43,8 @@ class Session:
     """Those of the caller."""
     accept_changed_data: bool = False
     """Go on where the data are others than at the last checkpoint."""
+    restart: bool = False
+    """Start anew where there are checkpoints and none is good."""
 
     def go(self, max_steps: int | None, initial: TrainState | None = None) -> Summary:
         """Go on from the last checkpoint; else from `initial`; else as the configuration says.
@@ -57,14 +61,8 @@ class Session:
         """
         total = self.task.horizon.total_steps
         stop = total if max_steps is None else min(total, max_steps)
-        checkpoints = self.run.checkpoints(self.task.config.checkpoint)
         try:
-            restored = restore(
-                self.task,
-                checkpoints,
-                self.screen,
-                accept_changed_data=self.accept_changed_data,
-            )
+            restored = self._restore()
             state, changes = restored or (None, [])
             start = 0 if state is None else int(state.step)
             summary = self.run.summary()
@@ -72,14 +70,14 @@ class Session:
                 where = f"{self.run} is already at step {start}"
                 self.screen.line(f"{where}: nothing to do", style="bold")
                 return {**summary, "run_dir": str(self.run)}
-            if state is None:
-                state = starting_state(self.task, checkpoints, self.screen, initial)
-            self.run.note_session(self._environment(changes), start)
-            self._introduce(state, start)
-            summary, received = self._train(state, checkpoints, start, stop)
+            with closing(self.run.checkpoints(self.task.config.checkpoint)) as checkpoints:
+                if state is None:
+                    state = starting_state(self.task, checkpoints, self.screen, initial)
+                self.run.note_session(self._environment(changes), start)
+                self._introduce(state, start)
+                summary, received = self._train(state, checkpoints, start, stop)
         finally:
             self.task.parts.feed.close()
-            checkpoints.close()
         summary = self.run.write_summary(summary)
         if summary["status"] == "interrupted":
             raise Interrupted(
@@ -88,6 +86,21 @@ class Session:
                 received[0],
             )
         return summary
+
+    def _restore(self) -> Restored | None:
+        """Return where to go on. Only when that is known, set aside what of the run is damaged."""
+        saves = self.run.saves()
+        restored = restore(
+            self.task,
+            saves,
+            self.screen,
+            accept_changed_data=self.accept_changed_data,
+            restart=self.restart,
+        )
+        self.run.set_aside_damaged()
+        saved = None if restored is None else saves.manifest(int(restored.state.step)).run
+        self.run.identify(saved or new_run_id())
+        return restored
 
     def _train(
         self, state: TrainState, checkpoints: Checkpoints, start: int, stop: int

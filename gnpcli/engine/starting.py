@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
 from typing import NamedTuple
 
@@ -12,6 +13,7 @@ from gnpcli.errors import CheckpointError
 from gnpcli.keys import run_keys
 from gnpcli.runs.checkpoint import Checkpoints
 from gnpcli.runs.description import Description, read_description
+from gnpcli.runs.saves import DamagedCheckpoint, Saves
 from gnpcli.step.state import TrainState
 from gnpcli.terminal.screen import Screen
 from gnpcli.weights.source import Pretrained, fit_pretrained, open_pretrained
@@ -62,32 +64,59 @@ class Restored(NamedTuple):
 
 
 def restore(
-    task: Task, checkpoints: Checkpoints, screen: Screen, *, accept_changed_data: bool
+    task: Task,
+    saves: Saves,
+    screen: Screen,
+    *,
+    accept_changed_data: bool = False,
+    restart: bool = False,
 ) -> Restored | None:
-    """Return the state of the last good checkpoint; None where there is none.
+    """Return the state of the last good save; None where there is none.
 
-    Damaged checkpoints are set aside and named.
+    Damaged saves are named, and set aside once it is known what to go on from.
+
+    Args:
+        task: What is trained.
+        saves: Of the run.
+        screen: Told of damaged saves.
+        accept_changed_data: Go on where the data are others than at that save.
+        restart: Start anew where there are saves and none is good.
 
     Raises:
-        CheckpointError: It is of another configuration, or of other images.
+        CheckpointError: None is good; or one is of another configuration, or of other images.
+        RunReadError: One cannot be read; all are as they were.
     """
+    damaged: dict[int, DamagedCheckpoint] = {}
 
     def read(step: int) -> Restored:
-        saved = read_description(checkpoints, step)
-        what = f"the checkpoint of step {step} in {checkpoints.directory}"
+        saved = read_description(saves, step)
+        what = f"the checkpoint of step {step} in {saves.directory}"
         _check_same_run(saved, task, what)
         changes = accepted_changes(
             saved.data, task.spec, what, accept=accept_changed_data, screen=screen
         )
-        return Restored(checkpoints.restore(step, task.abstract_state()), changes)
+        return Restored(saves.restore(step, task.abstract_state()), changes)
 
-    def on_damaged(step: int, error: CheckpointError) -> None:
-        moved = checkpoints.set_aside(step)
-        what = f"{error}; moved to {moved.name}, falling back to the one before"
-        screen.line(f"warning: {what}", style="yellow")
-
-    found = checkpoints.restore_latest(read, on_damaged=on_damaged)
+    found = saves.restore_latest(read, on_damaged=damaged.__setitem__)
+    if found is None and damaged and not restart:
+        raise _none_is_good(saves, damaged, screen)
+    # Older ones come next, should the restored one be damaged one day.
+    for step, error in (saves.damaged() | damaged).items():
+        moved = saves.set_aside(step)
+        screen.line(f"warning: {error}; moved to {moved.name}", style="yellow")
     return None if found is None else found[1]
+
+
+def _none_is_good(
+    saves: Saves, damaged: Mapping[int, DamagedCheckpoint], screen: Screen
+) -> CheckpointError:
+    for error in damaged.values():
+        screen.line(f"warning: {error}", style="yellow")
+    steps, run = ", ".join(map(str, damaged)), saves.directory.parent
+    return CheckpointError(
+        f"no checkpoint in {saves.directory} can be used (steps {steps}); `gnp resume {run} "
+        "--restart` sets them aside and starts anew"
+    )
 
 
 def _check_same_run(saved: Description, task: Task, what: str) -> None:

@@ -38,8 +38,9 @@ def train(
     Args:
         config: Resolved configuration, see `gnpcli.recipes.presets.resolve`.
         run_dir: New or empty folder; None makes one in ``runs/``. It gets ``config.yaml``,
-            ``metrics.jsonl``, TensorBoard events, ``environment.json``, ``checkpoints/`` and
-            ``summary.json``. It is held for this process alone: see `gnpcli.locks.FolderLock`.
+            ``metrics.jsonl``, TensorBoard events, ``environment.json``, ``run.json``,
+            ``checkpoints/`` and ``summary.json``. It is held for this process alone: see
+            `gnpcli.locks.FolderLock`.
         data: Images in memory (`Dataset.from_arrays`) in the place of what `config.data` names.
             Of that section the keys that say where images are play no part, and all others act:
             batch sizes, augmentation, `validation_fraction`, `mean` and `std`. The run records the
@@ -90,6 +91,7 @@ def resume(
     max_steps: int | None = None,
     quiet: bool = False,
     accept_changed_data: bool = False,
+    restart: bool = False,
 ) -> Summary:
     """Continue a run from its last good checkpoint, bit for bit.
 
@@ -99,12 +101,15 @@ def resume(
         hooks, screen, max_steps, quiet: As of `train`.
         accept_changed_data: Go on where the data are others than at the last checkpoint, if they
             fit the model. ``environment.json`` records what has changed.
+        restart: Start anew where the run has checkpoints and none can be used. They are set aside.
 
     Returns:
         What ``summary.json`` holds.
 
     Raises:
-        CheckpointError: No checkpoint can be used, or the data have changed since.
+        CheckpointError: The run has checkpoints and none can be used, or the data have changed
+            since.
+        RunReadError: A file of the run cannot be read. Nothing was changed.
         ConfigError: The model is code of somebody's own, which the program has not imported and
             ``GNP_TRUST_CODE`` does not allow.
         FolderInUse: Another process trains the run, and is named.
@@ -115,9 +120,14 @@ def resume(
     run = RunFolder(run_dir.resolve(), partial(_warn, screen))
     with run.claimed():
         task, dataset = _prepare(config, data, screen)
-        run.set_aside_damaged()
         session = Session(
-            task, dataset, run, screen, hooks, accept_changed_data=accept_changed_data
+            task,
+            dataset,
+            run,
+            screen,
+            hooks,
+            accept_changed_data=accept_changed_data,
+            restart=restart,
         )
         return session.go(max_steps)
 

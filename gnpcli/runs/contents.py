@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Literal, NotRequired, Required, TypeGuard, get_args
+from typing import Annotated, Any, Literal, NotRequired, Required, TypeGuard, get_args
 
-from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
+from pydantic import AfterValidator, ConfigDict, TypeAdapter, ValidationError, with_config
 from typing_extensions import TypedDict  # pydantic cannot read typing's before Python 3.12
+
+from gnpcli.runs.identity import checked_run_id
 
 Status = Literal["finished", "stopped", "interrupted", "diverged", "unfinished"]
 """How a run ended.
@@ -98,6 +100,14 @@ class Environment(TypedDict):
     sessions: list[Session]
 
 
+@with_config(ConfigDict(strict=True, extra="forbid"))
+class Identity(TypedDict):
+    """``run.json``: written once, when the run begins."""
+
+    id: Annotated[str, AfterValidator(checked_run_id)]
+    """What the saves of the run bear."""
+
+
 def is_done(summary: Summary, step: int) -> bool:
     """Return whether a run has come to an end at `step` and has measured what it leaves."""
     is_whole = summary["status"] in ("finished", "stopped") and "elapsed_s" in summary
@@ -106,6 +116,7 @@ def is_done(summary: Summary, step: int) -> bool:
 
 SUMMARY: TypeAdapter[Summary] = TypeAdapter(Summary)
 ENVIRONMENT: TypeAdapter[Environment] = TypeAdapter(Environment)
+IDENTITY: TypeAdapter[Identity] = TypeAdapter(Identity)
 
 
 def reason(error: ValidationError) -> str:

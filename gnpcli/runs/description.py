@@ -10,12 +10,12 @@ from gnpcli.config.resolved import Resolved
 from gnpcli.data.base import DataSpec
 from gnpcli.errors import DataError
 from gnpcli.recipes.presets import read_resolved
-from gnpcli.runs.checkpoint import Checkpoints, DamagedCheckpoint
+from gnpcli.runs.saves import DamagedCheckpoint, Saves
 
 
 @dataclass(frozen=True)
 class Description:
-    """The item `meta` of a checkpoint."""
+    """What `meta` of a manifest holds."""
 
     config: Resolved
     data: DataSpec
@@ -25,16 +25,17 @@ class Description:
         return {"config": self.config.model_dump(mode="json"), "data": self.data.to_dict()}
 
 
-def read_description(checkpoints: Checkpoints, step: int) -> Description:
+def read_description(saves: Saves, step: int) -> Description:
     """Read what a save says of itself.
 
     Raises:
-        DamagedCheckpoint: It is missing, unreadable, or says something else.
+        DamagedCheckpoint: It is missing, of another run or step, or says something else.
+        RunReadError: It cannot be read.
         ConfigError: Its configuration is none that this version can train.
     """
-    meta = checkpoints.read_meta(step)
+    meta = saves.read_meta(step)
     values, data = meta.get("config"), meta.get("data")
-    where = f"the checkpoint of step {step} in {checkpoints.directory} is damaged"
+    where = f"the checkpoint of step {step} in {saves.directory} is damaged"
     if not isinstance(values, dict) or not isinstance(data, dict):
         raise DamagedCheckpoint(f"{where}: its description has no configuration or no data set")
     try:

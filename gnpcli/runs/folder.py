@@ -20,22 +20,26 @@ from gnpcli.errors import ConfigError
 from gnpcli.files import leftovers, set_aside, write_atomically
 from gnpcli.locks import LOCK_FILES, FolderExists, FolderInUse, FolderLock, Making
 from gnpcli.recipes.presets import read_resolved
-from gnpcli.runs.contents import ENVIRONMENT, SUMMARY, Record, Session, Summary, reason
+from gnpcli.runs.contents import ENVIRONMENT, IDENTITY, SUMMARY, Record, Session, Summary, reason
+from gnpcli.runs.identity import new_run_id
 from gnpcli.runs.log import METRICS_FILE, MetricsLog, parse_records
+from gnpcli.runs.reading import read_bytes
 from gnpcli.runs.tensorboard import TensorBoardEvents
 from gnpcli.runs.writing import writing
 from gnpcli.strict_json import to_json
 
 if TYPE_CHECKING:
     from gnpcli.runs.checkpoint import Checkpoints
+    from gnpcli.runs.saves import Saves
 
 Content = TypeVar("Content")
 
 _CONFIG = "config.yaml"
 _SUMMARY = "summary.json"
 _ENVIRONMENT = "environment.json"
+_IDENTITY = "run.json"
 _CHECKPOINTS = "checkpoints"
-_WRITTEN = (_CONFIG, _SUMMARY, _ENVIRONMENT, METRICS_FILE)
+_WRITTEN = (_CONFIG, _IDENTITY, _SUMMARY, _ENVIRONMENT, METRICS_FILE)
 """The files that are written whole."""
 
 
@@ -43,8 +47,10 @@ class RunFolder:
     """The folder of one run.
 
     Damage has one behaviour. ``config.yaml`` is needed: an error names it and the reason. The
-    summary, the sessions and the log are not: what of them cannot be read is left out, and `warn`
-    is told so, once for each file. Reading changes nothing; `set_aside_damaged` does.
+    summary, the sessions and the log are not: what of them is damaged is left out, and `warn` is
+    told so, once for each file. Reading changes nothing; `set_aside_damaged` does.
+
+    A file that the system cannot read is not damaged. Whatever reads it raises a `RunReadError`.
 
     Who writes into a run has the folder to itself (`claimed`). Who reads it need not ask.
 
@@ -152,6 +158,21 @@ class RunFolder:
         """
         self.path.mkdir(parents=True, exist_ok=True)
         write_atomically(self.path / _CONFIG, dump(config))
+        self.identify(new_run_id())
+
+    def run_id(self) -> str | None:
+        """Return the name that the saves of the run bear; None where ``run.json`` is missing."""
+        found = self._read(_IDENTITY, IDENTITY)
+        return found["id"] if found is not None else None
+
+    def identify(self, run_id: str) -> None:
+        """Give the run its name, which its saves will bear. One that has a name keeps it.
+
+        Raises:
+            OSError: It cannot be written.
+        """
+        if self.run_id() is None:
+            write_atomically(self.path / _IDENTITY, json.dumps({"id": run_id}) + "\n")
 
     def summary(self) -> Summary:
         """Return where the run ended; its status is ``unfinished`` where no summary can be read."""
@@ -188,7 +209,7 @@ class RunFolder:
         try:
             records, damage = parse_records(self.path / METRICS_FILE)
         except OSError as error:
-            self._tell_unreadable(METRICS_FILE, error)
+            self._tell_damaged(METRICS_FILE, error)
             return []
         if damage is not None:
             self._tell(METRICS_FILE, str(damage))
@@ -214,11 +235,17 @@ class RunFolder:
         """The folder of all checkpoints."""
         return self.path / _CHECKPOINTS
 
-    def checkpoints(self, config: CheckpointConfig, *, read_only: bool = False) -> Checkpoints:
-        """Open the checkpoints of the run; arguments and errors as of `Checkpoints`."""
-        from gnpcli.runs.checkpoint import Checkpoints  # loads jax; reading the rest does not
+    def saves(self) -> Saves:
+        """Return the saves of the run, to be read."""
+        from gnpcli.runs.saves import Saves  # loads jax; reading the rest does not
 
-        return Checkpoints(self.checkpoint_dir, config, read_only=read_only)
+        return Saves(self.checkpoint_dir, self.run_id())
+
+    def checkpoints(self, config: CheckpointConfig) -> Checkpoints:
+        """Open the saves of the run to be written; arguments and errors as of `Checkpoints`."""
+        from gnpcli.runs.checkpoint import Checkpoints
+
+        return Checkpoints(self.checkpoint_dir, config, self.run_id())
 
     def checkpoint_sizes(self) -> dict[int, int]:
         """Return the bytes on disk of each saved step, rising."""
@@ -235,8 +262,13 @@ class RunFolder:
         kill leaves it, stays where it is.
 
         Raises:
+            RunReadError: One of the files cannot be read; all are as they were.
             OSError: The folder cannot be written.
         """
+        for name in (_IDENTITY, _SUMMARY, _ENVIRONMENT, METRICS_FILE):
+            with suppress(OSError):  # it is missing or damaged
+                read_bytes(self.path / name)
+        self._set_aside_damaged(_IDENTITY, IDENTITY)
         self._set_aside_damaged(_SUMMARY, SUMMARY)
         self._set_aside_damaged(_ENVIRONMENT, ENVIRONMENT)
         self._set_aside_damaged_log()
@@ -271,10 +303,10 @@ class RunFolder:
         try:
             return _parse(self.path / name, content)
         except (OSError, ValidationError) as error:
-            self._tell_unreadable(name, error)
+            self._tell_damaged(name, error)
             return None
 
-    def _tell_unreadable(self, name: str, error: OSError | ValidationError) -> None:
+    def _tell_damaged(self, name: str, error: OSError | ValidationError) -> None:
         if not isinstance(error, FileNotFoundError):
             self._tell(name, f"{self.path / name} is damaged ({_why(error)}): it is left out")
 
@@ -343,10 +375,11 @@ def _parse(path: Path, content: TypeAdapter[Content]) -> Content:
     """Return what a JSON file holds.
 
     Raises:
-        OSError: It cannot be read.
+        OSError: It is missing, or no file.
         ValidationError: It holds something else.
+        RunReadError: It cannot be read.
     """
-    return content.validate_json(path.read_bytes())
+    return content.validate_json(read_bytes(path))
 
 
 def _why(error: OSError | ValidationError) -> str:

@@ -12,6 +12,7 @@ from typing import Any
 
 from gnpcli.files import write_atomically
 from gnpcli.runs.contents import HELD_OUT, Record, is_record
+from gnpcli.runs.reading import read_bytes
 from gnpcli.runs.writing import writing
 from gnpcli.strict_json import finite
 
@@ -47,9 +48,10 @@ def parse_records(path: Path) -> tuple[list[Record], Damage | None]:
     """Return the records of a log up to the first line that is not one, and which line that is.
 
     Raises:
-        OSError: The file cannot be read.
+        OSError: It is missing, or no file.
+        RunReadError: It cannot be read.
     """
-    lines = path.read_bytes().split(b"\n")
+    lines = read_bytes(path).split(b"\n")
     whole, rest = lines[:-1], lines[-1]
     records: list[Record] = []
     for number, line in enumerate(whole, start=1):
@@ -82,7 +84,8 @@ def read_metrics(path: Path, on_damage: Callable[[str], None] | None = None) -> 
         on_damage: Told in a sentence which line is damaged and how much was read.
 
     Raises:
-        OSError: The file is there and cannot be read.
+        OSError: It is no file.
+        RunReadError: It cannot be read.
     """
     if not path.exists():
         return []

@@ -9,7 +9,6 @@ from jax.sharding import Mesh
 
 from gnpcli.config.loader import differences
 from gnpcli.config.resolved import Resolved
-from gnpcli.config.schema import CheckpointConfig
 from gnpcli.config.weights import Weights
 from gnpcli.data.base import DataSpec
 from gnpcli.devices.mesh import abstract, make_mesh
@@ -17,9 +16,9 @@ from gnpcli.errors import CheckpointError
 from gnpcli.models.base import Model, Params, State
 from gnpcli.models.registry import build_for
 from gnpcli.recipes.presets import with_code
-from gnpcli.runs.checkpoint import Checkpoints, DamagedCheckpoint
 from gnpcli.runs.description import Description, read_description
 from gnpcli.runs.location import Location
+from gnpcli.runs.saves import DamagedCheckpoint, Saves
 from gnpcli.terminal.screen import Screen
 
 
@@ -60,65 +59,58 @@ def open_trained(
     Raises:
         CheckpointError: Nothing usable, a checkpoint of another model than the run's, or no
             averaged weights in it.
+        DamagedCheckpoint: The one that was asked for is damaged.
+        RunReadError: It cannot be read.
         ConfigError: Its model is code of somebody's own, which is not trusted.
     """
     run = location.run
     run_config = with_code(run.config(), f"{run}/config.yaml") if run is not None else None
-    checkpoints = Checkpoints(location.checkpoints, CheckpointConfig(), read_only=True)
+    saves = Saves(location.checkpoints, run.run_id() if run is not None else None)
 
     def restore(at: int) -> Trained:
-        description = read_description(checkpoints, at)
+        description = read_description(saves, at)
         if run_config is not None and description.config.model != run_config.model:
             where = f"{run}/config.yaml"
-            raise CheckpointError(_other_model(checkpoints, at, description, run_config, where))
-        return _restore(checkpoints, at, description, weights)
+            raise CheckpointError(_other_model(saves, at, description, run_config, where))
+        return _restore(saves, at, description, weights)
 
     def on_damaged(at: int, error: DamagedCheckpoint) -> None:
         screen.line(f"warning: {error}; falling back to the one before", style="yellow")
 
-    try:
-        chosen = _choose(checkpoints, step if step is not None else location.step, best)
-        if chosen is not None:
-            return restore(chosen)
-        found = checkpoints.restore_latest(restore, on_damaged=on_damaged)
-        if found is None:
-            raise CheckpointError(f"no usable checkpoint in {location.checkpoints}")
-        trained: Trained = found[1]
-        return trained
-    finally:
-        checkpoints.close()
+    chosen = _choose(saves, step if step is not None else location.step, best)
+    if chosen is not None:
+        return restore(chosen)
+    found = saves.restore_latest(restore, on_damaged=on_damaged)
+    if found is None:
+        raise CheckpointError(f"no usable checkpoint in {location.checkpoints}")
+    trained: Trained = found[1]
+    return trained
 
 
-def _choose(checkpoints: Checkpoints, step: int | None, best: bool) -> int | None:
+def _choose(saves: Saves, step: int | None, best: bool) -> int | None:
     """Return the step to restore; None is the last good one."""
     if best:
-        step = checkpoints.best_step()
+        step = saves.best_step()
         if step is None:
             raise CheckpointError(
-                f"no checkpoint in {checkpoints.directory} has an error rate to be the best by"
+                f"no checkpoint in {saves.directory} has an error rate to be the best by"
             )
-    if step is not None and step not in checkpoints.steps():
-        known = ", ".join(map(str, checkpoints.steps())) or "none"
-        raise CheckpointError(
-            f"no checkpoint of step {step} in {checkpoints.directory} (there: {known})"
-        )
+    if step is not None and step not in saves.steps():
+        known = ", ".join(map(str, saves.steps())) or "none"
+        raise CheckpointError(f"no checkpoint of step {step} in {saves.directory} (there: {known})")
     return step
 
 
-def _other_model(
-    checkpoints: Checkpoints, step: int, saved: Description, config: Resolved, where: str
-) -> str:
+def _other_model(saves: Saves, step: int, saved: Description, config: Resolved, where: str) -> str:
     changed = "; ".join(differences(saved.config, config))
     return (
-        f"the checkpoint of step {step} in {checkpoints.directory} is of "
+        f"the checkpoint of step {step} in {saves.directory} is of "
         f"{saved.config.model.name}, but the run's {where} says {config.model.name}: {changed}"
     )
 
 
-def _restore(
-    checkpoints: Checkpoints, step: int, description: Description, weights: Weights | None
-) -> Trained:
-    where = f"the checkpoint of step {step} in {checkpoints.directory}"
+def _restore(saves: Saves, step: int, description: Description, weights: Weights | None) -> Trained:
+    where = f"the checkpoint of step {step} in {saves.directory}"
     config, spec = with_code(description.config, where), description.data
     chosen = weights or config.train.evaluate_weights
     if chosen == "ema" and config.train.ema_decay is None:
@@ -129,5 +121,5 @@ def _restore(
     mesh, model = make_mesh(config), build_for(config, spec)
     shape = (spec.image_size, spec.image_size, spec.channels)
     like = abstract(lambda: model.init(jax.random.key(0), shape), mesh)
-    params, model_state = checkpoints.restore_model(step, *like, weights=chosen)
+    params, model_state = saves.restore_model(step, *like, weights=chosen)
     return Trained(step, config, spec, mesh, model, chosen, params, model_state)

@@ -1,0 +1,66 @@
+"""Digests of arrays: whether what is restored is what was saved.
+
+A digest is of the logical array, so it does not depend on how the array is sharded. It finds
+accidents, such as a flipped bit. It is no protection against somebody who forges a save.
+
+An array that no host holds whole will need a digest of parts: each process digests the blocks of a
+fixed grid that it writes, seeded with their place in the grid, and the digest of the array is the
+sum of theirs modulo 2^64. Only `digest` changes then.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import xxhash
+
+
+class HostArray(NamedTuple):
+    """An array whose values are in the memory of the host."""
+
+    dtype: str
+    """As JAX names it. Keys of random streams have a type of their own."""
+    values: np.ndarray
+    """Of a key, its numbers."""
+
+
+def on_host(tree: Any) -> dict[str, HostArray]:
+    """Return the JAX and NumPy arrays of a tree by their paths, such as ``params.head.bias``.
+
+    On a CPU they share the memory of the JAX arrays. JAX does not reuse that memory meanwhile, even
+    where the arrays are donated. On other devices they are the copies that JAX keeps with an array,
+    which Orbax takes as well.
+    """
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    numbers = [_numbers(leaf) for _, leaf in leaves]
+    for array in numbers:
+        if isinstance(array, jax.Array):
+            array.copy_to_host_async()
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="."): HostArray(
+            str(leaf.dtype), np.asarray(array)
+        )
+        for (path, leaf), array in zip(leaves, numbers, strict=True)
+    }
+
+
+def _numbers(leaf: jax.Array | np.ndarray) -> jax.Array | np.ndarray:
+    is_key = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+    return jax.random.key_data(leaf) if is_key else leaf
+
+
+def digest(array: HostArray) -> str:
+    """Return the 64 bits of XXH3 over dtype, shape and the bytes in C order, as 16 hex digits."""
+    hashed = xxhash.xxh3_64(f"{array.dtype} {array.values.shape}\n".encode())
+    # Not every dtype is a buffer: bfloat16 is not.
+    hashed.update(np.ascontiguousarray(array.values).reshape(-1).view(np.uint8).data)
+    return hashed.hexdigest()
+
+
+def digests(arrays: Mapping[str, HostArray]) -> dict[str, str]:
+    """Return the digest of each array."""
+    return {path: digest(array) for path, array in arrays.items()}
