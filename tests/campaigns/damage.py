@@ -15,7 +15,13 @@ from tests.campaigns.runs import COMMON, Left, check_same, read, resume, train
 from tests.commands import Completed
 
 HOLDS = "The command says what is damaged, or its result is that of the undamaged run, to the bit."
-SETTINGS = (*COMMON, "train.epochs=4", "data.batch_size=512", "checkpoint.keep=2")
+SETTINGS = (
+    *COMMON,
+    "train.epochs=4",
+    "data.batch_size=512",
+    "checkpoint.every_steps=2",
+    "checkpoint.keep=2",
+)
 STOPPED = 5
 """Of eight steps. The folder holds saves at 4 and 5, and a whole log of five steps."""
 

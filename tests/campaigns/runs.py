@@ -25,8 +25,15 @@ COMMON = (
     "schedule.warmup_epochs=0",
     "train.log_every_steps=1",
 )
-SHORT = (*COMMON, "train.epochs=2", "data.batch_size=512", "checkpoint.keep=1")
-"""Four steps, a save at the second, which the one at the fourth deletes: the fewest events."""
+SHORT = (
+    *COMMON,
+    "train.epochs=2",
+    "data.batch_size=512",
+    "checkpoint.every_steps=2",
+    "checkpoint.keep=1",
+    "checkpoint.keep_best=false",
+)
+"""Four steps and two saves, of which the second deletes the first: the fewest events."""
 LONG = (
     *COMMON,
     "train.epochs=8",
