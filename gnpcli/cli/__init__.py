@@ -11,7 +11,8 @@ import typer
 from gnpcli import __version__
 from gnpcli.cli.commands import add_commands
 from gnpcli.cli.output import fail, say
-from gnpcli.errors import explain
+from gnpcli.cli.remarks import listen
+from gnpcli.devices.start import explain
 
 app = typer.Typer(
     name="gnp",
@@ -37,12 +38,16 @@ def options(
         ),
     ] = False,
     debug: Annotated[
-        bool, typer.Option("--debug", help="Show the traceback of an error (also GNP_DEBUG=1).")
+        bool,
+        typer.Option(
+            "--debug", help="Show tracebacks, and all that libraries say (also GNP_DEBUG=1)."
+        ),
     ] = False,
 ) -> None:
     """Options of every command."""
     if debug:
         os.environ["GNP_DEBUG"] = "1"
+    listen()
 
 
 def main() -> None:

@@ -14,7 +14,7 @@ from gnpcli.cli.options import (
     QuietOption,
     SetOption,
 )
-from gnpcli.cli.output import say
+from gnpcli.cli.output import say, start_process
 from gnpcli.config.paths import user_path
 
 FileArgument = Annotated[
@@ -80,6 +80,7 @@ def import_weights(
     if (means is None) != (stds is None):
         raise typer.BadParameter("--mean and --std go together", param_hint="--mean")
     _check_name(model)
+    start_process()
     from gnpcli.terminal.screen import Screen
     from gnpcli.weights.importing import ImportRequest, import_file
 

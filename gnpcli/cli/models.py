@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from gnpcli.cli.options import NOTHING_SET, JsonOption, SetOption
-from gnpcli.cli.output import print_json, print_table, say
+from gnpcli.cli.output import print_json, print_table, say, start_measuring
 from gnpcli.terminal import words
 
 if TYPE_CHECKING:
@@ -85,6 +85,7 @@ def show_model(
 ) -> None:
     """Show a model layer by layer: arrays, parameters, statistics, and work per image."""
     _refuse_other_keys(assignments)
+    start_measuring()
     from gnpcli.models.family import Images
     from gnpcli.models.registry import build_model, find_model
     from gnpcli.models.summary import group, summarize

@@ -17,16 +17,20 @@ if TYPE_CHECKING:
 def start_process() -> None:
     """Set up a process that trains or measures: freed memory and compiled programs are kept."""
     from gnpcli.devices.process import keep_compiled_programs, keep_freed_memory
+    from gnpcli.devices.start import start_jax
 
     keep_freed_memory()
+    start_jax()
     keep_compiled_programs()
 
 
 def start_measuring() -> None:
     """Set up a process that times steps: freed memory is kept, every program is compiled anew."""
     from gnpcli.devices.process import keep_freed_memory
+    from gnpcli.devices.start import start_jax
 
     keep_freed_memory()
+    start_jax()
 
 
 def print_json(value: Any) -> None:

@@ -18,7 +18,7 @@ from gnpcli.cli.options import (
     SetOption,
     resolve_options,
 )
-from gnpcli.cli.output import say
+from gnpcli.cli.output import say, start_process
 from gnpcli.config.paths import user_path
 from gnpcli.terminal import words
 
@@ -55,6 +55,7 @@ def preview(
     )
     if not out.absolute().parent.is_dir():
         raise typer.BadParameter(f"no folder {out.absolute().parent}", param_hint="--out")
+    start_process()
     from gnpcli.measure.augmentation import preview as run
 
     shown = run(config, out, count=count, step=step, columns=columns, quiet=quiet)

@@ -22,6 +22,7 @@ import numpy as np
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from gnpcli.config.resolved import Resolved
+from gnpcli.devices.start import check_xla_flags
 from gnpcli.errors import ConfigError
 
 GROUP, DATA = "group", "data"
@@ -52,6 +53,7 @@ def make_mesh(config: Resolved) -> Mesh:
 
 def count_local_devices() -> int:
     """Return how many devices this process has."""
+    check_xla_flags()
     return len(jax.local_devices())
 
 

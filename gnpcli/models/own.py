@@ -23,6 +23,7 @@ from pathlib import Path
 from types import ModuleType
 
 from gnpcli.config.paths import resolved_path
+from gnpcli.devices.start import StartError, start_problem
 from gnpcli.errors import ConfigError
 
 TRUST = "GNP_TRUST_CODE"
@@ -134,6 +135,9 @@ def import_own(own: OwnModel) -> ModuleType:
     try:
         return importlib.import_module(own.module) if own.file is None else _run_file(own)
     except (Exception, SystemExit) as error:
+        problem = start_problem(error)
+        if problem is not None:
+            raise StartError(problem) from error
         raise ConfigError(
             f"model {own.name!r}: '{own.file or own.module}' cannot be imported: {in_words(error)}",
             _KEY,

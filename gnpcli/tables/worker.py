@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from gnpcli.config.loader import Layer
-from gnpcli.errors import explain
+from gnpcli.devices.start import explain, start_jax
 from gnpcli.locks import FolderInUse
 from gnpcli.runs.folder import RunFolder
 from gnpcli.terminal.words import readable
@@ -64,6 +64,7 @@ def _run(task: dict[str, Any]) -> None:
     from gnpcli.devices.process import keep_compiled_programs, keep_freed_memory
 
     keep_freed_memory()
+    start_jax()
     keep_compiled_programs()
     from gnpcli.engine.train import resume, train
     from gnpcli.models.registry import load_model
