@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
 from jax.sharding import Mesh
 
-from gnpcli.config.resolved import Resolved
 from gnpcli.config.weights import Weights
-from gnpcli.data.base import DataInfo, Dataset, DataSpec, numbered
+from gnpcli.data.base import Dataset
 from gnpcli.data.feeds.make import make_train_feed
-from gnpcli.data.registry import describe_data
 from gnpcli.devices.mesh import make_mesh
+from gnpcli.engine.evaluated import load_evaluand
 from gnpcli.engine.evaluator import Evaluator, Recalibration
 from gnpcli.engine.loading import load_with_progress, warn_of_skipped
-from gnpcli.engine.same_data import check_unchanged
-from gnpcli.errors import CheckpointError, DataError
+from gnpcli.engine.same_data import check_unchanged, is_same
+from gnpcli.errors import CheckpointError
 from gnpcli.keys import run_keys
 from gnpcli.models.base import State
 from gnpcli.runs.contents import Measured
@@ -69,24 +67,19 @@ def evaluate_trained(
     config = trained.config.replaced({f"data.{key}": value for key, value in data.items()})
     mesh = make_mesh(config)
     check = partial(check_unchanged, trained, accept=accept_changed_data, screen=screen)
-    fitting = _fitting(config, trained)
-    dataset = load_with_progress(fitting, screen)
-    check_fit(dataset.spec, trained.spec, config)
-    check(dataset.spec, config)
-    chosen = {"train": dataset.train, "val": dataset.validation, "test": dataset.test}[split]
-    if chosen is None:
-        raise DataError(f"{config.data.name} has no {split} split")
-    _warn_of_other_names(dataset.spec, trained.spec, config.data.name, screen)
+    found = load_evaluand(trained, config, split, screen)
+    own = found.dataset
+    if own is not None and is_same(config.data, trained.config.data):
+        check(own.spec, config)
     model_state = trained.model_state
     if num_batches and model_state:
         # The run's own training images, wherever they lie now, also to evaluate on another data
         # set.
-        own = dataset
-        if "name" in data:
+        if own is None or "name" in data:
             own = load_with_progress(trained.config, screen)
             check(own.spec, trained.config)
         model_state = recalibrated(trained, own, mesh, num_batches)
-    evaluator = Evaluator(chosen, trained.spec, fitting, trained.model, mesh)
+    evaluator = Evaluator(found.images, trained.spec, config, trained.model, mesh)
     result = evaluator(trained.params, model_state)
     warn_of_skipped(screen, evaluator.feed.skipped, split)
     return {
@@ -110,37 +103,6 @@ def _batches_to_recalibrate(trained: Trained, asked: int | None) -> int:
     return trained.config.train.recalibrate_batches if trained.weights == "ema" else 0
 
 
-def _fitting(config: Resolved, trained: Trained) -> Resolved:
-    """Return `config` with the image size of the model where it leaves streamed images any size.
-
-    What is known without reading images says whether it is worth reading, or downloading, them:
-    data that does not fit the model is refused here.
-    """
-    info = describe_data(config.data)
-    if info is None:
-        return config
-    if info.is_streamed and config.data.image_size is None:
-        config = config.replaced({"data.image_size": trained.spec.image_size})
-        info = replace(info, image_size=trained.spec.image_size)
-    check_fit(info, trained.spec, config)
-    return config
-
-
-def _warn_of_other_names(given: DataSpec, trained: DataSpec, name: str, screen: Screen) -> None:
-    """Say so where the classes of the data called `name` have other names than in training."""
-    if given.class_names == trained.class_names:
-        return
-    if trained.class_names == numbered(trained.num_classes):
-        screen.line(
-            f"the weights name no classes: output k is taken to be class k of {name}, by name"
-        )
-        return
-    screen.line(
-        f"warning: the classes of {name} have other names than in training",
-        style="yellow",
-    )
-
-
 def recalibrated(trained: Trained, dataset: Dataset, mesh: Mesh, num_batches: int) -> State:
     """Return the state of a trained model with BatchNorm statistics taken anew.
 
@@ -162,29 +124,3 @@ def recalibrated(trained: Trained, dataset: Dataset, mesh: Mesh, num_batches: in
         return recalibration(trained.params, trained.model_state)
     finally:
         feed.close()
-
-
-def check_fit(given: DataSpec | DataInfo, trained: DataSpec, config: Resolved) -> None:
-    """Refuse data that is unlike what a model was trained on.
-
-    Args:
-        given: The data.
-        trained: What the model was trained on.
-        config: Names both in the message.
-
-    Raises:
-        DataError: Classes, image size or channels differ.
-    """
-    sizes = [
-        ("classes", given.num_classes, trained.num_classes),
-        ("pixels a side", given.image_size, trained.image_size),
-    ]
-    # Before all images are read, a coloured one may be among the grey ones.
-    if isinstance(given, DataSpec):
-        sizes.append(("channels", given.channels, trained.channels))
-    for what, have, want in sizes:
-        if have != want:
-            raise DataError(
-                f"{config.data.name} has {have} {what}, but {config.model.name} was trained with "
-                f"{want}"
-            )

@@ -24,7 +24,10 @@ def warn_of_skipped(screen: Screen, skipped: Sequence[str], split: str) -> None:
 
 def load_with_progress(config: Resolved, screen: Screen) -> Dataset:
     """Load the data set, saying how far it is fetched, prepared and decoded."""
-    with LoadingDisplay(
-        config.data.name, screen.console, screen.line, quiet=screen.is_quiet
-    ) as display:
+    with loading(config, screen) as display:
         return load_dataset(config.data, display)
+
+
+def loading(config: Resolved, screen: Screen) -> LoadingDisplay:
+    """Return what shows how far the loading of a data set is."""
+    return LoadingDisplay(config.data.name, screen.console, screen.line, quiet=screen.is_quiet)

@@ -80,13 +80,13 @@ def check_unchanged(
     if spec.fingerprint is None and spec.class_names == numbered(spec.num_classes):
         return
     what = f"the checkpoint of step {trained.step}"
-    if _is_same(config.data, trained.config.data):
+    if is_same(config.data, trained.config.data):
         accepted_changes(spec, now, what, accept=accept, screen=screen)
     else:
         _check_labels(spec, now, accept)
 
 
-def _is_same(data: DataConfig, other: DataConfig) -> bool:
+def is_same(data: DataConfig, other: DataConfig) -> bool:
     """Return whether two sections name the same images, wherever they lie."""
     return all(getattr(data, key) == getattr(other, key) for key in CHOOSES_IMAGES)
 

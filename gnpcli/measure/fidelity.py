@@ -30,7 +30,7 @@ from gnpcli.config.resolved import Resolved
 from gnpcli.data.base import DataSpec
 from gnpcli.data.feeds.make import make_train_feed
 from gnpcli.devices.mesh import make_mesh, on_mesh, replicated
-from gnpcli.engine.evaluate import check_fit
+from gnpcli.engine.evaluated import check_fit
 from gnpcli.engine.loading import load_with_progress, warn_of_skipped
 from gnpcli.engine.same_data import check_unchanged
 from gnpcli.errors import GnpError
