@@ -1,0 +1,316 @@
+"""Data that have changed since a model was trained on them: what is noticed, and what is said."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from gnpcli.config.schema import DataConfig
+from gnpcli.data.base import Dataset, DataSpec
+from gnpcli.data.changes import data_changes
+from gnpcli.data.registry import as_configured, load_dataset
+from gnpcli.errors import DataError
+from tests.conftest import Gnp, fails
+from tests.folders import of, put
+
+COUNTS = {"train": 6, "test": 3}
+CLASSES = "abc"
+TRAIN = (
+    *("train", "-q", "--dataset", "folder:data", "--set", "model.name=tests.small:small"),
+    *("--set", "data.batch_size=4", "--set", "mesh.devices=1", "--gr", "constant"),
+    *("--max-steps", 2, "--run-dir", "run"),
+)
+
+
+def make(root: Path) -> Path:
+    """Make a folder of three classes, each image another one."""
+    for split, count in COUNTS.items():
+        for label, name in enumerate(CLASSES):
+            for index in range(count):
+                seed = 100 * label + index + 50 * (split == "test")
+                put(root / split / name / f"{index}.png", seed, size=16)
+    return root
+
+
+def move(one: Path, other: Path) -> None:
+    one.rename(other)
+
+
+def swap(one: Path, other: Path) -> None:
+    aside = one.with_name(".aside")
+    move(one, aside)
+    move(other, one)
+    move(aside, other)
+
+
+def rename_class(root: Path, name: str, other: str) -> None:
+    for split in COUNTS:
+        move(root / split / name, root / split / other)
+
+
+def other_format(root: Path) -> None:
+    """Store the same pixels in other files."""
+    for path in root.rglob("*.png"):
+        Image.open(path).save(path.with_suffix(".bmp"))
+        path.unlink()
+
+
+CHANGES: dict[str, tuple[Callable[[Path], object], str]] = {
+    "images deleted": (
+        lambda root: [(root / "train" / "a" / f"{k}.png").unlink() for k in (1, 3)],
+        "train: 16 images instead of 18 (a: 4 instead of 6)",
+    ),
+    "images added": (
+        lambda root: put(root / "test" / "b" / "9.png", 999, size=16),
+        "test: 10 images instead of 9 (b: 4 instead of 3)",
+    ),
+    "image moved to another class": (
+        lambda root: move(root / "train" / "a" / "0.png", root / "train" / "b" / "9.png"),
+        "train: other numbers of images (a: 5 instead of 6, b: 7 instead of 6)",
+    ),
+    "training folders swapped": (
+        lambda root: swap(root / "train" / "a", root / "train" / "c"),
+        "train: the images of classes 'a' and 'c' have changed places",
+    ),
+    "test folders swapped": (
+        lambda root: swap(root / "test" / "a", root / "test" / "b"),
+        "test: the images of classes 'a' and 'b' have changed places",
+    ),
+    "class renamed": (
+        lambda root: rename_class(root, "b", "d"),
+        "class 'b' has become 'd'; label 1 is 'c' and was 'b' (2 classes moved)",
+    ),
+    "class renamed in its place": (
+        lambda root: rename_class(root, "b", "bb"),
+        "class 'b' has become 'bb'",
+    ),
+    "image replaced": (
+        lambda root: put(root / "train" / "c" / "2.png", 999, size=16),
+        "train: other pixels, or in another order, in class 'c'",
+    ),
+    "order changed": (
+        lambda root: move(root / "train" / "c" / "2.png", root / "train" / "c" / "7.png"),
+        "train: other pixels, or in another order, in class 'c'",
+    ),
+    "class removed": (
+        lambda root: [shutil.rmtree(root / split / "b") for split in COUNTS],
+        "class 'b' is gone; label 1 is 'c' and was 'b' (1 class moved)",
+    ),
+    "class added": (
+        lambda root: [put(root / s / "aa" / "0.png", 999, size=16) for s in COUNTS],
+        "class 'aa' is new; label 1 is 'aa' and was 'b' (2 classes moved)",
+    ),
+    "validation added": (
+        lambda root: shutil.copytree(root / "test", root / "val"),
+        "there is a validation split, and there was none",
+    ),
+    "other size": (
+        lambda root: [put(p, size=8) for p in root.rglob("*.png")],
+        "images of 8 pixels a side instead of 16",
+    ),
+}
+"""What is done to a folder, and what is said of it."""
+
+NO_CHANGES: dict[str, Callable[[Path], object]] = {
+    "nothing": lambda root: None,
+    "times": lambda root: [path.touch() for path in root.rglob("*.png")],
+    "names": lambda root: move(root / "train" / "c" / "2.png", root / "train" / "c" / "2a.png"),
+    "file format": other_format,
+}
+"""What is done to a folder and leaves its pixels and their order as they are."""
+
+
+def changed(before: Dataset, now: Dataset) -> str:
+    assert before.spec.fingerprint is not None
+    spec = DataSpec.from_dict(json.loads(json.dumps(before.spec.to_dict())))
+    assert spec == before.spec
+    told = "; ".join(data_changes(spec, now.spec))
+    assert (told == "") == (before.spec.digest == now.spec.digest)
+    return told
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_each_change_of_images_in_memory_is_named(tmp_path: Path, change: str) -> None:
+    root = make(tmp_path / "data")
+    before = load_dataset(of(root))
+    act, words = CHANGES[change]
+    act(root)
+    assert changed(before, load_dataset(of(root))).startswith(words)
+
+
+SEEN_AS_FILES = sorted(CHANGES.keys() - {"other size", "image replaced"})
+"""Not an image that is replaced by a file of the same size: they are too many to be read."""
+
+
+@pytest.mark.parametrize("change", SEEN_AS_FILES)
+def test_each_change_of_streamed_files_is_named(tmp_path: Path, change: str) -> None:
+    """Swaps and renames are told apart by what the first file of a class holds."""
+    root = make(tmp_path / "data")
+    before = load_dataset(of(root, stream=True))
+    act, words = CHANGES[change]
+    act(root)
+    told = changed(before, load_dataset(of(root, stream=True)))
+    assert told.startswith(words.replace("pixels, or", "files, or"))
+
+
+@pytest.mark.parametrize("change", NO_CHANGES)
+def test_the_same_pixels_are_the_same_data(tmp_path: Path, change: str) -> None:
+    root = make(tmp_path / "data")
+    before = load_dataset(of(root))
+    NO_CHANGES[change](root)
+    assert changed(before, load_dataset(of(root))) == ""
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_where_and_how_data_are_fed_is_no_change(tmp_path: Path, stream: bool) -> None:
+    root = make(tmp_path / "data")
+    before = load_dataset(of(root, stream=stream))
+    moved = root.rename(tmp_path / "moved")
+    copied = shutil.copytree(moved, tmp_path / "copied")
+    for other in (
+        of(moved, stream=stream),
+        of(copied, stream=stream),
+        of(moved, stream=stream, validation_fraction=0.3, batch_size=7),
+        of(moved, stream=stream, mean=[0.5] * 3, std=[0.25] * 3),
+    ):
+        assert changed(before, load_dataset(other)) == ""
+
+
+def test_the_bundled_digits_are_what_they_were() -> None:
+    """The same digest on every machine and version: a run goes on elsewhere."""
+    assert load_dataset(DataConfig(name="digits")).spec.digest == "8ec96a821d6ab6a1f215991fe0a224af"
+
+
+def arrays(seed: int = 0, count: int = 12) -> Dataset:
+    rng = np.random.default_rng(seed)
+    labels = np.arange(count) % 3
+    images = rng.integers(0, 256, (count, 4, 4, 1), dtype=np.uint8)
+    return Dataset.from_arrays(train=(images, labels), test=(images[:3], labels[:3]))
+
+
+def taken(data: Dataset, order: np.ndarray) -> Dataset:
+    train = replace(data.train, images=data.train.images[order], labels=data.train.labels[order])
+    return replace(data, train=train)
+
+
+@pytest.mark.parametrize(
+    ("act", "words"),
+    [
+        (lambda data: data, ""),
+        (lambda data: taken(data, np.arange(12)), ""),
+        (lambda data: taken(data, np.argsort(data.train.labels, kind="stable")), "train: the im"),
+        (lambda data: taken(data, np.arange(12)[::-1]), "train: other pixels, or in another order"),
+        (lambda data: arrays(seed=1), "train: other pixels, or in another order, in classes '0'"),
+        (lambda data: arrays(count=13), "train: 13 images instead of 12"),
+    ],
+)
+def test_arrays_are_compared_as_they_are(act: Callable[[Dataset], Dataset], words: str) -> None:
+    config = DataConfig(name="arrays:mine")
+    before, now = as_configured(arrays(), config), as_configured(act(arrays()), config)
+    told = changed(before, now)
+    assert told.startswith(words)
+    assert bool(told) == bool(words)
+
+
+def test_a_fingerprint_that_does_not_fit_its_classes_is_damage() -> None:
+    values = as_configured(arrays(), DataConfig(name="arrays:mine")).spec.to_dict()
+    values["class_names"] = ["0", "1"]
+    with pytest.raises(DataError, match="fingerprint: of other classes"):
+        DataSpec.from_dict(values)
+
+
+# --- the commands
+
+
+@pytest.fixture
+def trained(gnp: Gnp, tmp_path: Path) -> Path:
+    """A run of two steps, and its data beside it."""
+    make(tmp_path / "data")
+    done = gnp(*TRAIN)
+    assert done.returncode == 0, done.stderr
+    return tmp_path / "run"
+
+
+def sessions(run: Path) -> list[dict[str, object]]:
+    found: list[dict[str, object]] = json.loads((run / "environment.json").read_text())["sessions"]
+    return found
+
+
+KEPT_SIZES = ("images deleted", "test folders swapped", "class renamed")
+
+
+@pytest.mark.parametrize("change", KEPT_SIZES)
+def test_commands_refuse_changed_data_and_go_on_when_told(
+    gnp: Gnp, trained: Path, change: str
+) -> None:
+    act, words = CHANGES[change]
+    act(trained.parent / "data")
+    before = {path: path.read_bytes() for path in trained.rglob("*") if path.is_file()}
+    told = fails(gnp("resume", "run"), "the checkpoint of step 2 in", "is of other images", words)
+    assert "--accept-changed-data" in told
+    fails(gnp("eval", "run"), "the checkpoint of step 2 is of other images", words)
+    assert before == {path: path.read_bytes() for path in trained.rglob("*") if path.is_file()}
+    done = gnp("eval", "run", "--accept-changed-data", "--json")
+    assert json.loads(done.stdout)["num_examples"] == 9, done.stderr
+    assert words in done.stderr
+    done = gnp("resume", "run", "-q", "--accept-changed-data", "--max-steps", 3)
+    assert done.returncode == 0, done.stderr
+    assert words in done.stderr
+    first, second = sessions(trained)
+    assert "accepted_data_changes" not in first
+    assert "; ".join(second["accepted_data_changes"]).startswith(words)
+    assert first["data"] != second["data"]
+    # What was accepted is what the run has now.
+    assert gnp("eval", "run").returncode == 0
+    done = gnp("resume", "run", "-q", "--max-steps", 4)
+    assert done.returncode == 0, done.stderr
+    assert "accepted_data_changes" not in sessions(trained)[-1]
+
+
+def test_a_model_does_not_go_on_with_other_classes(gnp: Gnp, trained: Path) -> None:
+    act, words = CHANGES["class added"]
+    act(trained.parent / "data")
+    fails(gnp("resume", "run", "--accept-changed-data"), words, "its model does not fit these")
+    assert not list(trained.rglob("*.damaged"))
+
+
+@pytest.mark.parametrize("command", ["inspect", "check"])
+def test_measurements_refuse_changed_data(gnp: Gnp, trained: Path, command: str) -> None:
+    act, words = CHANGES["training folders swapped"]
+    act(trained.parent / "data")
+    fails(gnp(command, "run"), words)
+
+
+def test_another_data_set_is_refused_where_its_labels_are_others(gnp: Gnp, trained: Path) -> None:
+    other = make(trained.parent / "other")
+    done = gnp("eval", "run", "--dataset", "folder:other")
+    assert done.returncode == 0, done.stderr
+    rename_class(other, "b", "d")
+    evaluate = ("eval", "run", "--dataset", "folder:other")
+    fails(gnp(*evaluate), "folder:other has other labels than in training: label 1 is 'c'")
+    assert gnp(*evaluate, "--accept-changed-data").returncode == 0
+    rename_class(other, "a", "x")
+    rename_class(other, "c", "y")
+    done = gnp(*evaluate)
+    assert done.returncode == 0
+    assert "have other names than in training" in done.stderr
+
+
+def test_the_cache_is_left_alone_when_told(gnp: Gnp, tmp_path: Path) -> None:
+    make(tmp_path / "data")
+    own = {"GNP_CACHE_DIR": str(tmp_path / "cache")}
+    assert gnp(*TRAIN, "--no-cache", env=own).returncode == 0
+    for command in (("eval", "run"), ("resume", "run", "--max-steps", 3)):
+        assert gnp(*command, "--no-cache", env=own).returncode == 0
+    preview = ("data", "preview", "--dataset", "folder:data")
+    assert gnp(*preview, "--no-cache", env=own).returncode == 0
+    assert not list((tmp_path / "cache").glob("images-*"))
+    assert gnp(*preview, env=own).returncode == 0
+    assert len(list((tmp_path / "cache").glob("images-*"))) == 1
