@@ -10,6 +10,7 @@ import typer
 
 from gnpcli.cli.options import (
     NOTHING_SET,
+    AcceptChangedDataOption,
     DataDirOption,
     DatasetOption,
     DryRunOption,
@@ -116,6 +117,7 @@ def reproduce_table(
     trust_code: TrustOption = False,
     dry_run: DryRunOption = False,
     render: RenderOption = False,
+    accept_changed_data: AcceptChangedDataOption = False,
     no_cache: NoCacheOption = False,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
@@ -146,7 +148,7 @@ def reproduce_table(
     if dry_run:
         _dry_run(part, cells, states, as_json)
     else:
-        _run_all(part, cells, states, jobs, as_json, quiet)
+        _run_all(part, cells, states, jobs, as_json, quiet, accept_changed_data)
 
 
 def _names(text: str | None) -> list[str] | None:
@@ -187,6 +189,7 @@ def _run_all(
     jobs: int,
     as_json: bool,
     quiet: bool,
+    accept_changed_data: bool,
 ) -> None:
     from gnpcli.errors import Interrupted
     from gnpcli.tables.cells import find_runs
@@ -194,7 +197,7 @@ def _run_all(
     stopped: Interrupted | None = None
     progress: Sequence[CellProgress] = ()
     try:
-        progress = _run(part, cells, states, jobs, quiet)
+        progress = _run(part, cells, states, jobs, quiet, accept_changed_data)
     except Interrupted as error:
         stopped = error
     if there := find_runs(part.folder):
@@ -218,18 +221,33 @@ def _with_runs(part: _Part, runs: Sequence[tuple[str, str, int]]) -> _Part:
 
 
 def _run(
-    part: _Part, cells: Sequence[Cell], states: dict[str, CellState], jobs: int, quiet: bool
+    part: _Part,
+    cells: Sequence[Cell],
+    states: dict[str, CellState],
+    jobs: int,
+    quiet: bool,
+    accept_changed_data: bool,
 ) -> Sequence[CellProgress]:
     from gnpcli.tables.display import TableDisplay
     from gnpcli.tables.runner import run_cells
+    from gnpcli.tables.same_data import check_same_data
     from gnpcli.tables.shares import shares
     from gnpcli.terminal.screen import Screen
 
     divided = shares(jobs)
     if not quiet:
         tell(f"{part.table.name}: {words.plural(len(cells), 'cell')} in {part.folder}")
-    with TableDisplay(part.table, Screen(quiet=quiet)) as display:
-        return run_cells(cells, states, part.table.spec.metric, divided, display)
+    screen = Screen(quiet=quiet)
+    check_same_data(cells, states, accept=accept_changed_data, screen=screen)
+    with TableDisplay(part.table, screen) as display:
+        return run_cells(
+            cells,
+            states,
+            part.table.spec.metric,
+            divided,
+            display,
+            accept_changed_data=accept_changed_data,
+        )
 
 
 def _complain(progress: Sequence[CellProgress]) -> None:

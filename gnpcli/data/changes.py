@@ -9,6 +9,18 @@ from gnpcli.data.base import DataSpec
 from gnpcli.data.fingerprint import SplitFingerprint
 from gnpcli.terminal.words import listing, number, plural
 
+CHOOSES_IMAGES = (
+    "name",
+    "train_split",
+    "test_split",
+    "val_labels",
+    "image_size",
+    "stream",
+    "background",
+    "exif_orientation",
+)
+"""Keys of ``data`` that make it another data set. Where it lies and how it is fed do not."""
+
 _MOST_NAMES = 4
 """Classes that a message names; of more, it gives the number."""
 

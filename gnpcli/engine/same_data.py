@@ -7,22 +7,10 @@ from collections.abc import Sequence
 from gnpcli.config.resolved import Resolved
 from gnpcli.config.schema import DataConfig
 from gnpcli.data.base import DataSpec, numbered
-from gnpcli.data.changes import data_changes, moved_names
+from gnpcli.data.changes import CHOOSES_IMAGES, data_changes, moved_names
 from gnpcli.errors import CheckpointError
 from gnpcli.runs.trained import Trained
 from gnpcli.terminal.screen import Screen
-
-CHOOSES_IMAGES = (
-    "name",
-    "train_split",
-    "test_split",
-    "val_labels",
-    "image_size",
-    "stream",
-    "background",
-    "exif_orientation",
-)
-"""Keys of ``data`` that make it another data set. Where it lies and how it is fed do not."""
 
 
 def accepted_changes(

@@ -62,6 +62,8 @@ def run_cells(
     metric: Metric,
     shares: Sequence[Share],
     show: Callable[[Sequence[CellProgress]], None],
+    *,
+    accept_changed_data: bool = False,
 ) -> list[CellProgress]:
     """Bring every cell to its end that is not there yet, as many at a time as there are `shares`.
 
@@ -71,6 +73,7 @@ def run_cells(
         metric: What is told of running cells.
         shares: From `gnpcli.tables.shares.shares`.
         show: Told where all cells stand, a few times a second.
+        accept_changed_data: Cells go on also on data that have changed.
 
     Returns:
         Where each cell stands at the end: kept, finished or failed.
@@ -79,7 +82,7 @@ def run_cells(
         Interrupted: After SIGINT or SIGTERM, when every running cell has saved its state.
     """
     progress = [_before(cell, states[cell.name], metric) for cell in cells]
-    pool = _Pool(progress, shares, metric)
+    pool = _Pool(progress, shares, metric, accept_changed_data)
     with stop_signals() as received:
         try:
             while pool.is_busy:
@@ -130,10 +133,17 @@ class _Job:
 class _Pool:
     """The processes of the cells that run, one for each share of the machine."""
 
-    def __init__(self, progress: Sequence[CellProgress], shares: Sequence[Share], metric: Metric):
+    def __init__(
+        self,
+        progress: Sequence[CellProgress],
+        shares: Sequence[Share],
+        metric: Metric,
+        accept_changed_data: bool,
+    ):
         self._waiting = deque(item for item in progress if item.status == "waiting")
         self._free = deque(shares)
         self._metric = metric
+        self._accept = accept_changed_data
         self._jobs: list[_Job] = []
         self._is_stopping = False
 
@@ -145,7 +155,8 @@ class _Pool:
     def start_waiting(self) -> None:
         """Start as many cells as there are free shares, unless the pool is stopping."""
         while self._waiting and self._free and not self._is_stopping:
-            self._jobs.append(_start(self._waiting.popleft(), self._free.popleft()))
+            item, share = self._waiting.popleft(), self._free.popleft()
+            self._jobs.append(_start(item, share, self._accept))
 
     def look(self) -> None:
         """Note how far the running cells are, and how those that ended did."""
@@ -171,7 +182,7 @@ class _Pool:
             job.process.wait()
 
 
-def _start(item: CellProgress, share: Share) -> _Job:
+def _start(item: CellProgress, share: Share, accept_changed_data: bool) -> _Job:
     cell = item.cell
     cell.log.parent.mkdir(parents=True, exist_ok=True)
     with open(cell.log, "ab") as log:
@@ -188,6 +199,7 @@ def _start(item: CellProgress, share: Share) -> _Job:
         "config": cell.config.model_dump(mode="json"),
         "run_dir": str(cell.run_dir),
         "cpus": share.cpus,
+        "accept_changed_data": accept_changed_data,
     }
     assert process.stdin is not None
     with contextlib.suppress(BrokenPipeError):  # it is dead already, which `_settle` will find

@@ -73,7 +73,7 @@ def _run(task: dict[str, Any]) -> None:
     load_model(task["config"]["model"]["name"])  # the table's process was allowed to
     run_dir = Path(task["run_dir"])
     if RunFolder(run_dir).exists():
-        resume(run_dir)
+        resume(run_dir, accept_changed_data=task["accept_changed_data"])
     else:
         train(read_resolved([Layer(task["config"])]), run_dir)
 
