@@ -9,7 +9,7 @@ from gnpcli.data.base import DataSpec
 from gnpcli.data.changes import CHOOSES_IMAGES, data_changes
 from gnpcli.data.registry import describe_data
 from gnpcli.engine.loading import load_with_progress
-from gnpcli.errors import CheckpointError
+from gnpcli.errors import CheckpointError, GnpError
 from gnpcli.runs.folder import RunFolder
 from gnpcli.tables.cells import Cell, CellState
 from gnpcli.terminal.screen import Screen
@@ -84,11 +84,9 @@ def _differences(cell: Cell, now: DataSpec) -> str:
     """Return in words what has changed since the last save of a cell."""
     from gnpcli.runs.description import read_description  # loads jax; comparing digests does not
 
-    checkpoints = RunFolder(cell.run_dir).checkpoints(cell.config.checkpoint, read_only=True)
     try:
-        saved = read_description(checkpoints, checkpoints.steps()[-1])
-        return "; ".join(data_changes(saved.data, now)) or "its last save knows of no change"
-    except (CheckpointError, IndexError):
-        return "its saves do not say in what"
-    finally:
-        checkpoints.close()
+        saves = RunFolder(cell.run_dir).saves()
+        saved = read_description(saves, saves.steps()[-1])
+    except (GnpError, IndexError):
+        return "its checkpoints do not say in what"
+    return "; ".join(data_changes(saved.data, now)) or "its last checkpoint knows of no change"
