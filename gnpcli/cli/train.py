@@ -26,7 +26,7 @@ from gnpcli.cli.options import (
     TrustOption,
     resolve_options,
 )
-from gnpcli.cli.output import print_json, say, start_process
+from gnpcli.cli.output import print_json, say, start_process, warn
 from gnpcli.config.paths import user_path
 from gnpcli.terminal import words
 
@@ -127,11 +127,17 @@ def resume(
 
 def _print_plan(config: Resolved, run_dir: Path | None, as_json: bool) -> None:
     from gnpcli.config.loader import dump
+    from gnpcli.devices.memory import hold_no_memory
     from gnpcli.recipes.wording import plan_lines
     from gnpcli.runs.folder import default_run_dirs
+    from gnpcli.terminal.screen import Screen
+    from gnpcli.weights.planning import planned_weights
+
+    hold_no_memory()
 
     folder = run_dir or next(path for path in default_run_dirs(config) if not path.exists())
-    lines = plan_lines(config, str(folder))
+    config, weights = planned_weights(config, Screen(quiet=True))
+    lines = plan_lines(config, str(folder), warn, weights)
     if as_json:
         tree = config.model_dump(mode="json")
         print_json({"run_dir": str(folder), "config": tree, "plan": lines})

@@ -262,12 +262,31 @@ def advice(config: RunConfig) -> list[str]:
         f"{key} has no effect with {chosen}: it acts with {needed}"
         for key, needed, chosen in _idle_keys(config)
     ]
+    found += _strong_decays(config)
     if warmup >= epochs:
         found.append(
             f"the learning-rate warmup ({warmup:g} epochs) is not over when training ends "
             f"({epochs} epochs)"
         )
     return found
+
+
+def _strong_decays(config: RunConfig) -> Iterator[str]:
+    """Yield decays that take away the whole of a weight in a step at the peak learning rate.
+
+    Weight decay is decoupled for every optimizer, and so acts times the learning rate alone. The
+    gradient of L2 does so where the optimizer does not rescale it.
+    """
+    lr = config.optimizer.lr
+    decays = [("optimizer.weight_decay", config.optimizer.weight_decay)]
+    if not config.optimizer.is_adaptive:
+        decays.append(("train.l2", config.train.l2))
+    for key, decay in decays:
+        if lr * decay >= 1:
+            yield (
+                f"optimizer.lr * {key} = {lr:g} * {decay:g} = {lr * decay:g}: a step takes away "
+                "the whole of each weight or more; the presets have at most 0.002"
+            )
 
 
 def _is_strong_in_warmup(config: RunConfig) -> bool:

@@ -16,7 +16,7 @@ from gnpcli.runs.description import Description, read_description
 from gnpcli.runs.saves import DamagedCheckpoint, Saves
 from gnpcli.step.state import TrainState
 from gnpcli.terminal.screen import Screen
-from gnpcli.weights.source import Pretrained, fit_pretrained, open_pretrained
+from gnpcli.weights.source import Pretrained, fit_pretrained, in_words, open_pretrained
 
 
 def starting_state(
@@ -47,11 +47,8 @@ def state_from(pretrained: Pretrained, task: Task, screen: Screen) -> TrainState
     image_shape = (task.spec.image_size, task.spec.image_size, task.spec.channels)
     init = partial(task.parts.model.init, run_keys(task.config.train.seed).init, image_shape)
     params, model_state, notes = fit_pretrained(pretrained, task.config, init)
-    screen.line(
-        f"weights    {pretrained.about} in {pretrained.path}, SHA-256 {pretrained.sha256[:8]}"
-    )
-    for note in notes:
-        screen.line(f"           {note}")
+    for index, line in enumerate(in_words(pretrained, notes)):
+        screen.line(f"{'' if index else 'weights':<10} {line}")
     return task.init((params, model_state))
 
 

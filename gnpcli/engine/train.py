@@ -17,6 +17,7 @@ from gnpcli.engine.starting import state_from
 from gnpcli.engine.task import Task, build_task
 from gnpcli.recipes.plan import fit
 from gnpcli.recipes.presets import with_code
+from gnpcli.recipes.rounding import lost_radius
 from gnpcli.runs.contents import Summary
 from gnpcli.runs.folder import RunFolder, claimed_run
 from gnpcli.terminal.screen import Screen
@@ -149,7 +150,11 @@ def _prepare(config: Resolved, data: Dataset | None, screen: Screen) -> tuple[Ta
         dataset = load_with_progress(config, screen)
     else:
         dataset = as_configured(data, config.data)
-    return build_task(config, dataset.train, dataset.spec, mesh), dataset
+    task = build_task(config, dataset.train, dataset.spec, mesh)
+    lost = lost_radius(config, task.abstract_state().params)
+    if lost is not None:
+        _warn(screen, lost)
+    return task, dataset
 
 
 def _warn(screen: Screen, text: str) -> None:

@@ -74,7 +74,7 @@ class Options(ModelSection):
                 model = values.get("name")
                 raise ConfigError(
                     f"{model} has no option {name!r}; {has}; {name!r} is an option of "
-                    f"{' and '.join(_owners(name))}",
+                    f"{', '.join(_owners(name))}",
                     key=f"model.{name}",
                 )
         return values

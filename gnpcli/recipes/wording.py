@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from gnpcli.config.resolved import Resolved
 from gnpcli.config.schema import CheckpointConfig, GrConfig
 from gnpcli.config.section import UnloadedModel
 from gnpcli.recipes.plan import count_steps, fit, fit_batches
+from gnpcli.recipes.rounding import lost_radius
+from gnpcli.terminal import words
 
 if TYPE_CHECKING:
     from gnpcli.data.base import DataInfo
     from gnpcli.models.base import Model
+
+Warn = Callable[[str], None]
+"""Told what is doubtful."""
 
 
 def objective_in_words(config: Resolved) -> str:
@@ -34,12 +39,20 @@ def objective_in_words(config: Resolved) -> str:
     return f"{loss} + {penalty}  ({notes}){_warmup(config)}{_which_steps(gr)}"
 
 
-def plan_lines(config: Resolved, run_dir: str) -> list[str]:
+def plan_lines(
+    config: Resolved, run_dir: str, warn: Warn, weights: Sequence[str] = ()
+) -> list[str]:
     """Return what training would do, a line each.
 
-    The lines are about the objective, the parameters, the data, the steps and the checkpoints.
-    Sizes come from the data set if it is present, and otherwise from what is known of it. No image
-    is decoded.
+    The lines are about the objective, the parameters, the data, the memory, the steps and the
+    checkpoints. Sizes come from the data set if it is present, and otherwise from what is known of
+    it. No image is decoded.
+
+    Args:
+        config: The run.
+        run_dir: Its folder.
+        warn: Told what is doubtful.
+        weights: Lines about the weights of ``train.init_from``.
 
     Raises:
         ConfigError: As `gnpcli.recipes.plan.fit`.
@@ -47,8 +60,7 @@ def plan_lines(config: Resolved, run_dir: str) -> list[str]:
     from gnpcli.data.registry import describe_data
 
     lines = [f"objective    {objective_in_words(config)}"]
-    if config.train.init_from is not None:
-        lines.append(f"weights      from {config.train.init_from}")
+    lines += [f"{'' if index else 'weights':<12} {line}" for index, line in enumerate(weights)]
     data = describe_data(config.data)
     if data is None:
         unknown = f"unknown until {config.data.name} is present"
@@ -62,13 +74,46 @@ def plan_lines(config: Resolved, run_dir: str) -> list[str]:
         ]
     else:
         model, steps_per_epoch = fit(config, data)
+        _warn_of_rounding(config, model, data, warn)
         lines += [
             f"parameters   {_parameters(config, model, data)}",
             f"data         {_sizes(data)}",
+            f"memory       {_memory(config, model, data, warn)}",
             f"steps        {_steps(config, steps_per_epoch)}",
         ]
     lines.append(f"checkpoints  {run_dir}/checkpoints, {_checkpoints(config.checkpoint)}")
     return lines
+
+
+def _warn_of_rounding(config: Resolved, model: Model, data: DataInfo, warn: Warn) -> None:
+    from gnpcli.models.base import parameter_shapes
+
+    shapes = parameter_shapes(model, (data.image_size, data.image_size, data.channels))
+    lost = lost_radius(config, shapes)
+    if lost is not None:
+        warn(lost)
+
+
+def _memory(config: Resolved, model: Model, data: DataInfo, warn: Warn) -> str:
+    from gnpcli.devices.memory import device_memory
+    from gnpcli.devices.mesh import count_local_devices
+    from gnpcli.recipes.memory import step_memory
+
+    memory = step_memory(config, model, data, config.mesh.devices or count_local_devices())
+    parts = {
+        "state": memory.state,
+        "gradients": memory.gradients,
+        "activations": memory.activations,
+        "images": memory.images,
+    }
+    listed = ", ".join(f"{words.size(size)} {name}" for name, size in parts.items())
+    there = device_memory()
+    if there is not None and memory.total > there:
+        warn(
+            f"a step needs about {words.size(memory.total)} on each device (an estimate), which "
+            f"has {words.size(there)}: lower data.batch_size or raise train.accumulate"
+        )
+    return f"about {words.size(memory.total)} on each device in a step (an estimate): {listed}"
 
 
 def _warmup(config: Resolved) -> str:

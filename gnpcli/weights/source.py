@@ -6,7 +6,7 @@ Their hash and their normalisation become part of the configuration.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -129,6 +129,12 @@ def open_pretrained(config: Resolved, screen: Screen) -> Pretrained:
             f"their SHA-256 is {pretrained.sha256}, not {expected}"
         )
     return pretrained
+
+
+def in_words(pretrained: Pretrained, notes: Sequence[str]) -> list[str]:
+    """Return what weights a run starts from, and what became of them, a line each."""
+    digest = pretrained.sha256[:8]
+    return [f"{pretrained.about} in {pretrained.path}, SHA-256 {digest}", *notes]
 
 
 def complete(config: Resolved, pretrained: Pretrained) -> Resolved:

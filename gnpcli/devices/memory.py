@@ -1,0 +1,31 @@
+"""How much memory a device has."""
+
+from __future__ import annotations
+
+import os
+
+import jax
+
+
+def hold_no_memory() -> None:
+    """Let this process take no memory of an accelerator beforehand, as a process that trains does.
+
+    To be called before JAX starts.
+    """
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+
+
+def device_memory() -> int | None:
+    """Return the bytes that a program may use on one local device; None where nobody says.
+
+    The devices of a CPU share the memory of the machine.
+    """
+    devices = jax.local_devices()
+    if devices[0].platform != "cpu":
+        limit = (devices[0].memory_stats() or {}).get("bytes_limit")
+        return None if limit is None else int(limit)
+    try:
+        machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (ValueError, OSError):
+        return None
+    return machine // len(devices)

@@ -1,0 +1,114 @@
+"""The memory that a step of a run needs, as an estimate from shapes alone. Nothing is compiled."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from gnpcli.config.resolved import Resolved
+
+if TYPE_CHECKING:
+    from gnpcli.data.base import DataInfo
+    from gnpcli.models.base import Model
+
+
+@dataclass(frozen=True)
+class StepMemory:
+    """Bytes on one device in the largest step of a run.
+
+    An estimate: the compiler joins operations, so that not all that is differentiated through is
+    stored, and needs room of its own.
+    """
+
+    state: int
+    """Parameters, the optimizer's state, and what else the run carries."""
+    gradients: int
+    """Trees like the parameters that live during a step: gradients, the perturbed point."""
+    activations: int
+    """What the backward pass needs of the forward pass."""
+    images: int
+    """The training images where they are in memory, else a batch of them."""
+
+    @property
+    def total(self) -> int:
+        """The sum."""
+        return self.state + self.gradients + self.activations + self.images
+
+
+def step_memory(config: Resolved, model: Model, data: DataInfo, devices: int) -> StepMemory:
+    """Estimate the memory of a step on each of `devices`.
+
+    Args:
+        config: The run.
+        model: From `gnpcli.recipes.plan.fit`.
+        data: The sizes of its images.
+        devices: How many share a batch.
+    """
+    import jax
+
+    from gnpcli.step.optimizer import build_optimizer
+    from gnpcli.step.state import init_state
+
+    image_shape = (data.image_size, data.image_size, data.channels)
+    optimizer = build_optimizer(config.optimizer, config.train)
+    state = jax.eval_shape(
+        lambda: init_state(
+            model,
+            image_shape,
+            optimizer,
+            config.train.seed,
+            averages=config.train.ema_decay is not None,
+            reuses=config.gr.between == "reuse",
+        )
+    )
+    held = config.data.batch_size if data.is_streamed else data.num_train
+    return StepMemory(
+        state=_bytes(jax.tree.leaves(state)),
+        gradients=_trees(config) * _bytes(jax.tree.leaves(state.params)),
+        activations=_activations(config, model, state, image_shape, _at_once(config, devices)),
+        images=held * math.prod(image_shape),
+    )
+
+
+def _trees(config: Resolved) -> int:
+    """Return how many trees like the parameters a step holds at its largest."""
+    if not config.gr.how.penalises:
+        return 1
+    return 3  # the clean gradient, the perturbed point and its gradient
+
+
+def _at_once(config: Resolved, devices: int) -> int:
+    """Return the examples that a device differentiates through at once."""
+    is_whole = config.gr.batch_norm == "synchronised"
+    slices = 1 if is_whole else max(config.gr.groups, config.train.accumulate)
+    return -(-config.data.batch_size // (slices * devices))
+
+
+def _activations(
+    config: Resolved, model: Model, state: Any, image_shape: tuple[int, int, int], examples: int
+) -> int:
+    """Return the bytes that reverse-mode differentiation of the loss keeps."""
+    import jax
+    import jax.numpy as jnp
+
+    from gnpcli.step.objective import make_objective
+
+    objective = make_objective(model, config.train, config.gr)
+
+    def kept(params: Any, model_state: Any, images: Any, labels: Any) -> list[Any]:
+        def loss(params: Any) -> Any:
+            return objective(params, model_state, images, labels, jax.random.key(0))[0]
+
+        _, backward = jax.vjp(loss, params)
+        given = {id(leaf) for leaf in jax.tree.leaves((params, model_state, images, labels))}
+        return [leaf for leaf in jax.tree.leaves(backward) if id(leaf) not in given]
+
+    images = jax.ShapeDtypeStruct((examples, *image_shape), jnp.float32)
+    labels = jax.ShapeDtypeStruct((examples,), jnp.int32)
+    return _bytes(jax.eval_shape(kept, state.params, state.model_state, images, labels))
+
+
+def _bytes(leaves: Iterable[Any]) -> int:
+    return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in leaves)
