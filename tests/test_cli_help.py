@@ -14,7 +14,8 @@ import pytest
 import typer
 from rich.console import Console
 
-from gnpcli.cli import app, commands
+from gnpcli.cli import commands
+from gnpcli.cli.app import app
 from gnpcli.cli.commands import COMMANDS, Command, add_commands, load
 from gnpcli.terminal.grid import Grid, Styled, show
 from tests.conftest import Gnp

@@ -173,7 +173,7 @@ from gnpcli.data.images.crops import Transform
 from gnpcli.data.feeds.chunks import ChunkSource, PackedPaths, ShuffledOrder
 from gnpcli.data.feeds.reading import ChunkReader
 from gnpcli.errors import DataError
-from gnpcli.devices.process import stop_signals
+from gnpcli.devices.signals import stop_signals
 
 
 def policy(image, rng):

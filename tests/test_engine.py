@@ -19,6 +19,7 @@ from gnpcli import __version__
 from gnpcli.config.loader import read_yaml, validate
 from gnpcli.config.resolved import Resolved
 from gnpcli.data.feeds.make import make_train_feed
+from gnpcli.devices.signals import STOP_SIGNALS
 from gnpcli.engine.evaluate import Evaluated, evaluate_trained
 from gnpcli.engine.evaluator import Evaluator
 from gnpcli.engine.pending import LOOKAHEAD
@@ -339,7 +340,7 @@ def test_no_steps_at_all_saves_and_evaluates_the_initial_model(tmp_path):
     assert resume(tmp_path / "run", max_steps=0, quiet=True) == summary
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", STOP_SIGNALS)
 def test_a_signal_saves_and_says_how_to_go_on(whole, tmp_path, monkeypatch, number):
     run_dir = tmp_path / "run"
     write = MetricsLog.write

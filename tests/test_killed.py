@@ -120,7 +120,6 @@ def every_moment() -> Iterator[Any]:
 QUICK = {
     ("write_summary", 1, "before"),
     ("write", 13, "after"),  # the last evaluation, between its two splits
-    ("save", 2, "before"),
 }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -246,6 +247,7 @@ def _run(
             part.table.spec.metric,
             divided,
             display,
+            partial(screen.line, style="yellow"),
             accept_changed_data=accept_changed_data,
         )
 

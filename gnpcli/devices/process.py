@@ -6,11 +6,8 @@ import contextlib
 import ctypes
 import os
 import platform
-import signal
 import subprocess
 import sys
-import threading
-from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -115,30 +112,3 @@ def keep_compiled_programs() -> None:
 
     if jax.config.values["jax_compilation_cache_dir"] is None:
         jax.config.update("jax_compilation_cache_dir", str(cache_dir() / "xla"))
-
-
-@contextlib.contextmanager
-def stop_signals() -> Iterator[list[signal.Signals]]:
-    """Collect SIGINT and SIGTERM, for a loop to act on where it can.
-
-    A second signal acts at once, as usual. Outside the main thread nothing is collected.
-    """
-    received: list[signal.Signals] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield received
-        return
-
-    def note(number: int, frame: Any) -> None:
-        received.append(signal.Signals(number))
-        restore()
-
-    old = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-
-    def restore() -> None:
-        for number, handler in old.items():
-            signal.signal(number, handler)
-
-    try:
-        yield received
-    finally:
-        restore()

@@ -11,7 +11,8 @@ from typing import Any
 import jax
 
 from gnpcli.data.base import Dataset, FileSplit, Split
-from gnpcli.devices.process import describe_environment, stop_signals
+from gnpcli.devices.process import describe_environment
+from gnpcli.devices.signals import stop_signals
 from gnpcli.engine.clock import Clock
 from gnpcli.engine.evaluator import Evaluator
 from gnpcli.engine.faults import last_good
@@ -29,6 +30,9 @@ from gnpcli.runs.identity import new_run_id
 from gnpcli.runs.writing import RunWriteError
 from gnpcli.step.state import TrainState
 from gnpcli.terminal.screen import Screen
+
+STOPPING = "stopping after this step and saving"
+"""What a run does when a signal has come."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +63,19 @@ class Session:
         Raises:
             GnpError: As of `gnpcli.engine.train.train`.
         """
+        with stop_signals(self._tell_signal, STOPPING) as received:
+            summary = self._go(max_steps, initial, received)
+        if summary["status"] == "interrupted":
+            raise Interrupted(
+                f"stopped by {received[0].name} after step {summary['step']}, saved; continue with "
+                f"`gnp resume {self.run}`",
+                received[0],
+            )
+        return summary
+
+    def _go(
+        self, max_steps: int | None, initial: TrainState | None, received: list[signal.Signals]
+    ) -> Summary:
         total = self.task.horizon.total_steps
         stop = total if max_steps is None else min(total, max_steps)
         try:
@@ -75,17 +92,13 @@ class Session:
                     state = starting_state(self.task, checkpoints, self.screen, initial)
                 self.run.note_session(self._environment(changes), start)
                 self._introduce(state, start)
-                summary, received = self._train(state, checkpoints, start, stop)
+                summary = self._train(state, checkpoints, start, stop, received)
+                return self.run.write_summary(summary)
         finally:
             self.task.parts.feed.close()
-        summary = self.run.write_summary(summary)
-        if summary["status"] == "interrupted":
-            raise Interrupted(
-                f"stopped by {received[0].name} after step {summary['step']}, saved; continue with "
-                f"`gnp resume {self.run}`",
-                received[0],
-            )
-        return summary
+
+    def _tell_signal(self, text: str) -> None:
+        self.screen.line(text, style="yellow")
 
     def _restore(self) -> Restored | None:
         """Return where to go on. Only when that is known, set aside what of the run is damaged."""
@@ -103,9 +116,14 @@ class Session:
         return restored
 
     def _train(
-        self, state: TrainState, checkpoints: Checkpoints, start: int, stop: int
-    ) -> tuple[Summary, list[signal.Signals]]:
-        """Run the loop between opening and closing the logs; return the signals that came, too."""
+        self,
+        state: TrainState,
+        checkpoints: Checkpoints,
+        start: int,
+        stop: int,
+        received: list[signal.Signals],
+    ) -> Summary:
+        """Run the loop between opening and closing the logs."""
         evaluators = self._evaluators()
         # Where nothing is left to train, the state is evaluated all the same. A run that was killed
         # between its last save and its summary may have logged that evaluation.
@@ -115,7 +133,6 @@ class Session:
                 self.run.open_log(start, evaluates_start=evaluates_start) as log,
                 self.run.open_events(start if evaluates_start else start + 1) as events,
                 self.screen.progress(self.task.horizon.total_steps, start),
-                stop_signals() as received,
             ):
                 if evaluates_start:  # TensorBoard forgets all of a step, or nothing
                     for record in log.of_start:
@@ -136,7 +153,7 @@ class Session:
                     clock,
                     self.screen,
                 )
-                return loop.run(start, stop, received), received
+                return loop.run(start, stop, received)
         except DivergenceError as error:
             self.run.write_summary({"status": "diverged", "error": str(error)})
             raise

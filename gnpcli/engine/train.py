@@ -64,7 +64,7 @@ def train(
         DataError: The data is missing or damaged.
         DivergenceError: A loss or a gradient is not finite (``train.on_nonfinite``).
         FolderInUse: Another process trains in `run_dir`, and is named.
-        Interrupted: SIGINT or SIGTERM came. The run is saved.
+        Interrupted: SIGINT, SIGTERM or SIGHUP came. The run is saved.
         GnpError: Anything else that its message names. The run folder is left resumable.
     """
     screen = screen or Screen(quiet=quiet)

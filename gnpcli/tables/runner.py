@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from gnpcli.devices.process import stop_signals
+from gnpcli.devices.signals import stop_signals
 from gnpcli.errors import Interrupted
 from gnpcli.runs.folder import RunFolder
 from gnpcli.tables.cells import Cell, CellState
@@ -62,6 +62,7 @@ def run_cells(
     metric: Metric,
     shares: Sequence[Share],
     show: Callable[[Sequence[CellProgress]], None],
+    tell: Callable[[str], None],
     *,
     accept_changed_data: bool = False,
 ) -> list[CellProgress]:
@@ -73,17 +74,18 @@ def run_cells(
         metric: What is told of running cells.
         shares: From `gnpcli.tables.shares.shares`.
         show: Told where all cells stand, a few times a second.
+        tell: Told that a signal has come, at once and from another thread.
         accept_changed_data: Cells go on also on data that have changed.
 
     Returns:
         Where each cell stands at the end: kept, finished or failed.
 
     Raises:
-        Interrupted: After SIGINT or SIGTERM, when every running cell has saved its state.
+        Interrupted: After SIGINT, SIGTERM or SIGHUP, when every running cell has saved its state.
     """
     progress = [_before(cell, states[cell.name], metric) for cell in cells]
     pool = _Pool(progress, shares, metric, accept_changed_data)
-    with stop_signals() as received:
+    with stop_signals(tell, "stopping, every running cell saves") as received:
         try:
             while pool.is_busy:
                 if received:
@@ -94,7 +96,7 @@ def run_cells(
                 time.sleep(POLL_S)
             show(progress)
         finally:
-            pool.kill()  # a second signal: what was saved is saved
+            pool.kill()  # an error: what was saved is saved
     if received:
         done = sum(item.is_done for item in progress)
         raise Interrupted(
@@ -173,7 +175,8 @@ class _Pool:
         if not self._is_stopping:
             self._is_stopping = True
             for job in self._jobs:
-                job.process.send_signal(signal.SIGINT)
+                # Not SIGINT: while Python starts, that is a traceback in the log.
+                job.process.send_signal(signal.SIGTERM)
 
     def kill(self) -> None:
         """End what still runs."""
@@ -231,7 +234,7 @@ def _settle(job: _Job, metric: Metric) -> None:
         job.process.stdin.close()
     if code == 0 and run.summary()["status"] == "finished":
         item.status, item.value = "finished", final_value(run, metric)
-    elif code in (128 + signal.SIGINT, 128 + signal.SIGTERM):
+    elif code in (128 + signal.SIGTERM, -signal.SIGTERM):  # saved, or nothing to save yet
         item.status = "stopped"
     else:
         item.status, item.problem = "failed", _why(code, item.cell.log, job.log_start)

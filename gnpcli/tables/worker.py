@@ -2,7 +2,7 @@
 
 Its task is a line of JSON on standard input. Standard error is the cell's log. Standard input stays
 open for as long as the process that started this one lives. When that ends, however it ends, this
-one saves its state and stops as after Ctrl-C.
+one saves its state and stops as after SIGTERM.
 """
 
 from __future__ import annotations
@@ -34,8 +34,6 @@ def main() -> None:
         os.sched_setaffinity(0, task["cpus"])  # before jax counts them
     try:
         _run_when_free(task)
-    except KeyboardInterrupt:
-        sys.exit(128 + signal.SIGINT)  # while starting: there is nothing to save yet
     except Exception as error:
         message, status = explain(error)
         if message is None:

@@ -9,6 +9,8 @@ import sys
 
 from rich.console import Console
 
+from gnpcli.terminal.lasting import lasting
+
 PIPED_WIDTH = 10_000
 """Columns of a result that goes to a file or a pipe: another program reads a row as one line."""
 
@@ -22,9 +24,9 @@ def results() -> Console:
 
 
 def messages() -> Console:
-    """Return a console for progress and warnings, on stderr."""
+    """Return a console for progress and warnings, on stderr: silent where nobody reads it."""
     return Console(
-        stderr=True,
+        file=lasting(sys.stderr),
         markup=False,
         emoji=False,
         highlight=False,

@@ -13,6 +13,7 @@ from typing import TypeVar
 
 from gnpcli.data.feeds.chunks import ChunkSource
 from gnpcli.data.images.opening import silence_pillow
+from gnpcli.devices.signals import STOP_SIGNALS
 from gnpcli.errors import DataError
 
 _T = TypeVar("_T")
@@ -93,7 +94,7 @@ def _end_with_parent() -> None:
 
 
 def in_parallel(calls: Sequence[Callable[[], _T]]) -> list[_T]:
-    """Make all calls at once, in threads that block SIGINT and SIGTERM; return their results.
+    """Make all calls at once, in threads that block `STOP_SIGNALS`; return their results.
 
     Processes that a call starts inherit the block: what a person sends to stop reaches this process
     alone.
@@ -104,4 +105,4 @@ def in_parallel(calls: Sequence[Callable[[], _T]]) -> list[_T]:
 
 def _block_signals() -> None:
     if hasattr(signal, "pthread_sigmask"):
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+        signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)

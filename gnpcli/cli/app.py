@@ -1,0 +1,70 @@
+"""The app of all commands, and how one that fails ends."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Annotated
+
+import typer
+
+from gnpcli import __version__
+from gnpcli.cli.commands import add_commands
+from gnpcli.cli.output import fail, say
+from gnpcli.cli.remarks import listen
+from gnpcli.devices.signals import is_interrupted
+from gnpcli.devices.start import explain
+
+app = typer.Typer(
+    name="gnp",
+    help="Train image classifiers with gradient regularization: L + lambda ||grad L||.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+def _show_version(is_asked: bool) -> None:
+    if is_asked:
+        say(f"gnp {__version__}")
+        raise typer.Exit()
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_show_version, is_eager=True, help="Print the version and exit."
+        ),
+    ] = False,
+    debug: Annotated[
+        bool,
+        typer.Option(
+            "--debug", help="Show tracebacks, and all that libraries say (also GNP_DEBUG=1)."
+        ),
+    ] = False,
+) -> None:
+    """Options of every command."""
+    if debug:
+        os.environ["GNP_DEBUG"] = "1"
+    listen()
+
+
+def run() -> None:
+    """Run the command line.
+
+    A failure that a user can cause ends in one line on stderr and exit status 1.
+    """
+    # Else a module of the current folder would come before Python's own in processes of workers.
+    os.environ.setdefault("PYTHONSAFEPATH", "1")
+    try:
+        add_commands(app)(prog_name="gnp")
+    except Exception as error:
+        if is_interrupted():
+            raise
+        message, status = explain(error)
+        if message is None or os.environ.get("GNP_DEBUG"):
+            raise
+        fail(message)
+        sys.exit(status)
