@@ -15,6 +15,7 @@ from gnpcli.data.images.entries import SUFFIXES
 from gnpcli.data.images.splits import SPLITS
 from gnpcli.data.registry import describe_data, load_dataset, load_held_out
 from gnpcli.errors import DataError
+from tests.conftest import Gnp
 from tests.folders import of, pixels, put
 
 pytestmark = pytest.mark.usefixtures("cache")
@@ -110,6 +111,18 @@ def test_there_is_one_warning_of_all_that_is_passed_over(
         f"passed over in {root}: 1 broken link (train/wasp), 1 folder inside a class "
         "(train/ant/more with 1 image) and 1 file with a suffix that is not read (test/bee/0.heic)"
     )
+
+
+def test_a_command_says_it_once_also_where_it_only_plans(
+    gnp: Gnp, root: Path, tmp_path: Path
+) -> None:
+    (root / "train" / "wasp").symlink_to("gone")
+    wanted = f"warning: passed over in {root}: 1 broken link (train/wasp)"
+    sets = ("--dataset", f"folder:{root}", "--set", "data.batch_size=2", "--gr", "none")
+    for words in (("train", "--dry-run"), ("data", "preview", "-q", "--out", tmp_path / "x.png")):
+        done = gnp(*words, *(sets if words[0] == "train" else sets[:4]))
+        assert done.returncode == 0, done.stderr
+        assert done.stderr.splitlines().count(wanted) == 1
 
 
 def test_a_flat_split_without_labels_is_told(root: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -368,10 +368,19 @@ def test_streamed_images_are_seen_in_front_of_the_background(tmp_path: Path) -> 
     np.testing.assert_array_equal(got, np.broadcast_to(BEHIND, (8, 8, 3)))
 
 
-def test_pillow_is_silent_in_a_process_that_decodes(capfd: pytest.CaptureFixture[str]) -> None:
+def test_pillow_is_silent_in_a_process_that_decodes(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     silence_pillow()
     file = io.BytesIO()
     Image.fromarray(smooth(6, 6)).save(file, format="JPEG", exif=BROKEN_EXIF["cut off"])
     with Image.open(file) as image:
         image.getexif()
+    path = tmp_path / "x.tif"
+    Image.fromarray(smooth(100, 75)).save(path, compression="tiff_lzw")
+    content = bytearray(path.read_bytes())
+    content[len(content) // 3] ^= 0xFF
+    path.write_bytes(content[: len(content) // 3] + bytes(40) + content[len(content) // 3 + 40 :])
+    with pytest.raises(DataError, match=r"x\.tif is damaged"), opened(str(path)):
+        pass
     assert capfd.readouterr() == ("", "")

@@ -53,6 +53,8 @@ class DataInfo:
     """Whether the images are there to be read."""
     is_streamed: bool = False
     """Whether they are decoded batch by batch (`FileSplit`)."""
+    remarks: tuple[str, ...] = ()
+    """What a person should know of the folder, a line each: such as what of it is not read."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -62,6 +62,8 @@ def plan_lines(
     lines = [f"objective    {objective_in_words(config)}"]
     lines += [f"{'' if index else 'weights':<12} {line}" for index, line in enumerate(weights)]
     data = describe_data(config.data)
+    for remark in () if data is None else data.remarks:
+        warn(remark)
     if data is None:
         unknown = f"unknown until {config.data.name} is present"
         lines += [f"parameters   {unknown}", f"steps        {unknown}"]

@@ -93,6 +93,7 @@ def describe_layout(
         num_classes=len(layout.class_names),
         present=True,
         is_streamed=is_streamed,
+        remarks=tuple(remarks(layout)),
     )
 
 

@@ -6,15 +6,19 @@ image is not damaged because of its metadata.
 
 from __future__ import annotations
 
+import ctypes
 import io
 import logging
 import re
 import struct
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import cache
+from pathlib import Path
 from typing import BinaryIO
 
+import PIL
 from PIL import Image, ImageFile, UnidentifiedImageError
 
 from gnpcli.errors import DataError
@@ -118,6 +122,22 @@ def silence_pillow() -> None:
     """
     warnings.filterwarnings("ignore", module=r"PIL\.")
     logging.getLogger("PIL").setLevel(logging.CRITICAL + 1)
+    _silence_libtiff()
+
+
+@cache
+def _silence_libtiff() -> None:
+    """Keep libtiff from writing to stderr by itself, where it is the library in Pillow's wheel.
+
+    Pillow raises an error besides.
+    """
+    package = Path(PIL.__file__).parent
+    wheel = [*package.parent.glob("pillow.libs/libtiff*"), *package.glob(".dylibs/libtiff*")]
+    for path in wheel:
+        with suppress(OSError, AttributeError):
+            library = ctypes.CDLL(str(path))
+            library.TIFFSetErrorHandler(None)
+            library.TIFFSetWarningHandler(None)
 
 
 def _pixels(error: Exception) -> str:
