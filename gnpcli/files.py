@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import glob
 import os
+import stat
 import time
 from pathlib import Path
 
@@ -34,6 +36,21 @@ def write_atomically(path: Path, text: str) -> None:
         for found in leftovers(path):
             if time.time() - found.stat().st_mtime > _ABANDONED_S:
                 found.unlink()
+
+
+def read_file(path: Path) -> bytes:
+    """Return what a file holds.
+
+    Raises:
+        OSError: It cannot be read. A pipe or a device, which may have no end, is refused as a
+            folder is.
+    """
+    # Opening a pipe would wait for a writer.
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
+    with open(descriptor, "rb") as file:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EISDIR, "not a file", str(path))
+        return file.read()
 
 
 def leftovers(path: Path) -> list[Path]:

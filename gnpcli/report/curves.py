@@ -27,6 +27,8 @@ _THREE_TICKS = (1.0, 2.0, 5.0)
 """Ticks of each decade."""
 _SHORT_RATIO = 1000
 """Of the largest to the smallest value. Below it a decade has room for more than one tick."""
+_SMALLEST = 1e-100
+"""Values below it count as 0 on a logarithmic axis."""
 _MARGIN = 1.3
 """Factor between the values and the edges of a logarithmic panel."""
 
@@ -125,7 +127,7 @@ def _finite_means(lines: Sequence[Line], scale: float) -> list[float]:
 
 def _set_log_scale(axes: Axes, values: Sequence[float]) -> None:
     """Make the y axis logarithmic, unless a value is negative or none is positive."""
-    positive = [value for value in values if value > 0]
+    positive = [value for value in values if value > _SMALLEST]
     if not positive or min(values) < 0:
         return
     lowest, highest = min(positive), max(positive)

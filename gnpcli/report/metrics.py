@@ -163,6 +163,19 @@ def _in_words(key: str) -> str:
     return key.replace("_", " ")
 
 
+MOST_PANELS = 36
+"""Drawn where none is asked for. A log from elsewhere may have thousands of metrics."""
+
+
 def default_panels(panels: Sequence[Panel]) -> list[Panel]:
-    """Return the panels that are drawn where none is asked for."""
-    return [panel for panel in panels if not panel.is_extra]
+    """Return the panels that are drawn where none is asked for; `MOST_PANELS` at most."""
+    return [panel for panel in panels if not panel.is_extra][:MOST_PANELS]
+
+
+def not_drawn(panels: Sequence[Panel], drawn: Sequence[Panel]) -> str:
+    """Say how many panels are too many to be drawn; empty where none is."""
+    wanted = [panel for panel in panels if not panel.is_extra]
+    left = len(wanted) - sum(not panel.is_extra for panel in drawn)
+    if left <= 0:
+        return ""
+    return f"{left} more metrics are logged and not drawn: `gnp plot --metrics KEY` draws one"

@@ -8,7 +8,7 @@ from pathlib import Path
 from gnpcli.errors import DataError
 from gnpcli.report.bands import Group, Spread, group_runs, panels_of
 from gnpcli.report.charts import picture, spread_note
-from gnpcli.report.metrics import choose_panels, default_panels
+from gnpcli.report.metrics import choose_panels, default_panels, not_drawn
 from gnpcli.report.style import check_out, save
 from gnpcli.runs.grouping import data_sets
 from gnpcli.runs.history import History, XAxis, read_histories
@@ -49,6 +49,8 @@ def plot(
     groups = group_runs(histories)
     panels = panels_of(groups)
     chosen = choose_panels(panels, metrics) if metrics else default_panels(panels)
+    if not metrics and (left := not_drawn(panels, chosen)):
+        warn(left)
     if not chosen:
         raise DataError("these runs have logged nothing that can be drawn")
     save(picture(groups, chosen, axis, spread, columns), out)

@@ -15,6 +15,7 @@ from gnpcli.report import page
 from gnpcli.report.bands import Group, panels_of
 from gnpcli.report.charts import inline_charts
 from gnpcli.report.formula import formula
+from gnpcli.report.metrics import MOST_PANELS, not_drawn
 from gnpcli.report.style import check_place
 from gnpcli.runs.contents import HELD_OUT, Record, Session, Summary
 from gnpcli.runs.folder import RunFolder
@@ -58,17 +59,20 @@ def run_page(history: History) -> str:
     config = history.config
     group = Group(history.folder.resolve().name, (history,))
     status = summary["status"]
+    panels = panels_of([group])
+    drawn = panels[:MOST_PANELS]
+    notes = [*damage, *_warnings(history, summary), not_drawn(panels, drawn)]
     bad = "" if status == "finished" else " bad"
     sections = [
         f"<header><h1>{html.escape(_headline(config))} <span "
         f'class="badge{bad}">{html.escape(status)}</span></h1>\n'
         f'<p class="sub">{html.escape(group.label)}</p></header>\n',
-        page.warnings([*damage, *_warnings(history, summary)]),
+        page.warnings([note for note in notes if note]),
         page.tiles(_tiles(history, summary)),
         "<h2>Objective</h2>\n",
         formula(config),
         "<h2>Curves</h2>\n",
-        inline_charts([group], panels_of([group]), "epoch", "range"),
+        inline_charts([group], drawn, "epoch", "range"),
         "<h2>Evaluation</h2>\n",
         _evaluations(history),
         "<h2>Checkpoints</h2>\n",

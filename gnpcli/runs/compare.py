@@ -12,7 +12,7 @@ from gnpcli.config.recipe import DATA_KEYS
 from gnpcli.config.resolved import Resolved
 from gnpcli.errors import ConfigError
 from gnpcli.recipes.plan import count_steps
-from gnpcli.runs.contents import HELD_OUT, Record
+from gnpcli.runs.contents import HELD_OUT, Record, Summary
 from gnpcli.runs.folder import RunFolder
 from gnpcli.runs.log import reached_epoch, training_time_s
 
@@ -106,7 +106,7 @@ def _run(run: RunFolder, config: Resolved) -> dict[str, Any]:
         "cost": {
             "training_time_s": round(training_time_s(records), 3),
             "images_per_s": summary.get("images_per_s"),
-            **_gradients(config, step, epoch),
+            **_gradients(config, step, _steps_per_epoch(config, summary, step, epoch)),
             "num_parameters": summary.get("num_parameters"),
             "devices": _devices(run),
         },
@@ -122,12 +122,19 @@ def _measured(record: Record) -> dict[str, Any]:
     return {key: record.get(key) for key in ("error_rate", "loss", "step", "epoch")}
 
 
-def _gradients(config: Resolved, step: int, epoch: float) -> dict[str, int]:
-    """Count the gradients taken up to a step.
+def _steps_per_epoch(config: Resolved, summary: Summary, step: int, epoch: float) -> float:
+    """Return the length of an epoch; 0 where neither the summary nor the log says it.
 
-    All counts are 0 where the epoch of the step, and so the length of an epoch, is not known.
+    The summary has it exactly. The log rounds epochs, the first ones of long epochs to 0.
     """
-    steps_per_epoch = step / epoch if epoch > 0 else 0.0
+    total = summary.get("total_steps", 0)
+    if total and total % config.train.epochs == 0:
+        return total / config.train.epochs
+    return step / epoch if epoch > 0 else 0.0
+
+
+def _gradients(config: Resolved, step: int, steps_per_epoch: float) -> dict[str, int]:
+    """Count the gradients taken up to a step; all are 0 where the length of an epoch is unknown."""
     if not 0.5 < steps_per_epoch <= _MOST_STEPS / config.train.epochs:
         return {"plain_steps": 0, "gnp_steps": 0, "gradients": 0}
     plain, gnp = count_steps(config, round(steps_per_epoch), step)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 from typing import Annotated, Any, Literal, NotRequired, Required, TypeGuard, get_args
 
-from pydantic import AfterValidator, ConfigDict, TypeAdapter, ValidationError, with_config
+from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError, with_config
 from typing_extensions import TypedDict  # pydantic cannot read typing's before Python 3.12
 
 from gnpcli.runs.identity import checked_run_id
@@ -24,32 +25,57 @@ HELD_OUT: tuple[HeldOut, ...] = get_args(HeldOut)
 Record = dict[str, Any]
 """A line of ``metrics.jsonl``: `step` (int), `split` (text), and numbers by name.
 
-A number is null where its value was not finite, and ``non_finite`` lists the names of those.
-``weights`` is a text.
+A number is null where its value was not finite or too large, and ``non_finite`` lists the names of
+those. ``weights`` is a text. Names and texts are printable, and short enough to stand in a picture.
+`BOUNDS` has the numbers that cannot take every value.
 """
 
+LONGEST_NAME = 200
+"""Characters of a name or a text in a record."""
+
+HIGHEST_COUNT = 2**53
+"""The highest step or count: what a float holds exactly."""
+
+LARGEST_NUMBER = 1e39
+"""The size of the largest number. It is beyond float32, in which training computes."""
+
+HIGHEST_RATE = 1.0001
+"""The highest error rate. A mean of ones over groups may exceed 1 by its rounding."""
+
+BOUNDS: dict[str, tuple[float, float]] = {
+    "epoch": (-1e9, 1e9),
+    "elapsed_s": (0, 1e12),
+    "error_rate": (0, HIGHEST_RATE),
+    "top5_error_rate": (0, HIGHEST_RATE),
+    "num_examples": (0, HIGHEST_COUNT),
+}
+"""The lowest and the highest value of some numbers of a record."""
+
 _STRICT = ConfigDict(strict=True, extra="allow", allow_inf_nan=False)
+
+ErrorRate = Annotated[float, Field(ge=0, le=HIGHEST_RATE)]
+Count = Annotated[int, Field(ge=0, le=HIGHEST_COUNT)]
+Words = Annotated[str, Field(max_length=1000)]
 
 
 @with_config(_STRICT)
 class Measured(TypedDict):
     """What is measured of a model on a split."""
 
-    error_rate: float
-    """In [0, 1]."""
-    top5_error_rate: NotRequired[float]
-    """In [0, 1]; of more than 5 classes."""
-    loss: float
+    error_rate: ErrorRate
+    top5_error_rate: NotRequired[ErrorRate]
+    """Of more than 5 classes."""
+    loss: Annotated[float, Field(ge=-LARGEST_NUMBER, le=LARGEST_NUMBER)]
     """Mean cross-entropy over the split, in nats."""
-    num_examples: int
+    num_examples: Count
 
 
 @with_config(_STRICT)
 class Evaluation(Measured):
     """The last evaluation of a split in a run."""
 
-    step: int
-    weights: NotRequired[str]
+    step: Count
+    weights: NotRequired[Words]
     """``raw`` or ``ema``."""
 
 
@@ -60,18 +86,18 @@ class Summary(TypedDict, total=False):
     run_dir: str
     status: Required[Status]
     error: str
-    step: int
-    epoch: float
-    total_steps: int
-    num_parameters: int
-    skipped_steps: int
+    step: Count
+    epoch: Annotated[float, Field(ge=0, le=1e9)]
+    total_steps: Count
+    num_parameters: Count
+    skipped_steps: Count
     val: Evaluation
     test: Evaluation
-    best_step: int | None
-    best_split: str | None
-    elapsed_s: float
+    best_step: Count | None
+    best_split: Words | None
+    elapsed_s: Annotated[float, Field(ge=0, le=1e12)]
     """Of the last session."""
-    images_per_s: float | None
+    images_per_s: Annotated[float, Field(ge=0, le=1e15)] | None
     """Of training alone; null where no step was timed."""
 
 
@@ -79,14 +105,14 @@ class Summary(TypedDict, total=False):
 class Session(TypedDict, total=False):
     """An entry of ``environment.json``: what a run ran on from `start_step` on."""
 
-    start_step: int
-    python: str
-    platform: str
-    versions: dict[str, str | None]
-    backend: str
-    devices: list[str]
-    processor: str
-    git_commit: str | None
+    start_step: Count
+    python: Words
+    platform: Words
+    versions: dict[Words, Words | None]
+    backend: Words
+    devices: list[Words]
+    processor: Words
+    git_commit: Words | None
     data: str | None
     """`gnpcli.data.base.DataSpec.digest`; sessions of older versions have none."""
     accepted_data_changes: list[str]
@@ -130,24 +156,41 @@ def is_record(value: object) -> bool:
     """Return whether a parsed line is a `Record`."""
     if not isinstance(value, dict):
         return False
-    step, split = value.get("step"), value.get("split")
-    if not isinstance(step, int) or not is_number(step) or step < 0 or not isinstance(split, str):
+    step = value.get("step")
+    if not isinstance(step, int) or isinstance(step, bool) or not 0 <= step <= HIGHEST_COUNT:
         return False
-    return all(_fits(key, item) for key, item in value.items())
+    return "split" in value and all(_fits(key, item) for key, item in value.items())
 
 
 def _fits(key: str, value: object) -> bool:
     if key in ("split", "weights"):
-        return isinstance(value, str)
+        return _is_name(value)
     if key == "non_finite":
-        return isinstance(value, list) and all(isinstance(name, str) for name in value)
-    return value is None or is_number(value)
+        return isinstance(value, list) and all(_is_name(name) for name in value)
+    if not _is_short_and_printable(key):
+        return False
+    if value is None:
+        return True
+    low, high = BOUNDS.get(key, (-math.inf, math.inf))
+    return is_number(value) and low <= value <= high
+
+
+def _is_name(value: object) -> bool:
+    return isinstance(value, str) and _is_short_and_printable(value)
+
+
+@lru_cache(maxsize=1000)  # a log has the same few names in every line
+def _is_short_and_printable(text: str) -> bool:
+    return 0 < len(text) <= LONGEST_NAME and text.isprintable()
 
 
 def is_number(value: object) -> TypeGuard[float]:
-    """Return whether a value of a record is a finite number; true and false are none."""
+    """Return whether a value can be one of a record: a number of at most `LARGEST_NUMBER` in size.
+
+    True and false are no numbers. NaN is none either.
+    """
     if isinstance(value, bool):
         return False
     if isinstance(value, int):
         return abs(value) < 2**63  # what NumPy holds
-    return isinstance(value, float) and math.isfinite(value)
+    return isinstance(value, float) and abs(value) <= LARGEST_NUMBER

@@ -44,9 +44,10 @@ class History:
     def series(
         self, split: str, key: str, axis: XAxis
     ) -> tuple[npt.NDArray[np.int64], Values, Values]:
-        """Return a metric as ``(steps [N], x [N], y [N])``.
+        """Return a metric as ``(steps [N], x [N], y [N])``; the steps rise.
 
-        y is NaN where a record has null, which stands for a value that was not finite.
+        Of records of the same step, the last one counts. y is NaN where a record has null, which
+        stands for a value that was not finite.
 
         Args:
             split: ``train``, ``val`` or ``test``.
@@ -55,7 +56,12 @@ class History:
                 evaluation has no time of its own: it lies on the line between the training records
                 around it.
         """
-        records = [record for record in self.records if record["split"] == split and key in record]
+        by_step = {
+            record["step"]: record
+            for record in self.records
+            if record["split"] == split and key in record
+        }
+        records = [by_step[step] for step in sorted(by_step)]
         steps = np.array([record["step"] for record in records], np.int64)
         values = [record[key] for record in records]
         y = np.array([value if is_number(value) else np.nan for value in values], np.float64)
@@ -73,7 +79,9 @@ class History:
 
     @cached_property
     def _clock(self) -> tuple[Values, Values]:
-        """Steps, and seconds of training since the first start without those between sessions."""
+        """Rising steps, and seconds of training since the first start without those between
+        sessions.
+        """
         steps, seconds, before, last = [], [], 0.0, 0.0
         for record in self.records:
             elapsed = record.get("elapsed_s")
@@ -84,7 +92,8 @@ class History:
             last = elapsed
             steps.append(float(record["step"]))
             seconds.append(before + elapsed)
-        return np.array(steps), np.array(seconds)
+        order = np.argsort(steps, kind="stable")
+        return np.array(steps)[order], np.array(seconds)[order]
 
 
 def read_history(folder: Path) -> History:

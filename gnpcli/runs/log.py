@@ -11,10 +11,9 @@ from types import TracebackType
 from typing import Any
 
 from gnpcli.files import write_atomically
-from gnpcli.runs.contents import HELD_OUT, Record, is_record
+from gnpcli.runs.contents import HELD_OUT, Record, is_number, is_record
 from gnpcli.runs.reading import read_bytes
 from gnpcli.runs.writing import writing
-from gnpcli.strict_json import finite
 
 METRICS_FILE = "metrics.jsonl"
 
@@ -158,12 +157,13 @@ class MetricsLog:
     def write(self, record: Mapping[str, Any]) -> None:
         """Write one record, which has `step` and `split`.
 
-        A float that is not finite becomes null, and ``non_finite`` names it.
+        A float that is not finite, or too large for a `Record`, becomes null. ``non_finite`` names
+        it.
 
         Raises:
             ValueError: It is no `Record`: read back, it would be a damaged line.
         """
-        written = {key: finite(value) for key, value in record.items()}
+        written = {key: _storable(value) for key, value in record.items()}
         lost = [key for key, value in record.items() if value is not None and written[key] is None]
         if lost:
             written["non_finite"] = lost
@@ -190,3 +190,7 @@ def _comes_again(record: Record, start_step: int, evaluates_start: bool) -> bool
     if record["step"] == start_step:
         return evaluates_start and record["split"] in HELD_OUT
     return bool(record["step"] > start_step)
+
+
+def _storable(value: Any) -> Any:
+    return None if isinstance(value, float) and not is_number(value) else value

@@ -12,6 +12,7 @@ import re
 from pathlib import Path
 
 from gnpcli.errors import CheckpointError
+from gnpcli.files import read_file
 
 _DAMAGE = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR}
 """Something is missing, or another kind of thing is in its place."""
@@ -62,10 +63,10 @@ def read_bytes(path: Path) -> bytes:
 
     Raises:
         RunReadError: The system could not read it.
-        OSError: It is missing, or a folder.
+        OSError: It is missing, or a folder, a pipe or a device.
     """
     try:
-        return path.read_bytes()
+        return read_file(path)
     except OSError as error:
         if is_damage(error):
             raise
