@@ -296,7 +296,10 @@ def test_a_process_that_is_killed_is_an_error_in_one_line(tmp_path: Path, paths:
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks for processes in /proc")
-@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGKILL])
+@pytest.mark.parametrize(
+    "sent",
+    [signal.SIGINT, signal.SIGKILL, pytest.param(signal.SIGHUP, marks=pytest.mark.slow)],
+)
 def test_processes_end_with_the_program(
     tmp_path: Path, paths: list[str], sent: signal.Signals
 ) -> None:
@@ -304,12 +307,12 @@ def test_processes_end_with_the_program(
     assert program.stdout is not None
     workers = program.stdout.readline().split()
     assert len(workers) == 2
-    if sent == signal.SIGINT:
-        os.killpg(program.pid, sent)  # as a terminal does, to all of them
-    else:
+    if sent == signal.SIGKILL:
         program.kill()
+    else:
+        os.killpg(program.pid, sent)  # as a terminal does, to all of them
     out, err = program.communicate(timeout=60)
-    if sent == signal.SIGINT:
+    if sent != signal.SIGKILL:
         assert (program.returncode, out, err) == (0, "stopped []\n", "")
     deadline = time.monotonic() + 30
     while any(_is_running(pid) for pid in workers) and time.monotonic() < deadline:

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from gnpcli.runs.folder import RunFolder
 from gnpcli.runs.log import read_metrics
 from tests.conftest import Gnp, fails
 
@@ -231,7 +232,30 @@ def test_kill_9_in_the_middle_and_the_same_command_again_change_nothing(
 
 
 @pytest.mark.slow
-def test_ctrl_c_saves_the_running_cell_and_tells_what_there_is(whole: Path, tmp_path: Path):
+def test_a_cell_that_another_process_works_on_waits_for_it(gnp: Gnp, tmp_path: Path):
+    (tmp_path / "tiny.yaml").write_text(TABLE)
+    folder = tmp_path / "out" / "cells" / "nano" / "adam" / "seed0"
+    with RunFolder(folder).claimed("if missing"):
+        process = subprocess.Popen(
+            command("tiny.yaml", "--out", "out", "--columns", "adam", "--seeds", "0"),
+            cwd=tmp_path,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        log = folder.with_name("seed0.log")
+        wait_for(lambda: log.exists() and "waiting: " in log.read_text(), process)
+    _, told = process.communicate(timeout=300)
+    assert process.returncode == 0, told
+    assert f"is in use by process {os.getpid()} on " in log.read_text()
+    assert RunFolder(folder).summary()["status"] == "finished"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
+def test_a_signal_saves_the_running_cell_and_tells_what_there_is(
+    whole: Path, tmp_path: Path, number: signal.Signals
+):
     (tmp_path / "tiny.yaml").write_text(TABLE.replace("epochs: 2,", "epochs: 4000,"))
     process = subprocess.Popen(
         command("tiny.yaml", "--out", "out"),
@@ -242,11 +266,12 @@ def test_ctrl_c_saves_the_running_cell_and_tells_what_there_is(whole: Path, tmp_
     )
     first = tmp_path / "out" / "cells" / "nano" / "adam" / "seed0"
     wait_for(lambda: has_step(first, 3), process)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     _, told = process.communicate(timeout=120)
-    assert process.returncode == 130, told
-    assert "Traceback" not in told
-    assert "error: stopped by SIGINT with 0 of 4 cells finished" in told
+    assert process.returncode == 128 + number, told
+    assert "Traceback" not in told + first.with_name("seed0.log").read_text()
+    assert f"{number.name}: stopping, every running cell saves; Ctrl-C once more" in told
+    assert f"error: stopped by {number.name} with 0 of 4 cells finished" in told
     summary = json.loads((first / "summary.json").read_text())
     assert summary["status"] == "interrupted"
     assert (first / "checkpoints" / str(summary["step"])).is_dir()
