@@ -15,6 +15,7 @@ from gnpcli.data.archives.records import read_labels
 from gnpcli.data.registry import load_dataset
 from gnpcli.errors import GnpError
 from gnpcli.git_lfs import pointer_advice
+from gnpcli.runs.reading import RunReadError, check_readable, read_bytes
 from gnpcli.weights.files import read_tensors
 from tests.folders import put
 from tests.odd_weights import POINTER
@@ -87,3 +88,13 @@ def test_other_files_are_no_pointers(tmp_path: Path):
     for content in (b"", POINTER[:20], b"x" + POINTER, bytes(200)):
         (tmp_path / "file").write_bytes(content)
         assert pointer_advice(tmp_path / "file") is None
+
+
+def test_a_pointer_in_a_run_folder_is_no_damage(tmp_path: Path):
+    """Damage would be set aside; the file can be had again."""
+    path = tmp_path / "manifest"
+    path.write_bytes(POINTER)
+    with pytest.raises(RunReadError, match=r"manifest: it is a pointer of Git LFS.*`git lfs pull`"):
+        read_bytes(path)
+    with pytest.raises(RunReadError, match=r"manifest: it is a pointer of Git LFS.*nothing was"):
+        check_readable(tmp_path)

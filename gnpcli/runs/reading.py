@@ -13,6 +13,7 @@ from pathlib import Path
 
 from gnpcli.errors import CheckpointError
 from gnpcli.files import read_file
+from gnpcli.git_lfs import IN_PLACE, is_pointer
 
 _DAMAGE = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR}
 """Something is missing, or another kind of thing is in its place."""
@@ -32,6 +33,7 @@ _NAMED = (
     errno.ETIMEDOUT,
 )
 """Errors of the system that are known by their text, where a library passes on that alone."""
+_BLOCK_BYTES = 1 << 24
 _NUMBERED = re.compile(r"os_error_code='(\d+)'")
 """How TensorStore ends the text of an error of the system."""
 _STATUS = ("RESOURCE_EXHAUSTED", "UNAVAILABLE", "DEADLINE_EXCEEDED", "PERMISSION_DENIED")
@@ -66,11 +68,13 @@ def read_bytes(path: Path) -> bytes:
         OSError: It is missing, or a folder, a pipe or a device.
     """
     try:
-        return read_file(path)
+        content = read_file(path)
     except OSError as error:
         if is_damage(error):
             raise
         raise RunReadError(path, error.strerror or str(error)) from error
+    _refuse_pointer(path, content)
+    return content
 
 
 def check_readable(folder: Path) -> None:
@@ -87,11 +91,19 @@ def check_readable(folder: Path) -> None:
 def _read_through(path: Path) -> None:
     try:
         with open(path, "rb", buffering=0) as file:
-            while file.read(1 << 24):
-                pass
+            block = file.read(_BLOCK_BYTES)
+            _refuse_pointer(path, block)
+            while block:
+                block = file.read(_BLOCK_BYTES)
     except OSError as error:
         error.filename = str(path)
         _raise_unless_damage(error)
+
+
+def _refuse_pointer(path: Path, content: bytes) -> None:
+    """A pointer in place of a file is no damage: the file can be had."""
+    if is_pointer(content):
+        raise RunReadError(path, f"it is {IN_PLACE}")
 
 
 def _raise_unless_damage(error: OSError) -> None:
