@@ -22,6 +22,7 @@ from gnpcli.data.feeds.streamed import StreamedFeed
 from gnpcli.data.images.assemble import STREAMED_MEAN, STREAMED_SIZE, STREAMED_STD
 from gnpcli.data.images.crops import Transform, random_box
 from gnpcli.data.images.entries import SUFFIXES
+from gnpcli.data.images.opening import silence_pillow
 from gnpcli.devices.process import describe_environment
 from gnpcli.errors import DataError
 
@@ -59,6 +60,7 @@ def bench_streamed(
     Raises:
         DataError: If there are no images, or one cannot be read.
     """
+    silence_pillow()
     paths = _image_files(folder)
     size = config.data.image_size or STREAMED_SIZE
     times = _time_loops(_loops(size, config.data.crop_min_area), paths, rounds, notify)

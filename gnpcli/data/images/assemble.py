@@ -31,6 +31,8 @@ from gnpcli.data.validation import validation_counts
 from gnpcli.errors import DataError
 from gnpcli.terminal.words import few, readable
 
+_BLOCK = 1024
+"""Images that are compared at once: all of them would take their memory again."""
 _log = logging.getLogger("gnpcli")
 
 STREAMED_SIZE = 224
@@ -220,10 +222,11 @@ def constant_images(images: Images, paths: Sequence[str]) -> list[str]:
         images: uint8 ``[N, S, S, C]``.
         paths: Their N files.
     """
-    found = []
-    for index, image in enumerate(images):
-        if (image == image[0, 0]).all():
-            found.append(paths[index])
+    found: list[str] = []
+    for start in range(0, len(images), _BLOCK):
+        block = images[start : start + _BLOCK]
+        is_constant = (block == block[:, :1, :1]).all(axis=(1, 2, 3))
+        found += [paths[start + index] for index in np.flatnonzero(is_constant).tolist()]
     if not found:
         return []
     are = "image is" if len(found) == 1 else "images are"
