@@ -119,6 +119,23 @@ def test_of_many_at_once_one_holds_it(tmp_path, kind, found):
         process.communicate()
 
 
+def test_a_lock_that_waits_is_told_for_whom_and_gets_it(tmp_path, kind):
+    process = start(HOLD, tmp_path, kind)
+    assert line(process) == "held"
+    said: list[FolderInUse] = []
+
+    def on_busy(error: FolderInUse) -> None:
+        said.append(error)
+        process.kill()
+        process.communicate()
+
+    with FolderLock(tmp_path, on_busy=on_busy):
+        pass
+    (error,) = said
+    assert error.holder is not None
+    assert error.holder.pid == process.pid
+
+
 def abandon(path: Path, *, age_s: float, **fields: object) -> None:
     """Write a lease as a process of another machine leaves it."""
     holder = {"host": "elsewhere", "pid": 1, "command": "gnp train", "since": "2020-01-01"}
@@ -229,7 +246,7 @@ def test_what_a_killed_start_leaves_blocks_no_start(tmp_path, name):
     with claimed_run(config, tmp_path) as run:
         run.check_free(config)
         run.create(config)
-    assert {path.name for path in tmp_path.iterdir()} - {LEASE_FILE} == {"config.yaml"}
+    assert {path.name for path in tmp_path.iterdir()} - {LEASE_FILE} == {"config.yaml", "run.json"}
 
 
 @pytest.mark.parametrize("name", [".notes.tmp", "config.yaml.tmp", "tmp", ".config.yaml"])

@@ -11,6 +11,7 @@ from PIL import Image
 from safetensors.numpy import save_file
 
 from gnpcli.errors import CheckpointError, ConfigError
+from gnpcli.locks import FolderInUse, FolderLock
 from gnpcli.models.base import HEAD
 from gnpcli.models.families import vit
 from gnpcli.models.registry import MODELS, model_options
@@ -161,7 +162,11 @@ def test_import_fits_a_data_set_and_tells_of_it(tmp_path, capsys):
     request = ImportRequest(
         tmp_path / "w.safetensors", "vit-nano", tmp_path / "out", dataset="cifar10"
     )  # whose sizes are known without its images
+    with FolderLock(tmp_path / "out", making="if missing"), pytest.raises(FolderInUse):
+        import_file(request, Screen())
+    (tmp_path / "out" / "0.orbax-checkpoint-tmp-1").mkdir(parents=True)  # what a kill leaves
     out = import_file(request, Screen())
+    assert [path.name for path in out.iterdir()] == ["0"]
     trained = open_trained(locate(out), step=None, best=False, screen=Screen())
     assert (trained.spec.num_classes, trained.spec.image_size, trained.config.data.name) == (
         10,

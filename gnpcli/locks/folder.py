@@ -5,18 +5,21 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import time
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Literal, Protocol
 
 from gnpcli.locks.flock import Flock
-from gnpcli.locks.holder import FolderExists, LockLost
+from gnpcli.locks.holder import FolderExists, FolderInUse, LockLost
 from gnpcli.locks.lease import STALE_S, Lease
 
 Making = Literal["never", "if missing", "always"]
 """Whether a lock makes its folder; ``always`` fails where the folder is there."""
 
 _TRIES = 100
+_POLL_S = 0.5
 
 
 class Grip(Protocol):
@@ -35,18 +38,27 @@ class FolderLock:
 
     Args:
         folder: The folder. Its lock file is made in it, and removed at the end.
+        on_busy: Told, once, that another process holds the folder; the lock then waits for it. None
+            waits for nobody.
         making: Whether the folder is made. A folder that the lock made is removed again, with the
             parents that it made, where it is empty in the end.
 
     Raises:
-        FolderInUse: On entering: it is held.
+        FolderInUse: On entering: it is held, and `on_busy` is None.
         FolderExists: On entering: `making` is ``always``, and the folder is there.
         OSError: On entering: the folder is missing, or cannot be written.
     """
 
-    def __init__(self, folder: Path, *, making: Making = "never"):
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        making: Making = "never",
+        on_busy: Callable[[FolderInUse], None] | None = None,
+    ):
         self.folder = folder
         self._making = making
+        self._on_busy = on_busy
         self._made: list[Path] = []
         self._grip: Grip | None = None
 
@@ -64,7 +76,7 @@ class FolderLock:
 
     def __enter__(self) -> FolderLock:
         try:
-            self._grip = self._take()
+            self._grip = self._take() if self._on_busy is None else self._wait(self._on_busy)
         except BaseException:
             self._remove_made()
             raise
@@ -80,6 +92,17 @@ class FolderLock:
             self._grip.release()
             self._grip = None
         self._remove_made()
+
+    def _wait(self, on_busy: Callable[[FolderInUse], None]) -> Grip:
+        is_told = False
+        while True:
+            try:
+                return self._take()
+            except FolderInUse as error:
+                if not is_told:
+                    on_busy(error)
+                is_told = True
+            time.sleep(_POLL_S)
 
     def _take(self) -> Grip:
         for _ in range(_TRIES):

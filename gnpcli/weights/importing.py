@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -18,12 +19,14 @@ from gnpcli.data.base import DataSpec, numbered
 from gnpcli.data.registry import check_data, describe_data
 from gnpcli.errors import CheckpointError, ConfigError
 from gnpcli.keys import run_keys
+from gnpcli.locks import LOCK_FILES, FolderLock
 from gnpcli.models.base import HEAD, Params, starting_from
 from gnpcli.models.registry import build_for
 from gnpcli.models.torch.facts import Facts
 from gnpcli.recipes.presets import read_resolved
 from gnpcli.runs.checkpoint import Checkpoints
 from gnpcli.runs.description import Description
+from gnpcli.runs.writing import writing
 from gnpcli.step.state import init_state
 from gnpcli.terminal.screen import Screen
 from gnpcli.weights.source import Pretrained, fit_pretrained, read_torch, usual_statistics
@@ -70,11 +73,24 @@ def import_file(request: ImportRequest, screen: Screen) -> Path:
 
     Raises:
         CheckpointError: The file cannot be read or does not fit, or the folder is there already.
+        FolderInUse: Another process imports into the folder.
+        RunWriteError: The folder cannot be written.
         ConfigError: The configuration is wrong, or the data set is unknown and not here.
     """
     out = resolved_path(request.out)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise CheckpointError(f"{out} is there already: take another --out")
+    if out.exists() and not out.is_dir():
+        raise CheckpointError(f"{out} is a file, not a folder: take another --out")
+    with ExitStack() as stack:
+        with writing(out):
+            stack.enter_context(FolderLock(out, making="if missing"))
+        ours = {*Checkpoints.leftovers(out), *(out / name for name in LOCK_FILES)}
+        if not ours.issuperset(out.iterdir()):
+            raise CheckpointError(f"{out} is there already: take another --out")
+        _import(request, out, screen)
+    return out
+
+
+def _import(request: ImportRequest, out: Path, screen: Screen) -> None:
     if request.dataset is not None:
         check_data(DataConfig(name=request.dataset, dir=request.data_dir))
     params, state, facts = read_torch(user_path(request.path), request.model)
@@ -83,7 +99,6 @@ def import_file(request: ImportRequest, screen: Screen) -> Path:
     mean, std = description.data.mean, description.data.std
     pretrained = Pretrained(request.path, about, params, state, facts.options, mean, std)
     _save(pretrained, description, out, screen)
-    return out
 
 
 def _describe(request: ImportRequest, params: Params, facts: Facts) -> Description:

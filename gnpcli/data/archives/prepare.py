@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import io
 import logging
 import os
@@ -30,6 +29,7 @@ from gnpcli.data.archives.facts import Example, PublishedFacts
 from gnpcli.data.archives.fetch import Origin, fetch
 from gnpcli.data.progress import ProgressListener
 from gnpcli.errors import DataError
+from gnpcli.locks import FolderInUse, FolderLock
 
 _log = logging.getLogger("gnpcli")
 _TEMPORARY = "incomplete.gnp"
@@ -217,50 +217,20 @@ def _replace(home: str, temporary: str, name: str) -> str:
 
 @contextlib.contextmanager
 def _locked(folder: str) -> Iterator[None]:
-    """Keep other processes out of `folder` inside the block.
+    """Keep other processes out of `folder` inside the block: wait for the one that is there.
 
     The folder and its parents are made, and removed again where they are left empty.
     """
-    made = [str(path) for path in (Path(folder), *Path(folder).parents) if not path.exists()]
-    lock = os.path.join(folder, ".gnp.lock")
-    try:
-        handle = _acquire(lock)
-    except OSError as error:
-        _remove(made)
-        raise _disk_error(error, folder) from error
-    try:
+
+    def on_busy(error: FolderInUse) -> None:
+        _log.warning("waiting for another process to prepare %s: %s", folder, error.holder)
+
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(FolderLock(Path(folder), making="if missing", on_busy=on_busy))
+        except OSError as error:
+            raise _disk_error(error, folder) from error
         yield
-    finally:
-        with contextlib.suppress(OSError):
-            os.unlink(lock)
-        os.close(handle)
-        _remove(made)
-
-
-def _remove(folders: Sequence[str]) -> None:
-    for folder in folders:
-        with contextlib.suppress(OSError):  # not empty, or never made
-            os.rmdir(folder)
-
-
-def _acquire(lock: str) -> int:
-    while True:
-        os.makedirs(os.path.dirname(lock), exist_ok=True)
-        try:
-            handle = os.open(lock, os.O_RDWR | os.O_CREAT, 0o666)
-        except FileNotFoundError:
-            continue  # another process, which failed, has just removed its empty folders
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            _log.warning("waiting for another process to prepare %s", os.path.dirname(lock))
-            fcntl.flock(handle, fcntl.LOCK_EX)
-        except OSError:  # a file system without locks: two at a time are the user's to avoid
-            pass
-        with contextlib.suppress(FileNotFoundError):
-            if os.path.samestat(os.fstat(handle), os.stat(lock)):
-                return handle
-        os.close(handle)  # the one who held it has removed it
 
 
 def _disk_error(error: OSError | RuntimeError, folder: str) -> DataError:
