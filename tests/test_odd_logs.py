@@ -40,8 +40,10 @@ def each(chosen: list[Case], folder: Path) -> Iterator[Case]:
     """Yield the cases, each while its file is in the folder."""
     for case in chosen:
         (folder / case.file).write_bytes(case.content)
-        yield case
-        (folder / case.file).write_bytes(SOUND[case.file])
+        try:
+            yield case
+        finally:
+            (folder / case.file).write_bytes(SOUND[case.file])
 
 
 def check_read(case: Case, folder: Path) -> None:
@@ -192,7 +194,8 @@ def test_names_are_neither_markup_nor_mathematics(tmp_path: Path):
     assert "</svg><b>" not in page
     told: list[str] = []
     options: dict[str, Any] = {"axis": "step", "spread": "range", "columns": 2}
-    plot([odd], tmp_path / "p.svg", metrics=names, warn=told.append, **options)
+    drawn = plot([odd], tmp_path / "p.svg", metrics=names, warn=told.append, **options)
+    assert drawn[1:] == [f"  $x^{{$: {odd}"]
     assert "frac{" in (tmp_path / "p.svg").read_text()
 
 

@@ -63,7 +63,10 @@ def plot(
     """
     from gnpcli.report.plot import plot as run
 
-    say(run(runs, out, metrics=metrics, axis=axis, spread=spread, columns=columns, warn=warn))
+    for line in run(
+        runs, out, metrics=metrics, axis=axis, spread=spread, columns=columns, warn=warn
+    ):
+        say(line)
 
 
 def report(run: RunArgument, out: PageOption = None) -> None:

@@ -23,7 +23,7 @@ def plot(
     spread: Spread,
     columns: int,
     warn: Callable[[str], None],
-) -> str:
+) -> list[str]:
     """Draw runs into a picture. Runs that differ only in their seed are one curve with a band.
 
     Args:
@@ -56,7 +56,7 @@ def plot(
     save(picture(groups, chosen, axis, spread, columns), out)
     names = ", ".join(panel.name for panel in chosen)
     lines = [f"{out}: {names}", *map(_told, groups), spread_note(groups, spread)]
-    return "\n".join(line for line in lines if line)
+    return [line for line in lines if line]
 
 
 def _warn_of(histories: Sequence[History], warn: Callable[[str], None]) -> None:

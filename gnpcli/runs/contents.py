@@ -148,8 +148,12 @@ IDENTITY: TypeAdapter[Identity] = TypeAdapter(Identity)
 def reason(error: ValidationError) -> str:
     """Return the first thing that is wrong with a file, with the key it is wrong at."""
     problem = error.errors(include_url=False)[0]
-    where = ".".join(map(str, problem["loc"]))
+    where = ".".join(_shortened(str(part)) for part in problem["loc"])
     return f"{where}: {problem['msg']}" if where else problem["msg"]
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= LONGEST_NAME else f"{text[:LONGEST_NAME]}..."
 
 
 def is_record(value: object) -> bool:
