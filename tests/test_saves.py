@@ -36,7 +36,11 @@ from tests.commands import PROGRAM
 from tests.conftest import FINDS_SMALL, Gnp, fails
 from tests.test_checkpoint import META, assert_same, like
 
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of Orbax, about itself
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # of Orbax, about itself
+    # `gnpcli.runs.saves` ignores it as well; pytest has filters of its own
+    pytest.mark.filterwarnings("ignore:coroutine '_read_.*' was never awaited:RuntimeWarning"),
+]
 
 READ_ERRORS = [
     errno.EACCES,
@@ -475,6 +479,19 @@ def test_a_run_knows_its_saves_without_its_name(run, change):
     assert opened(run) == 3
     assert resume(run, max_steps=3, quiet=True)["step"] == 3
     assert RunFolder(run).run_id() == name
+
+
+def test_a_save_that_does_not_say_what_it_is_cannot_be_the_best(run, capsys):
+    def best() -> int:
+        return open_trained(locate(run), step=None, best=True, screen=Screen(quiet=True)).step
+
+    assert best() == 3  # the only one that was evaluated
+    flip(run / "checkpoints" / "3" / "manifest" / "manifest")
+    with pytest.raises(CheckpointError, match="has an error rate to be the best by"):
+        best()
+    told = capsys.readouterr().err
+    assert "the checkpoint of step 3 in" in told
+    assert "it cannot be the best" in told
 
 
 def test_damage_of_older_saves_is_set_aside_as_well(run, capsys):

@@ -16,6 +16,7 @@ from __future__ import annotations
 import functools
 import logging
 import sys
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -267,9 +268,11 @@ def _silence_echoes() -> None:
     """Drop what a failed save or restore prints besides the error that it raises.
 
     Writes that were still under way find their event loop closed, and nobody asks for their
-    results. Reads that were still under way are dropped, and Orbax makes an error of that. All may
-    show long after the failure, so this holds for the rest of the process.
+    results. Reads that were still under way are dropped, and Orbax makes an error of that. Reads
+    that have not begun never do, and Python warns of them. All may show long after the failure, so
+    this holds for the rest of the process.
     """
+    warnings.filterwarnings("ignore", "coroutine '_read_.*' was never awaited", RuntimeWarning)
     hook = sys.unraisablehook
 
     def quiet(unraisable: Any) -> None:

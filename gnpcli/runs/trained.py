@@ -77,7 +77,9 @@ def open_trained(
     def on_damaged(at: int, error: DamagedCheckpoint) -> None:
         screen.line(f"warning: {error}; falling back to the one before", style="yellow")
 
-    chosen = _choose(saves, step if step is not None else location.step, best)
+    chosen = (
+        _best(saves, screen) if best else _known(saves, location.step if step is None else step)
+    )
     if chosen is not None:
         return restore(chosen)
     found = saves.restore_latest(restore, on_damaged=on_damaged)
@@ -87,14 +89,19 @@ def open_trained(
     return trained
 
 
-def _choose(saves: Saves, step: int | None, best: bool) -> int | None:
-    """Return the step to restore; None is the last good one."""
-    if best:
-        step = saves.best_step()
-        if step is None:
-            raise CheckpointError(
-                f"no checkpoint in {saves.directory} has an error rate to be the best by"
-            )
+def _best(saves: Saves, screen: Screen) -> int:
+    for error in saves.damaged().values():
+        screen.line(f"warning: {error}; it cannot be the best", style="yellow")
+    step = saves.best_step()
+    if step is None:
+        raise CheckpointError(
+            f"no checkpoint in {saves.directory} has an error rate to be the best by"
+        )
+    return step
+
+
+def _known(saves: Saves, step: int | None) -> int | None:
+    """Return `step`, which must be there. None is the last good one."""
     if step is not None and step not in saves.steps():
         known = ", ".join(map(str, saves.steps())) or "none"
         raise CheckpointError(f"no checkpoint of step {step} in {saves.directory} (there: {known})")
