@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import shutil
 from collections.abc import Callable
@@ -18,6 +19,7 @@ from gnpcli.config.schema import DataConfig
 from gnpcli.data.base import Dataset, DataSpec
 from gnpcli.data.changes import data_changes
 from gnpcli.data.registry import as_configured, load_dataset
+from gnpcli.engine.same_data import accepted_changes
 from gnpcli.errors import CheckpointError, DataError
 from gnpcli.recipes.presets import resolve
 from gnpcli.runs.folder import RunFolder
@@ -234,6 +236,32 @@ def test_a_fingerprint_that_does_not_fit_its_classes_is_damage() -> None:
         DataSpec.from_dict(values)
 
 
+def older(spec: DataSpec) -> DataSpec:
+    """Return what a checkpoint of before there were fingerprints knows of its data."""
+    values = spec.to_dict()
+    del values["fingerprint"]
+    return DataSpec.from_dict(values)
+
+
+def test_an_older_checkpoint_is_compared_by_what_it_knows(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = make(tmp_path / "data")
+    now = load_dataset(of(root)).spec
+    check = partial(
+        accepted_changes, older(now), what="it", accept=False, screen=Screen(quiet=True)
+    )
+    assert check(now) == []
+    assert "warning: it has no fingerprint of its images" in capsys.readouterr().err
+    for change in ("class renamed", "images deleted"):
+        act, _ = CHANGES[change]
+        act(root)
+        with pytest.raises(CheckpointError, match="it is of other images than folder:"):
+            check(load_dataset(of(root)).spec)
+        shutil.rmtree(root)
+        make(root)
+
+
 # --- the commands
 
 
@@ -285,6 +313,9 @@ def test_a_run_goes_on_with_changed_data_when_told(gnp: Gnp, trained: Path) -> N
     assert "accepted_data_changes" not in first
     assert "; ".join(second["accepted_data_changes"]) == words
     assert first["data"] != second["data"]
+    assert gnp("report", "run").returncode == 0
+    page = html.unescape((trained / "report.html").read_text())
+    assert f"From step 2 on with changed data: {words}." in page
     # What was accepted is what the run has now.
     done = gnp("eval", "run")
     assert done.returncode == 0, done.stderr

@@ -232,7 +232,19 @@ def _sessions(sessions: Sequence[Session]) -> str:
     versions = sessions[-1].get("versions") or {}
     told = ", ".join(f"{name} {version}" for name, version in versions.items() if version)
     heads = ("from step", "devices", "backend", "platform", "python", "commit")
-    return page.table(heads, rows, numbers=(0,)) + f'<p class="sub">{html.escape(told)}</p>\n'
+    lines = [told, *_data_changes(sessions)]
+    below = "".join(f'<p class="sub">{html.escape(line)}</p>\n' for line in lines)
+    return page.table(heads, rows, numbers=(0,)) + below
+
+
+def _data_changes(sessions: Sequence[Session]) -> list[str]:
+    """Return a sentence for each session that went on with changed data, as it was asked to."""
+    return [
+        f"From step {session.get('start_step')} on with changed data: "
+        f"{'; '.join(session['accepted_data_changes'])}."
+        for session in sessions
+        if session.get("accepted_data_changes")
+    ]
 
 
 def _told(value: object) -> str:
