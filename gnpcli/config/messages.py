@@ -139,7 +139,8 @@ _SIGNS = {"gt": ">", "ge": ">=", "lt": "<", "le": "<="}
 def _limit(context: Mapping[str, Any]) -> str:
     """Return the limit that a number does not keep, such as ``>= 0``."""
     name, bound = next(iter(context.items()))
-    return f"{_SIGNS[name]} {bound if isinstance(bound, int) else format(bound, 'g')}"
+    is_whole = bound == int(bound) and abs(bound) < 1e15
+    return f"{_SIGNS[name]} {int(bound) if is_whole else format(bound, 'g')}"
 
 
 def _unknown_key(path: Sequence[str], keys: Sequence[str]) -> str:

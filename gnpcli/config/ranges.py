@@ -1,7 +1,8 @@
 """Ranges of numbers that several keys share.
 
-Every number of a configuration has a largest value. It is far above what anybody trains with, and
-low enough that no number overflows, and no size asks for memory before it is refused.
+Every number of a configuration has a largest value. That of a size or a count is far above what
+anybody trains with, and low enough that nothing overflows, or takes memory before it is refused.
+That of another number is about the largest of float32.
 """
 
 from __future__ import annotations
@@ -33,9 +34,9 @@ Pixels = Annotated[int, Field(ge=1, le=8192)]
 """A side of something in an image."""
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 """A seed of random numbers."""
-Amount = Annotated[float, Field(ge=0, le=1_000_000)]
+Amount = Annotated[float, Field(ge=0, le=1e38)]
 """A number that may be 0."""
-Positive = Annotated[float, Field(gt=0, le=1_000_000), AfterValidator(_in_float32)]
+Positive = Annotated[float, Field(gt=0, le=1e38), AfterValidator(_in_float32)]
 """A number that is divided by, or that does nothing at 0."""
 Share = Annotated[float, Field(ge=0, le=1)]
 """A share or a probability."""
