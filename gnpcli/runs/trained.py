@@ -77,9 +77,8 @@ def open_trained(
     def on_damaged(at: int, error: DamagedCheckpoint) -> None:
         screen.line(f"warning: {error}; falling back to the one before", style="yellow")
 
-    chosen = (
-        _best(saves, screen) if best else _known(saves, location.step if step is None else step)
-    )
+    named = location.step if step is None else step
+    chosen = _best(saves, screen) if best else _known(saves, named)
     if chosen is not None:
         return restore(chosen)
     found = saves.restore_latest(restore, on_damaged=on_damaged)
