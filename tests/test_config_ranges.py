@@ -150,4 +150,5 @@ def test_the_empty_sections_of_a_table_are_empty(tmp_path: Path):
     path.write_text(TABLE)
     spec = load_table(str(path)).spec
     assert list(spec.rows) == ["a", "b"]
-    assert spec.rows["b"].set == spec.set == spec.variants == {}
+    assert spec.rows["b"].set == spec.set == {}
+    assert spec.variants == {}

@@ -23,6 +23,7 @@ from gnpcli.recipes.plan import count_steps
 from gnpcli.recipes.presets import preset_dir, resolve
 from gnpcli.runs.folder import RunFolder
 from gnpcli.tables.cells import check_folders, make_cells, run_dir
+from gnpcli.tables.deviations import variant_of
 from gnpcli.tables.estimate import small_batch
 from gnpcli.tables.formats import to_csv, to_dict, to_latex, to_markdown
 from gnpcli.tables.metrics import METRICS, MetricKind
@@ -263,6 +264,11 @@ def test_warmups_keep_their_share_of_fewer_epochs(tmp_path):
             "variant: unitt",
             r"small\.yaml:21: unknown variant 'unitt' - did you mean 'unit'",
         ),
+        *(
+            (old, f"{old}, set: {{gr: {value}}}", r":\d+: \w+\.\w+\.set\.gr: expected a section")
+            for old in ("label: ViT-nano", "about: the formula")
+            for value in ("3", "x", "[]", "[r]", "true")
+        ),
         ("seeds: [0, 1, 2]", "seeds: [0, 1, 1]", r"small\.yaml:4: a seed is given twice"),
         ("seeds: [0, 1, 2]", "seeds: []", r"small\.yaml:4: seeds: "),
         ("  nano:", "  Nano!:", r"small\.yaml:7: 'Nano!' must be a name"),
@@ -300,6 +306,15 @@ def test_a_bad_table_is_refused_with_file_and_line(tmp_path, old, new, message):
 
     with pytest.raises(ConfigError, match=message):
         read_and_resolve()
+
+
+def test_a_section_without_keys_changes_nothing(tmp_path):
+    old, new = "about: the formula", "about: the formula, set: {gr: , train: }"
+    table = write(tmp_path, SMALL.replace(old, new))
+    plain = write(tmp_path)
+    paper = Changes(variant="paper")
+    assert table.resolve("nano", "zero", 0, paper) == plain.resolve("nano", "zero", 0, paper)
+    assert variant_of(table, [table.resolve("nano", "zero", 0, paper)]) == "paper"
 
 
 def test_unknown_names_suggest_close_ones(tmp_path):

@@ -22,7 +22,7 @@ def _known_metric(name: str) -> str:
     return name
 
 
-Keys = Annotated[Tree, EMPTY]
+Keys = Annotated[dict[str, Annotated[Tree, EMPTY]], EMPTY]
 """Sections of keys, as in a preset."""
 
 
