@@ -55,8 +55,9 @@ class ChunkReader:
             silence_pillow()
             datasets = [_in_threads(source, start)]
         else:
-            # Else its start would unblock the signals that `in_parallel` blocks.
-            resource_tracker.ensure_running()
+            # Else its start would unblock the signals that `in_parallel` blocks. It inherits the
+            # block of SIGHUP, which it does not ignore by itself.
+            in_parallel([resource_tracker.ensure_running])
             datasets = [
                 _in_a_process(source, first, workers) for first in range(start, start + workers)
             ]
