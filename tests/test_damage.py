@@ -16,6 +16,7 @@ from gnpcli.config.resolved import settle
 from gnpcli.engine.train import train
 from gnpcli.recipes.presets import resolve
 from gnpcli.runs.folder import RunFolder
+from gnpcli.runs.log import to_lines
 from gnpcli.tables.cells import run_dir
 from tests.tables import NO_CHANGES, write
 
@@ -265,5 +266,6 @@ def test_a_log_is_set_aside_where_more_than_its_last_line_is_damaged(tmp_path):
     assert run.records() == RECORDS
     log.write_text(whole + "junk\n" + whole)
     run.set_aside_damaged()
-    assert log.read_text() == whole
+    assert log.read_text() == to_lines(RECORDS)
+    assert RunFolder(tmp_path, said.append).records() == RECORDS
     assert (tmp_path / "metrics.jsonl.damaged").exists()

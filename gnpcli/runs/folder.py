@@ -22,8 +22,9 @@ from gnpcli.locks import LOCK_FILES, FolderExists, FolderInUse, FolderLock, Maki
 from gnpcli.recipes.presets import read_resolved
 from gnpcli.runs.contents import ENVIRONMENT, IDENTITY, SUMMARY, Record, Session, Summary, reason
 from gnpcli.runs.identity import new_run_id
-from gnpcli.runs.log import METRICS_FILE, MetricsLog, parse_records
+from gnpcli.runs.log import METRICS_FILE, MetricsLog, parse_records, to_lines
 from gnpcli.runs.reading import read_bytes
+from gnpcli.runs.stamped import WrongStamp, stamp, unstamp
 from gnpcli.runs.tensorboard import TensorBoardEvents
 from gnpcli.runs.writing import writing
 from gnpcli.strict_json import to_json
@@ -186,7 +187,7 @@ class RunFolder:
             OSError: It cannot be written.
         """
         written: Summary = {"run_dir": str(self.path), **summary}
-        write_atomically(self.path / _SUMMARY, to_json(written, indent=2) + "\n")
+        self._write(_SUMMARY, written)
         return written
 
     def sessions(self) -> list[Session]:
@@ -201,8 +202,10 @@ class RunFolder:
             OSError: It cannot be written.
         """
         sessions = [*self.sessions(), {"start_step": start_step, **environment}]
-        text = to_json({"sessions": sessions}, indent=2)
-        write_atomically(self.path / _ENVIRONMENT, text + "\n")
+        self._write(_ENVIRONMENT, {"sessions": sessions})
+
+    def _write(self, name: str, content: Mapping[str, object]) -> None:
+        write_atomically(self.path / name, stamp(to_json(content, indent=2)) + "\n")
 
     def records(self) -> list[Record]:
         """Return what the run has logged up to the first damaged line, in the order of the file."""
@@ -276,7 +279,7 @@ class RunFolder:
     def _set_aside_damaged(self, name: str, content: TypeAdapter[Content]) -> None:
         try:
             _parse(self.path / name, content)
-        except (OSError, ValidationError) as error:
+        except (OSError, ValueError) as error:
             self._set_aside(name, error)
 
     def _set_aside_damaged_log(self) -> None:
@@ -289,10 +292,10 @@ class RunFolder:
         if damage is None or damage.is_cut:
             return
         target = set_aside(self.path / METRICS_FILE)
-        write_atomically(path, "".join(json.dumps(record) + "\n" for record in records))
+        write_atomically(path, to_lines(records))
         self._tell(METRICS_FILE, f"{damage}; the damaged file is kept as {target.name}")
 
-    def _set_aside(self, name: str, error: OSError | ValidationError) -> None:
+    def _set_aside(self, name: str, error: OSError | ValueError) -> None:
         if isinstance(error, FileNotFoundError):
             return
         target = set_aside(self.path / name)
@@ -302,11 +305,11 @@ class RunFolder:
         """Return what a JSON file holds; None where it is missing or damaged."""
         try:
             return _parse(self.path / name, content)
-        except (OSError, ValidationError) as error:
+        except (OSError, ValueError) as error:
             self._tell_damaged(name, error)
             return None
 
-    def _tell_damaged(self, name: str, error: OSError | ValidationError) -> None:
+    def _tell_damaged(self, name: str, error: OSError | ValueError) -> None:
         if not isinstance(error, FileNotFoundError):
             self._tell(name, f"{self.path / name} is damaged ({_why(error)}): it is left out")
 
@@ -376,16 +379,18 @@ def _parse(path: Path, content: TypeAdapter[Content]) -> Content:
 
     Raises:
         OSError: It is missing, or no file.
-        ValidationError: It holds something else.
+        ValueError: It holds something else, or is not what was written.
         RunReadError: It cannot be read.
     """
-    return content.validate_json(read_bytes(path))
+    return content.validate_json(unstamp(read_bytes(path)))
 
 
-def _why(error: OSError | ValidationError) -> str:
+def _why(error: OSError | ValueError) -> str:
     if isinstance(error, ValidationError):
         return reason(error)
-    return error.strerror or type(error).__name__
+    if isinstance(error, WrongStamp):
+        return str(error)
+    return getattr(error, "strerror", None) or type(error).__name__
 
 
 def _size(folder: Path) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +13,7 @@ from typing import Any
 from gnpcli.files import write_atomically
 from gnpcli.runs.contents import HELD_OUT, Record, is_number, is_record
 from gnpcli.runs.reading import read_bytes
+from gnpcli.runs.stamped import stamp, unstamp
 from gnpcli.runs.writing import writing
 
 METRICS_FILE = "metrics.jsonl"
@@ -69,10 +70,15 @@ def parse_records(path: Path) -> tuple[list[Record], Damage | None]:
 
 def _parse(line: bytes) -> Record | None:
     try:
-        record = json.loads(line)
-    except (ValueError, RecursionError):  # ValueError also where it is not UTF-8
+        record = json.loads(unstamp(line))
+    except (ValueError, RecursionError):  # also where it is not UTF-8, or not what was written
         return None
     return record if is_record(record) else None
+
+
+def to_lines(records: Iterable[Record]) -> str:
+    """Return the text of a log, with a digest in each line; see `gnpcli.runs.stamped`."""
+    return "".join(stamp(json.dumps(record)) + "\n" for record in records)
 
 
 def read_metrics(path: Path, on_damage: Callable[[str], None] | None = None) -> list[Record]:
@@ -151,7 +157,7 @@ class MetricsLog:
                     if not _comes_again(record, start_step, evaluates_start)
                 ]
                 self.of_start = [record for record in kept if record["step"] == start_step]
-                write_atomically(self.path, "".join(json.dumps(record) + "\n" for record in kept))
+                write_atomically(self.path, to_lines(kept))
             self._file = open(self.path, "a", encoding="utf-8", buffering=1)  # noqa: SIM115 - closed in __exit__
 
     def write(self, record: Mapping[str, Any]) -> None:
@@ -170,7 +176,7 @@ class MetricsLog:
         if not is_record(written):
             raise ValueError(f"a record is a step, a split and numbers by name, not {written}")
         with writing(self.path.parent):
-            self._file.write(json.dumps(written) + "\n")
+            self._file.write(to_lines([written]))
 
     def __enter__(self) -> MetricsLog:
         return self
