@@ -79,3 +79,9 @@ def test_what_could_not_be_read_back_is_not_written(tmp_path, value):
     with MetricsLog(tmp_path, 0) as log, pytest.raises(ValueError, match="numbers by name"):
         log.write({**RECORDS[0], "odd": value})
     assert read_metrics(log.path) == []
+
+
+def test_the_records_of_a_log_share_their_keys(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "split": "train", "a loss": 0.5}\n' * 2)
+    first, second = read_metrics(tmp_path / "metrics.jsonl")
+    assert all(one is other for one, other in zip(first, second, strict=True))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -68,9 +69,17 @@ def parse_records(path: Path) -> tuple[list[Record], Damage | None]:
     return records, None
 
 
+def _with_shared_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return an object whose keys are those of all other records: a log holds few, many times."""
+    return {sys.intern(key): value for key, value in pairs}
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_with_shared_keys)
+
+
 def _parse(line: bytes) -> Record | None:
     try:
-        record = json.loads(unstamp(line))
+        record = _DECODER.decode(unstamp(line).decode())
     except (ValueError, RecursionError):  # also where it is not UTF-8, or not what was written
         return None
     return record if is_record(record) else None
