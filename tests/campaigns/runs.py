@@ -43,8 +43,8 @@ LONG = (
 )
 """Sixteen steps, each of them saved: a random moment is likely to be in a save."""
 
-TIMES = {"elapsed_s", "images_per_s", "run_dir"}
-"""What differs from run to run of the same configuration."""
+TIMES = {"elapsed_s", "images_per_s", "run_dir", "check"}
+"""What differs from run to run of the same configuration: times, and the digests over them."""
 
 _HASHING = threading.Lock()
 """Filters of warnings, which `hash_arrays` sets, are one for all threads."""
