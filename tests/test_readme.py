@@ -74,9 +74,10 @@ def test_training_commands_resolve(gnp: Gnp, tmp_path: Path, command: str):
     (tmp_path / "mynet.py").write_text(OWN_MODEL)
     arguments = [word for word in shlex.split(command)[1:] if word != "--dry-run"]
     arguments = [word.replace("mine.yaml", "vit-s-cifar10") for word in arguments]
-    if "--data-dir" in arguments:  # a folder of the reader's own
-        place = arguments.index("--data-dir")
-        del arguments[place : place + 2]
+    for option in ("--data-dir", "--init-from"):  # a folder and weights of the reader's own
+        if option in arguments:
+            place = arguments.index(option)
+            del arguments[place : place + 2]
     done = gnp(*arguments, "--dry-run")
     assert done.returncode == 0, done.stderr
 
@@ -117,7 +118,11 @@ def test_commands_and_presets_exist(gnp: Gnp, command: str):
             assert value in preset_names()
 
 
-def test_keys_and_values_named_in_the_text_are_real():
+def test_keys_and_values_named_in_the_text_are_real(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    (tmp_path / "mynet.py").write_text(OWN_MODEL)
+    monkeypatch.chdir(tmp_path)
     named = set(
         re.findall(
             r"`((?:model|data|optimizer|schedule|gr|train|checkpoint|mesh)\.[a-z_0-9]+=[^`]+)`",
