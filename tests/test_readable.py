@@ -12,6 +12,7 @@ from gnpcli.terminal.grid import Grid, Styled, draw
 from gnpcli.terminal.loading import LoadingDisplay
 from gnpcli.terminal.screen import Screen
 from gnpcli.terminal.words import readable
+from tests.conftest import Gnp
 from tests.test_layout import FILES, PACKAGE
 
 ACTING = {
@@ -89,6 +90,26 @@ def test_nothing_that_acts_is_printed(door, text, capsys):
     shown = "".join(capsys.readouterr())
     assert shown
     assert f"a{text}b" not in shown
+
+
+USAGE = {
+    "value": ["train", "--set", "={}"],
+    "value of a choice": ["bench", "step", "--mode", "{}"],
+    "command": ["{}"],
+    "inner command": ["data", "{}"],
+    "option": ["--{}"],
+    "option of a command": ["train", "--{}"],
+    "extra word": ["train", "{}"],
+    "number": ["train", "--epochs", "{}"],
+}
+
+
+@pytest.mark.parametrize("words", USAGE.values(), ids=USAGE)
+def test_wrong_usage_is_told_without_control_characters(gnp: Gnp, words):
+    done = gnp(*(word.format("a\x1b[31mb\x9bc") for word in words))
+    assert done.returncode == 2
+    assert "Error" in done.stderr
+    assert not {"\x1b", "\x9b"} & set(done.stderr)
 
 
 @pytest.mark.parametrize("door", ["screen", "loading"])

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from gnpcli import __version__
-from gnpcli.cli.commands import add_commands
+from gnpcli.cli.commands import CommandGroup, add_commands
 from gnpcli.cli.output import fail, say
 from gnpcli.cli.remarks import listen
 from gnpcli.devices.signals import is_interrupted
@@ -17,6 +17,7 @@ from gnpcli.devices.start import explain
 
 app = typer.Typer(
     name="gnp",
+    cls=CommandGroup,
     help="Train image classifiers with gradient regularization: L + lambda ||grad L||.",
     no_args_is_help=True,
     add_completion=False,

@@ -5,12 +5,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from typing import Any, NamedTuple
 
 import typer
 from typer.core import TyperCommand, TyperGroup
 from typer.main import get_command, get_group
+
+from gnpcli.terminal.words import readable
 
 
 class Command(NamedTuple):
@@ -52,6 +56,34 @@ class _LazyCommand(TyperCommand):
 
     def make_context(self, *args: Any, **options: Any) -> Any:
         return load(self._command).make_context(*args, **options)
+
+
+_USAGE_ERROR = typer.BadParameter.__bases__
+"""`UsageError` of click, or of the copy of it that typer brings."""
+
+
+class CommandGroup(TyperGroup):
+    """The group of all commands. What it says of wrong usage shows no control characters."""
+
+    def make_context(self, *args: Any, **options: Any) -> Any:
+        """Read the options of every command."""
+        with _readable_usage():
+            return super().make_context(*args, **options)
+
+    def invoke(self, *args: Any, **options: Any) -> Any:
+        """Run a command, which reads its own options first."""
+        with _readable_usage():
+            return super().invoke(*args, **options)
+
+
+@contextmanager
+def _readable_usage() -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, _USAGE_ERROR) and hasattr(error, "message"):
+            error.message = readable(error.message)
+        raise
 
 
 def load(command: Command) -> Any:
