@@ -9,6 +9,7 @@ import pytest
 
 from gnpcli.config.loader import read_yaml
 from gnpcli.errors import ConfigError
+from gnpcli.models.own import explain
 from gnpcli.models.registry import load_model
 from tests.conftest import Gnp, fails
 from tests.test_readme import OWN_MODEL
@@ -121,3 +122,31 @@ def test_code_that_fails_is_one_line_with_its_place(here: Path, form, module, te
     with pytest.raises(ConfigError) as caught:
         load_model(form.format(module)).load()
     assert part in str(caught.value)
+
+
+BROKEN = {
+    "sizes": ("MyNet(**sizes", "MyNet(width=sizes['depth']", "own.py:30: KeyError: 'depth'"),
+    "call": ("nn.relu(", "jnp.zeros(3) @ (", "own.py:23: NameError: name 'jnp' is not defined"),
+    "shapes": ("x.reshape(len(x), -1)", "x.reshape(-1, 7)", "own.py:24: TypeError: cannot reshape"),
+    "traced": ("nn.relu(", "images.sum() or (", "own.py:23: TracerBoolConversionError: "),
+    "classes": ("nn.Dense(self.classes", "nn.Dense(self.classes + 1", "(2, 11), not (2, 10)"),
+    "logits": ("return nn.Dense(", "return x, nn.Dense(", "returns a tuple, not (2, 10)"),
+    "model": ("return from_linen(", "return (", "not a gnpcli.models.base.Model"),
+    "options": (", MyOptions)", ", int)", "no class under gnpcli.models.options.Options"),
+}
+"""What is wrong in a model of one's own, and what is said."""
+
+
+@pytest.mark.parametrize(("right", "wrong", "said"), BROKEN.values(), ids=BROKEN)
+def test_a_model_that_does_not_run_is_one_line(gnp: Gnp, tmp_path: Path, right, wrong, said):
+    assert right in OWN_MODEL
+    (tmp_path / "own.py").write_text(OWN_MODEL.replace(right, wrong))
+    assert said in fails(gnp("models", "show", "own:small"))
+
+
+def test_a_bug_of_ours_is_no_failure_of_a_model(here: Path):
+    (here / "own_sound.py").write_text(OWN_MODEL)
+    load_model("own_sound:small").load()
+    with pytest.raises(ZeroDivisionError) as caught:
+        1 / 0  # noqa: B018
+    assert explain(caught.value) == (None, 1)

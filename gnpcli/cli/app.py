@@ -13,7 +13,7 @@ from gnpcli.cli.commands import CommandGroup, add_commands
 from gnpcli.cli.output import fail, say
 from gnpcli.cli.remarks import listen
 from gnpcli.devices.signals import is_interrupted
-from gnpcli.devices.start import explain
+from gnpcli.models.own import explain
 
 app = typer.Typer(
     name="gnp",

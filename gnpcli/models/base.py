@@ -13,6 +13,8 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from gnpcli.errors import ConfigError
+
 Params = dict[str, Any]
 """Trained arrays, nested dicts, float32 whatever the compute type."""
 State = dict[str, Any]
@@ -110,6 +112,44 @@ def _applying(module: nn.Module) -> ApplyFn:
         return logits, dict(moved)
 
     return apply
+
+
+def check_model(model: object, image_shape: ImageShape, classes: int) -> Model:
+    """Return `model` if it is one of these classes. Only shapes are computed.
+
+    Raises:
+        ConfigError: It is no `Model`, or its functions do not return what `Model` says.
+    """
+    if not isinstance(model, Model):
+        raise _broken(f"build returns {_called(model)}, not a gnpcli.models.base.Model")
+    initial = jax.eval_shape(lambda: model.init(jax.random.key(0), image_shape))
+    if not _is_pair(initial):
+        raise _broken(f"init returns {_called(initial)}, not (params, state)")
+    images = jax.ShapeDtypeStruct((2, *image_shape), jnp.float32)
+
+    def evaluate(params: Params, state: State, images: jax.Array) -> tuple[jax.Array, State]:
+        return model.apply(params, state, images, False, None)
+
+    result = jax.eval_shape(evaluate, *initial, images)
+    if not _is_pair(result):
+        raise _broken(f"apply returns {_called(result)}, not (logits, state)")
+    shape = getattr(result[0], "shape", None)
+    if shape != (2, classes):
+        got = _called(result[0]) if shape is None else f"logits of shape {shape}"
+        raise _broken(f"for 2 images of {classes} classes it returns {got}, not (2, {classes})")
+    return model
+
+
+def _is_pair(value: object) -> bool:
+    return isinstance(value, tuple) and len(value) == 2
+
+
+def _called(value: object) -> str:
+    return f"a {type(value).__name__}"
+
+
+def _broken(problem: str) -> ConfigError:
+    return ConfigError(f"the code of the model is wrong: {problem}", "model.name")
 
 
 def parameter_shapes(model: Model, image_shape: ImageShape) -> Params:

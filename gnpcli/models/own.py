@@ -23,6 +23,7 @@ from pathlib import Path
 from types import ModuleType
 
 from gnpcli.config.paths import resolved_path
+from gnpcli.devices import start
 from gnpcli.devices.start import StartError, start_problem
 from gnpcli.errors import ConfigError
 
@@ -32,6 +33,8 @@ TRUST = "GNP_TRUST_CODE"
 _KEY = "model.name"
 _FORMS = "module:entry or ./file.py:entry"
 _PACKAGE = Path(__file__).resolve().parents[1]
+_ran: set[str] = set()
+"""Names of the modules, or of the packages around them, that `note_code` was told of."""
 
 
 @dataclass(frozen=True)
@@ -132,6 +135,7 @@ def import_own(own: OwnModel) -> ModuleType:
         ConfigError: There is no such module, or its code fails; with the file and line.
     """
     _search(os.getcwd() if own.file is None else str(own.file.parent))
+    note_code(own.module)
     try:
         return importlib.import_module(own.module) if own.file is None else _run_file(own)
     except (Exception, SystemExit) as error:
@@ -166,6 +170,31 @@ def _run_file(own: OwnModel) -> ModuleType:
     return module
 
 
+def note_code(module: str) -> None:
+    """Remember that a module, of this package or not, has the code of a model."""
+    package = module.partition(".")[0]
+    if package != __package__.partition(".")[0]:
+        _ran.add(package)
+
+
+def explain(error: BaseException) -> tuple[str | None, int]:
+    """Return the message of an error for a user, and the exit status, as `start.explain` does.
+
+    What is raised in the code of a model of one's own, or in what that code calls, counts as the
+    user's, too.
+    """
+    message, status = start.explain(error)
+    if message is None and _is_in_own_code(error):
+        message = f"the code of the model fails: {in_words(error)} (gnp --debug shows more)"
+    return message, status
+
+
+def _is_in_own_code(error: BaseException) -> bool:
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    modules = [str(frame.f_globals.get("__name__")) for frame in frames]
+    return any(module.partition(".")[0] in _ran for module in modules)
+
+
 def in_words(error: BaseException) -> str:
     """Return an error of a person's own code in a line, with the file and line of that code."""
     if isinstance(error, SyntaxError) and error.filename:
@@ -174,7 +203,13 @@ def in_words(error: BaseException) -> str:
     own = [frame for frame in frames if _is_of_a_person(frame.filename)]
     place = f"{own[-1].filename}:{own[-1].lineno}: " if own else ""
     kind = "" if isinstance(error, ImportError) else f"{type(error).__name__}: "
-    return f"{place}{kind}{error}"
+    return f"{place}{kind}{_first_line(error)}"
+
+
+def _first_line(error: BaseException) -> str:
+    """Return the first line of an error that has text; those of JAX go on for pages."""
+    lines = [line.strip() for line in str(error).splitlines()]
+    return next(filter(None, lines), "")
 
 
 def _is_of_a_person(filename: str) -> bool:

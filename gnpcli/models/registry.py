@@ -37,6 +37,7 @@ from gnpcli.models.own import (
     in_words,
     is_imported,
     is_own,
+    note_code,
     read_name,
     refusal,
 )
@@ -84,6 +85,7 @@ class Entry:
             ConfigError: The module of an entry from outside this package cannot be imported, or has
                 no family.
         """
+        note_code(self.module)
         try:
             module = importlib.import_module(self.module)
         except Exception as error:
@@ -314,6 +316,12 @@ def _entry(own: OwnModel, module: ModuleType) -> Entry:
             f"named {own.entry}",
             key="model.name",
         )
+    if not (isinstance(entry.options, type) and issubclass(entry.options, Options)):
+        raise ConfigError(
+            f"model {own.name!r}: the options of its Entry are no class under "
+            "gnpcli.models.options.Options",
+            key="model.name",
+        )
     return entry
 
 
@@ -341,10 +349,16 @@ def build_model(options: ModelSection, images: Images, dtype: str = "float32") -
     """Build the model of a `model` section for square images; see `Family.build`.
 
     Raises:
-        ConfigError: As `find_model`; or the options do not suit the images.
+        ConfigError: As `find_model`; or the options do not suit the images; or the code of a model
+            of one's own builds something else.
     """
     entry = find_model(options.name)
-    return entry.load().build(entry.sizes, options, images, dtype)
+    model = entry.load().build(entry.sizes, options, images, dtype)
+    if options.name in MODELS:
+        return model
+    from gnpcli.models.base import check_model
+
+    return check_model(model, images.shape, images.classes)
 
 
 class ImageData(Protocol):

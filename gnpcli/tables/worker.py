@@ -18,8 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from gnpcli.config.loader import Layer
-from gnpcli.devices.start import explain, start_jax
+from gnpcli.devices.start import start_jax
 from gnpcli.locks import FolderInUse
+from gnpcli.models.own import explain
 from gnpcli.runs.folder import RunFolder
 from gnpcli.terminal.words import readable
 
