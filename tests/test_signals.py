@@ -41,6 +41,12 @@ RAISES_ANOTHER = """
     except BaseException:
         raise ImportError("initialization failed") from None
 """
+COMPILES_ON = """
+    import atexit
+    atexit.register(print, "what a thread of XLA still needs is cleared away")
+    print("ready", flush=True)
+    time.sleep(60)
+"""
 IN_A_DEL = """
     class Slow:
         def __del__(self):
@@ -90,7 +96,7 @@ ENDED = (128 + signal.SIGINT, -signal.SIGINT)
 """Of a command that Ctrl-C ended: by itself, or, where more came at its very end, by the system."""
 
 
-@pytest.mark.parametrize("body", [SLEEPS, RAISES_ANOTHER, IN_A_DEL, PRINTED_BY_C])
+@pytest.mark.parametrize("body", [SLEEPS, RAISES_ANOTHER, COMPILES_ON, IN_A_DEL, PRINTED_BY_C])
 @pytest.mark.parametrize("times", [1, 5])
 def test_ctrl_c_ends_a_command_without_a_traceback(body, times):
     process = start(body)

@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from types import FrameType, TracebackType
-from typing import Any
+from typing import Any, NoReturn
 
 STOP_SIGNALS = tuple(
     signal.Signals[name]
@@ -101,14 +101,25 @@ def command_signals() -> Iterator[None]:
     try:
         yield
     except Stopped:
-        sys.exit(128 + signal.SIGINT)
+        _leave()
     except Exception:
         if is_interrupted():
-            sys.exit(128 + signal.SIGINT)
+            _leave()
         raise
     finally:
         _watch.close()
         _watch = None
+
+
+def _leave() -> NoReturn:
+    """End the process with the status of a shell, without the clearing away at Python's exit.
+
+    XLA may still be compiling in a thread, and crashes where its client is cleared away under it.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):  # it is full, or closed
+            stream.flush()
+    os._exit(128 + signal.SIGINT)
 
 
 def is_interrupted() -> bool:
