@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import subprocess
@@ -162,7 +161,7 @@ def test_a_hook_stops_a_run_that_goes_on_from_there(tmp_path):
     assert stopped["status"] == "stopped"
     assert 3 <= stopped["step"] < 8
     assert stopped["test"]["step"] == stopped["step"]
-    assert json.loads((run / "summary.json").read_text()) == stopped
+    assert RunFolder(run).summary() == stopped
     whole = train(config(), tmp_path / "whole", data=given(), quiet=True)
     assert resume(run, data=given(), quiet=True)["test"]["loss"] == whole["test"]["loss"]
 

@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 
 from gnpcli.config.schema import CheckpointConfig
+from gnpcli.engine.hooks import AfterStep, StepView
 from gnpcli.engine.train import resume, train
 from gnpcli.errors import CheckpointError
 from gnpcli.files import read_file
@@ -409,7 +410,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def other(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same with another seed."""
     folder = tmp_path_factory.mktemp("other") / "run"
-    train(resolve(None, [*SETTINGS, "train.seed=1"]), folder, max_steps=3, quiet=True)
+    train(resolve(None, [*SETTINGS, "train.seed=1"]), str(folder), max_steps=3, quiet=True)
     return folder
 
 
@@ -483,12 +484,14 @@ def test_a_run_knows_its_saves_without_its_name(run, change):
     assert RunFolder(run).run_id() == name
 
 
-def test_a_save_that_does_not_say_what_it_is_cannot_be_the_best(run, capsys):
+@pytest.mark.parametrize("item", ["manifest", "model"])
+def test_a_damaged_save_cannot_be_the_best(run, capsys, item):
     def best() -> int:
         return open_trained(locate(run), step=None, best=True, screen=Screen(quiet=True)).step
 
     assert best() == 3  # the only one that was evaluated
-    flip(run / "checkpoints" / "3" / "manifest" / "manifest")
+    data = max(files(run / "checkpoints" / "3" / item), key=lambda path: path.stat().st_size)
+    flip(data, bit=4 * data.stat().st_size)  # in its middle: at its end are bytes nobody reads
     with pytest.raises(CheckpointError, match="has an error rate to be the best by"):
         best()
     told = capsys.readouterr().err
@@ -519,10 +522,31 @@ def test_where_no_save_is_good_a_run_starts_anew_only_when_asked(run, capsys):
     assert len(tree(run)[log].splitlines()) == len(before[log].splitlines())
 
 
-def test_asking_to_start_anew_keeps_good_saves(run):
+def test_asking_to_start_anew_keeps_good_saves(run, capsys):
     before = tree(run / "checkpoints")
     assert resume(run, max_steps=3, quiet=True, restart=True)["step"] == 3
     assert tree(run / "checkpoints") == before
+    assert "--restart is not needed: the checkpoint of step 3 is good" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("empty", [False, True])
+def test_where_the_saves_were_deleted_a_run_starts_anew_only_when_asked(run, empty):
+    shutil.rmtree(run / "checkpoints")
+    if empty:
+        (run / "checkpoints").mkdir()
+    before = tree(run)
+    with pytest.raises(CheckpointError, match=r"was saved at step 3, .* holds no checkpoint"):
+        resume(run, max_steps=3, quiet=True)
+    assert tree(run) == before
+    killed = [AfterStep(1, stop_by_error)]
+    with pytest.raises(ZeroDivisionError):
+        resume(run, max_steps=3, quiet=True, restart=True, hooks=killed)
+    assert RunFolder(run).summary()["status"] == "unfinished"
+    assert resume(str(run), max_steps=1, quiet=True)["step"] == 1
+
+
+def stop_by_error(view: StepView) -> dict[str, Any]:
+    raise ZeroDivisionError
 
 
 @pytest.mark.parametrize("name", ["run.json", "summary.json", "environment.json", "metrics.jsonl"])

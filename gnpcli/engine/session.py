@@ -21,7 +21,7 @@ from gnpcli.engine.loop import Loop
 from gnpcli.engine.standard_hooks import log_hooks, measuring_hooks
 from gnpcli.engine.starting import Restored, restore, starting_state
 from gnpcli.engine.task import Task
-from gnpcli.errors import DivergenceError, GnpError, Interrupted
+from gnpcli.errors import CheckpointError, DivergenceError, GnpError, Interrupted
 from gnpcli.recipes.wording import objective_in_words
 from gnpcli.runs.checkpoint import Checkpoints
 from gnpcli.runs.contents import HeldOut, Summary, is_done
@@ -110,10 +110,23 @@ class Session:
             accept_changed_data=self.accept_changed_data,
             restart=self.restart,
         )
+        if restored is None and not self.restart:
+            self._check_saved_none()
         self.run.set_aside_damaged()
+        if restored is None and self.run.summary()["status"] != "unfinished":
+            self.run.write_summary({"status": "unfinished"})  # of what begins anew
         saved = None if restored is None else saves.manifest(int(restored.state.step)).run
         self.run.identify(saved or new_run_id())
         return restored
+
+    def _check_saved_none(self) -> None:
+        """Refuse to start anew, and to drop the log, where the saves of a run were deleted."""
+        step = self.run.summary().get("step", 0)
+        if step:
+            raise CheckpointError(
+                f"{self.run} was saved at step {step}, and {self.run.checkpoint_dir} holds no "
+                f"checkpoint: put one back, or start anew by `gnp resume {self.run} --restart`"
+            )
 
     def _train(
         self,

@@ -77,7 +77,7 @@ def restore(
         saves: Of the run.
         screen: Told of damaged saves.
         accept_changed_data: Go on where the data are others than at that save.
-        restart: Start anew where there are saves and none is good.
+        restart: Start anew where there is no good save.
 
     Raises:
         CheckpointError: None is good; or one is of another configuration, or of other images.
@@ -101,7 +101,13 @@ def restore(
     for step, error in (saves.damaged() | damaged).items():
         moved = saves.set_aside(step)
         screen.line(f"warning: {error}; moved to {moved.name}", style="yellow")
-    return None if found is None else found[1]
+    if found is None:
+        return None
+    if restart:
+        text = f"warning: --restart is not needed: the checkpoint of step {found[0]} is good"
+        screen.line(text, style="yellow")
+    restored: Restored = found[1]
+    return restored
 
 
 def _none_is_good(

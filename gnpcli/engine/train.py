@@ -26,7 +26,7 @@ from gnpcli.weights.source import complete, open_pretrained
 
 def train(
     config: Resolved,
-    run_dir: Path | None = None,
+    run_dir: Path | str | None = None,
     *,
     data: Dataset | None = None,
     hooks: Sequence[Hook] = (),
@@ -70,7 +70,8 @@ def train(
     screen = screen or Screen(quiet=quiet)
     if data is not None:
         config = _named(config, data)
-    with claimed_run(config, run_dir, partial(_warn, screen)) as run:
+    folder = None if run_dir is None else Path(run_dir)
+    with claimed_run(config, folder, partial(_warn, screen)) as run:
         pretrained = None
         if config.train.init_from is not None:
             pretrained = open_pretrained(config, screen)
@@ -84,7 +85,7 @@ def train(
 
 
 def resume(
-    run_dir: Path,
+    run_dir: Path | str,
     *,
     data: Dataset | None = None,
     hooks: Sequence[Hook] = (),
@@ -117,6 +118,7 @@ def resume(
         GnpError: As of `train`.
     """
     screen = screen or Screen(quiet=quiet)
+    run_dir = Path(run_dir)
     config = with_code(RunFolder(run_dir).config(), f"{run_dir}/config.yaml")
     run = RunFolder(run_dir.resolve(), partial(_warn, screen))
     with run.claimed():

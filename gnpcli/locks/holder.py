@@ -53,10 +53,13 @@ class Holder:
     def __str__(self) -> str:
         return f"process {self.pid} on {self.host} since {self.since} ({self.command})"
 
+    def is_me(self) -> bool:
+        """Return whether it is this process, in another thread or further out."""
+        return self._is_of_here() and self.pid == os.getpid()
+
     def is_dead(self) -> bool:
         """Return whether the process has certainly ended: only its own machine can tell."""
-        is_of_here = (self.host, self.pid_space) == (socket.gethostname(), _pid_space())
-        if not is_of_here or os.name != "posix":
+        if not self._is_of_here() or os.name != "posix":
             return False
         try:
             os.kill(self.pid, 0)
@@ -65,6 +68,9 @@ class Holder:
         except OSError:
             return False
         return False
+
+    def _is_of_here(self) -> bool:
+        return (self.host, self.pid_space) == (socket.gethostname(), _pid_space())
 
 
 class FolderInUse(GnpError):
@@ -77,7 +83,11 @@ class FolderInUse(GnpError):
 
     def __init__(self, folder: Path, holder: Holder | None):
         who = "another process" if holder is None else str(holder)
-        super().__init__(f"{folder} is in use by {who}: wait until that ends, or stop it")
+        advice = "wait until that ends, or stop it"
+        if holder is not None and holder.is_me():
+            who += ", which is this one"
+            advice = "wait until it is done there, or take another folder"
+        super().__init__(f"{folder} is in use by {who}: {advice}")
         self.folder, self.holder = folder, holder
 
 

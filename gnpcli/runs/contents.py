@@ -15,7 +15,8 @@ Status = Literal["finished", "stopped", "interrupted", "diverged", "unfinished"]
 """How a run ended.
 
 It ended at its last step, at ``--max-steps``, by a signal, or at a loss or a gradient that is not
-finite. An ``unfinished`` run has no summary: it is still going on, or was killed.
+finite. An ``unfinished`` run is still going on, or was killed: it has no summary, or has one of
+this status alone where it was started anew.
 """
 
 HeldOut = Literal["val", "test"]

@@ -17,7 +17,7 @@ import functools
 import logging
 import sys
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -80,12 +80,13 @@ class Saves:
         """Return the folder of a save."""
         return self.directory / str(step)
 
-    def best_step(self) -> int | None:
+    def best_step(self, besides: Container[int] = ()) -> int | None:
         """Return the kept step with the lowest error rate, the latest of equals.
 
-        None where no save has an error rate. A damaged save has no say.
+        None where no save has an error rate. A damaged save has no say, nor have those `besides`.
         """
-        known = {step: rate for step, rate in self._error_rates().items() if rate is not None}
+        rates = self._error_rates().items()
+        known = {step: rate for step, rate in rates if rate is not None and step not in besides}
         return min(known, key=lambda step: (known[step], -step), default=None)
 
     def _error_rates(self) -> dict[int, float | None]:
@@ -152,7 +153,7 @@ class Saves:
             DamagedCheckpoint: It is not what was saved, or of another shape.
             RunReadError: It cannot be read.
         """
-        items = self._restore(step, **state_items(like))
+        items = self._restore(step, state_items(like))
         return TrainState(
             **items["model"], **items["optimizer"], ema=items.get("ema", {}).get("params", {})
         )
@@ -175,33 +176,36 @@ class Saves:
         items = {"model": {"params": params, "model_state": model_state}}
         if weights == "ema":
             items["ema"] = {"params": params}
-        restored = self._restore(step, **items)
+        restored = self._restore(step, items)
         source = "ema" if weights == "ema" else "model"
         return restored[source]["params"], restored["model"]["model_state"]
 
-    def _restore(self, step: int, **items: Any) -> dict[str, Any]:
+    def _restore(self, step: int, items: Mapping[str, Any]) -> dict[str, Any]:
         wanted = self.manifest(step).digests
-        args = {name: ocp.args.StandardRestore(item) for name, item in items.items()}
+        restored = {}
+        for name, like in items.items():
+            restored[name] = self._restore_item(step, name, like)
+            self._check(step, name, restored[name], wanted.get(name, {}))
+        return restored
+
+    def _restore_item(self, step: int, name: str, like: Any) -> Any:
+        args = ocp.args.Composite(**{name: ocp.args.StandardRestore(like)})
         try:
             with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
-                found = checkpointer.restore(self.folder(step), args=ocp.args.Composite(**args))
+                restored = checkpointer.restore(self.folder(step), args=args)[name]
             # Waiting here puts a late read error where it can be explained.
-            restored: dict[str, Any] = {name: found[name] for name in items}
-            jax.block_until_ready(restored)
+            return jax.block_until_ready(restored)
         # Orbax raises OSError, ValueError, KeyError, XlaRuntimeError and more for a bad file.
         except Exception as error:
-            raise self._explained(step, error) from error
-        for name, item in restored.items():
-            self._check(step, name, item, wanted.get(name, {}))
-        return restored
+            raise self._explained(step, name, error) from error
 
     def _check(self, step: int, name: str, item: Any, wanted: Mapping[str, str]) -> None:
         for path, found in digests(on_host(item)).items():
             if found != wanted.get(path):
                 raise self._damaged(step, f"{path} of its item {name} is not what was saved")
 
-    def _explained(self, step: int, error: Exception) -> CheckpointError:
-        """Return what an error of restoring means.
+    def _explained(self, step: int, name: str, error: Exception) -> CheckpointError:
+        """Return what an error of restoring an item means.
 
         It is damage only where the whole save can be read.
         """
@@ -212,7 +216,7 @@ class Saves:
             return unreadable
         if reason is not None:
             return RunReadError(self.folder(step), reason)
-        return self._damaged(step, short_reason(error))
+        return self._damaged(step, f"its item {name} cannot be restored ({short_reason(error)})")
 
     def _damaged(self, step: int, why: str) -> DamagedCheckpoint:
         where = f"the checkpoint of step {step} in {self.directory}"

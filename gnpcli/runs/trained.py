@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import jax
@@ -77,8 +78,9 @@ def open_trained(
     def on_damaged(at: int, error: DamagedCheckpoint) -> None:
         screen.line(f"warning: {error}; falling back to the one before", style="yellow")
 
-    named = location.step if step is None else step
-    chosen = _best(saves, screen) if best else _known(saves, named)
+    if best:
+        return _restore_best(saves, restore, screen)
+    chosen = _known(saves, location.step if step is None else step)
     if chosen is not None:
         return restore(chosen)
     found = saves.restore_latest(restore, on_damaged=on_damaged)
@@ -88,15 +90,23 @@ def open_trained(
     return trained
 
 
-def _best(saves: Saves, screen: Screen) -> int:
-    for error in saves.damaged().values():
-        screen.line(f"warning: {error}; it cannot be the best", style="yellow")
+def _restore_best(saves: Saves, restore: Callable[[int], Trained], screen: Screen) -> Trained:
+    damaged = saves.damaged()
+    for error in damaged.values():
+        _tell_not_best(error, screen)
     step = saves.best_step()
-    if step is None:
-        raise CheckpointError(
-            f"no checkpoint in {saves.directory} has an error rate to be the best by"
-        )
-    return step
+    while step is not None:
+        try:
+            return restore(step)
+        except DamagedCheckpoint as error:
+            damaged[step] = error
+            _tell_not_best(error, screen)
+        step = saves.best_step(besides=damaged)
+    raise CheckpointError(f"no checkpoint in {saves.directory} has an error rate to be the best by")
+
+
+def _tell_not_best(error: DamagedCheckpoint, screen: Screen) -> None:
+    screen.line(f"warning: {error}; it cannot be the best", style="yellow")
 
 
 def _known(saves: Saves, step: int | None) -> int | None:
