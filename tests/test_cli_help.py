@@ -8,11 +8,12 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from types import ModuleType
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import pytest
 import typer
 from rich.console import Console
+from typer.models import OptionInfo
 
 from gnpcli.cli import commands
 from gnpcli.cli.app import app
@@ -90,6 +91,30 @@ def test_every_command_and_option_says_what_it_is(name: str):
     for option in options(command):
         assert option.help, option.opts
         assert "[default" not in option.help, "markup to rich: give show_default"
+
+
+def numbers() -> dict[str, OptionInfo]:
+    """Return the options that take a number, by command and parameter."""
+    found = {}
+    for words, command in walk():
+        hints = get_type_hints(command.callback, include_extras=True) if command.callback else {}
+        for name, hint in hints.items():
+            kind, *infos = get_args(hint) or (hint,)
+            if {int, float} & {kind, *get_args(kind)} and infos:
+                found[" ".join((*words, name))] = infos[0]
+    return found
+
+
+CHECKED_ELSEWHERE = ("epochs", " seed", " r_min", " r_max", " threshold")
+"""The first two are keys of a configuration."""
+
+
+def test_every_number_has_bounds():
+    bounds = {name: (info.min, info.max) for name, info in numbers().items()}
+    assert bounds["inspect seed"] == (0, 2**32 - 1)
+    assert len(bounds) > 30
+    free = [name for name, both in bounds.items() if None in both]
+    assert [name for name in free if not name.endswith(CHECKED_ELSEWHERE)] == []
 
 
 def test_help_loads_nothing_heavy(helps: dict[str, Any]):

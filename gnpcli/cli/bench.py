@@ -10,6 +10,7 @@ import typer
 
 from gnpcli.cli import bench_tables
 from gnpcli.cli.options import (
+    MOST,
     NOTHING_SET,
     JsonOption,
     PresetOption,
@@ -27,9 +28,12 @@ if TYPE_CHECKING:
 app = typer.Typer(invoke_without_command=True)
 
 RoundsOption = Annotated[
-    int, typer.Option("--rounds", min=1, help="Rounds. The figures are medians over them.")
+    int,
+    typer.Option("--rounds", min=1, max=MOST, help="Rounds. The figures are medians over them."),
 ]
-StepsOption = Annotated[int, typer.Option("--steps", min=1, help="Steps of each kind in a round.")]
+StepsOption = Annotated[
+    int, typer.Option("--steps", min=1, max=MOST, help="Steps of each kind in a round.")
+]
 AugmentationsOption = Annotated[
     str,
     typer.Option("--variants", help="Augmentations to compare in memory, joined by commas."),
@@ -44,7 +48,8 @@ ImagesOption = Annotated[
     ),
 ]
 CountOption = Annotated[
-    int, typer.Option("--count", min=1, help="With --images: images that the feed decodes.")
+    int,
+    typer.Option("--count", min=1, max=MOST, help="With --images: images that the feed decodes."),
 ]
 FormsOption = Annotated[
     str | None,

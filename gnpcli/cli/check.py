@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from gnpcli.cli.options import (
+    MOST,
+    MOST_IMAGES,
     NOTHING_SET,
     AcceptChangedDataOption,
     DataDirOption,
@@ -43,17 +45,20 @@ TargetArgument = Annotated[
     ),
 ]
 BatchesOption = Annotated[
-    int, typer.Option("--batches", min=1, help="Training batches to measure on.")
+    int, typer.Option("--batches", min=1, max=MOST, help="Training batches to measure on.")
 ]
 BatchSizeOption = Annotated[
     int | None,
-    typer.Option("--batch-size", min=1, help="Images in each.", show_default="as configured"),
+    typer.Option(
+        "--batch-size", min=1, max=MOST_IMAGES, help="Images in each.", show_default="as configured"
+    ),
 ]
 DtypesOption = Annotated[str, typer.Option("--dtypes", help="Compute types, joined by commas.")]
 RMinOption = Annotated[float, typer.Option("--r-min", help="Smallest radius.")]
 RMaxOption = Annotated[float, typer.Option("--r-max", help="Largest radius.")]
 PerDecadeOption = Annotated[
-    int, typer.Option("--per-decade", min=1, help="Radii from one power of ten to the next.")
+    int,
+    typer.Option("--per-decade", min=1, max=1000, help="Radii from one power of ten to the next."),
 ]
 ThresholdOption = Annotated[
     float,
@@ -152,9 +157,11 @@ def _dtypes(text: str) -> list[str]:
 
 
 def _check_numbers(r_min: float, r_max: float, threshold: float) -> None:
-    if not 0 < r_min < r_max < float("inf"):
+    if not 1e-38 <= r_min < r_max <= 1e38:
         raise typer.BadParameter(
-            f"must be above 0 and below --r-max, not {r_min:g} and {r_max:g}", param_hint="--r-min"
+            "must be above 0 and below --r-max, both of them numbers of float32, not "
+            f"{r_min:g} and {r_max:g}",
+            param_hint="--r-min",
         )
     if not 0 < threshold < 1:
         raise typer.BadParameter("must lie between 0 and 1", param_hint="--threshold")

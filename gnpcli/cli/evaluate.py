@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from gnpcli.cli.options import (
+    MOST,
+    MOST_IMAGES,
     AcceptChangedDataOption,
     BestOption,
     DataDirOption,
@@ -45,11 +47,12 @@ RecalibrateOption = Annotated[
     typer.Option(
         "--recalibrate",
         min=0,
+        max=MOST,
         help="Take BatchNorm statistics anew from this many training batches; 0 keeps them.",
     ),
 ]
 BatchSizeOption = Annotated[
-    int | None, typer.Option("--batch-size", min=1, help="Images at a time.")
+    int | None, typer.Option("--batch-size", min=1, max=MOST_IMAGES, help="Images at a time.")
 ]
 
 OF_ONE_DATA_SET = (

@@ -8,6 +8,8 @@ from typing import Annotated
 import typer
 
 from gnpcli.cli.options import (
+    MOST,
+    MOST_PIXELS,
     NOTHING_SET,
     DataDirOption,
     DatasetOption,
@@ -39,13 +41,17 @@ ClassesOption = Annotated[
     typer.Option(
         "--num-classes",
         min=1,
+        max=MOST,
         help="Number of classes. Another number than the weights' starts a new head.",
     ),
 ]
 ImageSizeOption = Annotated[
     int | None,
     typer.Option(
-        "--image-size", min=1, help="Side in pixels. Position embeddings are resized to it."
+        "--image-size",
+        min=1,
+        max=MOST_PIXELS,
+        help="Side in pixels. Position embeddings are resized to it.",
     ),
 ]
 MeanOption = Annotated[

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from gnpcli.cli.options import (
+    MOST,
+    MOST_IMAGES,
     AcceptChangedDataOption,
     BestOption,
     DataDirOption,
@@ -32,25 +34,26 @@ def _distances(texts: list[str]) -> list[str]:
     parts = [part for text in texts for part in text.split(",")]
     for part in parts:
         try:
-            is_positive = float(part) > 0
+            is_distance = 1e-38 <= float(part) <= 1e38
         except ValueError:
-            is_positive = False
-        if not is_positive:
+            is_distance = False
+        if not is_distance:
             raise typer.BadParameter(
-                f"'{part}' is not a distance above 0, for example --radii 0.01,0.05"
+                f"'{part}' is not a distance above 0 in float32, for example --radii 0.01,0.05"
             )
     return parts
 
 
 ExamplesOption = Annotated[
-    int, typer.Option("--examples", "-n", min=1, help="Images to measure on, of each split.")
+    int,
+    typer.Option("--examples", "-n", min=1, max=MOST, help="Images to measure on, of each split."),
 ]
 SplitOption = Annotated[
     Literal["train", "val", "test"],
     typer.Option("--split", help="Split of the Hessian, the rises and the surface."),
 ]
 TopOption = Annotated[
-    int, typer.Option("--top", "-k", min=0, help="Hessian eigenvalues; 0 for none.")
+    int, typer.Option("--top", "-k", min=0, max=1000, help="Hessian eigenvalues; 0 for none.")
 ]
 RadiiOption = Annotated[
     list[str],
@@ -62,7 +65,7 @@ RadiiOption = Annotated[
     ),
 ]
 DirectionsOption = Annotated[
-    int, typer.Option("--directions", min=0, help="Number of random directions.")
+    int, typer.Option("--directions", min=0, max=10_000, help="Number of random directions.")
 ]
 SurfaceOption = Annotated[
     Literal["random", "gradient", "none"],
@@ -72,15 +75,19 @@ SurfaceOption = Annotated[
     ),
 ]
 ResolutionOption = Annotated[
-    int, typer.Option("--resolution", min=2, help="Points of the surface along a side.")
+    int, typer.Option("--resolution", min=2, max=1000, help="Points of the surface along a side.")
 ]
 SpanOption = Annotated[
     float,
-    typer.Option("--span", min=1e-6, help="Half the surface's width, in norms of the filters."),
+    typer.Option(
+        "--span", min=1e-6, max=1e6, help="Half the surface's width, in norms of the filters."
+    ),
 ]
-BatchSizeOption = Annotated[int, typer.Option("--batch-size", min=1, help="Images at a time.")]
+BatchSizeOption = Annotated[
+    int, typer.Option("--batch-size", min=1, max=MOST_IMAGES, help="Images at a time.")
+]
 SeedOption = Annotated[
-    int, typer.Option("--seed", min=0, help="Seed of the images and the directions.")
+    int, typer.Option("--seed", min=0, max=2**32 - 1, help="Seed of the images and the directions.")
 ]
 RADII_OF_THE_RUNS: list[str] = []
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gnpcli.cli.options import NOTHING_SET, JsonOption, SetOption
+from gnpcli.cli.options import MOST, MOST_PIXELS, NOTHING_SET, JsonOption, SetOption
 from gnpcli.cli.output import print_json, print_table, say, start_measuring
 from gnpcli.terminal import words
 
@@ -24,14 +24,20 @@ ModelArgument = Annotated[
 ImageSizeOption = Annotated[
     int | None,
     typer.Option(
-        "--image-size", min=1, help="Side of the images in pixels.", show_default="the model's"
+        "--image-size",
+        min=1,
+        max=MOST_PIXELS,
+        help="Side of the images in pixels.",
+        show_default="the model's",
     ),
 ]
-ChannelsOption = Annotated[int, typer.Option("--channels", min=1, help="Channels of the images.")]
-ClassesOption = Annotated[int, typer.Option("--classes", min=1, help="Number of logits.")]
+ChannelsOption = Annotated[
+    int, typer.Option("--channels", min=1, max=1000, help="Channels of the images.")
+]
+ClassesOption = Annotated[int, typer.Option("--classes", min=1, max=MOST, help="Number of logits.")]
 DepthOption = Annotated[
     int | None,
-    typer.Option("--depth", min=1, help="Put layers together below this level of names."),
+    typer.Option("--depth", min=1, max=1000, help="Put layers together below this level of names."),
 ]
 
 

@@ -20,6 +20,14 @@ if TYPE_CHECKING:
     from gnpcli.recipes.presets import Code
 
 
+MOST = 1_000_000_000
+"""The most steps, examples or the like that an option counts."""
+MOST_IMAGES = 1 << 20
+"""The most images of a batch, as a configuration has it."""
+MOST_PIXELS = 8192
+"""The longest side of an image, as a configuration has it."""
+
+
 def split_names(text: str) -> list[str]:
     """Return the names in a text that joins them by commas."""
     return [name for part in text.split(",") if (name := part.strip())]
@@ -80,11 +88,13 @@ MaxStepsOption = Annotated[
     typer.Option(
         "--max-steps",
         min=0,
+        max=MOST,
         help="Stop after this many steps in all. Schedules keep the length of --epochs.",
     ),
 ]
 StepOption = Annotated[
-    int | None, typer.Option("--step", min=0, help="Which checkpoint.", show_default="the last")
+    int | None,
+    typer.Option("--step", min=0, max=MOST, help="Which checkpoint.", show_default="the last"),
 ]
 BestOption = Annotated[bool, typer.Option("--best", help="The checkpoint with the lowest error.")]
 DryRunOption = Annotated[

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from gnpcli.cli.options import (
+    MOST,
     NOTHING_SET,
     DataDirOption,
     DatasetOption,
@@ -29,8 +30,12 @@ OutOption = Annotated[
     Path, typer.Option("--out", "-o", parser=user_path, metavar="FILE", help="The PNG to write.")
 ]
 CountOption = Annotated[int, typer.Option("--count", min=1, max=400, help="Number of images.")]
-StepOption = Annotated[int, typer.Option("--step", min=0, help="Step of the run, from 0.")]
-ColumnsOption = Annotated[int, typer.Option("--columns", min=1, help="Images side by side.")]
+StepOption = Annotated[
+    int, typer.Option("--step", min=0, max=MOST, help="Step of the run, from 0.")
+]
+ColumnsOption = Annotated[
+    int, typer.Option("--columns", min=1, max=400, help="Images side by side.")
+]
 
 
 def preview(

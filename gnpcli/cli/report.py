@@ -34,7 +34,9 @@ BandOption = Annotated[
     Literal["range", "std"],
     typer.Option("--band", help="Band over seeds: lowest to highest, or one standard deviation."),
 ]
-ColumnsOption = Annotated[int, typer.Option("--columns", min=1, help="Panels side by side.")]
+ColumnsOption = Annotated[
+    int, typer.Option("--columns", min=1, max=100, help="Panels side by side.")
+]
 PageOption = Annotated[
     Path | None,
     typer.Option(

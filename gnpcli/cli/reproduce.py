@@ -82,7 +82,11 @@ OutOption = Annotated[
 JobsOption = Annotated[
     int,
     typer.Option(
-        "--jobs", "-j", min=1, help="Cells at a time. They share the GPUs, or else the cores."
+        "--jobs",
+        "-j",
+        min=1,
+        max=1000,
+        help="Cells at a time. They share the GPUs, or else the cores.",
     ),
 ]
 RenderOption = Annotated[
