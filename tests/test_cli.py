@@ -527,6 +527,7 @@ def test_a_read_only_run_evaluates_and_refuses_to_resume(
     assert json.loads(done.stdout)["step"] == 15
     before = tree(tmp_path / "source")
     fails(gnp("resume", read_only_run), "Read-only file system")
+    fails(gnp("report", read_only_run), "report.html: Read-only file system: take another --out")
     fails(
         gnp("train", *QUICK, "--run-dir", read_only_run / "inner"), "Read-only file system", "inner"
     )

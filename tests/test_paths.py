@@ -12,6 +12,8 @@ from gnpcli.config.loader import parse_overrides
 from gnpcli.config.paths import expanded, resolved_path
 from gnpcli.errors import ConfigError
 from gnpcli.recipes.presets import load_preset, resolve
+from gnpcli.runs.folder import claimed_run
+from gnpcli.runs.location import locate
 from gnpcli.tables.spec import Changes, load_table
 from tests.conftest import Gnp, fails
 
@@ -39,6 +41,25 @@ def test_links_in_a_circle_are_refused(tmp_path: Path):
     (tmp_path / "b").symlink_to("a")
     with pytest.raises(ConfigError, match="symbolic links"):
         resolved_path(tmp_path / "a" / "x")
+    for opens in (locate, claims):
+        with pytest.raises(ConfigError, match="symbolic links"):
+            opens(tmp_path / "a" / "x")
+
+
+@pytest.mark.parametrize("name", [b"\xff", b"a\xff/b"])
+def test_a_folder_that_cannot_hold_checkpoints_is_refused_before_it_is_made(
+    tmp_path: Path, name: bytes
+):
+    path = tmp_path / os.fsdecode(name)
+    for opens in (locate, claims):
+        with pytest.raises(ConfigError, match="a name is not UTF-8: take another folder"):
+            opens(path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def claims(path: Path) -> None:
+    with claimed_run(resolve(None, []), path):
+        pass
 
 
 def test_one_function_expands_paths():

@@ -48,3 +48,20 @@ def resolved_path(text: str | os.PathLike[str], key: str | None = None) -> Path:
     except (OSError, RuntimeError) as error:  # a circle of links, by the version of Python
         reason = getattr(error, "strerror", None) or "symbolic links lead in a circle"
         raise ConfigError(f"{path}: {reason}", key) from error
+
+
+def checkpoint_path(text: str | os.PathLike[str]) -> Path:
+    """Return `resolved_path` of a folder that holds checkpoints, or a run.
+
+    Raises:
+        ConfigError: As `resolved_path`; or it is not UTF-8, and what writes checkpoints takes
+            nothing else.
+    """
+    path = resolved_path(text)
+    try:
+        str(path).encode()
+    except UnicodeEncodeError as error:
+        raise ConfigError(
+            f"{path}: checkpoints cannot be kept where a name is not UTF-8: take another folder"
+        ) from error
+    return path

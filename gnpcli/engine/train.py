@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
+from gnpcli.config.paths import checkpoint_path
 from gnpcli.config.resolved import Resolved
 from gnpcli.data.base import Dataset
 from gnpcli.data.registry import as_configured, describe_data
@@ -120,7 +121,7 @@ def resume(
     screen = screen or Screen(quiet=quiet)
     run_dir = Path(run_dir)
     config = with_code(RunFolder(run_dir).config(), f"{run_dir}/config.yaml")
-    run = RunFolder(run_dir.resolve(), partial(_warn, screen))
+    run = RunFolder(checkpoint_path(run_dir), partial(_warn, screen))
     with run.claimed():
         task, dataset = _prepare(config, data, screen)
         session = Session(

@@ -12,6 +12,7 @@ from functools import cache
 from importlib import resources
 from pathlib import Path
 
+from gnpcli.errors import GnpError
 from gnpcli.files import write_atomically
 from gnpcli.report.palette import COLOURS, GRID, GRID_DARK, INK, INK_DARK, MUTED, MUTED_DARK
 
@@ -86,9 +87,12 @@ def write(path: Path, title: str, body: str) -> None:
     """Write `document` to a file.
 
     Raises:
-        OSError: It cannot be written; the file that was there is as it was.
+        GnpError: It cannot be written; the file that was there is as it was.
     """
-    write_atomically(path, document(title, body))
+    try:
+        write_atomically(path, document(title, body))
+    except OSError as error:
+        raise GnpError(f"cannot write {path}: {error.strerror}: take another --out") from error
 
 
 def table(

@@ -40,7 +40,7 @@ def write_report(folder: Path, out: Path | None) -> Path:
     Raises:
         ConfigError: Not a run folder.
         DataError: Nothing logged yet, or the file has no folder to be in.
-        OSError: It cannot be written.
+        GnpError: It cannot be written.
     """
     history = read_history(folder)
     out = out if out is not None else folder / "report.html"

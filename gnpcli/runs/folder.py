@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from pydantic import TypeAdapter, ValidationError
 
 from gnpcli.config.loader import differences, dump, read_yaml
+from gnpcli.config.paths import checkpoint_path
 from gnpcli.config.resolved import Resolved
 from gnpcli.config.schema import CheckpointConfig
 from gnpcli.errors import ConfigError
@@ -333,13 +334,13 @@ def claimed_run(
         warn: As of `RunFolder`.
 
     Raises:
-        ConfigError: It is a file.
+        ConfigError: It is a file, or as of `checkpoint_path`.
         FolderInUse: Another process holds it, and is named.
         RunWriteError: It cannot be written.
     """
     with ExitStack() as stack:
         if path is not None:
-            run = RunFolder(path.resolve(), warn)
+            run = RunFolder(checkpoint_path(path), warn)
             stack.enter_context(run.claimed("if missing"))
         else:
             run = _claim_default(config, warn, stack)
@@ -350,7 +351,7 @@ def _claim_default(
     config: Resolved, warn: Callable[[str], None] | None, stack: ExitStack
 ) -> RunFolder:
     for path in default_run_dirs(config):
-        run = RunFolder(path.resolve(), warn)
+        run = RunFolder(checkpoint_path(path), warn)
         with suppress(FolderExists, FolderInUse):
             stack.enter_context(run.claimed("always"))
             return run

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from gnpcli.config.paths import resolved_path
+from gnpcli.config.paths import checkpoint_path
 from gnpcli.errors import CheckpointError
 from gnpcli.runs.folder import RunFolder
 
@@ -27,8 +27,9 @@ def locate(path: Path) -> Location:
 
     Raises:
         CheckpointError: Nothing there, or something else.
+        ConfigError: As of `checkpoint_path`.
     """
-    path = resolved_path(path)
+    path = checkpoint_path(path)
     if not path.is_dir():
         raise CheckpointError(f"{path}: no such folder")
     run = RunFolder(path)
