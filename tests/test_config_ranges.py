@@ -52,6 +52,7 @@ def test_a_long_list_is_refused(key: Key):
     ("assignment", "part"),
     [
         ("train.epochs=100000000000000000000", "100000000000000000000 is out of range (must be <="),
+        ('optimizer.name="\\ud800"', r"unknown optimizer '\ud800' (one of "),
         ("train.epochs=0", "0 is out of range (must be >= 1)"),
         ("train.seed=4294967296", "must be < 4294967296"),
         ("data.image_size=100000", "100000 is out of range (must be <= 8192)"),

@@ -173,6 +173,7 @@ def test_the_value_of_a_text_key_is_text_as_typed(key: str, typed: str, value: s
         ("? [a]\n: b", ":1: a key is a list or a section: keys are text"),
         ("a: b\n---\nc: d", "but found another document"),
         ('a: "\\UFFFFFFFF"', "not valid YAML"),
+        ('"\\ud800": 1', ":1: the key '\\ud800' holds half a character or a NUL"),
         ("a: \x01", ":1: not valid YAML: it holds the character U+0001"),
     ],
 )  # fmt: skip

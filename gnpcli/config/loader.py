@@ -15,7 +15,13 @@ from gnpcli.config.checks import check_together, complete
 from gnpcli.config.messages import Places, explain, located
 from gnpcli.config.schedules import DEFAULT_SCHEDULE
 from gnpcli.config.schema import NAMED, RunConfig
-from gnpcli.config.section import MODEL_SECTION, ModelSections, NamedSection, Section
+from gnpcli.config.section import (
+    MODEL_SECTION,
+    ModelSections,
+    NamedSection,
+    Section,
+    is_usable,
+)
 from gnpcli.errors import ConfigError
 from gnpcli.git_lfs import pointer_advice
 
@@ -55,7 +61,11 @@ def read_yaml(path: Path) -> Layer:
     if not isinstance(document.value, dict):
         unknown = f"{path}: expected 'key: value' lines at the top level"
         raise ConfigError(pointer_advice(path) or unknown)
-    return Layer(document.value, {key: f"{path}:{line}" for key, line in document.lines.items()})
+    where = {key: f"{path}:{line}" for key, line in document.lines.items()}
+    for key, place in where.items():
+        if not is_usable(key):
+            raise ConfigError(f"{place}: the key {key!a} holds half a character or a NUL")
+    return Layer(document.value, where)
 
 
 def parse_overrides(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Self
 
 from pydantic import (
@@ -19,12 +19,13 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from gnpcli.errors import ConfigError
+from gnpcli.terminal.words import readable
 
 EMPTY = BeforeValidator(lambda keys: {} if keys is None else keys)
 """Reads ``section:`` with nothing below it as a section without keys."""
 
 
-def _is_usable(text: str) -> bool:
+def is_usable(text: str) -> bool:
     """Return whether files and paths can hold a text."""
     try:
         text.encode()
@@ -57,7 +58,7 @@ class Section(BaseModel):
     @field_validator("*", mode="before")
     @classmethod
     def _usable(cls, value: Any) -> Any:
-        if isinstance(value, str) and not _is_usable(value):
+        if isinstance(value, str) and not is_usable(value):
             raise PydanticCustomError("unusable_text", "unusable")
         return value
 
@@ -162,11 +163,8 @@ def chosen_from(choices: Choices) -> Chooser:
             raise PydanticCustomError("name_missing", "no name", {"choices": list(choices)})
         name = str(value["name"])
         if name not in choices:
-            raise PydanticCustomError("name_unknown", "unknown name", _about(name, choices))
+            about = {"name": readable(name), "choices": list(choices)}
+            raise PydanticCustomError("name_unknown", "unknown name", about)
         return choices[name].model_validate(value, context=info.context)
 
     return choose
-
-
-def _about(name: str, choices: Collection[str]) -> dict[str, Any]:
-    return {"name": name, "choices": list(choices)}
