@@ -28,7 +28,7 @@ ONE_LINE = {
 MORE_LINES = {
     "JAX_PLATFORMS=gpu": "set JAX_PLATFORMS=cpu",
     "JAX_PLATFORMS=tpu": "set JAX_PLATFORMS=cpu",
-    "JAX_PLATFORMS=nonsense": "set JAX_PLATFORMS=cpu",
+    "JAX_PLATFORMS=nonsense": "'tpu'].): set JAX_PLATFORMS=cpu",
     "JAX_PLATFORM_NAME=gpu": "JAX finds no device for JAX_PLATFORM_NAME=gpu",
     "XLA_FLAGS=nonsense": "Could not open file",
     "XLA_FLAGS=--xla_force_host_platform_device_count=abc": "correct or unset XLA_FLAGS",

@@ -37,7 +37,7 @@ _DEVICE_VARIABLES = ("JAX_PLATFORMS", "JAX_PLATFORM_NAME", "JAX_NUM_CPU_DEVICES"
 _STARTING = ("jax._src.config", "jax._src.xla_bridge")
 """Where JAX reads its settings, and where it looks for devices."""
 _PARSE_FLAGS = "from jaxlib import xla_client; xla_client.make_cpu_client()"
-_ADVICE_OF_JAX = re.compile(r" \((set JAX_PLATFORMS|you may need) .*")
+_ADVICE_OF_JAX = re.compile(r" \((set JAX_PLATFORMS|you may need)\b.*")
 _FLAG_MESSAGE = re.compile(r"(Unknown flags? in XLA_FLAGS: .*|Could not open file .*)")
 
 
