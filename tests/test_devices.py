@@ -216,7 +216,7 @@ def test_groups_and_pieces_do_not_depend_on_the_number_of_devices(cases, counts)
 
 
 @pytest.mark.slow
-def test_a_run_moves_from_eight_devices_to_one(gnp: Gnp, tmp_path: Path):
+def test_a_run_moves_from_eight_devices_to_one_and_back(gnp: Gnp, tmp_path: Path):
     done = gnp("train", *QUICK, "--run-dir", "eight", env=EIGHT)
     assert done.returncode == 0, done.stderr
     assert "on 8 cpu device(s)" in done.stderr
@@ -235,7 +235,8 @@ def test_a_run_moves_from_eight_devices_to_one(gnp: Gnp, tmp_path: Path):
     assert [record["step"] for record in moved] == [record["step"] for record in eight]
     for ours, other in zip(moved, eight, strict=True):
         assert ours["loss"] == pytest.approx(other["loss"], rel=2e-2)
-    one, many = (json.loads(gnp("eval", "eight", "--json", env=env).stdout) for env in ({}, EIGHT))
-    assert one["num_examples"] == many["num_examples"] == 360
-    assert one["error_rate"] == many["error_rate"]
-    assert one["loss"] == pytest.approx(many["loss"], rel=1e-5)
+    for run in ("eight", "moved"):  # their last saves are of eight devices and of one
+        one, many = (json.loads(gnp("eval", run, "--json", env=env).stdout) for env in ({}, EIGHT))
+        assert one["num_examples"] == many["num_examples"] == 360
+        assert one["error_rate"] == many["error_rate"]
+        assert one["loss"] == pytest.approx(many["loss"], rel=1e-5)
