@@ -46,7 +46,7 @@ class Checkpoints(Saves):
         with _explained(f"cannot open the checkpoints in {directory}"):
             self._clear()
         self._error_rates()  # what cannot be read now is an error now, and not at the first save
-        self._writer = ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler())
+        self._writer = _writer()
 
     @staticmethod
     def leftovers(directory: Path) -> list[Path]:
@@ -138,6 +138,19 @@ class Checkpoints(Saves):
                 yield
         except CheckpointError as error:
             raise CheckpointError(f"{error}; {self.last_good(besides=step)}") from error.__cause__
+
+
+def _writer() -> ocp.AsyncCheckpointer:
+    """Return what writes arrays and manifest in the background.
+
+    Folders are made before that. Where one cannot be made in the background, Orbax's threads wait
+    for it for 20 minutes, and the process does not end before.
+    """
+    options = ocp.options.AsyncOptions(create_directories_asynchronously=False)
+    handler = ocp.CompositeCheckpointHandler(
+        composite_options=ocp.CompositeOptions(async_options=options)
+    )
+    return ocp.AsyncCheckpointer(handler, async_options=options)
 
 
 def _save_args(state: TrainState, manifest: Manifest) -> ocp.args.Composite:
