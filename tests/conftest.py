@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pty
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -55,6 +56,11 @@ BEARTYPE = "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))"
 """A whole number counts as a float, as it does for mypy."""
 
 install_import_hook(CHECKED, BEARTYPE)  # before any of them is imported
+
+# Programs that tests start would ignore a signal that is ignored here, as in a shell's background.
+for number in (signal.SIGINT, signal.SIGHUP):
+    if signal.getsignal(number) is signal.SIG_IGN:
+        signal.signal(number, signal.SIG_DFL)
 
 from tests.commands import PROGRAM, CommandServer  # noqa: E402
 from tests.folders import put  # noqa: E402

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import os
 import random
 import signal
@@ -86,12 +87,12 @@ class FakeLab:
     """Gives folders, and runs nothing."""
 
     def __init__(self, folder: Path):
-        self.folder, self.count = folder, 0
+        self.folder, self.numbers = folder, itertools.count()
 
     def new_folder(self) -> Path:
-        self.count += 1
-        (self.folder / str(self.count)).mkdir()
-        return self.folder / str(self.count)
+        made = self.folder / str(next(self.numbers))
+        made.mkdir()
+        return made
 
 
 def test_a_campaign_counts_what_held_and_keeps_what_did_not(tmp_path):
