@@ -285,14 +285,10 @@ def test_processes_read_as_threads_do_and_a_bad_file_ends_them_in_one_line(
 def test_a_process_that_is_killed_is_an_error_in_one_line(tmp_path: Path, paths: list[str]) -> None:
     program = start(tmp_path, "killed", paths)
     out, err = program.communicate(timeout=120)
-    assert program.returncode == 0, err
+    assert (program.returncode, err) == (0, "")
     assert out.startswith(
         "a process that decodes images ended by itself (exit status -9): if memory or processes ran"
     )
-    # What it had in hand is left to Python's own tracker, which says so; no other line.
-    assert all(
-        "resource_tracker" in line or "warnings.warn" in line for line in err.splitlines()
-    ), err
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks for processes in /proc")

@@ -188,7 +188,7 @@ def test_images_beyond_memory_are_an_error_not_a_crash(data_dir: Path) -> None:
     with pytest.raises(
         DataError, match=r"GB of memory, more than there is: set a smaller data\.image_size"
     ):
-        load_dataset(of(data_dir, image_size=30_000_000))
+        load_dataset(of(data_dir).model_copy(update={"image_size": 30_000_000}))
 
 
 def test_described_from_names_alone(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import re
+import sys
 import weakref
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -25,6 +26,8 @@ from gnpcli.errors import DataError
 
 _MIN_SHARED_BYTES = 4096
 """What is smaller fits into the pipe between two processes."""
+_TRACKER_REMARK = "ignore:resource_tracker:UserWarning"
+"""What `python -W` takes."""
 _THREADS = 2
 """Threads of a process: one decodes while the other waits for a file."""
 
@@ -57,7 +60,7 @@ class ChunkReader:
         else:
             # Else its start would unblock the signals that `in_parallel` blocks. It inherits the
             # block of SIGHUP, which it does not ignore by itself.
-            in_parallel([resource_tracker.ensure_running])
+            in_parallel([_start_tracker])
             datasets = [
                 _in_a_process(source, first, workers) for first in range(start, start + workers)
             ]
@@ -109,6 +112,18 @@ class ChunkReader:
         # Grain's iterators complain if they outlive its modules.
         self._iterators = ()
         self._first = None
+
+
+def _start_tracker() -> None:
+    """Start the process in which Python frees the shared memory that others leave behind.
+
+    It is to do so without its remark: a process that ends early leaves some, and nothing is lost.
+    """
+    sys.warnoptions.append(_TRACKER_REMARK)  # which is how the new process gets its filters
+    try:
+        resource_tracker.ensure_running()
+    finally:
+        sys.warnoptions.remove(_TRACKER_REMARK)
 
 
 def _let_grain_read_its_flags() -> None:
