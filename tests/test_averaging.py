@@ -147,6 +147,7 @@ def test_averaged_weights_are_saved_and_evaluated(gnp, tmp_path: Path):
     )
 
 
+@pytest.mark.slow
 def test_a_run_without_an_average_says_so(gnp):
     plain = [*SHORT[:-4], "--gr", "none", "--set", "model.name=tests.small:small"]
     assert gnp("train", *plain, "--max-steps", "1", "--run-dir", "run").returncode == 0

@@ -299,6 +299,7 @@ def test_an_image_folder_trains_and_evaluates(gnp: Gnp, tmp_path: Path):
     assert "top5_error_rate" not in result  # two classes
 
 
+@pytest.mark.slow
 def test_bench_measures_both_steps(gnp: Gnp):
     small = ["--set", "model.name=tests.small:small"]
     done = gnp("bench", "--rounds", "1", "--steps", "1", "--json", *small)

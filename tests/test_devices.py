@@ -106,6 +106,7 @@ def test_steps_do_not_depend_on_the_number_of_devices(model, assignments):
         assert other == pytest.approx(first, rel=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("cases", "counts"),
     [

@@ -477,6 +477,7 @@ def test_a_run_stopped_by_a_passing_fault_resumes_to_where_it_would_have_been(
     assert_same_state(saved(run_dir, 20), saved(whole, 20))
 
 
+@pytest.mark.slow
 def test_skipped_steps_are_counted_and_resumed_over(tmp_path, poisoned, capsys):
     own = config(
         "train.on_nonfinite=skip",
@@ -506,6 +507,7 @@ def test_skipped_steps_are_counted_and_resumed_over(tmp_path, poisoned, capsys):
     assert "loss" in summary["test"]
 
 
+@pytest.mark.slow
 def test_too_many_skips_in_a_row_stop_the_run(tmp_path, poisoned):
     poisoned(6, 7, 8)
     with pytest.raises(

@@ -82,6 +82,7 @@ def errors(result: dict[str, Any]) -> int:
     return round(result["error_rate"] * result["num_examples"])
 
 
+@pytest.mark.slow
 def test_the_split_alone_is_enough(gnp: Gnp, place: Path, whole: dict[str, Any]) -> None:
     (place / "other").mkdir()
     shutil.copytree(place / "data" / "test", place / "other" / "test")
@@ -107,6 +108,7 @@ def test_classes_have_the_labels_of_the_run(gnp: Gnp, place: Path, whole: dict[s
     assert found == errors(whole)
 
 
+@pytest.mark.slow
 def test_a_folder_with_train_has_them_too(gnp: Gnp, place: Path, whole: dict[str, Any]) -> None:
     shutil.copytree(place / "data", place / "two")
     for split in ("train", "test"):

@@ -203,6 +203,7 @@ def test_a_faulty_step_is_named_and_halts_the_state_with_all_that_follow(fault, 
         assert math.isfinite(metrics["clean_grad_norm"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("optimizer", "fault"),
     [

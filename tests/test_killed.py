@@ -123,6 +123,7 @@ QUICK = {
 }
 
 
+@pytest.mark.slow
 def test_the_moments_are_all_of_a_run(undisturbed):
     records = log(undisturbed)
     assert len(records) == MOMENTS["write"][1]

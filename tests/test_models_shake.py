@@ -533,6 +533,7 @@ def assert_close(tree, wanted):
     )
 
 
+@pytest.mark.slow
 def test_true_gradient_is_that_of_the_loss(gradients):
     (shaken, true, wanted), _ = gradients
     assert float(shaken[0]) == float(true[0]) == pytest.approx(float(wanted[0]), rel=1e-6)

@@ -75,6 +75,7 @@ each_family, each_stack = (
 )
 
 
+@pytest.mark.slow
 @each_stack
 def test_rematerialised_blocks_compute_the_same(name):
     model = build_tiny(name)
@@ -85,6 +86,7 @@ def test_rematerialised_blocks_compute_the_same(name):
     assert_close(compiled(again)(params), compiled(plain)(params))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", STACKS)
 def test_every_family_stores_what_each_block_answers(name):
     model = build_tiny(name)

@@ -181,7 +181,8 @@ def np_swin(params, images, depths, heads, patch, window, variant):
 
 # Windows shifted in two stages and shrunk in one; windows of an odd side.
 @pytest.mark.parametrize(
-    ("size", "patch", "window", "variant"), [(16, 1, 4, "paper"), (48, 2, 3, "upstream")]
+    ("size", "patch", "window", "variant"),
+    [pytest.param(16, 1, 4, "paper", marks=pytest.mark.slow), (48, 2, 3, "upstream")],
 )
 def test_swin_equals_numpy(size, patch, window, variant):
     model = build(

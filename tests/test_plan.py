@@ -54,6 +54,7 @@ def ratios(config: Resolved) -> dict[str, float]:
     return found
 
 
+@pytest.mark.slow
 def test_the_estimate_is_near_what_the_compiler_says():
     for kind, ratio in ratios(resolve(None, [*SMALL, *GNP])).items():
         assert 0.6 < ratio < 2, (kind, ratio)

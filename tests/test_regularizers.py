@@ -26,6 +26,7 @@ RANDOM = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
     [pytest.param(n, marks=() if n == "vit" else pytest.mark.slow) for n in RANDOM],

@@ -283,6 +283,7 @@ def contents(folder: Path) -> dict[Path, bytes]:
     return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
+@pytest.mark.slow
 def test_commands_refuse_changed_data_and_leave_the_run_as_it_is(gnp: Gnp, trained: Path) -> None:
     data, kept = trained.parent / "data", contents(trained)
     for change in ("images deleted", "test folders swapped"):
@@ -299,6 +300,7 @@ def test_commands_refuse_changed_data_and_leave_the_run_as_it_is(gnp: Gnp, train
     assert contents(trained) == kept
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_with_changed_data_when_told(gnp: Gnp, trained: Path) -> None:
     act, words = CHANGES["class renamed"]
     act(trained.parent / "data")
@@ -321,6 +323,7 @@ def test_a_run_goes_on_with_changed_data_when_told(gnp: Gnp, trained: Path) -> N
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
 def test_a_model_does_not_go_on_with_other_classes(gnp: Gnp, trained: Path) -> None:
     act, words = CHANGES["class added"]
     act(trained.parent / "data")
@@ -328,6 +331,7 @@ def test_a_model_does_not_go_on_with_other_classes(gnp: Gnp, trained: Path) -> N
     assert not list(trained.rglob("*.damaged"))
 
 
+@pytest.mark.slow
 def test_another_data_set_is_refused_where_its_classes_are_others(gnp: Gnp, trained: Path) -> None:
     other = make(trained.parent / "other")
     evaluate = ("eval", "run", "--dataset", "folder:other")

@@ -131,6 +131,7 @@ def test_the_table_is_that_of_the_registry_and_of_the_reference():
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [slow_unless(name not in HEAVY, name, name) for name in MODELS])
 def test_parameter_counts_of_the_default_form(name):
     entry = MODELS[name]
@@ -267,11 +268,14 @@ def test_option_that_the_model_does_not_have(name, option, value, has):
     ("name", "parts"),
     [
         ("nowhere:small", ["'nowhere' cannot be imported: No module named 'nowhere'"]),
-        (":small", ["'' is not the full name of a module"]),
+        (":small", ["is not of the form module:entry or ./file.py:entry"]),
         (".own:small", ["'.own' is not the full name of a module"]),
-        ("own:large", ["own has no gnpcli.models.registry.Entry of that name"]),
-        ("own:build", ["own has no gnpcli.models.registry.Entry of that name"]),
-        ("broken:small", ["'broken' cannot be imported: cannot import name 'nothing'"]),
+        ("own:large", ["'own' has no gnpcli.models.registry.Entry named large"]),
+        ("own:build", ["'own' has no gnpcli.models.registry.Entry named build"]),
+        (
+            "broken:small",
+            ["'broken' cannot be imported", "broken.py:1: cannot import name 'nothing'"],
+        ),
     ],
 )
 def test_models_of_ones_own_that_cannot_be_found(tmp_path, monkeypatch, name, parts):
