@@ -11,6 +11,7 @@ from __future__ import annotations
 import gc
 import importlib
 import json
+import logging
 import os
 import pkgutil
 import select
@@ -101,6 +102,8 @@ class CommandServer:
 def serve(path: str) -> None:
     """Listen at `path`. Returns in each child that is to run a command, with all set up for it."""
     import_everything()
+    # Libraries add handlers where there are none. In a process of `gnp` its own is there before.
+    logging.getLogger().handlers.clear()
     gc.freeze()  # what is never freed is never copied
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(path)
