@@ -125,10 +125,7 @@ def _as_trained(
             f"the weights name no classes: output k is taken to be class k of {given.name}, by name"
         )
     else:
-        screen.line(
-            f"warning: the classes of {given.name} have other names than in training",
-            style="yellow",
-        )
+        screen.warn(f"the classes of {given.name} have other names than in training")
     return split
 
 
@@ -138,10 +135,9 @@ def _warn_of_missing(
     present = set(np.unique(labels).tolist())
     missing = [name for label, name in enumerate(known) if label not in present]
     if missing:
-        screen.line(
-            f"warning: {given.name} has no images of {plural(len(missing), 'class', 'classes')} of "
-            f"the model: {few(missing)}",
-            style="yellow",
+        screen.warn(
+            f"{given.name} has no images of {plural(len(missing), 'class', 'classes')} of "
+            f"the model: {few(missing)}"
         )
 
 

@@ -45,7 +45,7 @@ class Faults:
         if in_a_row < limit:
             what = guard.describe(fault, metrics)
             count = f"{in_a_row} in a row, stopping at {limit}"
-            self._screen.line(f"warning: step {step} skipped ({count}): {what}", style="yellow")
+            self._screen.warn(f"step {step} skipped ({count}): {what}")
             return
         what = guard.describe(fault, metrics, self._findings(state, step - 1))
         many = f"{in_a_row} steps in a row were not finite, the last of them "

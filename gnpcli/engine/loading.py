@@ -15,10 +15,8 @@ from gnpcli.terminal.screen import Screen
 def warn_of_skipped(screen: Screen, skipped: Sequence[str], split: str) -> None:
     """Say how many files of a split could not be read and were skipped, and name the first ones."""
     if skipped:
-        screen.line(
-            f"warning: {len(skipped)} unreadable image(s) of the {split} split skipped: "
-            f"{words.few(skipped)}",
-            style="yellow",
+        screen.warn(
+            f"{len(skipped)} unreadable image(s) of the {split} split skipped: {words.few(skipped)}"
         )
 
 

@@ -34,10 +34,9 @@ def accepted_changes(
     changes = data_changes(before, now)
     if not changes:
         if before.fingerprint is None:
-            screen.line(
-                f"warning: {what} has no fingerprint of its images, which older versions did not "
-                "keep: whether they are still the same cannot be told",
-                style="yellow",
+            screen.warn(
+                f"{what} has no fingerprint of its images, which older versions did not "
+                "keep: whether they are still the same cannot be told"
             )
         return []
     is_given = now.name.startswith("arrays:")
@@ -49,7 +48,7 @@ def accepted_changes(
         raise CheckpointError(
             f"{told}; put the old ones back, or go on with these by --accept-changed-data"
         )
-    screen.line(f"warning: {told}; going on with these, as asked", style="yellow")
+    screen.warn(f"{told}; going on with these, as asked")
     return changes
 
 

@@ -74,5 +74,5 @@ class RoundingWarning:
     def _warn(self, share: float, step: int) -> None:
         config = self._task.config
         advice = precision.advice(share, step=step, r=config.gr.r, dtype=config.train.dtype)
-        self._screen.line(f"warning: {advice}", style="yellow")
+        self._screen.warn(advice)
         self._has_warned = True

@@ -100,12 +100,11 @@ def restore(
     # Older ones come next, should the restored one be damaged one day.
     for step, error in (saves.damaged() | damaged).items():
         moved = saves.set_aside(step)
-        screen.line(f"warning: {error}; moved to {moved.name}", style="yellow")
+        screen.warn(f"{error}; moved to {moved.name}")
     if found is None:
         return None
     if restart:
-        text = f"warning: --restart is not needed: the checkpoint of step {found[0]} is good"
-        screen.line(text, style="yellow")
+        screen.warn(f"--restart is not needed: the checkpoint of step {found[0]} is good")
     restored: Restored = found[1]
     return restored
 
@@ -114,7 +113,7 @@ def _none_is_good(
     saves: Saves, damaged: Mapping[int, DamagedCheckpoint], screen: Screen
 ) -> CheckpointError:
     for error in damaged.values():
-        screen.line(f"warning: {error}", style="yellow")
+        screen.warn(str(error))
     steps, run = ", ".join(map(str, damaged)), saves.directory.parent
     return CheckpointError(
         f"no checkpoint in {saves.directory} can be used (steps {steps}); `gnp resume {run} "

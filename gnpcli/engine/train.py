@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 
 from gnpcli.config.paths import checkpoint_path
@@ -72,7 +71,7 @@ def train(
     if data is not None:
         config = _named(config, data)
     folder = None if run_dir is None else Path(run_dir)
-    with claimed_run(config, folder, partial(_warn, screen)) as run:
+    with claimed_run(config, folder, screen.warn) as run:
         pretrained = None
         if config.train.init_from is not None:
             pretrained = open_pretrained(config, screen)
@@ -121,7 +120,7 @@ def resume(
     screen = screen or Screen(quiet=quiet)
     run_dir = Path(run_dir)
     config = with_code(RunFolder(run_dir).config(), f"{run_dir}/config.yaml")
-    run = RunFolder(checkpoint_path(run_dir), partial(_warn, screen))
+    run = RunFolder(checkpoint_path(run_dir), screen.warn)
     with run.claimed():
         task, dataset = _prepare(config, data, screen)
         session = Session(
@@ -156,9 +155,5 @@ def _prepare(config: Resolved, data: Dataset | None, screen: Screen) -> tuple[Ta
     task = build_task(config, dataset.train, dataset.spec, mesh)
     lost = lost_radius(config, task.abstract_state().params)
     if lost is not None:
-        _warn(screen, lost)
+        screen.warn(lost)
     return task, dataset
-
-
-def _warn(screen: Screen, text: str) -> None:
-    screen.line(f"warning: {text}", style="yellow")

@@ -155,10 +155,9 @@ def _spectrum(
     work.stage("Hessian", plan.num_products(size), landscape)
     found = largest_eigenvalues(landscape.hessian_product, size, top=plan.top, seed=plan.seed)
     if found.num_missing:
-        screen.line(
-            f"warning: {found.num_missing} of {plan.top} eigenvalues of {name} did not converge in "
-            f"{found.num_products} Hessian-vector products: try fewer with --top",
-            style="yellow",
+        screen.warn(
+            f"{found.num_missing} of {plan.top} eigenvalues of {name} did not converge in "
+            f"{found.num_products} Hessian-vector products: try fewer with --top"
         )
     return {
         "eigenvalues": found.eigenvalues,

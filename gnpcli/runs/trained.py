@@ -76,7 +76,7 @@ def open_trained(
         return _restore(saves, at, description, weights)
 
     def on_damaged(at: int, error: DamagedCheckpoint) -> None:
-        screen.line(f"warning: {error}; falling back to the one before", style="yellow")
+        screen.warn(f"{error}; falling back to the one before")
 
     if best:
         return _restore_best(saves, restore, screen)
@@ -106,7 +106,7 @@ def _restore_best(saves: Saves, restore: Callable[[int], Trained], screen: Scree
 
 
 def _tell_not_best(error: DamagedCheckpoint, screen: Screen) -> None:
-    screen.line(f"warning: {error}; it cannot be the best", style="yellow")
+    screen.warn(f"{error}; it cannot be the best")
 
 
 def _known(saves: Saves, step: int | None) -> int | None:

@@ -43,7 +43,7 @@ def check_same_data(
             f"{told}; put the old ones back, take another --out, or go on with "
             "--accept-changed-data"
         )
-    screen.line(f"warning: {told}; going on, as asked", style="yellow")
+    screen.warn(f"{told}; going on, as asked")
 
 
 def _trained_on_others(cells: Sequence[Cell], screen: Screen) -> Iterator[tuple[Cell, str]]:

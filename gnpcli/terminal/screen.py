@@ -56,6 +56,10 @@ class Screen:
         if not self.is_quiet or style:
             self.console.print(words.readable(text), markup=False, style=style)
 
+    def warn(self, text: str) -> None:
+        """Print a warning, which stays, even when quiet."""
+        self.line(f"warning: {text}", style="yellow")
+
     def update(
         self, step: int, epoch: str, record: Mapping[str, float], images_per_s: float | None
     ) -> None:
