@@ -14,6 +14,7 @@ from tests.campaigns.campaign import Campaign, Case, Failed, sound
 from tests.campaigns.faults import Fault
 from tests.campaigns.lab import Lab
 from tests.campaigns.runs import LONG, SHORT, Left, check_same, go_on, read, resume, train
+from tests.commands import Completed
 
 SAME = "Parameters, optimizer, log, summary and names of files are those of the undisturbed run."
 RANDOM_KILLS = 200
@@ -162,13 +163,7 @@ def _fail_writing(
     lab: Lab, wanted: Left, fault: type[Fault], number: int, error: int, rest: bool, folder: Path
 ) -> str:
     done = _command(lab, "train", None, folder, fault(folder, number, error, rest=rest))
-    run = folder / "run"
-    if sound(done).returncode == 0:
-        check_same(wanted, run, done.stderr)
-        return "finished"
-    go_on(lab, run, SHORT)
-    check_same(wanted, run, done.stderr)
-    return "one line, then continued"
+    return _go_on_after(done, lab, wanted, folder / "run")
 
 
 def unreadable(lab: Lab, random_numbers: random.Random) -> list[Case]:
@@ -195,7 +190,11 @@ def _fail_reading(
 ) -> str:
     fault = Fault(folder, number, error, kind="read", rest=rest)
     done = _command(lab, "resume", template, folder, fault)
-    run = folder / "run"
+    return _go_on_after(done, lab, wanted, folder / "run")
+
+
+def _go_on_after(done: Completed, lab: Lab, wanted: Left, run: Path) -> str:
+    """Continue a run whose disk failed, unless it ended well all the same."""
     if sound(done).returncode == 0:
         check_same(wanted, run, done.stderr)
         return "finished"
