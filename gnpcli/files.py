@@ -38,6 +38,17 @@ def write_atomically(path: Path, text: str) -> None:
                 found.unlink()
 
 
+def open_at_once(path: Path) -> int:
+    """Open a file for reading, and return its descriptor, which does not block.
+
+    A pipe that nobody writes to is empty: an ordinary opening would wait for a writer.
+
+    Raises:
+        OSError: It cannot be opened.
+    """
+    return os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
+
+
 def read_file(path: Path) -> bytes:
     """Return what a file holds.
 
@@ -45,8 +56,7 @@ def read_file(path: Path) -> bytes:
         OSError: It cannot be read. A pipe or a device, which may have no end, is refused as a
             folder is.
     """
-    # Opening a pipe would wait for a writer.
-    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
+    descriptor = open_at_once(path)
     with open(descriptor, "rb") as file:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             raise OSError(errno.EISDIR, "not a file", str(path))

@@ -17,6 +17,8 @@ from typing import Any
 
 import yaml
 
+from gnpcli.files import open_at_once
+
 MAX_BYTES = 1 << 18
 """Size of the largest file that is read; presets and tables have a few thousand bytes."""
 MAX_DEPTH = 32
@@ -96,6 +98,11 @@ _SCALARS = (
 )
 """YAML 1.2.2, section 10.3.2. Whatever matches none of them is text."""
 
+_READERS: dict[str, Callable[[str], Any]] = {
+    "str": str,
+    **{scalar.kind: scalar.read for scalar in _SCALARS},
+}
+
 _Resolvers = dict[str, list[tuple[str, re.Pattern[str]]]]
 
 
@@ -173,8 +180,7 @@ def read_file(path: Path) -> Document:
 
 
 def _first_bytes(path: Path, count: int) -> bytes:
-    # A pipe that nobody writes to is empty, and does not wait: `os.open` would wait for a writer.
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    descriptor = open_at_once(path)
     os.set_blocking(descriptor, True)
     with open(descriptor, "rb") as file:
         return file.read(count)
@@ -191,7 +197,7 @@ def _decoded(content: bytes) -> str:
         line = content.count(b"\n", 0, error.start) + 1
         raise NotYaml(
             f"byte {content[error.start]:#04x} is not UTF-8: save it in UTF-8", line
-        ) from (error)
+        ) from error
 
 
 def read(text: str) -> Document:
@@ -221,7 +227,7 @@ def _compose(text: str) -> yaml.Node | None:
         line = text.count("\n", 0, error.position) + 1
         raise NotYaml(
             f"not valid YAML: it holds the character U+{error.character:04X}", line
-        ) from (error)
+        ) from error
     except (ValueError, OverflowError) as error:  # an escape of no character, such as "\UFFFFFFFF"
         raise NotYaml(f"not valid YAML: {error}") from error
 
@@ -283,12 +289,11 @@ def _key(node: yaml.Node) -> str:
 def _scalar(node: yaml.ScalarNode) -> Any:
     """Return the value of a scalar by its tag, which `_Loader` resolved or the text gives."""
     line = node.start_mark.line + 1
-    readers = {scalar.kind: scalar.read for scalar in _SCALARS} | {"str": str}
-    _check_tag(node, *readers)
+    _check_tag(node, *_READERS)
     kind = node.tag.removeprefix(_CORE)
     try:
         _check_form(node.value, kind)
-        return readers[kind](node.value)
+        return _READERS[kind](node.value)
     except NotYaml as error:
         raise NotYaml(str(error), line) from error
 
