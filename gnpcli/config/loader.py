@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from gnpcli.config import yaml12
 from gnpcli.config.checks import check_together, complete
 from gnpcli.config.messages import Places, explain, located
+from gnpcli.config.paths import is_usable
 from gnpcli.config.schedules import DEFAULT_SCHEDULE
 from gnpcli.config.schema import NAMED, RunConfig
 from gnpcli.config.section import (
@@ -20,7 +21,6 @@ from gnpcli.config.section import (
     ModelSections,
     NamedSection,
     Section,
-    is_usable,
 )
 from gnpcli.errors import ConfigError
 from gnpcli.git_lfs import pointer_advice

@@ -8,6 +8,15 @@ from pathlib import Path
 from gnpcli.errors import ConfigError
 
 
+def is_usable(text: str) -> bool:
+    """Return whether files and paths can hold a text."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # a file name that is not UTF-8 has half characters
+        return False
+    return "\0" not in text
+
+
 def expanded(text: str | os.PathLike[str], key: str | None = None) -> str:
     """Return a path with ``~`` and ``~user`` as home folders.
 
@@ -58,10 +67,8 @@ def checkpoint_path(text: str | os.PathLike[str]) -> Path:
             nothing else.
     """
     path = resolved_path(text)
-    try:
-        str(path).encode()
-    except UnicodeEncodeError as error:
+    if not is_usable(str(path)):
         raise ConfigError(
             f"{path}: checkpoints cannot be kept where a name is not UTF-8: take another folder"
-        ) from error
+        )
     return path

@@ -18,20 +18,12 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
+from gnpcli.config.paths import is_usable
 from gnpcli.errors import ConfigError
 from gnpcli.terminal.words import readable
 
 EMPTY = BeforeValidator(lambda keys: {} if keys is None else keys)
 """Reads ``section:`` with nothing below it as a section without keys."""
-
-
-def is_usable(text: str) -> bool:
-    """Return whether files and paths can hold a text."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:  # a file name that is not UTF-8 has half characters
-        return False
-    return "\0" not in text
 
 
 class Section(BaseModel):

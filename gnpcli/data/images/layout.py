@@ -19,6 +19,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 
+from gnpcli.config.paths import is_usable
 from gnpcli.data.images.entries import (
     SUFFIXES,
     FolderReader,
@@ -206,12 +207,10 @@ def _class_names(reader: FolderReader, split: str) -> tuple[str, ...]:
     """
     names = reader.look(split).folders
     for name in names:
-        try:
-            name.encode()
-        except UnicodeEncodeError:
+        if not is_usable(name):
             raise DataError(
                 f"{os.path.join(split, name)}: the name of this class is not UTF-8: rename it"
-            ) from None
+            )
     return names
 
 
