@@ -27,6 +27,8 @@ from pathlib import Path
 from typing import IO, Any
 
 READ_AT_IMPORT = ("JAX_", "XLA_", "PYTHON", "TF_", "OMP_", "OPENBLAS_")
+STARTS_WITHIN_S = 120
+"""How long the server may take to start a command, which no timeout of a command counts."""
 PROGRAM = "from gnpcli.cli import main; main()"
 SERVER = f"from tests.commands import serve; import sys; serve(sys.argv[1]); {PROGRAM}"
 
@@ -68,8 +70,8 @@ class CommandServer:
         """Run a command to its end.
 
         Raises:
-            subprocess.TimeoutExpired: After `timeout` seconds; the command has been killed, and
-                nothing of it is left.
+            subprocess.TimeoutExpired: `timeout` seconds after its start; the command has been
+                killed, and nothing of it is left.
         """
         with (
             tempfile.NamedTemporaryFile() as out,
@@ -78,10 +80,11 @@ class CommandServer:
         ):
             request = {"arguments": [*arguments], "cwd": str(cwd), "env": {**env}}
             connection.connect(self._path)
-            connection.settimeout(timeout)
+            connection.settimeout(STARTS_WITHIN_S)
             with connection.makefile("rw") as channel:
                 _send(channel, {**request, "out": out.name, "err": err.name})
                 pid = _receive(channel)
+                connection.settimeout(max(timeout, 1e-3))  # 0 would not wait, and not time out
                 try:
                     status, peak_bytes, cpu_s = _receive(channel)
                 except TimeoutError:

@@ -8,7 +8,7 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, KeysView, Set
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -83,6 +83,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default="small",
         help="Cases of each campaign: small, full, all or a number. See tests/campaigns.",
     )
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Refuse cases in an order that differs from process to process: xdist compares the lists."""
+    for mark in metafunc.definition.iter_markers("parametrize"):
+        has_order = not isinstance(mark.args[1], Set) or isinstance(mark.args[1], KeysView)
+        assert has_order, f"{metafunc.definition.nodeid} takes its cases from a set: sort them"
 
 
 @pytest.fixture(scope="session", autouse=True)

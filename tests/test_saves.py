@@ -139,7 +139,7 @@ def test_a_change_of_any_file_is_noticed_or_harmless(pair, tmp_path, change):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("change", CHANGES.keys() - {"flip", "zero"})
+@pytest.mark.parametrize("change", ["truncate", "empty", "remove"])
 def test_what_is_cut_or_lost_is_noticed_or_harmless(pair, tmp_path, change):
     every_change(pair, tmp_path, change)
 
