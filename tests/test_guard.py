@@ -13,7 +13,7 @@ import pytest
 from gnpcli.config.optimizers import AdamWConfig, OptimizerConfig, SgdConfig
 from gnpcli.config.resolved import ResolvedGr
 from gnpcli.config.schedules import ConstantConfig
-from gnpcli.config.schema import TrainConfig
+from gnpcli.config.training import TrainConfig
 from gnpcli.devices.mesh import make_mesh
 from gnpcli.models.base import Model
 from gnpcli.recipes.presets import resolve

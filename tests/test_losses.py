@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gnpcli.config.schema import GrConfig, TrainConfig
+from gnpcli.config.schema import GrConfig
+from gnpcli.config.training import TrainConfig
 from gnpcli.models.base import Model
 from gnpcli.step.losses import cross_entropy, is_outside_top, main_class, metric_sums, zero_sums
 from gnpcli.step.objective import make_objective

@@ -15,7 +15,7 @@ from gnpcli.config.optimizers import (
     RmsPropConfig,
     SgdConfig,
 )
-from gnpcli.config.schema import TrainConfig
+from gnpcli.config.training import TrainConfig
 from gnpcli.gnp import global_norm
 from gnpcli.step.optimizer import build_optimizer, clip_by_norm, decay_mask
 

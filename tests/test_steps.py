@@ -15,7 +15,7 @@ import pytest
 from gnpcli.config.optimizers import SgdConfig
 from gnpcli.config.resolved import Resolved, ResolvedGr
 from gnpcli.config.schedules import ConstantConfig
-from gnpcli.config.schema import TrainConfig
+from gnpcli.config.training import TrainConfig
 from gnpcli.devices.mesh import make_mesh, replicated
 from gnpcli.gnp import global_norm
 from gnpcli.models.base import Model

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from gnpcli.config.optimizers import AdamWConfig, RmsPropConfig, SgdConfig
-from gnpcli.config.schema import TrainConfig
+from gnpcli.config.training import TrainConfig
 from gnpcli.step.optimizer import build_optimizer, clip_ratio, make_statistics
 from gnpcli.step.telemetry import mean_and_variance, surrogate_gap, update_ratio
 

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from gnpcli.config.schema import TrainConfig
+from gnpcli.config.training import TrainConfig
 from gnpcli.gnp.trees import joined, widest
 from gnpcli.models.base import Params, State
 from gnpcli.step.state import Skips, TrainState

@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Float32, Key
 
-from gnpcli.config.schema import GrConfig, TrainConfig
+from gnpcli.config.schema import GrConfig
+from gnpcli.config.training import TrainConfig
 from gnpcli.devices import cpu
 from gnpcli.gnp.trees import half_squared_norm
 from gnpcli.models.base import Model, Params, State

@@ -10,7 +10,7 @@ import optax
 from jaxtyping import Array, Float, PyTree
 
 from gnpcli.config.optimizers import OptimizerConfig
-from gnpcli.config.schema import TrainConfig
+from gnpcli.config.training import TrainConfig
 from gnpcli.step.programs import Metrics, OptimizerStatistics
 from gnpcli.step.telemetry import mean_and_variance
 

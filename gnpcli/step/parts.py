@@ -8,7 +8,7 @@ import optax
 from jax.sharding import Mesh
 
 from gnpcli.config.resolved import Resolved, ResolvedGr
-from gnpcli.config.schema import TrainConfig
+from gnpcli.config.training import TrainConfig
 from gnpcli.data.feeds.base import TrainFeed
 from gnpcli.models.base import Model
 from gnpcli.step.optimizer import build_optimizer

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from gnpcli.config.schema import TrainConfig
+from gnpcli.config.training import TrainConfig
 from gnpcli.data.feeds.base import FeedData
 from gnpcli.devices import cpu
 from gnpcli.devices.mesh import replicated
