@@ -33,7 +33,8 @@ def split_names(text: str) -> list[str]:
     return [name for part in text.split(",") if (name := part.strip())]
 
 
-def _with_value(assignments: list[str]) -> list[str]:
+def with_value(assignments: list[str]) -> list[str]:
+    """Refuse a text that is not ``key=value``."""
     for text in assignments:
         key, equals, _ = text.partition("=")
         if not equals or not key.strip():
@@ -76,7 +77,7 @@ SetOption = Annotated[
     typer.Option(
         "--set",
         metavar="KEY=VALUE",
-        callback=_with_value,
+        callback=with_value,
         help="Set any key, for example --set optimizer.lr=0.01.",
     ),
 ]

@@ -25,6 +25,7 @@ from gnpcli.cli.options import (
     SetOption,
     TrustOption,
     resolve_options,
+    with_value,
 )
 from gnpcli.cli.output import print_json, say, start_process, warn
 from gnpcli.config.paths import user_path
@@ -50,6 +51,15 @@ RunDirOption = Annotated[
         metavar="FOLDER",
         help="New folder for the run.",
         show_default="a new one in runs/",
+    ),
+]
+ChangeOption = Annotated[
+    list[str],
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        callback=with_value,
+        help="Compute the run in another way from here on, for example --set mesh.devices=4.",
     ),
 ]
 RestartOption = Annotated[
@@ -103,6 +113,7 @@ def train(
 
 def resume(
     run: RunArgument,
+    assignments: ChangeOption = NOTHING_SET,
     max_steps: MaxStepsOption = None,
     accept_changed_data: AcceptChangedDataOption = False,
     trust_code: TrustOption = False,
@@ -112,11 +123,15 @@ def resume(
     restart: RestartOption = False,
 ) -> None:
     """Continue a run from its last good checkpoint, bit for bit."""
+    from gnpcli.config.loader import parse_changes
+
+    changes = parse_changes(assignments)
     start_process()
     from gnpcli.engine.train import resume as continue_run
 
     summary = continue_run(
         run,
+        changes,
         max_steps=max_steps,
         quiet=quiet,
         accept_changed_data=accept_changed_data,

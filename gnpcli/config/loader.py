@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import typing
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -84,11 +84,26 @@ def parse_overrides(
     Raises:
         ConfigError: An assignment without ``=`` or key, or a value that is not YAML.
     """
-    layers = [
-        Layer(nest(key, value), _sources(key, flag), is_typed=True)
-        for key, (flag, value) in (flags or {}).items()
-        if value is not None
+    return [
+        Layer(nest(key, value), _sources(key, source), is_typed=True)
+        for key, value, source in _overrides(assignments, flags or {})
     ]
+
+
+def parse_changes(
+    assignments: Sequence[str], flags: Mapping[str, tuple[str, Any]] | None = None
+) -> Tree:
+    """Return ``{"section.key": value}`` of flags and assignments; as `parse_overrides`."""
+    return {key: value for key, value, _ in _overrides(assignments, flags or {})}
+
+
+def _overrides(
+    assignments: Sequence[str], flags: Mapping[str, tuple[str, Any]]
+) -> Iterator[tuple[str, Any, str]]:
+    """Yield key, value and source of flags, and then of assignments."""
+    for key, (flag, value) in flags.items():
+        if value is not None:
+            yield key, value, flag
     for text in assignments:
         key, equals, raw = text.partition("=")
         key = key.strip()
@@ -96,10 +111,7 @@ def parse_overrides(
             raise ConfigError(
                 f"--set {text}: expected key=value, for example --set optimizer.lr=0.01"
             )
-        layers.append(
-            Layer(nest(key, _typed(text, key, raw)), _sources(key, "--set"), is_typed=True)
-        )
-    return layers
+        yield key, _typed(text, key, raw), "--set"
 
 
 def _typed(assignment: str, key: str, raw: str) -> Any:
@@ -279,11 +291,11 @@ def flatten(config: RunConfig) -> dict[str, Any]:
     }
 
 
-def differences(old: RunConfig, new: RunConfig) -> list[str]:
-    """Return one ``key: old -> new`` line for each key whose values differ."""
+def differences(old: RunConfig, new: RunConfig, besides: Collection[str] = ()) -> list[str]:
+    """Return one ``key: old -> new`` line for each key, none of `besides`, whose values differ."""
     before, after = flatten(old), flatten(new)
     return [
         f"{key}: {before.get(key, '-')} -> {after.get(key, '-')}"
         for key in sorted(before.keys() | after.keys())
-        if before.get(key) != after.get(key)
+        if before.get(key) != after.get(key) and key not in besides
     ]

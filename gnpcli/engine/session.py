@@ -49,6 +49,8 @@ class Session:
     """Go on where the data are others than at the last checkpoint."""
     restart: bool = False
     """Start anew where there are checkpoints and none is good."""
+    computed_otherwise: Sequence[str] = ()
+    """How it is computed otherwise than ``config.yaml`` says, a key each."""
 
     def go(self, max_steps: int | None, initial: TrainState | None = None) -> Summary:
         """Go on from the last checkpoint; else from `initial`; else as the configuration says.
@@ -176,7 +178,11 @@ class Session:
     def _environment(self, changes: Sequence[str]) -> dict[str, Any]:
         """Return what the session runs on, the data included."""
         facts = {**describe_environment(), "data": self.task.spec.digest}
-        return {**facts, "accepted_data_changes": list(changes)} if changes else facts
+        if changes:
+            facts["accepted_data_changes"] = list(changes)
+        if self.computed_otherwise:
+            facts["computed_otherwise"] = list(self.computed_otherwise)
+        return facts
 
     def _evaluators(self) -> dict[HeldOut, Evaluator]:
         """Return those of the held-out splits; the first one decides which checkpoint is best."""

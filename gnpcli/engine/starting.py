@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from functools import partial
 from typing import NamedTuple
 
-from gnpcli.config.loader import differences
+from gnpcli.config.same_run import another_run
 from gnpcli.engine.same_data import accepted_changes
 from gnpcli.engine.task import Task
 from gnpcli.errors import CheckpointError
@@ -122,6 +122,6 @@ def _none_is_good(
 
 
 def _check_same_run(saved: Description, task: Task, what: str) -> None:
-    different = differences(saved.config, task.config)
+    different = another_run(saved.config, task.config)
     if different:
         raise CheckpointError(f"{what} is of another configuration: " + "; ".join(different))

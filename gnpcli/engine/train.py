@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+from gnpcli.config.loader import differences
 from gnpcli.config.paths import checkpoint_path
 from gnpcli.config.resolved import Resolved
+from gnpcli.config.same_run import computed_otherwise
 from gnpcli.data.base import Dataset
 from gnpcli.data.registry import as_configured, describe_data
 from gnpcli.devices.mesh import make_mesh
@@ -86,6 +89,7 @@ def train(
 
 def resume(
     run_dir: Path | str,
+    changes: Mapping[str, Any] | None = None,
     *,
     data: Dataset | None = None,
     hooks: Sequence[Hook] = (),
@@ -99,6 +103,9 @@ def resume(
 
     Args:
         run_dir: The folder of the run.
+        changes: ``{"section.key": value}`` of how the run is computed from here on
+            (`gnpcli.config.same_run.COMPUTED_BY`). ``config.yaml`` stays as it is, and
+            ``environment.json`` records them.
         data: The data set that `train` was given, where it was given one.
         hooks, screen, max_steps, quiet: As of `train`.
         accept_changed_data: Go on where the data are others than at the last checkpoint, if they
@@ -113,13 +120,14 @@ def resume(
             since.
         RunReadError: A file of the run cannot be read. Nothing was changed.
         ConfigError: The model is code of somebody's own, which the program has not imported and
-            ``GNP_TRUST_CODE`` does not allow.
+            ``GNP_TRUST_CODE`` does not allow. Or a key of `changes` says what the run is.
         FolderInUse: Another process trains the run, and is named.
         GnpError: As of `train`.
     """
     screen = screen or Screen(quiet=quiet)
     run_dir = Path(run_dir)
-    config = with_code(RunFolder(run_dir).config(), f"{run_dir}/config.yaml")
+    begun = with_code(RunFolder(run_dir).config(), f"{run_dir}/config.yaml")
+    config = computed_otherwise(begun, changes or {})
     run = RunFolder(checkpoint_path(run_dir), screen.warn)
     with run.claimed():
         task, dataset = _prepare(config, data, screen)
@@ -131,6 +139,7 @@ def resume(
             hooks,
             accept_changed_data=accept_changed_data,
             restart=restart,
+            computed_otherwise=differences(begun, config),
         )
         return session.go(max_steps)
 

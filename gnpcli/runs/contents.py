@@ -118,6 +118,8 @@ class Session(TypedDict, total=False):
     """`gnpcli.data.base.DataSpec.digest`; sessions of older versions have none."""
     accepted_data_changes: list[str]
     """What had changed of the data since the last session, where that was accepted."""
+    computed_otherwise: list[str]
+    """How the session was computed otherwise than ``config.yaml`` says, a key each."""
 
 
 @with_config(_STRICT)

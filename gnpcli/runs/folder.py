@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
-from gnpcli.config.loader import differences, dump, read_yaml
+from gnpcli.config.loader import dump, read_yaml
 from gnpcli.config.paths import checkpoint_path
 from gnpcli.config.resolved import Resolved
+from gnpcli.config.same_run import another_run
 from gnpcli.config.schema import CheckpointConfig
 from gnpcli.errors import ConfigError
 from gnpcli.files import leftovers, set_aside, write_atomically
@@ -136,7 +137,7 @@ class RunFolder:
         """
         path = self.path
         if self.exists():
-            different = differences(self.config(), config)
+            different = another_run(self.config(), config)
             if different:
                 raise ConfigError(
                     f"{path} holds a run with another configuration ({'; '.join(different)}): take "

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from gnpcli.config.loader import differences, flatten
+from gnpcli.config.loader import flatten
 from gnpcli.config.resolved import Resolved, settle
+from gnpcli.config.same_run import another_run
 from gnpcli.config.schema import RunConfig
 from gnpcli.errors import ConfigError
 from gnpcli.runs.folder import RunFolder
@@ -116,7 +117,7 @@ def check_folders(cells: Iterable[Cell]) -> dict[str, CellState]:
     others = []
     for cell in cells:
         run = RunFolder(cell.run_dir)
-        different = _differences(run, cell)
+        different = another_run(run.config(), cell.config) if run.exists() else []
         states[cell.name] = _state(run)
         if different:
             keys = "; ".join(different)
@@ -125,15 +126,6 @@ def check_folders(cells: Iterable[Cell]) -> dict[str, CellState]:
         more = f" (and {len(others) - 1} more cells)" if len(others) > 1 else ""
         raise ConfigError(f"{others[0]}{more}: take another --out")
     return states
-
-
-def _differences(run: RunFolder, cell: Cell) -> list[str]:
-    """Return where a run's configuration differs from its cell's."""
-    if not run.exists():
-        return []
-    recorded, wanted = run.config(), cell.config
-    # Groups per device are of the devices that the run began on, and it recorded how many.
-    return differences(recorded, settle(wanted, lambda: recorded.gr.groups))
 
 
 def _state(run: RunFolder) -> CellState:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from gnpcli.config.same_run import how_computed
 from gnpcli.devices.signals import stop_signals
 from gnpcli.errors import Interrupted
 from gnpcli.runs.folder import RunFolder
@@ -200,6 +201,7 @@ def _start(item: CellProgress, share: Share, accept_changed_data: bool) -> _Job:
         log_start = log.tell()
     task = {
         "config": cell.config.model_dump(mode="json"),
+        "how_computed": how_computed(cell.config),
         "run_dir": str(cell.run_dir),
         "cpus": share.cpus,
         "accept_changed_data": accept_changed_data,

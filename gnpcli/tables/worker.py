@@ -72,7 +72,8 @@ def _run(task: dict[str, Any]) -> None:
     load_model(task["config"]["model"]["name"])  # the table's process was allowed to
     run_dir = Path(task["run_dir"])
     if RunFolder(run_dir).exists():
-        resume(run_dir, accept_changed_data=task["accept_changed_data"])
+        changes, accept = task["how_computed"], task["accept_changed_data"]
+        resume(run_dir, changes, accept_changed_data=accept)
     else:
         train(read_resolved([Layer(task["config"])]), run_dir)
 
