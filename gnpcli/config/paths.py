@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 from gnpcli.errors import ConfigError
@@ -17,6 +18,15 @@ def is_usable(text: str) -> bool:
     return "\0" not in text
 
 
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
+"""``gs://bucket/x``, also as ``gs:/bucket/x``, which `Path` makes of it. A drive has one letter."""
+
+
+def is_url(text: str) -> bool:
+    """Return whether a text names something by a scheme, such as ``gs://bucket/x``."""
+    return _URL.match(text) is not None
+
+
 def expanded(text: str | os.PathLike[str], key: str | None = None) -> str:
     """Return a path with ``~`` and ``~user`` as home folders.
 
@@ -25,12 +35,14 @@ def expanded(text: str | os.PathLike[str], key: str | None = None) -> str:
         key: Key of the configuration that it is the value of, for the error.
 
     Raises:
-        ConfigError: It holds a NUL, which no path can, or names the home of a user who is not
-            there.
+        ConfigError: It holds a NUL, which no path can, is a URL, or names the home of a user who
+            is not there.
     """
     path = os.fspath(text)
     if "\0" in path:
         raise ConfigError(f"{path!r}: a path cannot hold a NUL character", key)
+    if is_url(path):
+        raise ConfigError(f"{path} is a URL, not a path: {_instead(path)}", key)
     full = os.path.expanduser(path)
     if path.startswith("~") and full == path:
         user = path.partition("/")[0]
@@ -38,6 +50,26 @@ def expanded(text: str | os.PathLike[str], key: str | None = None) -> str:
             f"{path}: {user} is the home of no user; a folder of that name is ./{user}", key
         )
     return full
+
+
+def _instead(url: str) -> str:
+    """Return what to give in the place of a URL."""
+    scheme, _, rest = url.partition(":")
+    if scheme.lower() == "file":
+        return f"write /{rest.lstrip('/')}"
+    return "copy what is there to this machine, or mount it, and give the path of that"
+
+
+def expanded_variable(name: str) -> str:
+    """Return the path in a variable of the environment; empty where it is not set.
+
+    Raises:
+        ConfigError: As `expanded`, with the name of the variable.
+    """
+    try:
+        return expanded(os.environ.get(name, ""))
+    except ConfigError as error:
+        raise ConfigError(f"{name}: {error}") from None
 
 
 def user_path(text: str | os.PathLike[str]) -> Path:

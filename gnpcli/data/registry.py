@@ -12,7 +12,7 @@ import os
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol, cast
 
-from gnpcli.config.paths import expanded
+from gnpcli.config.paths import expanded, is_url
 from gnpcli.data.archives.places import data_dirs
 from gnpcli.data.progress import ProgressListener
 from gnpcli.errors import ConfigError, suggest
@@ -367,7 +367,7 @@ def _entry_of_scheme(name: str, directory: str | None) -> SourceEntry:
 
 def _folder_hint(name: str, directory: str | None) -> str:
     """Return what to write for a name that is a folder; nothing where it is none."""
-    if os.path.isdir(expanded(name, "data.name")):
+    if not is_url(name) and os.path.isdir(expanded(name, "data.name")):
         return f" - did you mean 'folder:{name}'?"
     if name and any(os.path.isdir(os.path.join(place, name)) for place in data_dirs(directory)):
         return f" - did you mean 'tfds:{name}'?"

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from gnpcli import __version__
-from gnpcli.config.paths import user_path
+from gnpcli.config.paths import expanded_variable, user_path
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8
 
@@ -42,10 +42,10 @@ def cache_dir() -> Path:
     Raises:
         ConfigError: If neither variable is set and there is no home directory.
     """
-    if own := os.environ.get("GNP_CACHE_DIR"):
-        return user_path(own)
-    if shared := os.environ.get("XDG_CACHE_HOME"):
-        return user_path(shared) / "gnp"
+    if own := expanded_variable("GNP_CACHE_DIR"):
+        return Path(own)
+    if shared := expanded_variable("XDG_CACHE_HOME"):
+        return Path(shared) / "gnp"
     return user_path("~/.cache/gnp")
 
 

@@ -14,10 +14,12 @@ from typing import Any, NoReturn
 
 STOP_SIGNALS = tuple(
     signal.Signals[name]
-    for name in ("SIGINT", "SIGTERM", "SIGHUP")
+    for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2")
     if name in signal.Signals.__members__
 )
-"""Ctrl-C, what ends a process, and what a terminal sends when it is closed."""
+"""Ctrl-C, what ends a process, what a terminal sends when it is closed, and what Slurm and its
+tools send some time before the limit of a job.
+"""
 
 GRACE_S = 2.0
 """Seconds after the first signal in which more of them are taken for the same one."""
@@ -90,11 +92,11 @@ def command_signals() -> Iterator[None]:
     the process exits with the status of a shell. A command that does not end soon says so. Ctrl-C
     within the next `GRACE_S` is the same one. A later one ends the process at once, also while it
     is in code that is not Python's. After the block, which is to be the end of the process, Ctrl-C
-    ends it silently.
+    ends it silently. Where Ctrl-C is ignored from the start, as in the background of a script, it
+    stays ignored.
     """
     global _watch
-    is_main = threading.current_thread() is threading.main_thread()
-    if not is_main or signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    if threading.current_thread() is not threading.main_thread():
         yield
         return
     _watch = _Watch()
@@ -160,7 +162,9 @@ class _Watch:
         self._receiver, self._sender = os.pipe()
         os.set_blocking(self._sender, False)
         self._outer_sender = signal.set_wakeup_fd(self._sender, warn_on_full_buffer=False)
-        signal.signal(signal.SIGINT, self._raise)
+        self._is_deaf = signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+        if not self._is_deaf:
+            signal.signal(signal.SIGINT, self._raise)
         self._outer_unraisable, sys.unraisablehook = sys.unraisablehook, self._on_unraisable
         self._outer_print, sys.excepthook = sys.excepthook, self._on_print
         threading.Thread(target=self._look, name="gnp-signals", daemon=True).start()
@@ -168,7 +172,8 @@ class _Watch:
     def close(self) -> None:
         """Leave what is left of the process to the system's own answer."""
         self._is_over.set()
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        if not self._is_deaf:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
         signal.set_wakeup_fd(self._outer_sender)
 
     def _raise(self, number: int, frame: FrameType | None) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from gnpcli.config.loader import differences
-from gnpcli.config.paths import checkpoint_path
+from gnpcli.config.paths import checkpoint_path, user_path
 from gnpcli.config.resolved import Resolved
 from gnpcli.config.same_run import computed_otherwise
 from gnpcli.data.base import Dataset
@@ -67,7 +67,7 @@ def train(
         DataError: The data is missing or damaged.
         DivergenceError: A loss or a gradient is not finite (``train.on_nonfinite``).
         FolderInUse: Another process trains in `run_dir`, and is named.
-        Interrupted: SIGINT, SIGTERM or SIGHUP came. The run is saved.
+        Interrupted: One of `gnpcli.devices.signals.STOP_SIGNALS` came. The run is saved.
         GnpError: Anything else that its message names. The run folder is left resumable.
     """
     screen = screen or Screen(quiet=quiet)
@@ -125,7 +125,7 @@ def resume(
         GnpError: As of `train`.
     """
     screen = screen or Screen(quiet=quiet)
-    run_dir = Path(run_dir)
+    run_dir = user_path(run_dir)
     begun = with_code(RunFolder(run_dir).config(), f"{run_dir}/config.yaml")
     config = computed_otherwise(begun, changes or {})
     run = RunFolder(checkpoint_path(run_dir), screen.warn)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Literal
 
 from gnpcli.config.same_run import how_computed
-from gnpcli.devices.signals import stop_signals
+from gnpcli.devices.signals import STOP_SIGNALS, stop_signals
 from gnpcli.errors import Interrupted
 from gnpcli.runs.folder import RunFolder
 from gnpcli.tables.cells import Cell, CellState
@@ -27,6 +27,9 @@ from gnpcli.tables.values import final_value, latest_value
 POLL_S = 0.2
 LOOK_EVERY_S = 2.0
 """Seconds between two looks into the metrics of a running cell."""
+
+_STOPPED = [status for number in STOP_SIGNALS for status in (128 + number, -number)]
+"""Statuses of a cell that was stopped: it has saved its state, or had nothing to save yet."""
 
 CellStatus = Literal["waiting", "running", "kept", "finished", "failed", "stopped"]
 """Where a cell stands in this run of the table; ``kept`` was finished before."""
@@ -82,7 +85,7 @@ def run_cells(
         Where each cell stands at the end: kept, finished or failed.
 
     Raises:
-        Interrupted: After SIGINT, SIGTERM or SIGHUP, when every running cell has saved its state.
+        Interrupted: After one of `STOP_SIGNALS`, when every running cell has saved its state.
     """
     progress = [_before(cell, states[cell.name], metric) for cell in cells]
     pool = _Pool(progress, shares, metric, accept_changed_data)
@@ -236,7 +239,7 @@ def _settle(job: _Job, metric: Metric) -> None:
         job.process.stdin.close()
     if code == 0 and run.summary()["status"] == "finished":
         item.status, item.value = "finished", final_value(run, metric)
-    elif code in (128 + signal.SIGTERM, -signal.SIGTERM):  # saved, or nothing to save yet
+    elif code in _STOPPED:
         item.status = "stopped"
     else:
         item.status, item.problem = "failed", _why(code, item.cell.log, job.log_start)

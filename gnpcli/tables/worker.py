@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from gnpcli.config.loader import Layer
+from gnpcli.devices.signals import command_signals
 from gnpcli.devices.start import start_jax
 from gnpcli.locks import FolderInUse
 from gnpcli.models.own import explain
@@ -34,7 +35,9 @@ def main() -> None:
     if task["cpus"] and hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, task["cpus"])  # before jax counts them
     try:
-        _run_when_free(task)
+        # All processes of a job may get a signal that this one gets from its starter, too.
+        with command_signals():
+            _run_when_free(task)
     except Exception as error:
         message, status = explain(error)
         if message is None:

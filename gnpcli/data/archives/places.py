@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from gnpcli.config.paths import expanded
+from gnpcli.config.paths import expanded, expanded_variable
 
 
 def data_dirs(directory: str | None) -> list[str]:
@@ -17,7 +17,12 @@ def data_dirs(directory: str | None) -> list[str]:
     """
     if directory is not None:
         return [expanded(directory, "data.dir")]
-    found = [_variable("GNP_DATA_DIR"), "data", _variable("TFDS_DATA_DIR"), _tfds_default()]
+    found = [
+        expanded_variable("GNP_DATA_DIR"),
+        "data",
+        expanded_variable("TFDS_DATA_DIR"),
+        _tfds_default(),
+    ]
     return list(dict.fromkeys(place for place in found if place))
 
 
@@ -31,7 +36,8 @@ def target_dir(directory: str | None) -> str:
     """Return the one of `data_dirs` in which missing data sets are prepared; it need not exist."""
     if directory is not None:
         return expanded(directory, "data.dir")
-    return _variable("GNP_DATA_DIR") or _variable("TFDS_DATA_DIR") or _tfds_default()
+    own, shared = expanded_variable("GNP_DATA_DIR"), expanded_variable("TFDS_DATA_DIR")
+    return own or shared or _tfds_default()
 
 
 def image_folder(name: str, directory: str | None, split: str = "train") -> str | None:
@@ -40,10 +46,6 @@ def image_folder(name: str, directory: str | None, split: str = "train") -> str 
         if os.path.isdir(os.path.join(place, split)):
             return place
     return None
-
-
-def _variable(name: str) -> str:
-    return expanded(os.environ.get(name, ""))
 
 
 def _tfds_default() -> str:
