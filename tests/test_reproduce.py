@@ -6,97 +6,26 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from gnpcli.runs.folder import RunFolder
-from gnpcli.runs.log import read_metrics
 from tests.conftest import Gnp, fails
+from tests.tables import TINY, children, command, has_step, records, wait_for
 
-TABLE = """\
-title: Tiny
-purpose: Two columns of a few steps
-preset: vit-nano-digits
-set:
-  data: {batch_size: 256}
-  optimizer: {lr: 0.002}
-  schedule: {warmup_epochs: 1}
-  train: {epochs: 2, log_every_steps: 1}
-  checkpoint: {every_steps: 1, keep: 1, keep_best: false}
-  mesh: {devices: 1}
-seeds: [0, 1]
-baseline: adam
-rows:
-  nano: {label: ViT-nano}
-columns:
-  adam:
-    label: Adam
-    set:
-      gr: {strategy: none}
-  zero:
-    label: zero-warmup
-    set:
-      gr: {strategy: zero-warmup, r: 0.05}
-"""
-"""5 steps an epoch, 10 in all."""
-
-FAILING = f"""{TABLE}  wild:
+FAILING = f"""{TINY}  wild:
     set:
       gr: {{strategy: constant, r: 1.0e+38}}
 """
-CLOCK = ("elapsed_s", "images_per_s")
-
-
-def command(*arguments: object) -> list[str]:
-    return [
-        sys.executable,
-        "-c",
-        "from gnpcli.cli import main; main()",
-        "reproduce-table",
-        *map(str, arguments),
-    ]
-
-
-def records(out: Path) -> dict[str, list[dict[str, Any]]]:
-    """What every cell has logged, but for wall-clock fields, which no run repeats."""
-    return {
-        str(path.parent.relative_to(out)): [
-            {key: value for key, value in record.items() if key not in CLOCK}
-            for record in read_metrics(path)
-        ]
-        for path in sorted(out.glob("cells/*/*/*/metrics.jsonl"))
-    }
-
-
-def wait_for(
-    condition: Callable[[], bool], process: subprocess.Popen[Any], timeout_s: float = 240
-) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
-        assert process.poll() is None, "it ended before"
-        time.sleep(0.02)
-
-
-def has_step(folder: Path, step: int) -> bool:
-    return any(record["step"] >= step for record in read_metrics(folder / "metrics.jsonl"))
-
-
-def children(process: subprocess.Popen[Any]) -> list[int]:
-    found = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True).stdout
-    return [int(line) for line in found.split()]
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A table that ran without anything happening to it."""
     folder = tmp_path_factory.mktemp("table")
-    (folder / "tiny.yaml").write_text(TABLE)
+    (folder / "tiny.yaml").write_text(TINY)
     done = subprocess.run(
         command("tiny.yaml", "--out", "out"), cwd=folder, capture_output=True, text=True
     )
@@ -194,7 +123,7 @@ def test_another_configuration_is_refused_before_anything_runs(gnp: Gnp, whole: 
 def test_kill_9_in_the_middle_and_the_same_command_again_change_nothing(
     gnp: Gnp, whole: Path, tmp_path: Path, victim: str
 ):
-    (tmp_path / "tiny.yaml").write_text(TABLE)
+    (tmp_path / "tiny.yaml").write_text(TINY)
     process = subprocess.Popen(
         command("tiny.yaml", "--out", "out"),
         cwd=tmp_path,
@@ -233,7 +162,7 @@ def test_kill_9_in_the_middle_and_the_same_command_again_change_nothing(
 
 @pytest.mark.slow
 def test_a_cell_that_another_process_works_on_waits_for_it(gnp: Gnp, tmp_path: Path):
-    (tmp_path / "tiny.yaml").write_text(TABLE)
+    (tmp_path / "tiny.yaml").write_text(TINY)
     folder = tmp_path / "out" / "cells" / "nano" / "adam" / "seed0"
     with RunFolder(folder).claimed("if missing"):
         process = subprocess.Popen(
@@ -256,7 +185,7 @@ def test_a_cell_that_another_process_works_on_waits_for_it(gnp: Gnp, tmp_path: P
 def test_a_signal_saves_the_running_cell_and_tells_what_there_is(
     whole: Path, tmp_path: Path, number: signal.Signals
 ):
-    (tmp_path / "tiny.yaml").write_text(TABLE.replace("epochs: 2,", "epochs: 4000,"))
+    (tmp_path / "tiny.yaml").write_text(TINY.replace("epochs: 2,", "epochs: 4000,"))
     process = subprocess.Popen(
         command("tiny.yaml", "--out", "out"),
         cwd=tmp_path,
@@ -321,7 +250,7 @@ def test_a_table_whose_data_is_missing_says_what_to_do(gnp: Gnp, tmp_path: Path)
 
 @pytest.mark.slow
 def test_a_dry_run_counts_steps_and_estimates_time_and_runs_nothing(gnp: Gnp, tmp_path: Path):
-    (tmp_path / "tiny.yaml").write_text(TABLE)
+    (tmp_path / "tiny.yaml").write_text(TINY)
     done = gnp("reproduce-table", "tiny.yaml", "--out", "out", "--dry-run", "--json", timeout=900)
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
@@ -339,7 +268,7 @@ def test_a_dry_run_counts_steps_and_estimates_time_and_runs_nothing(gnp: Gnp, tm
 def test_two_jobs_share_the_cores_and_give_the_same_table(gnp: Gnp, whole: Path, tmp_path: Path):
     if len(os.sched_getaffinity(0)) < 2:
         pytest.skip("one core only")
-    (tmp_path / "tiny.yaml").write_text(TABLE)
+    (tmp_path / "tiny.yaml").write_text(TINY)
     done = gnp("reproduce-table", "tiny.yaml", "--out", "out", "--jobs", "2", "--json", timeout=900)
     assert done.returncode == 0, done.stderr
     ours, theirs = json.loads(done.stdout), json.loads((whole / "out" / "table.json").read_text())

@@ -89,6 +89,13 @@ JobsOption = Annotated[
         help="Cells at a time. They share the GPUs, or else the cores.",
     ),
 ]
+JoinOption = Annotated[
+    bool,
+    typer.Option(
+        "--join",
+        help="Divide the cells with the same command elsewhere, on any machine that has --out.",
+    ),
+]
 RenderOption = Annotated[
     bool,
     typer.Option(
@@ -119,6 +126,7 @@ def reproduce_table(
     assignments: SetOption = NOTHING_SET,
     out: OutOption = None,
     jobs: JobsOption = 1,
+    join: JoinOption = False,
     trust_code: TrustOption = False,
     dry_run: DryRunOption = False,
     render: RenderOption = False,
@@ -134,8 +142,9 @@ def reproduce_table(
     """
     from gnpcli.tables.spec import Changes, choose, load_table
 
-    if render and dry_run:
-        raise typer.BadParameter("there is nothing to run with --render", param_hint="--dry-run")
+    for hint, is_given in (("--dry-run", dry_run), ("--join", join)):
+        if render and is_given:
+            raise typer.BadParameter("there is nothing to run with --render", param_hint=hint)
     table = load_table(name)
     row_names = choose(table, "rows", "--models", _names(models))
     column_names = choose(table, "columns", "--columns", _names(columns))
@@ -147,13 +156,15 @@ def reproduce_table(
         _finish(part, chosen, as_json)
         return
     from gnpcli.tables.cells import check_folders, make_cells
+    from gnpcli.tables.joining import at_work
 
     cells = make_cells(table, row_names, column_names, chosen or table.spec.seeds, changes, folder)
     states = check_folders(cells)
     if dry_run:
         _dry_run(part, cells, states, as_json)
     else:
-        _run_all(part, cells, states, jobs, as_json, quiet, accept_changed_data)
+        with at_work(folder, cells, join=join):
+            _run_all(part, cells, states, jobs, as_json, quiet, accept_changed_data)
 
 
 def _names(text: str | None) -> list[str] | None:
@@ -269,15 +280,13 @@ def _complain(progress: Sequence[CellProgress]) -> None:
 
 def _finish(part: _Part, seeds: Sequence[int] | None, as_json: bool) -> None:
     """Tell the result of the cells in a folder, and write its files, if there is any."""
-    from gnpcli.errors import ConfigError
-    from gnpcli.tables.results import collect
-
-    result = collect(part.table, part.rows, part.columns, seeds, part.folder)
-    if not any(cell.runs for cell in result.cells.values()):
-        raise ConfigError(f"{part.folder} holds no cell of table {part.table.name} yet")
+    from gnpcli.tables.joining import alone
     from gnpcli.tables.outputs import write_outputs
 
-    paths = write_outputs(result, part.folder)
+    # Who comes later has read later: the files tell all that has ended.
+    with alone(part.folder):
+        result = _collect(part, seeds)
+        paths = write_outputs(result, part.folder)
     if as_json:
         from gnpcli.tables.formats import to_dict
 
@@ -285,6 +294,16 @@ def _finish(part: _Part, seeds: Sequence[int] | None, as_json: bool) -> None:
         return
     _print(result)
     say("", f"written: {part.folder}/{{{','.join(path.name for path in paths)}}}")
+
+
+def _collect(part: _Part, seeds: Sequence[int] | None) -> TableResult:
+    from gnpcli.errors import ConfigError
+    from gnpcli.tables.results import collect
+
+    result = collect(part.table, part.rows, part.columns, seeds, part.folder)
+    if not any(cell.runs for cell in result.cells.values()):
+        raise ConfigError(f"{part.folder} holds no cell of table {part.table.name} yet")
+    return result
 
 
 def _print(result: TableResult) -> None:

@@ -21,6 +21,7 @@ from gnpcli.locks.holder import (
     FolderInUse,
     Holder,
     LockLost,
+    read_holder,
 )
 
 __all__ = [
@@ -33,4 +34,5 @@ __all__ = [
     "Holder",
     "LockLost",
     "Making",
+    "read_holder",
 ]

@@ -49,6 +49,11 @@ class Cell:
         """What its process prints, beside the run folder: a new run wants an empty one."""
         return self.run_dir.with_name(f"{self.run_dir.name}.log")
 
+    @property
+    def claim(self) -> Path:
+        """The folder that is there, and locked, while a command runs this cell."""
+        return self.run_dir.with_name(f"{self.run_dir.name}.claim")
+
 
 def run_dir(out: Path, row: str, column: str, seed: int) -> Path:
     """Return the run folder of a cell."""

@@ -78,7 +78,7 @@ class TableDisplay:
             text = f"{spread(sample.mean, sample.std)} ({sample.n} of {len(items)})"
             lines.append(Styled(text, "bold"))
         for item in items:
-            if item.status == "running":
+            if item.status in ("running", "elsewhere"):
                 lines.append(Styled(self._running(item), "cyan"))
         for item in items:
             if item.status == "failed":
@@ -91,6 +91,8 @@ class TableDisplay:
             parts.append(f"epoch {item.epoch:.0f}/{item.cell.config.train.epochs}")
         if item.value is not None:
             parts.append(self._value(item))
+        if item.status == "elsewhere":
+            parts.append(_where(item))
         return " ".join(parts)
 
     def _value(self, item: CellProgress) -> str:
@@ -117,6 +119,8 @@ class TableDisplay:
                 return f"{name}: {self._value(item)} ({done})"
             case "failed":
                 return f"{name}: failed: {item.problem}"
+            case "elsewhere":
+                return f"{name}: running {_where(item)}"
             case "running" if is_new:
                 return f"{name}: running, {cell.log} tells more"
             case "running":
@@ -135,6 +139,11 @@ class TableDisplay:
         trace: TracebackType | None,
     ) -> None:
         self._live.__exit__(kind, error, trace)
+
+
+def _where(item: CellProgress) -> str:
+    """Return who runs a cell elsewhere."""
+    return "elsewhere" if item.holder is None else f"on {item.holder.host} pid {item.holder.pid}"
 
 
 def _count_done(progress: Sequence[CellProgress]) -> int:

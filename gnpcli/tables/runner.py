@@ -1,9 +1,14 @@
-"""Runs the cells of a table, each in a process of its own: how one ends is no matter to others."""
+"""Runs the cells of a table, each in a process of its own: how one ends is no matter to others.
+
+A cell is claimed before it is run (`gnpcli.tables.claims`). Commands that share a folder so divide
+the cells: each passes over those that others have, and waits in the end until all are done.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import signal
 import subprocess
@@ -17,22 +22,27 @@ from typing import Literal
 
 from gnpcli.config.same_run import how_computed
 from gnpcli.devices.signals import STOP_SIGNALS, stop_signals
-from gnpcli.errors import Interrupted
+from gnpcli.errors import ConfigError, Interrupted
+from gnpcli.locks import Holder
 from gnpcli.runs.folder import RunFolder
-from gnpcli.tables.cells import Cell, CellState
+from gnpcli.tables.cells import Cell, CellState, check_folders
+from gnpcli.tables.claims import claim, who_runs
 from gnpcli.tables.schema import Metric
 from gnpcli.tables.shares import Share
 from gnpcli.tables.values import final_value, latest_value
 
 POLL_S = 0.2
 LOOK_EVERY_S = 2.0
-"""Seconds between two looks into the metrics of a running cell."""
+"""Seconds between two looks at a running cell, and at those that other commands may have."""
 
 _STOPPED = [status for number in STOP_SIGNALS for status in (128 + number, -number)]
 """Statuses of a cell that was stopped: it has saved its state, or had nothing to save yet."""
 
-CellStatus = Literal["waiting", "running", "kept", "finished", "failed", "stopped"]
-"""Where a cell stands in this run of the table; ``kept`` was finished before."""
+CellStatus = Literal["waiting", "running", "elsewhere", "kept", "finished", "failed", "stopped"]
+"""Where a cell stands in this run of the table.
+
+``kept`` was finished before. Another command runs what is ``elsewhere``.
+"""
 
 
 @dataclass
@@ -46,11 +56,20 @@ class CellProgress:
     """Of the metric: the latest while running, else the final one."""
     problem: str = ""
     """Why it failed, in a line."""
+    holder: Holder | None = None
+    """Who runs it elsewhere."""
+    had_diverged: bool = False
+    """Whether it had before this command came: then it is tried again."""
 
     @property
     def is_done(self) -> bool:
         """Whether its run is finished."""
         return self.status in ("kept", "finished")
+
+    @property
+    def is_open(self) -> bool:
+        """Whether this command may come to run it."""
+        return self.status in ("waiting", "elsewhere")
 
     @property
     def share(self) -> float:
@@ -72,6 +91,8 @@ def run_cells(
 ) -> list[CellProgress]:
     """Bring every cell to its end that is not there yet, as many at a time as there are `shares`.
 
+    Cells that other commands run are waited for. One whose command is killed is taken over.
+
     Args:
         cells: In the order in which to run them.
         states: How far they are, from `gnpcli.tables.cells.check_folders`.
@@ -85,6 +106,7 @@ def run_cells(
         Where each cell stands at the end: kept, finished or failed.
 
     Raises:
+        RunWriteError: The folder cannot be written.
         Interrupted: After one of `STOP_SIGNALS`, when every running cell has saved its state.
     """
     progress = [_before(cell, states[cell.name], metric) for cell in cells]
@@ -94,7 +116,7 @@ def run_cells(
             while pool.is_busy:
                 if received:
                     pool.stop()
-                pool.start_waiting()
+                pool.start_open()
                 pool.look()
                 show(progress)
                 time.sleep(POLL_S)
@@ -118,6 +140,7 @@ def _before(cell: Cell, state: CellState, metric: Metric) -> CellProgress:
         item.status, item.value = "kept", final_value(run, metric)
     elif state == "begun":
         item.epoch, item.value = latest_value(run, metric)
+        item.had_diverged = run.summary()["status"] == "diverged"
     return item
 
 
@@ -127,13 +150,10 @@ class _Job:
 
     progress: CellProgress
     share: Share
+    claim: contextlib.ExitStack
     process: subprocess.Popen[bytes]
     log_start: int
     """Bytes of the cell's log that earlier processes wrote."""
-    looked: float = 0.0
-    """When its metrics were looked into, on the monotonic clock."""
-    seen: int = 0
-    """Bytes of its metrics then."""
 
 
 class _Pool:
@@ -146,33 +166,78 @@ class _Pool:
         metric: Metric,
         accept_changed_data: bool,
     ):
-        self._waiting = deque(item for item in progress if item.status == "waiting")
+        self._open = [item for item in progress if item.status == "waiting"]
         self._free = deque(shares)
         self._metric = metric
         self._accept = accept_changed_data
         self._jobs: list[_Job] = []
+        self._sizes: dict[str, int] = {}
+        """Bytes of the metrics of each cell when they were read."""
+        self._looked = self._tried = -math.inf
+        """When cells were looked at, and when all that are open were claimed in vain; monotonic."""
         self._is_stopping = False
 
     @property
     def is_busy(self) -> bool:
-        """Whether a cell runs, or will."""
-        return bool(self._jobs or (self._waiting and not self._is_stopping))
+        """Whether a cell runs, here or elsewhere, or will."""
+        return bool(self._jobs or (self._open and not self._is_stopping))
 
-    def start_waiting(self) -> None:
-        """Start as many cells as there are free shares, unless the pool is stopping."""
-        while self._waiting and self._free and not self._is_stopping:
-            item, share = self._waiting.popleft(), self._free.popleft()
-            self._jobs.append(_start(item, share, self._accept))
+    def start_open(self) -> None:
+        """Start as many cells as there are free shares, unless the pool is stopping.
+
+        Those that other commands have are passed over, and tried again now and then.
+        """
+        if self._is_stopping or not self._free or not _is_due(self._tried):
+            return
+        for item in list(self._open):
+            if not self._free:
+                return
+            self._try(item)
+        self._tried = time.monotonic()
+
+    def _try(self, item: CellProgress) -> None:
+        """Start a cell, unless another command has it or has brought it to its end."""
+        claimed = claim(item.cell)
+        if claimed is None:
+            return
+        self._open.remove(item)
+        with claimed:
+            _note_end(item, self._metric)
+            _refuse_another(item)
+            if item.is_open:
+                self._jobs.append(_start(item, self._free.popleft(), claimed, self._accept))
 
     def look(self) -> None:
-        """Note how far the running cells are, and how those that ended did."""
+        """Note how far the cells are, and how those that ended did."""
         for job in list(self._jobs):
-            if job.process.poll() is None:
-                _look(job, self._metric)
-                continue
-            _settle(job, self._metric)
-            self._jobs.remove(job)
-            self._free.append(job.share)
+            if job.process.poll() is not None:
+                _settle(job, self._metric)
+                self._jobs.remove(job)
+                self._free.append(job.share)
+                self._tried = -math.inf
+        if _is_due(self._looked):
+            self._looked = time.monotonic()
+            self._look_elsewhere()
+            for job in self._jobs:
+                self._read(job.progress)
+
+    def _look_elsewhere(self) -> None:
+        """Note what other commands do with the cells that this one does not run."""
+        for item in list(self._open):
+            item.holder = who_runs(item.cell)
+            item.status = "waiting" if item.holder is None else "elsewhere"
+            self._read(item)
+            _note_end(item, self._metric)
+            if not item.is_open:
+                self._open.remove(item)
+
+    def _read(self, item: CellProgress) -> None:
+        """Read how far a cell is, if its metrics have grown."""
+        run = RunFolder(item.cell.run_dir)
+        size = run.log_size()
+        if size != self._sizes.get(item.cell.name, 0):
+            self._sizes[item.cell.name] = size
+            item.epoch, item.value = latest_value(run, self._metric)
 
     def stop(self) -> None:
         """Ask every running cell, once, to save its state and to end."""
@@ -187,9 +252,12 @@ class _Pool:
         for job in self._jobs:
             job.process.kill()
             job.process.wait()
+            job.claim.close()
 
 
-def _start(item: CellProgress, share: Share, accept_changed_data: bool) -> _Job:
+def _start(
+    item: CellProgress, share: Share, claimed: contextlib.ExitStack, accept_changed_data: bool
+) -> _Job:
     cell = item.cell
     cell.log.parent.mkdir(parents=True, exist_ok=True)
     with open(cell.log, "ab") as log:
@@ -215,19 +283,32 @@ def _start(item: CellProgress, share: Share, accept_changed_data: bool) -> _Job:
         # It stays open: its end tells the worker that nobody waits for it any more.
         process.stdin.flush()
     item.status = "running"
-    return _Job(item, share, process, log_start)
+    return _Job(item, share, claimed.pop_all(), process, log_start)
 
 
-def _look(job: _Job, metric: Metric) -> None:
-    """Read how far a running cell is, if its metrics have grown."""
-    if time.monotonic() - job.looked < LOOK_EVERY_S:
-        return
-    job.looked = time.monotonic()
-    run = RunFolder(job.progress.cell.run_dir)
-    size = run.log_size()
-    if size != job.seen:
-        job.seen = size
-        job.progress.epoch, job.progress.value = latest_value(run, metric)
+def _is_due(last: float) -> bool:
+    return time.monotonic() - last >= LOOK_EVERY_S
+
+
+def _note_end(item: CellProgress, metric: Metric) -> None:
+    """Note the end that another command has brought a cell to, if it has.
+
+    A cell that diverges is not tried by each of them.
+    """
+    run = RunFolder(item.cell.run_dir)
+    summary = run.summary()
+    if summary["status"] == "finished":
+        item.status, item.value = "finished", final_value(run, metric)
+    elif summary["status"] == "diverged" and not item.had_diverged:
+        item.status, item.problem = "failed", summary.get("error", "it diverged elsewhere")
+
+
+def _refuse_another(item: CellProgress) -> None:
+    """Note that a cell cannot be gone on with where its folder holds another configuration."""
+    try:
+        check_folders([item.cell])
+    except ConfigError as error:
+        item.status, item.problem = "failed", str(error)
 
 
 def _settle(job: _Job, metric: Metric) -> None:
@@ -243,6 +324,7 @@ def _settle(job: _Job, metric: Metric) -> None:
         item.status = "stopped"
     else:
         item.status, item.problem = "failed", _why(code, item.cell.log, job.log_start)
+    job.claim.close()
 
 
 def _why(code: int, log: Path, start: int) -> str:
