@@ -44,10 +44,15 @@ def kind(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str
 
 
 def some_cells(
-    folder: Path, *, seeds: tuple[int, ...] = (0, 1), columns: str = "adam zero", epochs: int = 16
+    folder: Path,
+    *,
+    seeds: tuple[int, ...] = (0, 1),
+    columns: str = "adam zero",
+    epochs: int = 16,
+    devices: int = 1,
 ) -> list[Cell]:
     """The cells of a command in `folder`."""
-    changes = Changes(epochs=epochs)
+    changes = Changes(epochs=epochs, assignments=(f"mesh.devices={devices}",))
     return make_cells(write(folder), ["nano"], columns.split(), seeds, changes, folder / "out")
 
 
@@ -104,7 +109,7 @@ def test_who_is_at_work_is_joined_by_the_same_command_alone(tmp_path: Path, kind
                 pass
         with (
             at_work(out, some_cells(tmp_path), join=True),
-            at_work(out, some_cells(tmp_path), join=True),
+            at_work(out, some_cells(tmp_path, devices=2), join=True),
         ):
             assert len([*(out / WORKERS).iterdir()]) == 3
     assert not out.exists()

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from gnpcli.config.loader import flatten
+from gnpcli.config.same_run import COMPUTED_BY
 from gnpcli.errors import ConfigError
 from gnpcli.files import write_atomically
 from gnpcli.locks import FolderInUse, FolderLock, Holder
@@ -28,7 +29,7 @@ _WORK = "work.json"
 Work = dict[str, Any]
 """What a command runs: ``rows``, ``columns`` and ``seeds``, and the ``cells`` of the first seed.
 
-Of each cell it has all keys with their values.
+Of each cell it has the keys that say which run it is, with their values.
 """
 
 
@@ -85,11 +86,14 @@ def _work(cells: Sequence[Cell]) -> Work:
         "columns": list(dict.fromkeys(cell.column for cell in cells)),
         "seeds": list(dict.fromkeys(cell.seed for cell in cells)),
         "cells": {
-            f"{cell.row} {cell.column}": flatten(cell.config)
-            for cell in cells
-            if cell.seed == first
+            f"{cell.row} {cell.column}": _what_it_is(cell) for cell in cells if cell.seed == first
         },
     }
+
+
+def _what_it_is(cell: Cell) -> dict[str, Any]:
+    values = flatten(cell.config)
+    return {key: value for key, value in values.items() if key not in COMPUTED_BY}
 
 
 def _others(out: Path) -> Iterator[tuple[Holder | None, Work | None]]:
