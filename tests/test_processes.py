@@ -1,0 +1,418 @@
+"""Several processes as one: how they find each other, train as one would, and end together."""
+
+from __future__ import annotations
+
+import signal
+import socket
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gnpcli.devices.processes import meeting, peers
+from gnpcli.devices.processes.detect import ONE, detect
+from gnpcli.devices.processes.launchers import first_node
+from gnpcli.devices.processes.layout import Layout, LayoutError, split_address
+from gnpcli.devices.processes.meeting import MeetingError
+from gnpcli.devices.processes.team import First, Other, Team
+from tests.launch import Launched, environment, free_port, wait_until
+
+SLURM = {
+    "SLURM_JOB_ID": "4711",
+    "SLURM_STEP_ID": "0",
+    "SLURM_STEP_NODELIST": "node[007-008]",
+    "SLURM_STEP_NUM_NODES": "2",
+    "SLURM_NTASKS": "4",
+    "SLURM_STEP_NUM_TASKS": "4",
+    "SLURM_STEP_TASKS_PER_NODE": "2(x2)",
+    "SLURM_PROCID": "3",
+    "SLURM_LOCALID": "1",
+    "SLURM_NODEID": "1",
+}
+MPI = {
+    "OMPI_COMM_WORLD_SIZE": "3",
+    "OMPI_COMM_WORLD_RANK": "2",
+    "OMPI_MCA_orte_hnp_uri": "1531576320.0;tcp://10.96.0.1,10.148.0.1:34911",
+}
+TPU = {"TPU_WORKER_HOSTNAMES": "t-0,t-1,t-2,t-3", "TPU_WORKER_ID": "1"}
+BY_HAND = {"GNP_PROCESSES": "2", "GNP_PROCESS_ID": "1", "GNP_COORDINATOR": "10.0.0.1:4000"}
+OF_JAX = {
+    "JAX_NUM_PROCESSES": "8",
+    "JAX_PROCESS_ID": "5",
+    "JAX_COORDINATOR_ADDRESS": "a.example:99",
+}
+GPUS = {"CUDA_VISIBLE_DEVICES": "0,1,2,3"}
+
+
+@pytest.mark.parametrize(
+    ("environment", "wanted"),
+    [
+        ({}, (1, 0, None, None)),
+        ({"GNP_PROCESSES": "auto"}, (1, 0, None, None)),
+        ({"GNP_PROCESSES": "1"}, (1, 0, None, None)),
+        (BY_HAND, (2, 1, "10.0.0.1:4000", None)),
+        ({**BY_HAND, "GNP_COORDINATOR": "[fe80::1]:4000"}, (2, 1, "[fe80::1]:4000", None)),
+        (OF_JAX, (8, 5, "a.example:99", None)),
+        ({**OF_JAX, **BY_HAND}, (2, 1, "10.0.0.1:4000", None)),
+        ({**OF_JAX, "JAX_LOCAL_DEVICE_IDS": "2,3"}, (8, 5, "a.example:99", (2, 3))),
+        (SLURM, (4, 3, "node007:62091", None)),
+        ({**SLURM, **BY_HAND}, (2, 1, "10.0.0.1:4000", None)),
+        ({**SLURM, "GNP_PROCESSES": "1"}, (1, 0, None, None)),
+        ({**SLURM, "GNP_COORDINATOR": "10.0.0.1:5"}, (4, 3, "10.0.0.1:5", None)),
+        ({**SLURM, "JAX_COORDINATOR_ADDRESS": "10.0.0.1:5"}, (4, 3, "10.0.0.1:5", None)),
+        ({**SLURM, **GPUS}, (4, 3, "node007:62091", (2, 3))),
+        ({**SLURM, **GPUS, "SLURM_LOCALID": "0"}, (4, 3, "node007:62091", (0, 1))),
+        ({**SLURM, **GPUS, "SLURM_GPUS_PER_TASK": "2"}, (4, 3, "node007:62091", None)),
+        ({**SLURM, **GPUS, "SLURM_STEP_TASKS_PER_NODE": "1(x4)"}, (4, 3, "node007:62091", None)),
+        ({**SLURM, "SLURM_NTASKS": "8"}, (4, 3, "node007:62091", None)),
+        ({k: v for k, v in SLURM.items() if k != "SLURM_STEP_NODELIST"}, (1, 0, None, None)),
+        (MPI, (3, 2, "10.96.0.1:62624", None)),
+        ({**SLURM, **MPI}, (3, 2, "10.96.0.1:62624", None)),
+        (TPU, (4, 1, "t-0:8476", None)),
+        ({**TPU, "TPU_WORKER_HOSTNAMES": "localhost"}, (1, 0, None, None)),
+    ],
+)
+def test_the_environment_says_which_processes_there_are(environment, wanted):
+    found = detect(environment)
+    assert (found.count, found.index, found.coordinator, found.local_devices) == wanted
+
+
+def test_process_0_may_listen_at_another_address_than_it_is_reached_at():
+    found = detect({**BY_HAND, "GNP_COORDINATOR_BIND": "0.0.0.0:4001"})
+    assert (found.coordinator, found.bind) == ("10.0.0.1:4000", "0.0.0.0:4001")
+
+
+def test_two_steps_of_a_job_do_not_share_a_port():
+    steps = [detect({**SLURM, "SLURM_STEP_ID": str(step)}).coordinator for step in range(50)]
+    assert len(set(steps)) == 50
+    ports = {split_address(str(step))[1] for step in steps}
+    assert min(ports) > 1024
+    assert max(ports) < 1 << 16
+
+
+@pytest.mark.parametrize(
+    ("nodes", "first"),
+    [
+        ("n1", "n1"),
+        ("n1,n2", "n1"),
+        ("node[001-015],host2", "node001"),
+        ("node[001,007-015],host2", "node001"),
+        ("rack2-node[3]-ib", "rack2-node3-ib"),
+    ],
+)
+def test_the_first_node_of_a_list_is_process_0s(nodes, first):
+    assert first_node(nodes) == first
+
+
+@pytest.mark.parametrize(
+    ("environment", "said"),
+    [
+        ({**BY_HAND, "GNP_PROCESS_ID": "2"}, "process 2 of 2: processes are numbered from 0 to 1"),
+        ({**BY_HAND, "GNP_PROCESS_ID": "-1"}, "--process-id (GNP_PROCESS_ID) is '-1'"),
+        ({**BY_HAND, "GNP_PROCESSES": "two"}, "--processes (GNP_PROCESSES) is 'two'"),
+        ({**BY_HAND, "GNP_PROCESSES": "0", "GNP_PROCESS_ID": "0"}, "there is at least 1"),
+        ({**BY_HAND, "GNP_COORDINATOR": "10.0.0.1"}, "'10.0.0.1' is not HOST:PORT"),
+        ({**BY_HAND, "GNP_COORDINATOR": "h:0"}, "'h:0' is not HOST:PORT"),
+        ({**BY_HAND, "GNP_COORDINATOR": "h:70000"}, "'h:70000' is not HOST:PORT"),
+        ({"GNP_PROCESSES": "2"}, "--process-id (GNP_PROCESS_ID) is not"),
+        ({"GNP_PROCESS_ID": "1"}, "--processes (GNP_PROCESSES) is not"),
+        ({"GNP_COORDINATOR": "h:1"}, "--processes (GNP_PROCESSES) is not"),
+        ({"GNP_PROCESSES": "2", "GNP_PROCESS_ID": "1"}, "--coordinator (GNP_COORDINATOR) is not"),
+        ({"JAX_NUM_PROCESSES": "2"}, "JAX_PROCESS_ID is not"),
+        ({**OF_JAX, "JAX_LOCAL_DEVICE_IDS": "a"}, "JAX_LOCAL_DEVICE_IDS is 'a'"),
+        ({**SLURM, "SLURM_STEP_NODELIST": "localhost,n2"}, "no address that 2 nodes can reach"),
+        ({**MPI, "OMPI_MCA_orte_hnp_uri": ""}, "Open MPI says that there are 3 processes and not"),
+    ],
+)
+def test_a_contradiction_is_one_line(environment, said):
+    with pytest.raises(LayoutError) as caught:
+        detect(environment)
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_one_process_is_its_own_answer():
+    assert peers.decided("a value", lambda: {"a": 1}) == {"a": 1}
+    assert peers.gathered("values", 3) == [3]
+    assert peers.united("names", ["b", "a", "b"]) == ["b", "a", "b"]
+    peers.barrier("nothing")
+    peers.leave()
+    assert (peers.count(), peers.index(), peers.is_first()) == (1, 0, True)
+
+
+def layouts(count: int) -> list[Layout]:
+    address = f"127.0.0.1:{free_port()}"
+    return [Layout(count, index, address) for index in range(count)]
+
+
+def silent(text: str) -> None:
+    del text
+
+
+@pytest.fixture
+def soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GNP_CONNECT_TIMEOUT_S", "20")
+
+
+def meet(*found: Layout, keep: bool = False) -> list[Any]:
+    """Let processes meet, in threads; return what each gets, or the error that it raises.
+
+    Unless they are to be kept, the channels are closed.
+    """
+
+    def one(layout: Layout) -> Any:
+        try:
+            if layout.index == 0:
+                address, channels, machines = meeting.receive_all(layout, silent)
+                for channel in channels.values():
+                    channel.send({"welcome": 7})
+                return address, channels, machines
+            return meeting.come(layout, silent)
+        except MeetingError as error:
+            return error
+
+    with ThreadPoolExecutor(len(found)) as pool:
+        told = list(pool.map(one, found))
+    for got in told:
+        if not keep and isinstance(got, tuple):
+            for channel in got[1].values() if isinstance(got[1], dict) else [got[0]]:
+                channel.close()
+    return told
+
+
+def team_of(count: int) -> list[Team]:
+    first, *others = meet(*layouts(count), keep=True)
+    team: list[Team] = [First(first[1], first[2], silent)]
+    return team + [Other(channel, silent) for channel, _, _ in others]
+
+
+def test_processes_tell_each_other_what_they_know(soon):
+    team = team_of(3)
+
+    def work(index: int) -> list[Any]:
+        own = team[index]
+        found = [own.told("a", f"of {index}"), own.gathered("b", index)]
+        found += [own.gathered("c", {"index": index})[index], own.told("d", None)]
+        own.leave()
+        return found
+
+    with ThreadPoolExecutor(3) as pool:
+        told = list(pool.map(work, range(3)))
+    assert told == [["of 0", [0, 1, 2], {"index": index}, None] for index in range(3)]
+
+
+def test_a_process_that_does_not_come_is_named(monkeypatch):
+    monkeypatch.setenv("GNP_CONNECT_TIMEOUT_S", "1")
+    first, second, _ = layouts(3)
+    told = meet(first, second)
+    assert "process 2 of 3 did not come to 127.0.0.1" in str(told[0])
+    assert isinstance(told[1], MeetingError)
+
+
+def test_a_coordinator_that_is_not_there_is_named(monkeypatch):
+    monkeypatch.setenv("GNP_CONNECT_TIMEOUT_S", "0.5")
+    (told,) = meet(layouts(2)[1])
+    assert "process 1 of 2 cannot reach process 0 at 127.0.0.1" in str(told)
+    assert "Connection refused" in str(told)
+
+
+def test_what_listens_there_and_is_no_gnp_is_told_from_process_0(monkeypatch):
+    monkeypatch.setenv("GNP_CONNECT_TIMEOUT_S", "1")
+    own = layouts(2)[1]
+    with socket.create_server(("127.0.0.1", split_address(str(own.coordinator))[1])) as server:
+        server.settimeout(10)
+        ended = threading.Event()
+
+        def answer() -> None:
+            with suppress(OSError):  # at the end
+                while not ended.is_set():
+                    connection, _ = server.accept()
+                    connection.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+                    connection.close()
+
+        other = threading.Thread(target=answer, daemon=True)
+        other.start()
+        (told,) = meet(own)
+        ended.set()
+    assert "something else listens there" in str(told)
+
+
+def test_strangers_at_the_door_keep_nobody_out(soon):
+    first, second = layouts(2)
+    place = ("127.0.0.1", split_address(str(first.coordinator))[1])
+
+    def knock() -> None:
+        for _ in range(200):
+            try:
+                with socket.create_connection(place, timeout=5) as stranger:
+                    stranger.sendall(b"GET / HTTP/1.1\r\n\r\n")
+                    return
+            except OSError:
+                threading.Event().wait(0.02)
+
+    stranger = threading.Thread(target=knock)
+    stranger.start()
+    threading.Timer(0.5, silent, [""]).start()
+    told = meet(first, second)
+    stranger.join()
+    assert set(told[0][1]) == {1}
+    assert told[1][2] == 7
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"index": 1}, "two processes say that they are process 1"),
+        ({"index": 0}, "two processes say that they are process 0"),
+        ({"count": 4}, "counts 4 processes, process 0 3"),
+    ],
+)
+def test_processes_that_do_not_fit_together_all_say_so(soon, monkeypatch, change, said):
+    first, second, third = layouts(3)
+    odd = replace(third, **change)
+    if odd.index == 0:  # as another process 0 would be refused: it comes as one of the others
+        monkeypatch.setattr(meeting, "who", lambda layout: {**who(layout), "index": 0})
+        odd = third
+    told = meet(first, second, odd) if odd is not third else meet(first, third)
+    assert said in str(told[0])
+    assert any(said in str(other) for other in told[1:])
+
+
+who = meeting.who
+
+
+def test_an_address_that_no_other_node_can_reach_is_refused(soon):
+    first = replace(layouts(2)[0], nodes=2)
+    (told,) = meet(first)
+    assert "127.0.0.1" in str(told)
+    assert "which no other node can reach" in str(told)
+
+
+def test_a_port_that_is_taken_is_named(soon):
+    first = layouts(2)[0]
+    with socket.create_server(("127.0.0.1", split_address(str(first.coordinator))[1])):
+        (told,) = meet(first)
+    assert "process 0 cannot listen at 127.0.0.1" in str(told)
+    assert "Address already in use" in str(told)
+
+
+def test_a_layout_of_one_is_one_process():
+    assert ONE.count == 1
+
+
+WITHOUT_JAX = """
+import os, sys, time
+from gnpcli.devices.processes import peers
+from gnpcli.devices.processes.detect import detect
+from gnpcli.errors import ConfigError, DataError, GnpError
+from gnpcli.runs.reading import RunReadError
+from gnpcli.cli.output import fail
+
+peers._start_jax = lambda *connection: None
+peers.connect(detect(os.environ), fail, fail)
+index = peers.index()
+try:
+    {body}
+except GnpError as error:
+    peers.fail(f"{{type(error).__name__}}: {{error}}", error.exit_status)
+peers.leave()
+"""
+"""What the processes of a run are without what they compute."""
+
+
+def together(folder: Path, body: str, count: int = 2) -> Launched:
+    """Start processes that run some lines, with `index` and `peers`."""
+    lines = body.strip().replace("\n", "\n    ")
+    programs = dict.fromkeys(range(count), WITHOUT_JAX.format(body=lines))
+    address = f"127.0.0.1:{free_port()}"
+    launched = Launched([], folder, processes=0)
+    for index in range(count):
+        given = {"GNP_PROCESSES": count, "GNP_PROCESS_ID": index, "GNP_COORDINATOR": address}
+        variables = environment() | {key: str(value) for key, value in given.items()}
+        launched.start(index, [], programs[index], variables)
+    return launched
+
+
+def test_what_process_0_decides_is_known_to_all(tmp_path):
+    body = """
+def outer():
+    return [peers.decided("inner", lambda: index), index]
+print(peers.decided("outer", outer), peers.decided("next", lambda: index + 10))
+"""
+    with together(tmp_path, body, 3) as going:
+        going.succeed()
+        assert [going.out(index) for index in range(3)] == ["[0, 0] 10\n"] * 3
+
+
+@pytest.mark.parametrize(
+    ("body", "said", "status"),
+    [
+        (
+            'peers.decided("it", lambda: open("/nowhere/at/all"))',
+            "No such file or directory: /nowhere/at/all",
+            1,
+        ),
+        ('peers.gathered("it", 0) if index else fails()', "NameError", 1),
+        (
+            'time.sleep(60) if index == 0 else peers.fail("a full disk", 3)',
+            "a full disk",
+            3,
+        ),
+        ('time.sleep(60) if index else peers.fail("a full disk", 3)', "a full disk", 3),
+    ],
+)
+def test_an_error_of_one_process_is_that_of_all(tmp_path, body, said, status):
+    with together(tmp_path, "try:\n    " + body + CAUGHT) as going:
+        assert going.wait(30) == [status] * 2, (going.err(0), going.err(1))
+        assert going.error(0) == going.error(1)
+        assert said in going.error(0)
+
+
+CAUGHT = """
+except OSError as error:
+    peers.fail(f"{error.strerror}: {error.filename}", 1)
+except NameError as error:
+    peers.fail("NameError", 1)"""
+
+
+def test_an_error_keeps_its_class_where_processes_agree(tmp_path):
+    body = """
+def make():
+    if index == 1:
+        raise RunReadError("the file", "it is away")
+    if index == 2:
+        raise DataError("damaged")
+    return "made"
+try:
+    peers.agreed("it", make, RunReadError, DataError)
+except RunReadError as error:
+    print(error)
+print(peers.agreed("more", lambda: index, DataError))
+"""
+    with together(tmp_path, body, 3) as going:
+        going.succeed()
+        told = [going.out(index) for index in range(3)]
+    assert all(text.startswith("cannot read the file: it is away") for text in told)
+    assert [text.split()[-1] for text in told] == ["0", "1", "2"]
+
+
+@pytest.mark.parametrize("victim", [0, 1, 2])
+def test_who_is_killed_is_named_by_the_others(tmp_path, victim):
+    body = """
+peers.barrier("all are here")
+open(f"here-{index}", "w").close()
+time.sleep(60)
+"""
+    with together(tmp_path, body, 3) as going:
+        wait_until(lambda: len(list(tmp_path.glob("here-*"))) == 3)
+        going.processes[victim].kill()
+        statuses = going.wait(30)
+        others = {0, 1, 2} - {victim}
+        assert statuses == [-signal.SIGKILL if index == victim else 1 for index in range(3)]
+        for index in others:
+            assert f"process {victim} on " in going.error(index)
+            assert "has ended without a word, as after kill -9" in going.error(index)
