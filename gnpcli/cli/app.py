@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
+import traceback
 from typing import Annotated
 
 import typer
@@ -12,8 +14,10 @@ from gnpcli import __version__
 from gnpcli.cli.commands import CommandGroup, add_commands
 from gnpcli.cli.output import fail, say
 from gnpcli.cli.remarks import listen
-from gnpcli.devices.signals import is_interrupted
+from gnpcli.devices.processes import peers
+from gnpcli.devices.signals import Stopped, is_interrupted
 from gnpcli.models.own import explain
+from gnpcli.terminal.lasting import errors
 
 app = typer.Typer(
     name="gnp",
@@ -61,11 +65,35 @@ def run() -> None:
     os.environ.setdefault("PYTHONSAFEPATH", "1")
     try:
         add_commands(app)(prog_name="gnp")
+    except SystemExit as ended:
+        _end_together(ended.code)
+        raise
+    except Stopped:
+        peers.fail("stopped by SIGINT", 128 + signal.SIGINT)
+        raise
     except Exception as error:
         if is_interrupted():
             raise
         message, status = explain(error)
         if message is None or os.environ.get("GNP_DEBUG"):
+            _tell_of_bug(error)
             raise
+        peers.fail(message, status)
         fail(message)
         sys.exit(status)
+
+
+def _end_together(code: str | int | None) -> None:
+    """Wait for the other processes where this one has done its work, and else end them too."""
+    if code:
+        peers.fail(f"a process ended with status {code}", int(code))
+    peers.leave()
+
+
+def _tell_of_bug(error: Exception) -> None:
+    """Let the other processes end as well, and show all of it here."""
+    if peers.count() > 1:
+        if peers.is_consequence():
+            peers.fail("another process has failed", 1)
+        traceback.print_exception(error, file=errors())
+        peers.fail(f"{type(error).__name__} in process {peers.index()}: {error}", 1)

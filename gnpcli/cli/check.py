@@ -13,17 +13,21 @@ from gnpcli.cli.options import (
     MOST_IMAGES,
     NOTHING_SET,
     AcceptChangedDataOption,
+    CoordinatorOption,
     DataDirOption,
     JsonOption,
     NoCacheOption,
+    ProcessesOption,
+    ProcessIdOption,
     QuietOption,
     SetOption,
     TrustOption,
     resolve_options,
     split_names,
 )
-from gnpcli.cli.output import print_grid, print_json, say, start_process
+from gnpcli.cli.output import join_processes, print_grid, print_json, say, start_process
 from gnpcli.config.paths import user_path
+from gnpcli.devices.processes.peers import is_first
 from gnpcli.terminal import words
 
 if TYPE_CHECKING:
@@ -93,6 +97,9 @@ def check(
     accept_changed_data: AcceptChangedDataOption = False,
     trust_code: TrustOption = False,
     no_cache: NoCacheOption = False,
+    processes: ProcessesOption = None,
+    process_id: ProcessIdOption = None,
+    coordinator: CoordinatorOption = None,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
@@ -103,6 +110,7 @@ def check(
     """
     chosen = _dtypes(dtypes)
     _check_numbers(r_min, r_max, threshold)
+    join_processes()
     flags: Flags = {
         "data.dir": ("--data-dir", data_dir),
         "data.batch_size": ("--batch-size", batch_size),
@@ -131,7 +139,7 @@ def check(
         screen=screen,
         accept_changed_data=accept_changed_data,
     )
-    if out is not None:
+    if out is not None and is_first():
         _draw(result, out)
     if as_json:
         print_json(result)

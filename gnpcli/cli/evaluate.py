@@ -12,16 +12,19 @@ from gnpcli.cli.options import (
     MOST_IMAGES,
     AcceptChangedDataOption,
     BestOption,
+    CoordinatorOption,
     DataDirOption,
     DatasetOption,
     JsonOption,
     NoCacheOption,
+    ProcessesOption,
+    ProcessIdOption,
     QuietOption,
     StepOption,
     TrustOption,
     check_one_checkpoint,
 )
-from gnpcli.cli.output import print_json, say, start_process
+from gnpcli.cli.output import join_processes, print_json, say, start_process
 from gnpcli.config.paths import user_path
 from gnpcli.config.weights import Weights
 from gnpcli.terminal import words
@@ -81,6 +84,9 @@ def evaluate(
     accept_changed_data: AcceptChangedDataOption = False,
     trust_code: TrustOption = False,
     no_cache: NoCacheOption = False,
+    processes: ProcessesOption = None,
+    process_id: ProcessIdOption = None,
+    coordinator: CoordinatorOption = None,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
@@ -89,6 +95,7 @@ def evaluate(
     The images are those of its own data set, or of another that fits the model.
     """
     check_one_checkpoint(step, best)
+    join_processes()
     data = _data(dataset, data_dir, batch_size)
     start_process()
     from gnpcli.engine.evaluate import evaluate_trained

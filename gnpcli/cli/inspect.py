@@ -13,17 +13,21 @@ from gnpcli.cli.options import (
     MOST_IMAGES,
     AcceptChangedDataOption,
     BestOption,
+    CoordinatorOption,
     DataDirOption,
     JsonOption,
     NoCacheOption,
     PictureOption,
+    ProcessesOption,
+    ProcessIdOption,
     QuietOption,
     RunsArgument,
     StepOption,
     TrustOption,
     check_one_checkpoint,
 )
-from gnpcli.cli.output import print_json, print_table, say, start_process
+from gnpcli.cli.output import join_processes, print_json, print_table, say, start_process
+from gnpcli.devices.processes.peers import is_first
 from gnpcli.terminal import words
 
 if TYPE_CHECKING:
@@ -109,6 +113,9 @@ def inspect(
     batch_size: BatchSizeOption = 128,
     seed: SeedOption = 0,
     trust_code: TrustOption = False,
+    processes: ProcessesOption = None,
+    process_id: ProcessIdOption = None,
+    coordinator: CoordinatorOption = None,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
     accept_changed_data: AcceptChangedDataOption = False,
@@ -122,6 +129,7 @@ def inspect(
     the model in evaluation mode.
     """
     check_one_checkpoint(step, best)
+    join_processes()
     from gnpcli.report.style import check_out, save
 
     check_out(out)
@@ -153,7 +161,8 @@ def inspect(
         accept_changed_data=accept_changed_data,
     )
     groups = by_seed(found)
-    save(draw_flatness(groups), out)
+    if is_first():
+        save(draw_flatness(groups), out)
     if as_json:
         print_json([inspection.result for inspection in found])
     else:

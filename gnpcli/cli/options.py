@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -125,6 +125,53 @@ NoCacheOption = Annotated[
         "--no-cache",
         callback=_without_cache,
         help="Decode images anew; the cache of decoded ones is left alone (also GNP_NO_CACHE=1).",
+    ),
+]
+
+
+def _set_for_processes(name: str) -> Callable[[Any], Any]:
+    def set_variable(value: Any) -> Any:
+        if value is not None:
+            os.environ[name] = str(value)  # as if it had been set
+        return value
+
+    return set_variable
+
+
+def _count(text: str) -> str:
+    if text != "auto" and not (text.isdecimal() and int(text) > 0):
+        raise typer.BadParameter(f"'{text}' is neither auto nor a number from 1 on")
+    return text
+
+
+ProcessesOption = Annotated[
+    str | None,
+    typer.Option(
+        "--processes",
+        metavar="auto|N",
+        parser=_count,
+        callback=_set_for_processes("GNP_PROCESSES"),
+        help="How many processes compute together; auto asks Slurm, Open MPI or the TPU pod.",
+        show_default="auto",
+    ),
+]
+ProcessIdOption = Annotated[
+    int | None,
+    typer.Option(
+        "--process-id",
+        min=0,
+        max=MOST,
+        callback=_set_for_processes("GNP_PROCESS_ID"),
+        help="Which of them this one is, from 0.",
+    ),
+]
+CoordinatorOption = Annotated[
+    str | None,
+    typer.Option(
+        "--coordinator",
+        metavar="HOST:PORT",
+        callback=_set_for_processes("GNP_COORDINATOR"),
+        help="Where process 0 is, and a free port there; the same for all.",
     ),
 ]
 AcceptChangedDataOption = Annotated[

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import typer
 
 from gnpcli.strict_json import to_json
+from gnpcli.terminal.lasting import errors
 from gnpcli.terminal.words import readable
 
 if TYPE_CHECKING:
@@ -22,6 +24,26 @@ def start_process() -> None:
     keep_freed_memory()
     start_jax()
     keep_compiled_programs()
+
+
+def join_processes() -> None:
+    """Meet the other processes where this is one of several; after that it prints only errors.
+
+    Everything that a command does from then on, all processes do. To be called first: they have to
+    agree on whatever goes wrong.
+    """
+    from gnpcli.devices.processes.detect import detect
+
+    layout = detect(os.environ)
+    if layout.count == 1:
+        return
+    from gnpcli.devices.processes.peers import connect
+    from gnpcli.terminal.lasting import mute
+
+    connect(layout, fail, tell)
+    if layout.index > 0:
+        mute()
+    start_process()
 
 
 def start_measuring() -> None:
@@ -92,4 +114,4 @@ def warn(text: str) -> None:
 
 def fail(text: str) -> None:
     """Print what went wrong on stderr."""
-    typer.secho(f"error: {readable(text)}", fg=typer.colors.RED, err=True)
+    typer.secho(f"error: {readable(text)}", fg=typer.colors.RED, file=errors())

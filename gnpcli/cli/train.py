@@ -10,6 +10,7 @@ import typer
 from gnpcli.cli.options import (
     NOTHING_SET,
     AcceptChangedDataOption,
+    CoordinatorOption,
     DataDirOption,
     DatasetOption,
     DryRunOption,
@@ -19,6 +20,8 @@ from gnpcli.cli.options import (
     MaxStepsOption,
     NoCacheOption,
     PresetOption,
+    ProcessesOption,
+    ProcessIdOption,
     QuietOption,
     RunArgument,
     SeedOption,
@@ -27,7 +30,7 @@ from gnpcli.cli.options import (
     resolve_options,
     with_value,
 )
-from gnpcli.cli.output import print_json, say, start_process, warn
+from gnpcli.cli.output import join_processes, print_json, say, start_process, warn
 from gnpcli.config.paths import user_path
 from gnpcli.terminal import words
 
@@ -84,6 +87,9 @@ def train(
     trust_code: TrustOption = False,
     dry_run: DryRunOption = False,
     no_cache: NoCacheOption = False,
+    processes: ProcessesOption = None,
+    process_id: ProcessIdOption = None,
+    coordinator: CoordinatorOption = None,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
@@ -91,6 +97,8 @@ def train(
 
     With none, a small ViT is trained on the bundled digits, in about a minute on a CPU.
     """
+    if not dry_run:
+        join_processes()
     config = resolve_options(
         preset,
         assignments,
@@ -118,11 +126,15 @@ def resume(
     accept_changed_data: AcceptChangedDataOption = False,
     trust_code: TrustOption = False,
     no_cache: NoCacheOption = False,
+    processes: ProcessesOption = None,
+    process_id: ProcessIdOption = None,
+    coordinator: CoordinatorOption = None,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
     restart: RestartOption = False,
 ) -> None:
     """Continue a run from its last good checkpoint, bit for bit."""
+    join_processes()
     from gnpcli.config.loader import parse_changes
 
     changes = parse_changes(assignments)

@@ -11,6 +11,7 @@ groups on eight devices have a device each. What a group computes is the same ei
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -22,6 +23,8 @@ import numpy as np
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from gnpcli.config.resolved import Resolved
+from gnpcli.devices.processes import peers
+from gnpcli.devices.processes.collectives import connect_devices
 from gnpcli.devices.start import check_xla_flags
 from gnpcli.errors import ConfigError
 
@@ -29,10 +32,11 @@ GROUP, DATA = "group", "data"
 
 
 def make_mesh(config: Resolved) -> Mesh:
-    """Return the mesh over the local devices.
+    """Return the mesh over the devices of all processes, those of a process side by side.
 
     Raises:
-        ConfigError: More devices asked for than there are, or a batch size that they do not divide.
+        ConfigError: More devices asked for than there are, a batch size that they do not divide, or
+            processes with different numbers of devices.
     """
     count = _count_devices(config)
     for key, size in (
@@ -47,14 +51,20 @@ def make_mesh(config: Resolved) -> Mesh:
                 key,
             )
     clusters = math.gcd(config.gr.groups, count)
-    devices = np.asarray(jax.local_devices()[:count]).reshape(clusters, -1)
-    return Mesh(devices, (GROUP, DATA), axis_types=(AxisType.Auto, AxisType.Auto))
+    devices = np.asarray(_devices_in_order()[:count]).reshape(clusters, -1)
+    mesh = Mesh(devices, (GROUP, DATA), axis_types=(AxisType.Auto, AxisType.Auto))
+    connect_devices(mesh)
+    return mesh
 
 
-def count_local_devices() -> int:
-    """Return how many devices this process has."""
+def _devices_in_order() -> list[jax.Device]:
+    return sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
+
+
+def count_devices() -> int:
+    """Return how many devices all processes have together."""
     check_xla_flags()
-    return len(jax.local_devices())
+    return len(jax.devices())
 
 
 def check_cut(config: Resolved, mesh: Mesh) -> None:
@@ -82,13 +92,33 @@ def check_cut(config: Resolved, mesh: Mesh) -> None:
 
 
 def _count_devices(config: Resolved) -> int:
-    available = count_local_devices()
+    available = count_devices()
+    if jax.process_count() != peers.count():
+        raise ConfigError(
+            f"JAX has {jax.process_count()} processes, which gnpcli was not told of: connect them "
+            "by gnpcli.devices.processes.peers.connect in the place of jax.distributed.initialize"
+        )
+    if peers.count() > 1:
+        _check_processes(config)
     count = config.mesh.devices or available
     if count > available:
         raise ConfigError(
             f"mesh.devices = {count}, but this machine has {available}", "mesh.devices"
         )
     return count
+
+
+def _check_processes(config: Resolved) -> None:
+    if config.mesh.devices is not None:
+        raise ConfigError(
+            f"mesh.devices = {config.mesh.devices} is for one process, and there are "
+            f"{peers.count()}: set it to null; each process takes the devices that it sees",
+            "mesh.devices",
+        )
+    counts = Counter(device.process_index for device in jax.devices())
+    if len(set(counts.values())) > 1:
+        told = ", ".join(f"process {index} has {counts[index]}" for index in sorted(counts))
+        raise ConfigError(f"all processes must have as many devices, but {told}")
 
 
 _devices: ContextVar[int] = ContextVar("devices", default=1)
@@ -123,8 +153,31 @@ Place = Callable[[Any], jax.Array]
 
 
 def placer(mesh: Mesh) -> Place:
-    """Return a function that puts a whole array on every device of the mesh."""
-    return lambda array: jax.device_put(array, replicated(mesh))
+    """Return a function that puts a whole array on every device of the mesh.
+
+    Every process gives the same array, which is not compared: that would take longer than to place
+    it.
+    """
+    sharding = replicated(mesh)
+    if sharding.is_fully_addressable:
+        return lambda array: jax.device_put(array, sharding)
+    return lambda array: _placed(array, sharding)
+
+
+def _placed(array: Any, sharding: NamedSharding) -> jax.Array:
+    if isinstance(array, jax.Array) and array.sharding == sharding:
+        return array
+    if jnp.issubdtype(array.dtype, jax.dtypes.prng_key):
+        data = _placed(jax.random.key_data(array), sharding)
+        key: jax.Array = jax.random.wrap_key_data(data, impl=jax.random.key_impl(array))
+        return key
+    values = np.asarray(array)
+    return jax.make_array_from_callback(values.shape, sharding, lambda index: values[index])
+
+
+def place_tree(tree: Any, mesh: Mesh) -> Any:
+    """Put every leaf of a tree on every device of the mesh, as `placer` does."""
+    return jax.tree.map(placer(mesh), tree)
 
 
 def batch_placer(mesh: Mesh) -> Place:

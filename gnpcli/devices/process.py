@@ -63,13 +63,14 @@ def describe_environment() -> dict[str, Any]:
             versions[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             versions[name] = None
-    devices = jax.local_devices()
+    devices = jax.devices()
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
         "versions": versions,
         "backend": devices[0].platform,
         "devices": [device.device_kind for device in devices],
+        "processes": jax.process_count(),
         "processor": f"{_processor()}, {os.cpu_count()} cores",
         "git_commit": _git_commit(),
     }

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
@@ -11,7 +10,7 @@ from gnpcli.config.resolved import Resolved
 from gnpcli.data.base import DataSpec, FileSplit, Split
 from gnpcli.data.feeds.base import TrainFeed
 from gnpcli.data.feeds.make import make_eval_feed
-from gnpcli.devices.mesh import replicated
+from gnpcli.devices.mesh import place_tree
 from gnpcli.errors import DataError
 from gnpcli.keys import run_keys
 from gnpcli.models.base import Model, Params, State
@@ -38,7 +37,7 @@ class Evaluator:
     ):
         self.feed = make_eval_feed(split, spec, config.data, mesh, dtype=config.train.dtype)
         self._step = make_eval_step(model, self.feed, mesh)
-        self._sharding = replicated(mesh)
+        self._mesh = mesh
         self._num_classes = spec.num_classes
         self._num_examples = len(split.labels)
 
@@ -52,9 +51,10 @@ class Evaluator:
         """
         sums = self._sums(params, model_state)
         count = int(sums.num_examples)
-        assert count == self._num_examples - len(self.feed.skipped)
+        skipped = self.feed.skipped
+        assert count == self._num_examples - len(skipped)
         if count == 0:
-            first = self.feed.skipped[0]
+            first = skipped[0]
             raise DataError(
                 f"none of the {self._num_examples} images could be read, the first is {first}"
             )
@@ -69,7 +69,7 @@ class Evaluator:
 
     def _sums(self, params: Params, model_state: State) -> MetricSums:
         """Return the sums over the split, on the host."""
-        sums = jax.device_put(zero_sums(), self._sharding)
+        sums = place_tree(zero_sums(), self._mesh)
         for index, source in enumerate(self.feed.sources()):
             sums = self._step(sums, params, model_state, source, np.int32(index))
         on_host: MetricSums = jax.device_get(sums)
@@ -96,15 +96,15 @@ class Recalibration:
         self._step = make_recalibration_step(model, feed, mesh)
         self._feed = feed
         self._num_batches = num_batches
-        self._sharding = replicated(mesh)
-        self._key = jax.device_put(run_keys(seed).steps, self._sharding)
+        self._mesh = mesh
+        self._key = place_tree(run_keys(seed).steps, mesh)
 
     def __call__(self, params: Params, model_state: State) -> State:
         """Return `model_state` with new statistics; a model without any comes back at once."""
         if not jax.tree.leaves(model_state):
             return model_state
-        zeros = jax.tree.map(jnp.zeros_like, model_state)
-        average: State = jax.device_put(zeros, self._sharding)
+        zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), model_state)
+        average: State = place_tree(zeros, self._mesh)
         for step in range(self._num_batches):
             source = self._feed.source(step)
             average = self._step(average, params, model_state, self._key, np.int32(step), source)

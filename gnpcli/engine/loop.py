@@ -8,6 +8,8 @@ from collections.abc import Mapping
 
 import jax
 
+from gnpcli.devices.processes import peers
+from gnpcli.devices.processes.vote import Vote
 from gnpcli.engine.cadence import Cadence
 from gnpcli.engine.clock import Clock
 from gnpcli.engine.evaluator import Evaluator, Recalibration
@@ -68,6 +70,7 @@ class Loop:
         self.saved_step: int | None = None
         self.evaluated: tuple[int, float | None] | None = None
         self.is_stopped = False
+        self.vote = Vote(task.parts.mesh, LOOKAHEAD)
 
     def run(self, start: int, stop: int, received: list[signal.Signals]) -> Summary:
         """Run the steps from `start` to `stop`, or to a signal or a hook that says stop.
@@ -78,11 +81,12 @@ class Loop:
             received: Signals; others append to it.
         """
         step = start
-        while step < stop and not received and not self.is_stopped:
+        while step < stop and not self.vote(bool(received) or self.is_stopped):
             self._take(step)
             step += 1
             self._drain(LOOKAHEAD)
             self._at_boundary(step, is_last=step == stop, evaluates=True)
+        received = _agreed(received)
         if self.saved_step != step:  # a signal or a hook between two saves, or nothing to train
             self._at_boundary(step, is_last=True, evaluates=not received)
         self.checkpoints.wait()
@@ -214,3 +218,12 @@ class Loop:
         for split, result in self.results.items():
             summary[split] = result
         return summary
+
+
+def _agreed(received: list[signal.Signals]) -> list[signal.Signals]:
+    """Give every process the signals that any of them received before the last step."""
+    if peers.count() == 1:
+        return received
+    found = peers.gathered("signals", [int(number) for number in received])
+    received[:] = [signal.Signals(number) for own in found for number in own]
+    return [*received]

@@ -6,24 +6,28 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from gnpcli.config.loader import differences
+from gnpcli.config.loader import differences, dump
 from gnpcli.config.paths import checkpoint_path, user_path
 from gnpcli.config.resolved import Resolved
 from gnpcli.config.same_run import computed_otherwise
 from gnpcli.data.base import Dataset
 from gnpcli.data.registry import as_configured, describe_data
 from gnpcli.devices.mesh import make_mesh
+from gnpcli.devices.processes import peers
 from gnpcli.engine.hooks import Hook
 from gnpcli.engine.loading import load_with_progress
 from gnpcli.engine.session import Session
 from gnpcli.engine.starting import state_from
 from gnpcli.engine.task import Task, build_task
+from gnpcli.errors import ConfigError, DataError
 from gnpcli.recipes.plan import fit
 from gnpcli.recipes.presets import with_code
 from gnpcli.recipes.rounding import lost_radius
 from gnpcli.runs.contents import Summary
-from gnpcli.runs.folder import RunFolder, claimed_run
+from gnpcli.runs.folder import RunFolder
+from gnpcli.runs.shared import claimed_run, run_folder
 from gnpcli.terminal.screen import Screen
+from gnpcli.terminal.words import few
 from gnpcli.weights.source import complete, open_pretrained
 
 
@@ -128,7 +132,7 @@ def resume(
     run_dir = user_path(run_dir)
     begun = with_code(RunFolder(run_dir).config(), f"{run_dir}/config.yaml")
     config = computed_otherwise(begun, changes or {})
-    run = RunFolder(checkpoint_path(run_dir), screen.warn)
+    run = run_folder(checkpoint_path(run_dir), screen.warn)
     with run.claimed():
         task, dataset = _prepare(config, data, screen)
         session = Session(
@@ -151,6 +155,25 @@ def _named(config: Resolved, data: Dataset) -> Resolved:
     return config.replaced({"data.name": data.spec.name})
 
 
+def _check_same_everywhere(config: Resolved, dataset: Dataset) -> None:
+    """Refuse processes that were started for another run, or that find other images."""
+    own = dump(config).split("\n")
+    first = peers.decided("config", lambda: own)
+    others = peers.gathered("same", [sorted({*own} - {*first}), dataset.spec.digest])
+    digests = [digest for _, digest in others]
+    for index, (lines, digest) in enumerate(others):
+        if lines:
+            raise ConfigError(
+                f"process {index} was started with another configuration than process 0: "
+                f"{few([line.strip() for line in lines])}"
+            )
+        if digest != digests[0]:
+            raise DataError(
+                f"process {index} finds other images of {config.data.name} than process 0: give "
+                "all of them the same"
+            )
+
+
 def _prepare(config: Resolved, data: Dataset | None, screen: Screen) -> tuple[Task, Dataset]:
     mesh = make_mesh(config)
     # What is wrong with the configuration shows before anything is downloaded or decoded.
@@ -161,6 +184,7 @@ def _prepare(config: Resolved, data: Dataset | None, screen: Screen) -> tuple[Ta
         dataset = load_with_progress(config, screen)
     else:
         dataset = as_configured(data, config.data)
+    _check_same_everywhere(config, dataset)
     task = build_task(config, dataset.train, dataset.spec, mesh)
     lost = lost_radius(config, task.abstract_state().params)
     if lost is not None:

@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool, Float, Float32, Int
 from gnpcli.config.resolved import Resolved
 from gnpcli.data.base import DataSpec, FileSplit, Split
 from gnpcli.data.feeds.make import make_eval_feed
-from gnpcli.devices.mesh import replicated, split_batch
+from gnpcli.devices.mesh import place_tree, replicated, split_batch
 from gnpcli.errors import DataError
 from gnpcli.models.base import Model, Params, State
 from gnpcli.step.losses import MetricSums, metric_sums, zero_sums
@@ -135,16 +135,17 @@ class Landscape:
         self._batches: list[Batch] = [
             prepare(source, np.int32(index)) for index, source in enumerate(feed.sources())
         ]
-        self._sums, self._state, self._sharding = sums, state, replicated(mesh)
+        self._sums, self._state, self._mesh = sums, state, mesh
         self._on_pass = on_pass
         self.params = params
-        self.skipped: Sequence[str] = feed.skipped
+        skipped = feed.skipped
+        self.skipped: Sequence[str] = skipped
         self.num_parameters: int = sum(leaf.size for leaf in jax.tree.leaves(params))
-        self.num_examples = len(subset) - len(feed.skipped)
+        self.num_examples = len(subset) - len(skipped)
         """Images of the subset that could be read."""
         if self.num_examples == 0:
             raise DataError(
-                f"none of the {len(subset)} images could be read, the first is {feed.skipped[0]}"
+                f"none of the {len(subset)} images could be read, the first is {skipped[0]}"
             )
 
     def evaluate(self) -> dict[str, float]:
@@ -181,7 +182,7 @@ class Landscape:
     def _accumulate(self, add: Callable[..., Total], zero: Total, *arguments: object) -> Total:
         """Return the sum over all batches, starting from `zero`."""
         total: Total
-        total, arguments = jax.device_put((zero, arguments), self._sharding)
+        total, arguments = place_tree((zero, arguments), self._mesh)
         with jax.default_matmul_precision("highest"):
             for batch in self._batches:
                 total = add(total, self.params, self._state, batch, *arguments)

@@ -250,10 +250,10 @@ def _model_name(layer: Layer) -> str | None:
 
 
 def count_devices() -> int:
-    """Return how many local devices share a batch."""
-    from gnpcli.devices.mesh import count_local_devices
+    """Return how many devices share a batch."""
+    from gnpcli.devices import mesh
 
-    return count_local_devices()
+    return mesh.count_devices()
 
 
 def _layers(

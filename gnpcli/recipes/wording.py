@@ -98,10 +98,10 @@ def _warn_of_rounding(config: Resolved, model: Model, data: DataInfo, warn: Warn
 
 def _memory(config: Resolved, model: Model, data: DataInfo, warn: Warn) -> str:
     from gnpcli.devices.memory import device_memory
-    from gnpcli.devices.mesh import count_local_devices
+    from gnpcli.devices.mesh import count_devices
     from gnpcli.recipes.memory import step_memory
 
-    memory = step_memory(config, model, data, config.mesh.devices or count_local_devices())
+    memory = step_memory(config, model, data, config.mesh.devices or count_devices())
     parts = {
         "state": memory.state,
         "gradients": memory.gradients,

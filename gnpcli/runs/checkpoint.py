@@ -10,6 +10,7 @@ import contextlib
 import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint.future import CommitFutureAwaitingContractedSignals, Future
 
 from gnpcli.config.schema import CheckpointConfig
+from gnpcli.devices.processes.peers import decided, is_first
 from gnpcli.errors import CheckpointError
 from gnpcli.runs.digests import HostArray, digests, on_host
 from gnpcli.runs.manifest import Manifest
@@ -44,7 +46,7 @@ class Checkpoints(Saves):
         super().__init__(directory, run)
         self._config = config
         with _explained(f"cannot open the checkpoints in {directory}"):
-            self._clear()
+            decided("clear", self._clear)
         self._error_rates()  # what cannot be read now is an error now, and not at the first save
         self._writer = _writer()
 
@@ -65,7 +67,7 @@ class Checkpoints(Saves):
         Args:
             besides: The step whose save just failed; None where it is no certain one.
         """
-        steps = [step for step in self.steps() if step != besides]
+        steps = [step for step in self.listed() if step != besides]
         if not steps:
             return "there is no checkpoint yet"
         return f"the last good checkpoint is step {steps[-1]}"
@@ -114,7 +116,7 @@ class Checkpoints(Saves):
             kept.add(self.best_step())
         for step in steps:
             if step not in kept:
-                self._delete(step)
+                decided("delete", partial(self._delete, step))
 
     def _delete(self, step: int) -> None:
         """Delete a save. Renamed first, it never stands there by half."""
@@ -156,7 +158,7 @@ def _writer() -> ocp.AsyncCheckpointer:
 def _save_args(state: TrainState, manifest: Manifest) -> ocp.args.Composite:
     items = state_items(state)
     saved = {name: ocp.args.StandardSave(item) for name, item in items.items()}
-    arrays = {name: on_host(item) for name, item in items.items()}
+    arrays = {name: on_host(item) for name, item in items.items()} if is_first() else {}
     return ocp.args.Composite(**saved, **{MANIFEST: _SaveManifest(manifest, arrays)})
 
 
@@ -164,6 +166,8 @@ class _ManifestHandler(ocp.AsyncCheckpointHandler):
     """Makes the digests of all arrays, and writes the manifest, while Orbax writes the arrays."""
 
     async def async_save(self, directory: Path, args: _SaveManifest) -> list[Future]:
+        if not is_first():
+            return []
         return [CommitFutureAwaitingContractedSignals(_write(directory, args), name=MANIFEST)]
 
     def save(self, directory: Path, args: _SaveManifest) -> None:

@@ -112,6 +112,8 @@ class Session(TypedDict, total=False):
     versions: dict[Words, Words | None]
     backend: Words
     devices: list[Words]
+    """Of all processes."""
+    processes: Count
     processor: Words
     git_commit: Words | None
     data: str | None

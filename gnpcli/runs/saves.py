@@ -25,6 +25,8 @@ import jax
 import orbax.checkpoint as ocp
 
 from gnpcli.config.weights import Weights
+from gnpcli.devices.processes import peers
+from gnpcli.devices.processes.peers import agreed, decided
 from gnpcli.errors import CheckpointError
 from gnpcli.files import set_aside
 from gnpcli.runs.digests import digests, on_host
@@ -68,6 +70,10 @@ class Saves:
         Raises:
             RunReadError: The folder cannot be listed.
         """
+        return decided("steps", self.listed)
+
+    def listed(self) -> list[int]:
+        """Return the steps as this process finds them, without a word to others."""
         try:
             names = [path.name for path in self.directory.iterdir() if path.is_dir()]
         except FileNotFoundError:
@@ -109,10 +115,11 @@ class Saves:
             DamagedCheckpoint: It says nothing, or is of another run or step.
             RunReadError: It cannot be read.
         """
+        text = decided(f"manifest {step}", lambda: self._read_manifest(step))
+        if text is None:
+            raise self._damaged(step, "it has no manifest")
         try:
-            found = parse_manifest(read_bytes(self.folder(step) / MANIFEST / MANIFEST))
-        except OSError as error:
-            raise self._damaged(step, "it has no manifest") from error
+            found = parse_manifest(text.encode(errors="surrogateescape"))
         except ValueError as error:
             raise self._damaged(step, str(error)) from error
         if self.run is not None and found.run != self.run:
@@ -120,6 +127,13 @@ class Saves:
         if found.step != step:
             raise self._damaged(step, f"it is of step {found.step}")
         return found
+
+    def _read_manifest(self, step: int) -> str | None:
+        try:
+            content = read_bytes(self.folder(step) / MANIFEST / MANIFEST)
+        except OSError:
+            return None
+        return content.decode(errors="surrogateescape")
 
     def damaged(self) -> dict[int, DamagedCheckpoint]:
         """Return the saves whose manifest is damaged or of another run or step.
@@ -182,16 +196,20 @@ class Saves:
 
     def _restore(self, step: int, items: Mapping[str, Any]) -> dict[str, Any]:
         wanted = self.manifest(step).digests
-        restored = {}
-        for name, like in items.items():
-            restored[name] = self._restore_item(step, name, like)
-            self._check(step, name, restored[name], wanted.get(name, {}))
-        return restored
+
+        def read() -> dict[str, Any]:
+            restored = {}
+            for name, like in items.items():
+                restored[name] = self._restore_item(step, name, like)
+                self._check(step, name, restored[name], wanted.get(name, {}))
+            return restored
+
+        return agreed(f"restore {step}", read, RunReadError, DamagedCheckpoint)
 
     def _restore_item(self, step: int, name: str, like: Any) -> Any:
         args = ocp.args.Composite(**{name: ocp.args.StandardRestore(like)})
         try:
-            with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
+            with _reader() as checkpointer:
                 restored = checkpointer.restore(self.folder(step), args=args)[name]
             # Waiting here puts a late read error where it can be explained.
             return jax.block_until_ready(restored)
@@ -249,7 +267,20 @@ class Saves:
             The new path. It has a number where that name is taken.
         """
         self._rates.pop(step, None)
-        return set_aside(self.folder(step))
+        return Path(decided("set aside", lambda: str(set_aside(self.folder(step)))))
+
+
+def _reader() -> ocp.Checkpointer:
+    """Return what reads for this process alone: one that fails must not leave others waiting."""
+    alone = ocp.options.MultiprocessingOptions(
+        primary_host=peers.index(),
+        active_processes={peers.index()},
+        barrier_sync_key_prefix=f"process-{peers.index()}",
+    )
+    options = ocp.CompositeOptions(multiprocessing_options=alone)
+    return ocp.Checkpointer(
+        ocp.CompositeCheckpointHandler(composite_options=options), multiprocessing_options=alone
+    )
 
 
 def _is_step(name: str) -> bool:

@@ -24,6 +24,24 @@ def keep_output() -> None:
     sys.stderr = lasting(sys.stderr) if sys.stderr is not None else _stream(_STDERR)
 
 
+_errors: TextIO | None = None
+
+
+def mute() -> None:
+    """Drop what this process writes on stdout and stderr from now on, but for `errors`."""
+    global _errors
+    _errors = errors()
+    sys.stdout.flush()
+    nowhere = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - for the rest of the process
+    os.dup2(nowhere.fileno(), 1)  # for code that is not Python's as well
+    sys.stdout = sys.stderr = nowhere
+
+
+def errors() -> TextIO:
+    """Return where a process says why it ends."""
+    return _errors or sys.stderr
+
+
 def lasting(stream: TextIO) -> TextIO:
     """Return a stream to the same place that goes silent where nobody reads it any more.
 

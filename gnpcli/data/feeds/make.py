@@ -9,8 +9,10 @@ from jaxtyping import Array, Key
 from gnpcli.config.schema import DataConfig
 from gnpcli.data.base import DataSpec, FileSplit, Split
 from gnpcli.data.feeds.base import EvalFeed, TrainFeed
+from gnpcli.data.feeds.chunks import HostShare
 from gnpcli.data.feeds.memory import InMemoryEvalFeed, InMemoryFeed
 from gnpcli.devices.mesh import batch_placer, placer
+from gnpcli.devices.processes import peers
 
 
 def make_train_feed(
@@ -31,7 +33,8 @@ def make_train_feed(
         return InMemoryFeed(split, spec, config, key=key, place=placer(mesh), dtype=dtype)
     from gnpcli.data.feeds.streamed import StreamedFeed
 
-    return StreamedFeed(split, spec, config, key=key, place=batch_placer(mesh), dtype=dtype)
+    place, host = batch_placer(mesh), host_share()
+    return StreamedFeed(split, spec, config, key=key, place=place, dtype=dtype, host=host)
 
 
 def make_eval_feed(
@@ -46,4 +49,10 @@ def make_eval_feed(
         return InMemoryEvalFeed(split, spec, config, place=placer(mesh), dtype=dtype)
     from gnpcli.data.feeds.streamed import StreamedEvalFeed
 
-    return StreamedEvalFeed(split, spec, config, place=batch_placer(mesh), dtype=dtype)
+    place, host = batch_placer(mesh), host_share()
+    return StreamedEvalFeed(split, spec, config, place=place, dtype=dtype, host=host)
+
+
+def host_share() -> HostShare:
+    """Return which rows of a batch this process reads, of as many as there are processes."""
+    return HostShare(peers.index(), peers.count())

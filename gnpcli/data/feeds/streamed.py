@@ -35,6 +35,7 @@ from gnpcli.data.feeds.reading import ChunkReader
 from gnpcli.data.images.crops import Transform
 from gnpcli.data.images.pixels import decoding
 from gnpcli.devices.mesh import Place
+from gnpcli.devices.processes.peers import united
 from gnpcli.errors import DataError
 from gnpcli.keys import host_seed
 
@@ -91,8 +92,11 @@ class StreamedFeed:
 
     @property
     def skipped(self) -> list[str]:
-        """Files that could not be read since this feed was made, each once, in order of meeting."""
-        return list(self._batches.skipped)
+        """Files that a host could not read since this feed was made, each once.
+
+        All hosts ask for them at the same place: each waits for the others.
+        """
+        return united("skipped in training", list(self._batches.skipped))
 
     def source(self, step: int) -> FeedData:
         """Return what `batch` reads at `step`.
@@ -183,8 +187,11 @@ class StreamedEvalFeed:
 
     @property
     def skipped(self) -> list[str]:
-        """Files that the last `sources` could not read, in order; `batch` masks them."""
-        return list(self._batches.skipped)
+        """Files that the last `sources` could not read, in order; `batch` masks them.
+
+        All hosts ask for them at the same place: each waits for the others.
+        """
+        return united("skipped in an evaluation", list(self._batches.skipped))
 
     def sources(self) -> Iterator[FeedData]:
         """Yield ``images`` uint8 ``[B, S, S, 3]``, ``labels`` int32 ``[B]``, ``mask`` bool ``[B]``.

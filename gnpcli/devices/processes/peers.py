@@ -27,6 +27,7 @@ T = TypeVar("T")
 HEARTBEAT_TIMEOUT_S = 100
 """Seconds without a sign of life after which JAX takes a process for dead."""
 _SHUTDOWN_TIMEOUT_S = 60
+_LATE_S = 3.0
 
 _team: Team | None = None
 _layout = Layout(1, 0)
@@ -201,6 +202,14 @@ def agreed(what: str, make: Callable[[], T], *raised: type[Exception]) -> T:
 
 def _kind(error: Exception, raised: tuple[type[Exception], ...]) -> str:
     return next(kind.__name__ for kind in raised if isinstance(error, kind))
+
+
+def is_consequence() -> bool:
+    """Return whether an error that came up just now may be due to another process.
+
+    A program that waits for a process that has gone fails before it is known who has gone.
+    """
+    return _team is not None and _team.has_failed(_LATE_S)
 
 
 def fail(text: str, status: int) -> None:

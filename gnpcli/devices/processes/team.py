@@ -49,6 +49,9 @@ class Team(Protocol):
     def gathered(self, key: str, value: Any) -> list[Any]:
         """Return the values of all processes, JSON-able, in their order."""
 
+    def has_failed(self, within_s: float) -> bool:
+        """Return whether a process has failed, or does so soon."""
+
     def fail(self, text: str, status: int) -> NoReturn:
         """End all processes with a line, or with that of the first failure."""
 
@@ -77,6 +80,10 @@ class _Inbox:
             self.failure = failure
             self._changed.notify_all()
             return True
+
+    def has_failed(self, within_s: float) -> bool:
+        with self._changed:
+            return self._changed.wait_for(lambda: self.failure is not None, within_s)
 
     def take(self, key: str) -> Any:
         """Wait for a value.
@@ -125,6 +132,9 @@ class First:
         self._share(key, 0, value)
         values: list[Any] = self._inbox.take(key)
         return values
+
+    def has_failed(self, within_s: float) -> bool:
+        return self._inbox.has_failed(within_s)
 
     def fail(self, text: str, status: int) -> NoReturn:
         self._is_ending.set()
@@ -210,6 +220,9 @@ class Other:
         self._channel.send({"share": key, "value": value})
         values: list[Any] = self._inbox.take(key)
         return values
+
+    def has_failed(self, within_s: float) -> bool:
+        return self._inbox.has_failed(within_s)  # which ends this process on the way
 
     def fail(self, text: str, status: int) -> NoReturn:
         self._channel.send({"failure": text, "status": status})

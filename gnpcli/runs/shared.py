@@ -1,0 +1,145 @@
+"""A run folder of several processes: process 0 alone opens its files, and tells the others.
+
+So whatever is read, is read once, and whatever is wrong with it is known to all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from gnpcli.config.resolved import Resolved
+from gnpcli.devices.processes import peers
+from gnpcli.devices.processes.peers import decided
+from gnpcli.locks import Making
+from gnpcli.runs import folder
+from gnpcli.runs.contents import Record, Summary
+from gnpcli.runs.folder import RunFolder
+from gnpcli.runs.log import MetricsLog
+from gnpcli.runs.tensorboard import TensorBoardEvents
+
+Warn = Callable[[str], None]
+
+
+def run_folder(path: Path, warn: Warn | None = None) -> RunFolder:
+    """Return the folder of a run that this process, or several, are about to write."""
+    return RunFolder(path, warn) if peers.count() == 1 else SharedRunFolder(path, warn)
+
+
+@contextmanager
+def claimed_run(config: Resolved, path: Path | None, warn: Warn) -> Iterator[RunFolder]:
+    """Hold the folder of a run that is about to start, as `gnpcli.runs.folder.claimed_run` does.
+
+    Process 0 holds it for all.
+    """
+    with ExitStack() as stack:
+        held: list[RunFolder] = []
+
+        def claim() -> str:
+            held.append(stack.enter_context(folder.claimed_run(config, path, warn)))
+            return str(held[0].path)
+
+        if peers.count() == 1:
+            claim()
+            yield held[0]
+            return
+        shared = SharedRunFolder(Path(decided("claim", claim)), warn)
+        shared.check_claim = held[0].check_claim if held else _nothing  # type: ignore[method-assign]
+        yield shared
+
+
+class SharedRunFolder(RunFolder):
+    """The folder of a run of several processes. All of them make the same calls of it.
+
+    Of what is not here, each process reads what it needs.
+    """
+
+    def exists(self) -> bool:
+        return decided("exists", super().exists)
+
+    @contextmanager
+    def claimed(self, making: Making = "never") -> Iterator[None]:
+        with ExitStack() as stack:
+            claimed = super().claimed
+            decided("claim", lambda: stack.enter_context(claimed(making)))
+            yield
+
+    def check_free(self, config: Resolved) -> None:
+        check_free = super().check_free
+        decided("check free", lambda: check_free(config))
+
+    def create(self, config: Resolved) -> None:
+        create = super().create
+        decided("create", lambda: create(config))
+
+    def run_id(self) -> str | None:
+        return decided("run id", super().run_id)
+
+    def identify(self, run_id: str) -> None:
+        identify = super().identify
+        decided("identify", lambda: identify(run_id))
+
+    def summary(self) -> Summary:
+        return decided("summary", super().summary)
+
+    def write_summary(self, summary: Summary) -> Summary:
+        write = super().write_summary
+        return decided("write summary", lambda: write(summary))
+
+    def note_session(self, environment: Mapping[str, Any], start_step: int) -> None:
+        note = super().note_session
+        decided("note session", lambda: note(environment, start_step))
+
+    def set_aside_damaged(self) -> None:
+        decided("set aside", super().set_aside_damaged)
+
+    def open_log(self, start_step: int, *, evaluates_start: bool = False) -> MetricsLog:
+        if peers.is_first():
+            return super().open_log(start_step, evaluates_start=evaluates_start)
+        return _NoLog()
+
+    def open_events(self, first_step: int) -> TensorBoardEvents:
+        return super().open_events(first_step) if peers.is_first() else _NoEvents()
+
+
+class _NoLog(MetricsLog):
+    """The log in a process that writes none."""
+
+    def __init__(self) -> None:
+        self.of_start: list[Record] = []
+
+    def write(self, record: Mapping[str, Any]) -> None:
+        pass
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        pass
+
+
+class _NoEvents(TensorBoardEvents):
+    """The events in a process that writes none."""
+
+    def __init__(self) -> None:
+        pass
+
+    def write(self, record: Mapping[str, Any]) -> None:
+        pass
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        pass
+
+
+def _nothing() -> None:
+    pass

@@ -1,0 +1,330 @@
+"""Two real processes train one run: the numbers, the files, the signals, the failures."""
+
+from __future__ import annotations
+
+import json
+import random
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gnpcli.devices.signals import STOP_SIGNALS
+from tests.commands import PROGRAM
+from tests.folders import put
+from tests.launch import Launched, launch, wait_until
+
+pytestmark = pytest.mark.slow
+
+TOTAL = 44
+TRAIN = (
+    "train",
+    *("--set", "model.name=tests.small:small", "--set", "data.batch_size=64"),
+    *("--set", "optimizer.name=sgd", "--set", "gr.strategy=constant"),
+    *("--set", "checkpoint.every_steps=10", "--set", "train.log_every_steps=1"),
+    *("--epochs", 2),
+)
+"""44 steps with BatchNorm, dropout and the penalty."""
+
+LAYOUTS: dict[str, dict[str, int]] = {
+    "2x2": {"processes": 2, "devices": 2},
+    "1x4": {"processes": 1, "devices": 4},
+    "1x1": {"processes": 1, "devices": 1},
+}
+
+WATCHED = (
+    """
+import os, sys
+_seen = os.open("written-by-1.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+_writes = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
+def _watch(event, args):
+    if event in ("os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.truncate", "os.utime") or (
+        event == "open" and isinstance(args[2], int) and args[2] & _writes
+    ):
+        os.write(_seen, f"{args[0]}\\n".encode())
+sys.addaudithook(_watch)
+"""
+    + PROGRAM
+)
+"""A process that notes all that it writes, as far as Python does it."""
+
+
+def trained(folder: Path, **options: Any) -> Launched:
+    return launch([*TRAIN, "--run-dir", folder / "run", "--json"], folder, **options)
+
+
+def log(folder: Path) -> list[dict[str, Any]]:
+    """Return the records of a run without what depends on the clock."""
+    text = (folder / "run" / "metrics.jsonl").read_text()
+    records = [json.loads(line) for line in text.splitlines()]
+    for record in records:
+        for key in ("elapsed_s", "images_per_s", "check"):
+            record.pop(key, None)
+    return records
+
+
+def digests(folder: Path) -> dict[int, Any]:
+    """Return the digests of all arrays of each save."""
+    found = {}
+    for path in (folder / "run" / "checkpoints").iterdir():
+        if path.name.isdecimal():
+            text = (path / "manifest" / "manifest").read_bytes().partition(b"\n")[2]
+            found[int(path.name)] = json.loads(text)["digests"]
+    return found
+
+
+def assert_close(records: list[dict[str, Any]], others: list[dict[str, Any]]) -> None:
+    assert [record["step"] for record in records] == [record["step"] for record in others]
+    for record, other in zip(records, others, strict=True):
+        for key, value in record.items():
+            if isinstance(value, float):
+                assert value == pytest.approx(other[key], rel=1e-4, abs=1e-5), (key, record["step"])
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder of a run of two processes with two devices each."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    done = trained(folder, programs={1: WATCHED})
+    assert json.loads(done.out(0))["status"] == "finished"
+    assert (done.out(1), done.err(1)) == ("", "")
+    return folder
+
+
+def test_a_run_of_two_processes_is_one_run(undisturbed):
+    records = log(undisturbed)
+    assert [r["step"] for r in records if r["split"] == "train"] == [*range(1, TOTAL + 1)]
+    names = {path.name for path in (undisturbed / "run").iterdir()}
+    assert len([name for name in names if name.startswith("events.out")]) == 1
+    assert names - {name for name in names if name.startswith("events.out")} == {
+        *("config.yaml", "metrics.jsonl", "summary.json", "environment.json", "run.json"),
+        "checkpoints",
+    }
+    (session,) = json.loads((undisturbed / "run" / "environment.json").read_text())["sessions"]
+    assert (session["processes"], len(session["devices"])) == (2, 4)
+    written = (undisturbed / "written-by-1.txt").read_text().splitlines()
+    of_run = [path for path in written if path.startswith(str(undisturbed / "run"))]
+    assert [path for path in of_run if ".orbax-checkpoint-tmp" not in path] == []
+
+
+def test_the_same_processes_give_the_same_bits(undisturbed, tmp_path):
+    trained(tmp_path)
+    assert log(tmp_path) == log(undisturbed)
+    assert digests(tmp_path) == digests(undisturbed)
+
+
+@pytest.mark.parametrize("layout", ["1x4", "1x1"])
+def test_one_process_gives_the_same_numbers(undisturbed, tmp_path, layout):
+    """Beyond the first steps rounding grows: within 1e-6 is asked of the first ten."""
+    trained(tmp_path, **LAYOUTS[layout])
+    for record, other in zip(log(tmp_path)[:10], log(undisturbed)[:10], strict=True):
+        assert record["loss"] == pytest.approx(other["loss"], rel=1e-6)
+        assert record["grad_norm"] == pytest.approx(other["grad_norm"], rel=1e-6)
+    assert_close(log(tmp_path)[:40], log(undisturbed)[:40])
+
+
+def has_logged(folder: Path, steps: int) -> Callable[[], bool]:
+    path = folder / "run" / "metrics.jsonl"
+    return lambda: path.exists() and len(path.read_bytes().splitlines()) >= steps
+
+
+def resume(folder: Path, **options: Any) -> Launched:
+    return launch(["resume", folder / "run", "--json"], folder, **options)
+
+
+@pytest.mark.parametrize("process", [0, 1])
+@pytest.mark.parametrize("number", STOP_SIGNALS)
+def test_a_signal_to_one_process_stops_all_at_one_step(undisturbed, tmp_path, number, process):
+    with Launched([*TRAIN, "--run-dir", tmp_path / "run"], tmp_path) as going:
+        wait_until(has_logged(tmp_path, 5))
+        going.processes[process].send_signal(number)
+        assert going.wait() == [128 + number] * 2, going.err(0) + going.err(1)
+        assert going.error(0) == going.error(1)
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["status"] == "interrupted"
+    assert f"stopped by {number.name} after step {summary['step']}, saved" in going.error(0)
+    assert max(digests(tmp_path)) == summary["step"]
+    if number != signal.SIGTERM:  # what comes then is the same for all of them
+        return
+    resume(tmp_path)
+    assert log(tmp_path) == log(undisturbed)
+    assert digests(tmp_path)[TOTAL] == digests(undisturbed)[TOTAL]
+
+
+def test_kills_at_random_moments_cost_no_step(undisturbed, tmp_path):
+    """Twenty times one of the two is killed; the other ends by itself, and both are started anew.
+
+    The last session is one of a single process.
+    """
+    draws = random.Random(15)
+    command: list[object] = [*TRAIN, "--run-dir", tmp_path / "run"]
+    for _ in range(20):
+        with Launched(command, tmp_path) as going:
+            time.sleep(draws.uniform(2, 14))
+            victim = draws.randrange(2)
+            going.processes[victim].kill()
+            statuses = going.wait(40)
+            told = going.err(1 - victim)
+        assert statuses[victim] in (-signal.SIGKILL, 0)
+        assert statuses[1 - victim] in (1, -signal.SIGABRT, 0), (statuses, told)
+        if (tmp_path / "run" / "config.yaml").exists():
+            command = ["resume", tmp_path / "run"]
+    resume(tmp_path, **LAYOUTS["1x4"])
+    assert_close(log(tmp_path)[:40], log(undisturbed)[:40])
+    assert [r["step"] for r in log(tmp_path) if r["split"] == "train"] == [*range(1, TOTAL + 1)]
+
+
+LIMITED = (
+    """
+import resource
+resource.setrlimit(resource.RLIMIT_FSIZE, ({0}, {0}))
+"""
+    + PROGRAM
+)
+
+
+@pytest.mark.parametrize(("process", "room"), [(0, 10_000), (1, 500)])
+def test_a_full_disk_of_one_process_ends_all_with_one_line(tmp_path, process, room):
+    """Process 0 has no room for the log, process 1 none for its share of a save."""
+    programs = {process: LIMITED.format(room)}
+    with Launched([*TRAIN, "--run-dir", tmp_path / "run"], tmp_path, programs=programs) as going:
+        assert going.wait() == [1, 1]
+        assert going.error(0) == going.error(1)
+    assert "File too large" in going.error(0)
+    resume(tmp_path)
+
+
+DAMAGED_FOR_ONE = (
+    """
+from gnpcli.runs.saves import Saves
+_check = Saves._check
+def _check_but_the_last(self, step, name, item, wanted):
+    if step == {step}:
+        raise self._damaged(step, "this process cannot read it")
+    _check(self, step, name, item, wanted)
+Saves._check = _check_but_the_last
+"""
+    + PROGRAM
+)
+
+
+def test_a_save_that_one_process_finds_damaged_is_damaged_for_all(tmp_path):
+    launch([*TRAIN, "--run-dir", tmp_path / "run", "--max-steps", 25], tmp_path)
+    assert sorted(digests(tmp_path)) == [10, 20, 25]
+    programs = {1: DAMAGED_FOR_ONE.format(step=25)}
+    done = resume(tmp_path, programs=programs)
+    told = done.err(0).replace("\n", " ")
+    assert "the checkpoint of step 25" in told
+    assert "this process cannot read it; moved to 25.damaged" in told
+    assert "from step 20" in told
+    assert done.err(1) == ""
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder of two classes: 32 training and 10 test images each."""
+    root = tmp_path_factory.mktemp("images")
+    for split, count in (("train", 32), ("test", 10)):
+        for label, name in enumerate(("ant", "bee")):
+            for index in range(count):
+                put(root / split / name / f"{index:02}.png", seed=100 * label + index)
+    return root
+
+
+def of_images(images: Path, folder: Path, *more: object) -> list[object]:
+    return [
+        "train",
+        *("--dataset", f"folder:{images}", "--set", "data.stream=true", "--epochs", 2),
+        *("--set", "model.name=tests.small:small", "--set", "data.batch_size=16"),
+        *("--set", "optimizer.name=sgd", "--set", "gr.strategy=constant"),
+        *("--set", "data.image_size=16", "--set", "data.workers=0"),
+        *("--set", "train.log_every_steps=1", "--run-dir", folder / "run", *more),
+    ]
+
+
+def test_each_process_reads_its_rows_of_streamed_batches(images, tmp_path):
+    for name, layout in LAYOUTS.items():
+        launch(of_images(images, tmp_path / name), tmp_path / name, **layout)
+    own = log(tmp_path / "2x2")
+    assert len(own) == 8 + 2
+    assert_close(own, log(tmp_path / "1x4"))
+    assert_close(own, log(tmp_path / "1x1"))
+    tested = [record["num_examples"] for record in own if record["split"] == "test"]
+    assert tested == [20, 20]
+
+
+def damaged_copy(images: Path, root: Path, *names: str) -> Path:
+    for path in images.rglob("*.png"):
+        target = root / path.relative_to(images)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        whole = path.read_bytes()
+        is_damaged = str(path.relative_to(images)) in names
+        target.write_bytes(whole[: len(whole) // 2] if is_damaged else whole)
+    return root
+
+
+def test_an_image_that_one_process_cannot_read_ends_all_with_one_line(images, tmp_path):
+    root = damaged_copy(images, tmp_path / "images", "train/bee/07.png")
+    with Launched(of_images(root, tmp_path), tmp_path) as going:
+        assert going.wait() == [1, 1]
+        assert going.error(0) == going.error(1)
+    assert "train/bee/07.png" in going.error(0)
+
+
+def test_skipped_images_are_those_of_all_processes(images, tmp_path):
+    root = damaged_copy(images, tmp_path / "images", "train/bee/07.png", "test/ant/03.png")
+    done = launch(of_images(root, tmp_path, "--set", "data.unreadable=skip"), tmp_path)
+    told = done.err(0)
+    assert told.count("1 unreadable image(s) of the train split skipped") == 1
+    assert told.count("1 unreadable image(s) of the test split skipped") == 1
+    tested = [record["num_examples"] for record in log(tmp_path) if record["split"] == "test"]
+    assert tested == [19, 19]
+
+
+def test_processes_that_train_different_things_are_refused(tmp_path):
+    own = {1: ("--set", "optimizer.lr=0.5")}
+    command = [*TRAIN, "--run-dir", tmp_path / "run"]
+    with Launched(command, tmp_path, own=own) as going:
+        assert going.wait() == [1, 1]
+        assert going.error(0) == going.error(1)
+    assert "process 1 was started with another configuration than process 0" in going.error(0)
+    assert "lr: 0.5" in going.error(0)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["eval"],
+        ["check", "--batches", 1, "--per-decade", 1, "--r-min", 0.05, "--dtypes", "float32"],
+        ["inspect", "-n", 64, "--top", 1, "--directions", 1, "--surface", "none"],
+    ],
+    ids=lambda command: command[0],
+)
+def test_what_is_measured_of_a_run_does_not_depend_on_the_processes(undisturbed, tmp_path, command):
+    name, *options = command
+    found = []
+    for layout in ("2x2", "1x1"):
+        arguments = [name, undisturbed / "run", *options, "--json"]
+        done = launch(arguments, tmp_path / layout, **LAYOUTS[layout])
+        assert [done.out(index) for index in range(1, len(done.processes))] in ([], [""])
+        found.append([*numbers(json.loads(done.out(0)))])
+    assert len(found[0]) == len(found[1]) > 3
+    for (key, value), (_, other) in zip(*found, strict=True):
+        assert value == pytest.approx(other, rel=0.05, abs=1e-5), key
+
+
+def numbers(value: Any, key: str = "") -> Any:
+    """Yield the numbers of a result with their places, but for times and descriptions."""
+    if isinstance(value, dict):
+        for name, item in value.items():
+            if name not in ("elapsed_s", "environment", "residuals", "moved", "worst_moved"):
+                yield from numbers(item, f"{key}.{name}")
+    elif isinstance(value, list):
+        for item in value:
+            yield from numbers(item, key)
+    elif isinstance(value, int | float) and not isinstance(value, bool):
+        yield key, value
