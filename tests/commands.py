@@ -3,7 +3,8 @@
 To import JAX and all else takes two seconds of processor time, which the tests would spend
 hundreds of times. The server does it once, before JAX starts a backend, and forks a child for each
 command. Variables that are read at import have the server's values in its children. A command
-that needs others runs in an interpreter of its own.
+that needs others runs in an interpreter of its own. ``XLA_FLAGS`` is not among them: a backend
+reads it when it starts.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
-READ_AT_IMPORT = ("JAX_", "XLA_", "PYTHON", "TF_", "OMP_", "OPENBLAS_")
+READ_AT_IMPORT = ("JAX_", "PYTHON", "TF_", "OMP_", "OPENBLAS_")
 STARTS_WITHIN_S = 120
 """How long the server may take to start a command, which no timeout of a command counts."""
 PROGRAM = "from gnpcli.cli import main; main()"
@@ -47,7 +48,7 @@ class CommandServer:
 
     def __init__(self, environment: Mapping[str, str]) -> None:
         """Start the server in `environment`; it ends with this process."""
-        self._fixed = _read_at_import(environment)
+        self._fixed = read_at_import(environment)
         self._folder = tempfile.TemporaryDirectory()
         self._path = str(Path(self._folder.name) / "socket")
         self._process = subprocess.Popen(
@@ -62,7 +63,7 @@ class CommandServer:
 
     def suits(self, environment: Mapping[str, str]) -> bool:
         """Say whether the variables that are read at import are those of the server."""
-        return _read_at_import(environment) == self._fixed
+        return read_at_import(environment) == self._fixed
 
     def run(
         self, arguments: Sequence[str], *, cwd: Path, env: Mapping[str, str], timeout: float
@@ -173,7 +174,8 @@ def import_everything() -> None:
             importlib.import_module(module.name)
 
 
-def _read_at_import(environment: Mapping[str, str]) -> dict[str, str]:
+def read_at_import(environment: Mapping[str, str]) -> dict[str, str]:
+    """Return the variables that a process must have had when it imported the program."""
     return {key: value for key, value in environment.items() if key.startswith(READ_AT_IMPORT)}
 
 

@@ -62,7 +62,7 @@ for number in (signal.SIGINT, signal.SIGHUP):
     if signal.getsignal(number) is signal.SIG_IGN:
         signal.signal(number, signal.SIG_DFL)
 
-from tests.commands import PROGRAM, CommandServer  # noqa: E402
+from tests.commands import PROGRAM, CommandServer, read_at_import  # noqa: E402
 from tests.folders import put  # noqa: E402
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
@@ -73,6 +73,9 @@ SHARED_DATA = REPOSITORY.parent / "shared" / "data"
 
 FINDS_SMALL = {"PYTHONPATH": str(REPOSITORY), "GNP_TRUST_CODE": "1"}
 """The environment in which a command finds ``model.name=tests.small:small``, also in a run."""
+
+KEPT_FROM_S = 0.2
+"""How long a program compiles that is kept for the next process that needs it."""
 
 Gnp = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -100,6 +103,9 @@ def _isolated_caches(tmp_path_factory: pytest.TempPathFactory) -> None:
     cache = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "gnp-cache"
     os.environ["GNP_CACHE_DIR"] = str(cache)
     jax.config.update("jax_compilation_cache_dir", str(cache / "xla"))
+    # The step of a small network compiles in less than the second from which JAX keeps a program.
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = str(KEPT_FROM_S)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", KEPT_FROM_S)
     for name in ("GNP_DEBUG", "XLA_FLAGS", "TFDS_DATA_DIR", "GNP_DATA_DIR", "GNP_CHECKSUMS"):
         os.environ.pop(name, None)
     os.environ.pop("GNP_TRUST_CODE", None)
@@ -132,6 +138,19 @@ def command_server(_isolated_caches: None) -> Iterator[CommandServer]:
     server = CommandServer({**os.environ, **FINDS_SMALL})
     yield server
     server.close()
+
+
+@pytest.fixture(autouse=True)
+def _variables() -> Iterator[None]:
+    """Undo what a command that ran in this process has set, which the server does not have.
+
+    Else every command of the tests that follow would be an interpreter of its own.
+    """
+    before = read_at_import(os.environ)
+    yield
+    for name in read_at_import(os.environ).keys() - before:
+        del os.environ[name]
+    os.environ.update(before)
 
 
 @pytest.fixture

@@ -19,6 +19,7 @@ from PIL import Image
 
 from gnpcli.recipes.presets import preset_names, resolve
 from gnpcli.runs.log import read_metrics
+from tests.commands import CommandServer
 from tests.conftest import FINDS_SMALL, Gnp, fails
 
 QUICK = [
@@ -55,22 +56,13 @@ def folder_dataset(root: Path, *, classes: int = 2, per_class: int = 4, size: in
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def run(tmp_path_factory: pytest.TempPathFactory, command_server: CommandServer) -> Path:
     """A finished run made by the command line, and what it printed."""
     folder = tmp_path_factory.mktemp("cli") / "run"
-    done = subprocess.run(
-        [
-            sys.executable,
-            "-c",
-            "from gnpcli.cli import main; main()",
-            "train",
-            *QUICK,
-            "--run-dir",
-            str(folder),
-        ],
+    done = command_server.run(
+        ["train", *QUICK, "--run-dir", str(folder)],
+        cwd=folder.parent,
         env={**os.environ, **FINDS_SMALL},
-        capture_output=True,
-        text=True,
         timeout=300,
     )
     assert done.returncode == 0, done.stderr

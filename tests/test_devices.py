@@ -34,9 +34,10 @@ QUICK = [
 
 
 def python(code: str) -> Any:
+    # Compiling is what these programs spend their time on; unoptimised it takes half of it.
     done = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(code)],
-        env={**os.environ, **EIGHT},
+        env={**os.environ, **EIGHT, "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"},
         capture_output=True,
         text=True,
         timeout=500,

@@ -1,6 +1,10 @@
 """Convolution and pooling against XLA's own operations, in values and gradients."""
 
+from __future__ import annotations
+
 import re
+from collections.abc import Iterator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -79,20 +83,29 @@ def test_pointwise_convolution_in_every_form(monkeypatch, form, same, stride, si
     )
 
 
-@pytest.mark.parametrize("form", FORMS)
+SIZES = [
+    (3, 1, (5, 4)),
+    (3, 1, (2, 2)),
+    (3, 2, (5, 6)),
+    (3, 2, (8, 1)),
+    (3, 2, (12, 11)),
+    (3, 3, (16, 17)),
+    (7, 2, (12, 11)),
+]
+"""Side of a kernel, stride, and sides of an image."""
+
+
+def every_form() -> Iterator[Any]:
+    """The forms that are XLA's own operation are quick for one size of each stride."""
+    for form in FORMS:
+        for index, (size, stride, sides) in enumerate(SIZES):
+            is_first = stride not in (other[1] for other in SIZES[:index])
+            marks = () if form == FORMS[0] or is_first else pytest.mark.slow
+            yield pytest.param(form, size, stride, sides, marks=marks)
+
+
 @pytest.mark.parametrize("same", [False, True])
-@pytest.mark.parametrize(
-    ("size", "stride", "sides"),
-    [
-        (3, 1, (5, 4)),
-        (3, 1, (2, 2)),
-        (3, 2, (5, 6)),
-        (3, 2, (8, 1)),
-        (3, 2, (12, 11)),
-        (3, 3, (16, 17)),
-        (7, 2, (12, 11)),
-    ],
-)
+@pytest.mark.parametrize(("form", "size", "stride", "sides"), [*every_form()])
 def test_convolution_is_xlas_in_every_form(monkeypatch, form, same, size, stride, sides):
     take(form, monkeypatch)
     padding = "SAME" if same else ((size // 2, size // 2),) * 2
@@ -110,7 +123,7 @@ def test_convolution_is_xlas_in_every_form(monkeypatch, form, same, size, stride
     )
 
 
-@pytest.mark.parametrize("images", [1, 2, 3, 6])
+@pytest.mark.parametrize("images", [1, 2, pytest.param(3, marks=pytest.mark.slow), 6])
 @pytest.mark.parametrize(("stride", "inputs", "outputs"), [(1, 2, 4), (1, 4, 2), (2, 4, 2)])
 def test_a_batch_is_computed_in_chunks_that_fit(monkeypatch, images, stride, inputs, outputs):
     """6 images of 8 x 7 pixels, in chunks of so many as fit, forward as well as backward."""
@@ -260,19 +273,21 @@ def test_avg_pool_is_the_mean_of_the_pixels_that_a_window_has(dtype, side, size)
     pooled, pull = jax.vjp(lambda x: avg_pool(x, size), x)
     (gradient,) = pull(pooled)
     assert pooled.dtype == gradient.dtype == dtype
+    # each index into an array of JAX would be a program of its own
+    means, slopes = np.asarray(pooled), np.asarray(gradient)
     tolerance = 4 * float(jnp.finfo(dtype).eps)
     wide = np.asarray(x, np.float64)
-    assert pooled.shape[1:3] == (-(-side[0] // size), -(-side[1] // size))
-    for i, j in np.ndindex(*pooled.shape[1:3]):
+    assert means.shape[1:3] == (-(-side[0] // size), -(-side[1] // size))
+    for i, j in np.ndindex(*means.shape[1:3]):
         window = (slice(None), slice(i * size, (i + 1) * size), slice(j * size, (j + 1) * size))
         np.testing.assert_allclose(
-            pooled[:, i, j], wide[window].mean((1, 2)), rtol=tolerance, atol=tolerance
+            means[:, i, j], wide[window].mean((1, 2)), rtol=tolerance, atol=tolerance
         )
-        share = np.asarray(pooled[:, i : i + 1, j : j + 1], np.float64) / np.prod(
+        share = np.asarray(means[:, i : i + 1, j : j + 1], np.float64) / np.prod(
             wide[window].shape[1:3]
         )
         np.testing.assert_allclose(
-            gradient[window],
+            slopes[window],
             np.broadcast_to(share, wide[window].shape),
             rtol=tolerance,
             atol=tolerance,

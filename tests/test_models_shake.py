@@ -277,7 +277,7 @@ def np_forward(module, params, state, images, key):
         pytest.param(6, "paper", (8, 8, 3), 0.5, marks=pytest.mark.slow),
         (3, "paper", (8, 8, 3), 0.5),
         (3, "upstream", (8, 8, 3), None),
-        (3, "paper", (7, 7, 1), None),
+        pytest.param(3, "paper", (7, 7, 1), None, marks=pytest.mark.slow),
     ],
 )
 def test_equals_numpy(family, blocks, variant, shape, shake_drop_rate):

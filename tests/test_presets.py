@@ -39,13 +39,14 @@ def quick_to_trace() -> set[str]:
     return {first[family] for family in ("wide_resnet", "vgg")}
 
 
+QUICK = quick_to_trace()
+
+
 @pytest.mark.parametrize(
     ("name", "dtype"),
     [
         *(
-            pytest.param(
-                name, "float32", marks=() if name in quick_to_trace() else pytest.mark.slow
-            )
+            pytest.param(name, "float32", marks=() if name in QUICK else pytest.mark.slow)
             for name in NAMES
         ),
         (DEFAULT_PRESET, "bfloat16"),
