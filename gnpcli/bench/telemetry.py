@@ -19,7 +19,7 @@ from gnpcli.gnp import global_norm
 from gnpcli.step.batch import step_batch
 from gnpcli.step.gradient import make_value_and_grad
 from gnpcli.step.optimizer import clip_by_norm
-from gnpcli.step.state import TrainState
+from gnpcli.step.state import TrainState, laid_out
 
 
 def bench_telemetry(config: Resolved, *, rounds: int, steps: int, notify: Notify) -> dict[str, Any]:
@@ -93,6 +93,6 @@ def _bare_step(task: Task) -> Step:
         updated = state._replace(
             params=params, model_state=aux.model_state, opt_state=opt_state, step=state.step + 1
         )
-        return updated, loss
+        return laid_out(updated, parts.layout), loss
 
-    return jax.jit(step, donate_argnums=0, out_shardings=replicated(parts.mesh))
+    return jax.jit(step, donate_argnums=0, out_shardings=(None, replicated(parts.mesh)))

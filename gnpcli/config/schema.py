@@ -304,11 +304,20 @@ class CheckpointConfig(Section):
     """
 
 
+Shard = Literal["none", "fsdp"]
+
+
 class MeshConfig(Section):
     """The devices."""
 
     devices: Annotated[int, Field(ge=1, le=1 << 20)] | None = None
     """How many local devices share a batch; it must divide the batch sizes. Null takes all."""
+    shard: Shard = "none"
+    """Where parameters, their average, the optimizer's state and LookSAM's component lie.
+
+    ``none`` keeps a copy on every device. ``fsdp`` splits them over all devices, and gathers a
+    parameter where it is used. Results agree up to rounding.
+    """
 
 
 class RunConfig(Section):

@@ -1,6 +1,6 @@
-"""The mesh of devices, and where arrays live on it.
+"""The mesh of devices, and how data lies on it.
 
-Batches are split over the mesh. Everything else is replicated.
+Batches are split over the mesh. Where the state lies says `gnpcli.devices.sharding`.
 
 The mesh has two axes, `group` and `data`. With G groups on D devices there are gcd(G, D) clusters
 along `group`. Each cluster runs its share of the groups one after another, and spreads every group
@@ -144,7 +144,7 @@ def is_batch_split() -> bool:
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """Return the sharding of state, data sets and metrics: a full copy on every device."""
+    """Return the sharding of data sets and metrics: a full copy on every device."""
     return NamedSharding(mesh, PartitionSpec())
 
 
@@ -188,18 +188,6 @@ def batch_placer(mesh: Mesh) -> Place:
     """
     sharding = NamedSharding(mesh, _rows(mesh))
     return lambda array: jax.make_array_from_process_local_data(sharding, array)
-
-
-def abstract(make: Callable[[], Any], mesh: Mesh) -> Any:
-    """Return shapes, dtypes and shardings of what `make` would return.
-
-    All of it is replicated. Nothing is allocated.
-    """
-    sharding = replicated(mesh)
-    return jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-        jax.eval_shape(make),
-    )
 
 
 def split_batch(mesh: Mesh, batch: Any) -> Any:

@@ -13,7 +13,8 @@ from jax.sharding import Mesh
 from gnpcli.config.resolved import Resolved
 from gnpcli.data.base import DataSpec, FileSplit, Split
 from gnpcli.data.feeds.make import make_train_feed
-from gnpcli.devices.mesh import abstract, check_cut, replicated
+from gnpcli.devices.mesh import check_cut
+from gnpcli.devices.sharding import abstract
 from gnpcli.keys import run_keys
 from gnpcli.models.base import Model, Params, State, parameter_shapes, starting_from
 from gnpcli.models.registry import build_for
@@ -24,7 +25,7 @@ from gnpcli.step.perturbation import perturbed_mask
 from gnpcli.step.probes import make_diagnosis, make_rounding_measure
 from gnpcli.step.programs import OptimizerStatistics, RoundingMeasure, TrainStep
 from gnpcli.step.schedules import Horizon, StepKind
-from gnpcli.step.state import TrainState, init_state
+from gnpcli.step.state import TrainState, init_state, state_shardings
 from gnpcli.step.train import make_train_step
 
 
@@ -68,7 +69,8 @@ class Task:
 
     def abstract_state(self) -> TrainState:
         """Return shapes, dtypes and shardings of the state, allocating nothing."""
-        state: TrainState = abstract(self.init, self.parts.mesh)
+        shapes: TrainState = jax.eval_shape(self.init)
+        state: TrainState = abstract(shapes, state_shardings(shapes, self.parts.layout))
         return state
 
     def checkpoint_meta(self) -> dict[str, Any]:
@@ -129,4 +131,5 @@ def _make_init(
             reuses=config.gr.between == "reuse",
         )
 
-    return jax.jit(init, out_shardings=replicated(parts.mesh))
+    where = state_shardings(jax.eval_shape(init), parts.layout)
+    return jax.jit(init, out_shardings=where)

@@ -12,7 +12,10 @@ from typing import Any, Protocol
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from flax import struct
+from flax.core import meta
 
+from gnpcli.devices.sharding import Layout, at_use, gathering, is_gathering
 from gnpcli.errors import ConfigError
 
 Params = dict[str, Any]
@@ -63,11 +66,14 @@ class Model:
             None, and the state comes back as it went in.
         clean_apply: What the clean pass of a GR step runs in train mode, where that is not `apply`.
             It has the same values and another gradient. None takes `apply`.
+        gathers: Whether both gather split parameters themselves, each where it is used
+            (`gnpcli.devices.sharding.at_use`).
     """
 
     init: InitFn
     apply: ApplyFn
     clean_apply: ApplyFn | None = None
+    gathers: bool = False
 
 
 def starting_from(model: Model, params: Params, state: State) -> Model:
@@ -76,6 +82,25 @@ def starting_from(model: Model, params: Params, state: State) -> Model:
     That `init` draws nothing.
     """
     return replace(model, init=lambda key, image_shape: (params, state))
+
+
+def split_over(model: Model, layout: Layout) -> Model:
+    """Return `model` for parameters that lie as in `layout`."""
+
+    def wrapped(apply: ApplyFn) -> ApplyFn:
+        def split(
+            params: Params, state: State, images: jax.Array, train: bool, key: jax.Array | None
+        ) -> tuple[jax.Array, State]:
+            with gathering(layout):
+                whole = params if model.gathers else jax.tree.map(at_use, params)
+                return apply(whole, state, images, train, key)
+
+        return split
+
+    if not layout.is_split:
+        return model
+    clean = None if model.clean_apply is None else wrapped(model.clean_apply)
+    return replace(model, apply=wrapped(model.apply), clean_apply=clean)
 
 
 def from_linen(module: nn.Module, clean: nn.Module | None = None) -> Model:
@@ -95,14 +120,37 @@ def from_linen(module: nn.Module, clean: nn.Module | None = None) -> Model:
         variables = dict(module.init({"params": key}, images, train=False))
         return variables.pop("params"), variables
 
-    return Model(init, _applying(module), None if clean is None else _applying(clean))
+    return Model(init, _applying(module), None if clean is None else _applying(clean), gathers=True)
+
+
+class _AtUse(struct.PyTreeNode, meta.AxisMetadata[jax.Array]):
+    """A parameter that a module gathers when it asks for it: Flax opens such boxes."""
+
+    value: jax.Array
+
+    def unbox(self) -> jax.Array:
+        return at_use(self.value)
+
+    def replace_boxed(self, val: Any) -> Any:
+        return self.replace(value=val)
+
+    def add_axis(self, index: int, params: dict[Any, Any]) -> _AtUse:
+        return self
+
+    def remove_axis(self, index: int, params: dict[Any, Any]) -> _AtUse:
+        return self
+
+
+def _boxed(params: Params) -> Params:
+    boxed: Params = jax.tree.map(_AtUse, params)
+    return boxed
 
 
 def _applying(module: nn.Module) -> ApplyFn:
     def apply(
         params: Params, state: State, images: jax.Array, train: bool, key: jax.Array | None
     ) -> tuple[jax.Array, State]:
-        variables = {"params": params, **state}
+        variables = {"params": _boxed(params) if is_gathering() else params, **state}
         # NumPy images with NumPy parameters would be computed by NumPy, in its types.
         images = jnp.asarray(images)
         if not train:

@@ -33,7 +33,7 @@ def on_host(tree: Any) -> dict[str, HostArray]:
 
     On a CPU they share the memory of the JAX arrays. JAX does not reuse that memory meanwhile, even
     where the arrays are donated. On other devices they are the copies that JAX keeps with an array,
-    which Orbax takes as well.
+    which Orbax takes as well. An array that is split over devices is put together in a copy.
     """
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     numbers = [_numbers(leaf) for _, leaf in leaves]

@@ -12,9 +12,10 @@ from gnpcli.config.loader import differences
 from gnpcli.config.resolved import Resolved
 from gnpcli.config.weights import Weights
 from gnpcli.data.base import DataSpec
-from gnpcli.devices.mesh import abstract, make_mesh
+from gnpcli.devices.mesh import make_mesh
+from gnpcli.devices.sharding import Layout, abstract, shardings
 from gnpcli.errors import CheckpointError
-from gnpcli.models.base import Model, Params, State
+from gnpcli.models.base import Model, Params, State, split_over
 from gnpcli.models.registry import build_for
 from gnpcli.recipes.presets import with_code
 from gnpcli.runs.description import Description, read_description
@@ -35,7 +36,7 @@ class Trained:
     weights: Weights
     """Which weights these are."""
     params: Params
-    """Replicated over `mesh`, float32."""
+    """Over `mesh` as `mesh.shard` says, float32."""
     model_state: State
     """Replicated over `mesh`; BatchNorm statistics are those of the raw weights."""
 
@@ -134,8 +135,11 @@ def _restore(saves: Saves, step: int, description: Description, weights: Weights
             f"{where} has no averaged weights: "
             "its run was trained with train.ema_decay=null; leave --weights ema out"
         )
-    mesh, model = make_mesh(config), build_for(config, spec)
+    layout = Layout(make_mesh(config), config.mesh.shard)
+    model = split_over(build_for(config, spec), layout)
     shape = (spec.image_size, spec.image_size, spec.channels)
-    like = abstract(lambda: model.init(jax.random.key(0), shape), mesh)
+    shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), shape))
+    lie = shardings(shapes[0], layout.split), shardings(shapes[1], layout.whole)
+    like = abstract(shapes, lie)
     params, model_state = saves.restore_model(step, *like, weights=chosen)
-    return Trained(step, config, spec, mesh, model, chosen, params, model_state)
+    return Trained(step, config, spec, layout.mesh, model, chosen, params, model_state)

@@ -8,9 +8,9 @@ from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh
 
 from gnpcli.devices.mesh import GROUP, cut_batch, on_mesh, over_groups
+from gnpcli.devices.sharding import Layout, constrained
 from gnpcli.gnp import (
     GnpMetrics,
     Scalar,
@@ -94,7 +94,7 @@ def make_value_and_grad(
     value_and_grad = _make_passes(parts, kind, r, alpha, mixes=mixes, renews=renews)
     if groups > 1:
         is_synchronised = gr.batch_norm == "synchronised"
-        value_and_grad = _grouped(value_and_grad, parts.mesh, is_synchronised=is_synchronised)
+        value_and_grad = _grouped(value_and_grad, parts.layout, is_synchronised=is_synchronised)
 
     def of_batch(
         params: Params,
@@ -108,8 +108,10 @@ def make_value_and_grad(
         images, labels = cut_batch(parts.mesh, (images, labels), groups, microbatches)
         with on_mesh(parts.mesh):
             (loss, aux), grads, metrics = value_and_grad(params, model_state, images, labels, key)
+        grads = constrained(grads, parts.layout.split)
         if renews:
             aux, clean = aux
+            clean = constrained(clean, parts.layout.split)
             component = orthogonal_component(grads, clean)
         if kind == "reuse":
             grads = reuse(grads, component, gr.reuse_weight * alpha)
@@ -167,20 +169,24 @@ def _make_pass(parts: Parts, apply: ApplyFn, *, keeps_gradient: bool) -> Callabl
 
 
 def _grouped(
-    value_and_grad: Callable[..., Any], mesh: Mesh, *, is_synchronised: bool
+    value_and_grad: Callable[..., Any], layout: Layout, *, is_synchronised: bool
 ) -> Callable[..., Any]:
     """Average over the groups of a batch.
 
     They run one after another, or all of a device at once where they share BatchNorm statistics.
+    Each has a perturbed point of its own, so that every cluster holds all parameters.
     """
     at_once = "slice" if is_synchronised else None
     mean = over_groups(
-        accumulate(value_and_grad, BATCH, KEY, axis_name=GROUP, at_once=at_once), mesh, BATCH
+        accumulate(value_and_grad, BATCH, KEY, axis_name=GROUP, at_once=at_once),
+        layout.mesh,
+        BATCH,
     )
     axes = (GROUP, at_once) if at_once else ()
 
-    def grouped(*args: Any) -> Any:
+    def grouped(params: Params, *args: Any) -> Any:
+        params = constrained(params, layout.split_in_clusters)
         with batch_statistics_over(*axes):
-            return mean(*args)
+            return mean(params, *args)
 
     return grouped

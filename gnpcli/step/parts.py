@@ -8,9 +8,11 @@ import optax
 from jax.sharding import Mesh
 
 from gnpcli.config.resolved import Resolved, ResolvedGr
+from gnpcli.config.schema import Shard
 from gnpcli.config.training import TrainConfig
 from gnpcli.data.feeds.base import TrainFeed
-from gnpcli.models.base import Model
+from gnpcli.devices.sharding import Layout
+from gnpcli.models.base import Model, split_over
 from gnpcli.step.optimizer import build_optimizer
 from gnpcli.step.schedules import GrSchedule, Horizon, Schedule, gr_schedule, lr_schedule
 
@@ -34,7 +36,14 @@ class Parts:
     lr: Schedule
     """The learning rate of every step."""
     mesh: Mesh
-    """Made for these groups. The batch is split over it, the state is replicated."""
+    """Made for these groups. The batch is split over it."""
+    shard: Shard = "none"
+    """Whether the state is split over the mesh too. The model is made for it."""
+
+    @property
+    def layout(self) -> Layout:
+        """Where the state lies."""
+        return Layout(self.mesh, self.shard)
 
 
 def build_parts(config: Resolved, model: Model, feed: TrainFeed, mesh: Mesh) -> Parts:
@@ -48,7 +57,7 @@ def build_parts(config: Resolved, model: Model, feed: TrainFeed, mesh: Mesh) -> 
     """
     horizon = Horizon(feed.steps_per_epoch, config.train.epochs)
     return Parts(
-        model=model,
+        model=split_over(model, Layout(mesh, config.mesh.shard)),
         feed=feed,
         optimizer=build_optimizer(config.optimizer, config.train),
         train=config.train,
@@ -56,4 +65,5 @@ def build_parts(config: Resolved, model: Model, feed: TrainFeed, mesh: Mesh) -> 
         schedule=gr_schedule(config.gr, horizon, config.train.seed),
         lr=lr_schedule(config.schedule, config.optimizer.lr, horizon),
         mesh=mesh,
+        shard=config.mesh.shard,
     )

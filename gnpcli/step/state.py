@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from gnpcli.devices.sharding import Layout, shardings
 from gnpcli.keys import run_keys
 from gnpcli.models.base import Model
 
@@ -46,6 +47,28 @@ class TrainState(NamedTuple):
 
     It is an empty dict where nothing is reused.
     """
+
+
+def state_shardings(state: TrainState, layout: Layout) -> TrainState:
+    """Return where each array of `state` lies, or of its shapes.
+
+    What is as large as the parameters is split where `layout` splits. The rest is whole on every
+    device.
+    """
+    whole: TrainState = shardings(state, layout.whole)
+    return whole._replace(
+        params=shardings(state.params, layout.split),
+        opt_state=shardings(state.opt_state, layout.split),
+        ema=shardings(state.ema, layout.split),
+        component=shardings(state.component, layout.split),
+    )
+
+
+def laid_out(state: TrainState, layout: Layout) -> TrainState:
+    """Return `state`, inside jit, with its arrays where `state_shardings` says."""
+    where = state_shardings(state, layout)
+    there: TrainState = jax.lax.with_sharding_constraint(state, where)
+    return there
 
 
 def init_state(

@@ -20,7 +20,7 @@ from gnpcli.step.optimizer import clip_by_norm, clip_ratio
 from gnpcli.step.parts import Parts
 from gnpcli.step.programs import Metrics, TrainStep
 from gnpcli.step.schedules import StepKind
-from gnpcli.step.state import TrainState
+from gnpcli.step.state import TrainState, laid_out
 from gnpcli.step.telemetry import surrogate_gap, update_ratio
 
 
@@ -92,9 +92,9 @@ def make_train_step(parts: Parts, kind: StepKind) -> TrainStep:
         )
         new = guarded(state, new, is_finite(metrics, aux.model_state), limit)
         skips = {"skips_in_a_row": new.skips.in_a_row, "skipped_steps": new.skips.total}
-        return new, {**metrics, **skips}
+        return laid_out(new, parts.layout), {**metrics, **skips}
 
-    return jax.jit(step, donate_argnums=0, out_shardings=replicated(parts.mesh))
+    return jax.jit(step, donate_argnums=0, out_shardings=(None, replicated(parts.mesh)))
 
 
 def _strength(parts: Parts, kind: StepKind, step: jax.Array) -> tuple[jax.Array, jax.Array]:

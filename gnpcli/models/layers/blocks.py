@@ -1,8 +1,9 @@
 """How the blocks of a network are run, which no family has to know.
 
 They run one after another, or scanned. What each answers is stored on a CPU, and computed again in
-the backward pass under `rematerialised`. What a network computes and what its parameters are called
-does not depend on it.
+the backward pass under `rematerialised`. Parameters that a block gathers from other devices are not
+kept for its backward pass, which gathers them again. What a network computes and what its
+parameters are called does not depend on it.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from gnpcli.devices.cpu import stored
+from gnpcli.devices.sharding import is_gathering, keeps_all_but_gathered
 
 _is_rematerialised: ContextVar[bool] = ContextVar("is_rematerialised", default=False)
 
@@ -75,6 +77,8 @@ def _apply(block: nn.Module, x: jax.Array, train: bool, *own: Any) -> jax.Array:
 
     if _is_rematerialised.get():
         call = nn.remat(call)
+    elif is_gathering():
+        call = nn.remat(call, policy=keeps_all_but_gathered(block.variables.get("params", {})))
     return call(cast(Callable[..., jax.Array], block), x, *own)
 
 
@@ -94,6 +98,8 @@ def _scan(blocks: Sequence[nn.Module], x: jax.Array, train: bool, per_block: Any
 
     if _is_rematerialised.get():
         apply = jax.checkpoint(apply)
+    elif is_gathering():
+        apply = jax.checkpoint(apply, policy=keeps_all_but_gathered(params[0]))
 
     def step(x: jax.Array, layer: tuple[Any, jax.Array | None, Any]) -> tuple[jax.Array, None]:
         return apply(x, *layer), None

@@ -1,0 +1,216 @@
+"""A state that is split over the devices: what is split, and that nothing else changes.
+
+Cases on several devices run in a subprocess with eight forced host devices.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import textwrap
+from typing import Any
+
+import pytest
+
+from gnpcli.config.optimizers import OPTIMIZERS
+from gnpcli.devices.sharding import SMALL, split_axis
+from tests.conftest import FINDS_SMALL
+
+EIGHT = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+
+
+def python(code: str, *arguments: object) -> Any:
+    """Run code on eight devices; return the JSON of its last line."""
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code), *map(str, arguments)],
+        env={**os.environ, **FINDS_SMALL, **EIGHT},
+        capture_output=True,
+        text=True,
+        timeout=900,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.mark.parametrize(
+    ("shape", "devices", "axis"),
+    [
+        ((768, 3072), 8, 1),
+        ((3072, 768), 8, 0),
+        ((768, 768), 8, 0),
+        ((3, 3, 512, 500), 8, 2),
+        ((1000, 1026), 8, 0),
+        ((1001, 1003), 8, None),
+        ((SMALL,), 8, 0),
+        ((SMALL - 8,), 8, None),
+        ((768, 3072), 1, None),
+        ((768, 3072), 3, 1),
+        ((), 8, None),
+        ((0, 8), 8, None),
+    ],
+)
+def test_an_array_is_split_along_the_largest_axis_that_the_devices_divide(shape, devices, axis):
+    assert split_axis(shape, devices) == axis
+
+
+COMPARE = """
+    import json, sys
+    import jax, numpy as np
+    from tests.sharded import apart, collectives, norm, on_host, trained
+
+    def compare(steps, assignments):
+        whole = trained(steps, *assignments)
+        split = trained(steps, *assignments, "mesh.shard=fsdp")
+        ends = on_host(whole.state), on_host(split.state)
+        layout = split.task.parts.layout
+        wrong = [
+            jax.tree_util.keystr(path)
+            for name in ("params", "opt_state", "ema", "component")
+            for path, leaf in jax.tree_util.tree_leaves_with_path(getattr(split.state, name))
+            if leaf.sharding != layout.split(leaf)
+        ]
+        return {
+            "moved": apart(ends[0].params, whole.start.params),
+            "apart": {
+                name: apart(a, b)
+                for name, a, b in zip(ends[0]._fields, *ends)
+                if name not in ("step", "key", "skips") and norm(a)
+            },
+            "metrics": [whole.metrics, split.metrics],
+            "same start": jax.tree.all(jax.tree.map(np.array_equal, whole.start, split.start)),
+            "not split": wrong,
+            "split": sum(not leaf.is_fully_replicated for leaf in jax.tree.leaves(split.state)),
+            "collectives": collectives("".join(each.as_text() for each in split.programs)),
+        }
+
+    cases = json.loads(sys.argv[1])
+    print(json.dumps([compare(int(sys.argv[2]), case) for case in cases]))
+"""
+
+
+CLOSE = {"params": 1e-6, "ema": 1e-6, "model_state": 1e-5, "opt_state": 1e-5, "component": 1e-4}
+"""How far split and whole may be apart. The component is what two like gradients differ by."""
+
+
+def check(found: dict[str, Any], case: object) -> None:
+    """Assert that a split run is the whole one, that it is split, and that nothing is shuffled."""
+    assert found["same start"], case
+    assert found["moved"] > 1e-3, case
+    for name, distance in found["apart"].items():
+        assert distance < CLOSE[name], (case, found["apart"])
+    whole, split = found["metrics"]
+    assert split == pytest.approx(whole, rel=1e-4, abs=1e-6), case
+    assert found["not split"] == [], case
+    assert found["split"] >= 3, case
+    assert found["collectives"].get("all-gather"), case
+    assert not {"all-to-all", "collective-permute"} & found["collectives"].keys(), (case, found)
+
+
+def test_a_split_state_takes_the_steps_of_a_whole_one():
+    case = ["gr.groups=2", "train.ema_decay=0.9"]
+    (found,) = python(COMPARE, json.dumps([case]), 5)
+    check(found, case)
+
+
+VARIANTS = {
+    "plain": ["gr.strategy=none"],
+    "l2": [],
+    "norms": ["gr.perturb=norms"],
+    "adaptive": ["gr.ascent=adaptive"],
+    "adaptive weights": ["gr.ascent=adaptive", "gr.perturb=weights"],
+    "exact": ["gr.gradient=exact"],
+    "exact accumulate": ["gr.gradient=exact", "train.accumulate=24"],
+    "accumulate": ["train.accumulate=24"],
+    "reuse": ["gr.every=2", "gr.between=reuse", "train.ema_decay=0.9"],
+    "gap": ["gr.surrogate_gap=0.3", "train.l2=0.01", "train.clip_norm=0.1"],
+    "unit": ["gr.mix=unit", "train.l2=0.01", "gr.penalize_l2=false"],
+    "remat": ["train.remat=true", "train.on_nonfinite=skip"],
+    "synchronised": ["gr.batch_norm=synchronised"],
+}
+"""What may be done in a step."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", VARIANTS)
+def test_every_kind_of_step_is_the_same_split(name):
+    cases = [[*VARIANTS[name], f"gr.groups={groups}"] for groups in (1, 2, 8)]
+    for case, found in zip(cases, python(COMPARE, json.dumps(cases), 5), strict=True):
+        check(found, case)
+
+
+@pytest.mark.slow
+def test_every_optimizer_is_the_same_split():
+    cases = [
+        [f"optimizer.name={name}", "optimizer.lr=0.01", "optimizer.weight_decay=0.1", *extra]
+        for name in OPTIMIZERS
+        for extra in ([], ["train.ema_decay=0.9", "gr.every=2", "gr.between=reuse", "gr.groups=2"])
+    ]
+    # Adaptive ones divide by the root of a mean square, which doubles the relative error of a
+    # small gradient.
+    for case, result in zip(cases, python(COMPARE, json.dumps(cases), 5), strict=True):
+        is_exact = case[0].endswith("sgd")
+        scale = 1 if is_exact else 100
+        close = {name: value / scale for name, value in result["apart"].items()}
+        check({**result, "apart": close}, case)
+
+
+ELASTIC = """
+    import json, sys, tempfile
+        import jax, numpy as np
+    from gnpcli.config.schema import CheckpointConfig
+    from gnpcli.runs.checkpoint import Checkpoints
+    from gnpcli.runs.digests import digests
+    from gnpcli.runs.digests import on_host as arrays
+    from gnpcli.runs.saves import Saves, state_items
+    from tests.sharded import apart, make_task, on_host, trained
+
+    CASE = [
+        "optimizer.name=adamw", "optimizer.lr=0.001", "train.ema_decay=0.9", "gr.every=2",
+        "gr.between=reuse",
+    ]
+
+    def digests_of(state):
+        return {name: digests(arrays(item)) for name, item in state_items(state).items()}
+
+    saved_as, report = sys.argv[1], []
+    saved = trained(2, *CASE, f"mesh.shard={saved_as}")
+    wanted, wanted_digests = on_host(saved.state), digests_of(saved.state)
+    folder = Path(tempfile.mkdtemp())
+    checkpoints = Checkpoints(folder, CheckpointConfig())
+    checkpoints.save(saved.state, saved.task.checkpoint_meta())
+    checkpoints.wait()
+    checkpoints.close()
+    following, _ = saved.task.step_at(2)(saved.state, saved.task.parts.feed.source(2))
+    following = on_host(following)
+    for devices in (8, 4, 3, 1):
+        for shard in ("fsdp", "none"):
+            task = make_task(*CASE, f"mesh.shard={shard}", f"mesh.devices={devices}")
+            like = task.abstract_state()
+            state = Saves(folder).restore(2, like)
+            lies = jax.tree.map(lambda leaf, to: leaf.sharding == to.sharding, state, like)
+            split = [not leaf.is_fully_replicated for leaf in jax.tree.leaves(state)]
+            restored = on_host(state)
+            same_digests = digests_of(state) == wanted_digests
+            state, _ = task.step_at(2)(state, task.parts.feed.source(2))
+            report.append({
+                "case": [devices, shard],
+                "bitwise": jax.tree.all(jax.tree.map(np.array_equal, restored, wanted)),
+                "digests": same_digests,
+                "lies": jax.tree.all(lies),
+                "split": sum(split),
+                "apart": apart(on_host(state).params, following.params),
+            })
+    print(json.dumps(report))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("saved_as", ["fsdp", "none"])
+def test_a_save_restores_on_any_number_of_devices_split_or_not(saved_as):
+    for found in python(ELASTIC, saved_as):
+        devices, shard = found["case"]
+        assert (found["bitwise"], found["digests"], found["lies"]) == (True, True, True), found
+        assert bool(found["split"]) == (shard == "fsdp" and devices > 1), found
+        assert found["apart"] < 1e-5, found
