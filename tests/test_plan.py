@@ -102,6 +102,19 @@ def test_what_a_step_holds_follows_from_the_configuration():
     assert shared.activations == found["half"].activations
 
 
+def test_a_split_state_takes_a_share_of_each_device():
+    wide = ("model.name=tests.wide:wide", "data.batch_size=64", *GNP)
+    whole = estimated(resolve(None, wide), devices=8)
+    split = estimated(resolve(None, [*wide, "mesh.shard=fsdp"]), devices=8)
+    assert split.state == pytest.approx(whole.state / 8, rel=0.15)  # biases and the head are whole
+    assert split.gradients == pytest.approx(whole.gradients / 8, rel=0.15)
+    assert (split.activations, split.images) == (whole.activations, whole.images)
+    # Four clusters of two devices hold the parameters and three trees like them each.
+    grouped = estimated(resolve(None, [*wide, "mesh.shard=fsdp", "gr.groups=4"]), devices=8)
+    assert grouped.state == split.state
+    assert grouped.gradients == pytest.approx(whole.gradients * 4 / 3 / 2, rel=0.15)
+
+
 def told(*assignments: str) -> tuple[list[str], list[str]]:
     """Return the lines and the warnings of a plan."""
     warnings: list[str] = []

@@ -64,19 +64,45 @@ def step_memory(config: Resolved, model: Model, data: DataInfo, devices: int) ->
         )
     )
     held = config.data.batch_size if data.is_streamed else data.num_train
+    clusters = math.gcd(config.gr.groups, devices)
     return StepMemory(
-        state=_bytes(jax.tree.leaves(state)),
-        gradients=_trees(config) * _bytes(jax.tree.leaves(state.params)),
+        state=_held(config, state, devices, devices),
+        gradients=_trees(config, clusters)
+        * _held(config, state.params, devices, devices // clusters),
         activations=_activations(config, model, state, image_shape, _at_once(config, devices)),
         images=held * math.prod(image_shape),
     )
 
 
-def _trees(config: Resolved) -> int:
-    """Return how many trees like the parameters a step holds at its largest."""
+def _trees(config: Resolved, clusters: int) -> int:
+    """Return how many trees like the parameters a step holds at its largest.
+
+    Clusters of devices that each hold all parameters of a split state gather them once.
+    """
+    gathered = 1 if config.mesh.shard == "fsdp" and clusters > 1 else 0
     if not config.gr.how.penalises:
-        return 1
-    return 3  # the clean gradient, the perturbed point and its gradient
+        return 1 + gathered
+    return 3 + gathered  # the clean gradient, the perturbed point and its gradient
+
+
+def _held(config: Resolved, tree: Any, devices: int, sharing: int) -> int:
+    """Return the bytes of a tree on a device.
+
+    Args:
+        config: Says whether it is split.
+        tree: Parameters, or a state.
+        devices: All of them, by which it is decided what can be split.
+        sharing: Those that share one copy.
+    """
+    import jax
+
+    from gnpcli.devices.sharding import split_axis
+
+    leaves = jax.tree.leaves(tree)
+    if config.mesh.shard == "none":
+        return _bytes(leaves)
+    split = [leaf for leaf in leaves if split_axis(leaf.shape, devices) is not None]
+    return _bytes(leaves) - _bytes(split) + _bytes(split) // sharing
 
 
 def _at_once(config: Resolved, devices: int) -> int:
