@@ -12,10 +12,15 @@ import sys
 import textwrap
 from typing import Any
 
+import jax
 import pytest
 
 from gnpcli.config.optimizers import OPTIMIZERS
+from gnpcli.devices.mesh import make_mesh
+from gnpcli.devices.processes import peers
 from gnpcli.devices.sharding import SMALL, split_axis
+from gnpcli.errors import ConfigError
+from gnpcli.recipes.presets import resolve
 from tests.conftest import FINDS_SMALL
 
 EIGHT = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
@@ -53,6 +58,15 @@ def python(code: str, *arguments: object) -> Any:
 )
 def test_an_array_is_split_along_the_largest_axis_that_the_devices_divide(shape, devices, axis):
     assert split_axis(shape, devices) == axis
+
+
+def test_several_processes_refuse_a_split_state(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(peers, "count", lambda: 2)
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    with pytest.raises(
+        ConfigError, match=r"mesh\.shard = fsdp is for one process.* set it to none"
+    ):
+        make_mesh(resolve(None, ["mesh.shard=fsdp"]))
 
 
 COMPARE = """
@@ -121,8 +135,8 @@ VARIANTS = {
     "adaptive": ["gr.ascent=adaptive"],
     "adaptive weights": ["gr.ascent=adaptive", "gr.perturb=weights"],
     "exact": ["gr.gradient=exact"],
-    "exact accumulate": ["gr.gradient=exact", "train.accumulate=24"],
-    "accumulate": ["train.accumulate=24"],
+    "exact accumulate": ["gr.gradient=exact", "train.accumulate=4", "data.batch_size=64"],
+    "accumulate": ["train.accumulate=4", "data.batch_size=64"],
     "reuse": ["gr.every=2", "gr.between=reuse", "train.ema_decay=0.9"],
     "gap": ["gr.surrogate_gap=0.3", "train.l2=0.01", "train.clip_norm=0.1"],
     "unit": ["gr.mix=unit", "train.l2=0.01", "gr.penalize_l2=false"],
