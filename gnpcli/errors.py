@@ -41,15 +41,21 @@ class DivergenceError(GnpError):
     """A loss or a gradient that is not finite."""
 
 
-class Interrupted(GnpError):
-    """A signal stopped a run, which has saved its state.
+TRY_AGAIN = 75
+"""Exit status of a command that stopped at its time limit: ``EX_TEMPFAIL`` of sysexits.h."""
 
-    The exit status is that of a shell: 128 plus the number of the signal.
+
+class Interrupted(GnpError):
+    """A signal or the time limit stopped a run, which has saved its state.
+
+    Args:
+        message: What stopped it, and how to go on.
+        exit_status: 128 plus the number of the signal, as in a shell, or `TRY_AGAIN`.
     """
 
-    def __init__(self, message: str, signal_number: int):
+    def __init__(self, message: str, exit_status: int):
         super().__init__(message)
-        self.exit_status = 128 + signal_number
+        self.exit_status = exit_status
 
 
 OUT_OF_MEMORY = "out of device memory: lower data.batch_size, or spread the batch over more devices"

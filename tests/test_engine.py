@@ -28,9 +28,10 @@ from gnpcli.engine.train import _prepare, resume, train
 from gnpcli.errors import CheckpointError, ConfigError, DivergenceError, Interrupted
 from gnpcli.models.registry import model_section
 from gnpcli.recipes.presets import read_resolved, resolve
-from gnpcli.runs.folder import RunFolder, claimed_run, default_run_dirs
+from gnpcli.runs.folder import RunFolder, claimed_run
 from gnpcli.runs.location import Location, locate
 from gnpcli.runs.log import MetricsLog, read_metrics
+from gnpcli.runs.names import default_run_dirs
 from gnpcli.runs.saves import Saves
 from gnpcli.runs.trained import open_trained
 from gnpcli.step.schedules import lr_schedule

@@ -165,3 +165,23 @@ def test_a_signal_before_the_last_evaluation_comes_again_is_no_finished_run(
     monkeypatch.undo()
     assert resume(folder, quiet=True)["status"] == "finished"
     assert log(folder) == log(undisturbed)
+
+
+STARTS = [("create", "before"), ("identify", "before"), ("identify", "after")]
+STARTS += [("note_session", "before"), ("note_session", "after"), ("write_summary", "after")]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "when"), STARTS)
+def test_one_call_starts_a_run_and_goes_on_wherever_it_was_killed(
+    undisturbed, tmp_path, monkeypatch, name, when
+):
+    folder = tmp_path / "run"
+    kill(monkeypatch, RunFolder, name, 1, when)
+    with pytest.raises(Killed):
+        train(config(), folder, quiet=True, resume=True)
+    monkeypatch.undo()
+    for _ in range(2):
+        assert train(config(), folder, quiet=True, resume=True)["status"] == "finished"
+    assert log(folder) == log(undisturbed)
+    assert events(folder) == events(undisturbed)

@@ -16,7 +16,7 @@ from gnpcli.models.own import TRUST
 from gnpcli.terminal.words import listing
 
 if TYPE_CHECKING:
-    from gnpcli.config.resolved import Resolved
+    from gnpcli.config.resolved import Devices, Resolved
     from gnpcli.recipes.presets import Code
 
 
@@ -219,12 +219,13 @@ def resolve_options(
     seed: int | None = None,
     flags: Mapping[str, tuple[str, Any]] | None = None,
     code: Code = "needed",
+    devices: Devices | None = None,
 ) -> Resolved:
     """Resolve a preset under the short flags and the ``--set`` assignments.
 
     What is doubtful about the configuration is printed as warnings. `flags` are those of one
-    command alone, and `code` says whether a model of the user's own runs; both are as in
-    `gnpcli.recipes.presets.resolve`.
+    command alone, and `code` says whether a model of the user's own runs; both and `devices` are as
+    in `gnpcli.recipes.presets.resolve`.
     """
     from gnpcli.config.checks import advice
     from gnpcli.recipes.presets import resolve
@@ -236,7 +237,7 @@ def resolve_options(
         "train.epochs": ("--epochs", epochs),
         "train.seed": ("--seed", seed),
     }
-    config = resolve(preset, assignments, {**shared, **(flags or {})}, code)
+    config = resolve(preset, assignments, {**shared, **(flags or {})}, code, devices)
     for warning in advice(config):
         warn(warning)
     return config

@@ -268,13 +268,20 @@ def _run(
 
 
 def _complain(progress: Sequence[CellProgress]) -> None:
-    from gnpcli.errors import GnpError
+    from gnpcli.errors import TRY_AGAIN, GnpError, Interrupted
 
     failed = [item for item in progress if item.status == "failed"]
     if failed:
         raise GnpError(
             f"{len(failed)} of {len(progress)} cells failed, the first is {failed[0].cell.name}: "
             f"{failed[0].problem}; the same command tries them again"
+        )
+    stopped = [item for item in progress if item.status == "stopped"]
+    if stopped:
+        raise Interrupted(
+            f"{len(stopped)} of {len(progress)} cells stopped at their time limit or by a signal, "
+            "saved; the same command goes on",
+            TRY_AGAIN,
         )
 
 

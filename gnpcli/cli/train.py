@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -35,7 +36,7 @@ from gnpcli.config.paths import user_path
 from gnpcli.terminal import words
 
 if TYPE_CHECKING:
-    from gnpcli.config.resolved import Resolved
+    from gnpcli.config.resolved import Devices, Resolved
     from gnpcli.runs.contents import Evaluation, Summary
 
 InitFromOption = Annotated[
@@ -52,7 +53,7 @@ RunDirOption = Annotated[
         "--run-dir",
         parser=user_path,
         metavar="FOLDER",
-        help="New folder for the run.",
+        help="New folder for the run, or that of the run with --resume.",
         show_default="a new one in runs/",
     ),
 ]
@@ -63,6 +64,33 @@ ChangeOption = Annotated[
         metavar="KEY=VALUE",
         callback=with_value,
         help="Compute the run in another way from here on, for example --set mesh.devices=4.",
+    ),
+]
+
+
+def _minutes(text: str) -> float | str:
+    try:
+        return text if text == "auto" else float(text)
+    except ValueError:
+        raise typer.BadParameter(f"'{text}' is neither auto nor a number of minutes") from None
+
+
+TimeLimitOption = Annotated[
+    Any,
+    typer.Option(
+        "--time-limit",
+        parser=_minutes,
+        metavar="MINUTES|auto",
+        help="Save and stop within so many minutes, or before the Slurm job ends (auto); "
+        "the exit status is then 75.",
+        show_default="no limit",
+    ),
+]
+ResumeOption = Annotated[
+    bool,
+    typer.Option(
+        "--resume",
+        help="Go on where the folder of --run-dir holds this very run; else start it there.",
     ),
 ]
 RestartOption = Annotated[
@@ -83,6 +111,8 @@ def train(
     init_from: InitFromOption = None,
     assignments: SetOption = NOTHING_SET,
     run_dir: RunDirOption = None,
+    resume: ResumeOption = False,
+    time_limit: TimeLimitOption = None,
     max_steps: MaxStepsOption = None,
     trust_code: TrustOption = False,
     dry_run: DryRunOption = False,
@@ -97,6 +127,8 @@ def train(
 
     With none, a small ViT is trained on the bundled digits, in about a minute on a CPU.
     """
+    if resume and run_dir is None:
+        raise typer.BadParameter("it needs the folder of the run: --run-dir", param_hint="--resume")
     if not dry_run:
         join_processes()
     config = resolve_options(
@@ -107,21 +139,27 @@ def train(
         data_dir=data_dir,
         epochs=epochs,
         seed=seed,
-        flags={"train.init_from": ("--init-from", init_from)},
+        flags={
+            "train.init_from": ("--init-from", init_from),
+            "train.time_limit": ("--time-limit", time_limit),
+        },
         code="allowed" if dry_run else "needed",
+        devices=_devices_at_start(run_dir) if resume else None,
     )
     if dry_run:
-        _print_plan(config, run_dir, as_json)
+        _print_plan(_planned(config, run_dir, max_steps, resume), run_dir, as_json)
         return
     start_process()
     from gnpcli.engine.train import train as run
 
-    _print_summary(run(config, run_dir, max_steps=max_steps, quiet=quiet), as_json)
+    summary = run(config, run_dir, max_steps=max_steps, quiet=quiet, resume=resume)
+    _print_summary(summary, as_json)
 
 
 def resume(
     run: RunArgument,
     assignments: ChangeOption = NOTHING_SET,
+    time_limit: TimeLimitOption = None,
     max_steps: MaxStepsOption = None,
     accept_changed_data: AcceptChangedDataOption = False,
     trust_code: TrustOption = False,
@@ -137,7 +175,8 @@ def resume(
     join_processes()
     from gnpcli.config.loader import parse_changes
 
-    changes = parse_changes(assignments)
+    limit = {"train.time_limit": ("--time-limit", time_limit)}
+    changes = parse_changes(assignments, limit)
     start_process()
     from gnpcli.engine.train import resume as continue_run
 
@@ -152,19 +191,70 @@ def resume(
     _print_summary(summary, as_json)
 
 
-def _print_plan(config: Resolved, run_dir: Path | None, as_json: bool) -> None:
+def _devices_at_start(run_dir: Path | None) -> Devices | None:
+    """Return how many devices groups per device are of, where a run has begun in a folder."""
+    from gnpcli.runs.folder import RunFolder
+
+    run = None if run_dir is None else RunFolder(run_dir)
+    if run is None or not run.exists():
+        return None
+    return lambda: run.config().gr.groups
+
+
+@dataclass(frozen=True)
+class _Planned:
+    """What a run would do with its folder."""
+
+    config: Resolved
+    start: str | None = None
+    """In words, with ``--resume``."""
+    begins: bool = True
+
+
+def _planned(
+    config: Resolved, run_dir: Path | None, max_steps: int | None, resume: bool
+) -> _Planned:
+    """Return what ``--resume`` would do with a folder.
+
+    Raises:
+        ConfigError: It holds another run, or other files.
+    """
+    if run_dir is None or not resume:
+        return _Planned(config)
+    from gnpcli.config.same_run import as_begun
+    from gnpcli.runs.contents import is_at_end
+    from gnpcli.runs.folder import RunFolder
+
+    run = RunFolder(run_dir)
+    if not run.exists():
+        run.check_free(config)
+        return _Planned(config, "begins")
+    config = as_begun(run.check_same(config), config)
+    summary, steps = run.summary(), run.checkpoint_sizes()
+    if is_at_end(summary, max_steps):
+        return _Planned(config, f"is already at step {summary['step']}: nothing to do", False)
+    where = f"step {max(steps)}, its last checkpoint" if steps else "the start: no step is saved"
+    return _Planned(config, f"goes on from {where}", False)
+
+
+def _print_plan(planned: _Planned, run_dir: Path | None, as_json: bool) -> None:
     from gnpcli.config.loader import dump
     from gnpcli.devices.memory import hold_no_memory
     from gnpcli.recipes.wording import plan_lines
-    from gnpcli.runs.folder import default_run_dirs
+    from gnpcli.runs.names import default_run_dirs
     from gnpcli.terminal.screen import Screen
     from gnpcli.weights.planning import planned_weights
 
     hold_no_memory()
 
+    config = planned.config
+    weights: list[str] = []
     folder = run_dir or next(path for path in default_run_dirs(config) if not path.exists())
-    config, weights = planned_weights(config, Screen(quiet=True))
+    if planned.begins:
+        config, weights = planned_weights(config, Screen(quiet=True))
     lines = plan_lines(config, str(folder), warn, weights)
+    if planned.start is not None:
+        lines.append(f"run          {folder} {planned.start}")
     if as_json:
         tree = config.model_dump(mode="json")
         print_json({"run_dir": str(folder), "config": tree, "plan": lines})

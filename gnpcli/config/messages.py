@@ -97,6 +97,7 @@ def _message(problem: _Problem, keys: Sequence[str]) -> str:
 
 _FAULTS = {
     "finite_number": "is not a finite number",
+    "minutes": "is neither auto nor a number of minutes (must be > 0, must be <= 1000000)",
     "float32": "is 0 in float32, whose least number is 1.2e-38",
     "unusable_text": "holds a NUL or a byte that is not UTF-8",
 }

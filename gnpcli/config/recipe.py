@@ -23,6 +23,7 @@ _NO_MATTER = (
     "train.seed",
     "train.log_every_steps",
     "train.eval_every_epochs",
+    "train.time_limit",
     "checkpoint.",
     "mesh.",
     "data.dir",

@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, ValidationError, ValidatorFunctionWrapHandler, WrapValidator
+from pydantic_core import PydanticCustomError
 
 from gnpcli.config.ranges import Amount, Decay, Epochs, Examples, Positive, Seed, Steps
 from gnpcli.config.section import Section
 from gnpcli.config.weights import Weights
+
+
+def _minutes_in_words(value: Any, validate: ValidatorFunctionWrapHandler) -> Any:
+    try:
+        return validate(value)
+    except ValidationError:  # of either arm of the union, which would be two messages
+        raise PydanticCustomError("minutes", "minutes") from None
+
+
+Minutes = Annotated[float, Field(gt=0, le=1_000_000)]
+TimeLimitMinutes = Annotated[Minutes | Literal["auto"] | None, WrapValidator(_minutes_in_words)]
 
 
 class TrainConfig(Section):
@@ -80,3 +92,9 @@ class TrainConfig(Section):
     """Steps between two training lines of the log."""
     eval_every_epochs: Epochs = 1
     """Epochs between two evaluations. The last epoch is always evaluated."""
+    time_limit: TimeLimitMinutes = None
+    """Minutes after which a command that trains has to have ended, from its call on.
+
+    The run stops early enough to save its state before that. ``auto`` takes the end of the Slurm
+    job that it runs in. Null has no limit.
+    """

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import signal
 from collections.abc import Mapping
 
 import jax
@@ -17,7 +16,9 @@ from gnpcli.engine.faults import Faults
 from gnpcli.engine.hooks import Hooks, StepView
 from gnpcli.engine.loading import warn_of_skipped
 from gnpcli.engine.pending import LOOKAHEAD, MetricsQueue
+from gnpcli.engine.stopping import HOOK, Stop
 from gnpcli.engine.task import Task
+from gnpcli.engine.time_limit import Work
 from gnpcli.models.base import Params, State
 from gnpcli.runs.checkpoint import Checkpoints
 from gnpcli.runs.contents import Evaluation, HeldOut, Record, Status, Summary
@@ -39,6 +40,7 @@ class Loop:
         hooks: What looks on.
         clock: Times training alone; it starts with the loop.
         screen: Where a person looks on.
+        stop: Says when to stop before the last step.
     """
 
     def __init__(
@@ -50,10 +52,11 @@ class Loop:
         hooks: Hooks,
         clock: Clock,
         screen: Screen,
+        stop: Stop,
     ):
         self.task, self.state, self.evaluators = task, state, evaluators
         self.checkpoints, self.hooks = checkpoints, hooks
-        self.clock, self.screen = clock, screen
+        self.clock, self.screen, self.stop = clock, screen, stop
         self.cadence = Cadence(task.config, task.horizon)
         self.faults = Faults(task, checkpoints, screen)
         self.recalibration = Recalibration(
@@ -69,30 +72,47 @@ class Loop:
         self.skipped: dict[str, int] = {}
         self.saved_step: int | None = None
         self.evaluated: tuple[int, float | None] | None = None
-        self.is_stopped = False
         self.vote = Vote(task.parts.mesh, LOOKAHEAD)
 
-    def run(self, start: int, stop: int, received: list[signal.Signals]) -> Summary:
-        """Run the steps from `start` to `stop`, or to a signal or a hook that says stop.
+    def run(self, start: int, stop: int) -> Summary:
+        """Run the steps from `start` to `stop`, or to a reason to stop before.
 
         Args:
             start: Steps that are done.
             stop: Steps to be done.
-            received: Signals; others append to it.
         """
         step = start
-        while step < stop and not self.vote(bool(received) or self.is_stopped):
-            self._take(step)
-            step += 1
-            self._drain(LOOKAHEAD)
+        while step < stop and not self.vote(self._is_time_to_stop(step, stop)):
+            with self.stop.limit.timing(self._step_work(step)):
+                self._take(step)
+                step += 1
+                self._drain(LOOKAHEAD)
             self._at_boundary(step, is_last=step == stop, evaluates=True)
-        received = _agreed(received)
-        if self.saved_step != step:  # a signal or a hook between two saves, or nothing to train
-            self._at_boundary(step, is_last=True, evaluates=not received)
+        self.stop.settle(_greatest)
+        if self.saved_step != step:  # a reason to stop between two saves, or nothing to train
+            self._at_boundary(step, is_last=True, evaluates=not self._is_interrupted())
         self.checkpoints.wait()
         is_evaluated = self.evaluated is not None and self.evaluated[0] == step
         is_whole = step >= stop and is_evaluated
-        return self._summary(step, is_interrupted=bool(received) and not is_whole)
+        return self._summary(step, is_interrupted=self._is_interrupted() and not is_whole)
+
+    def _is_interrupted(self) -> bool:
+        reason = self.stop.reason()
+        return reason is not None and reason.is_interruption
+
+    def _is_time_to_stop(self, step: int, stop: int) -> bool:
+        return self.stop.reason(self._ahead(step, stop)) is not None
+
+    def _step_work(self, step: int) -> Work:
+        return "step" if self.task.kind_at(step) in self.compiled else "compilation"
+
+    def _ahead(self, step: int, stop: int) -> list[Work]:
+        """Return what taking a step means, and what is due after it."""
+        self.stop.limit.took("save", self.checkpoints.longest_save_s)
+        work = [self._step_work(step)]
+        if step + 1 == stop or self.cadence.evaluates(step + 1):
+            work.append("evaluation")
+        return work
 
     def _take(self, step: int) -> None:
         """Dispatch a step and start the copies of its metrics."""
@@ -126,7 +146,7 @@ class Loop:
 
     def _tell(self, record: Record, *, always: bool) -> None:
         if self.hooks.on_record(record, always=always):
-            self.is_stopped = True
+            self.stop.report(HOOK)
 
     def _at_boundary(self, step: int, *, is_last: bool, evaluates: bool) -> None:
         """Evaluate and save where this step calls for it, or is the last one.
@@ -153,6 +173,17 @@ class Loop:
         if self.evaluated is not None and self.evaluated[0] == step:
             return self.evaluated[1]
         self.screen.status("evaluating")
+        with self.stop.limit.timing("evaluation"):
+            self._evaluate_splits(step)
+        error_rate = None
+        if self.results:
+            self._show_results(step)
+            deciding = next(iter(self.results.values()))
+            error_rate = float(deciding["error_rate"])
+        self.evaluated = (step, error_rate)
+        return error_rate
+
+    def _evaluate_splits(self, step: int) -> None:
         weights = self.task.config.train.evaluate_weights
         params, model_state = self._evaluated_weights()
         for split, evaluator in self.evaluators.items():
@@ -161,13 +192,6 @@ class Loop:
             if not math.isfinite(result["loss"]):
                 raise self.faults.on_evaluation(split, step, result["loss"])
             self.results[split] = {"step": step, "weights": weights, **result}
-        error_rate = None
-        if self.results:
-            self._show_results(step)
-            deciding = next(iter(self.results.values()))
-            error_rate = float(deciding["error_rate"])
-        self.evaluated = (step, error_rate)
-        return error_rate
 
     def _evaluated_weights(self) -> tuple[Params, State]:
         """Return parameters and model state that evaluations take."""
@@ -220,10 +244,6 @@ class Loop:
         return summary
 
 
-def _agreed(received: list[signal.Signals]) -> list[signal.Signals]:
-    """Give every process the signals that any of them received before the last step."""
-    if peers.count() == 1:
-        return received
-    found = peers.gathered("signals", [int(number) for number in received])
-    received[:] = [signal.Signals(number) for own in found for number in own]
-    return [*received]
+def _greatest(code: int) -> int:
+    """Return the greatest of a number of every process."""
+    return code if peers.count() == 1 else max(peers.gathered("reasons", code))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -20,7 +19,9 @@ from gnpcli.engine.hooks import Hook, Hooks, OnRecord
 from gnpcli.engine.loop import Loop
 from gnpcli.engine.standard_hooks import log_hooks, measuring_hooks
 from gnpcli.engine.starting import Restored, restore, starting_state
+from gnpcli.engine.stopping import Stop
 from gnpcli.engine.task import Task
+from gnpcli.engine.time_limit import TimeLimit
 from gnpcli.errors import CheckpointError, DivergenceError, GnpError, Interrupted
 from gnpcli.recipes.wording import objective_in_words
 from gnpcli.runs.checkpoint import Checkpoints
@@ -51,6 +52,8 @@ class Session:
     """Start anew where there are checkpoints and none is good."""
     computed_otherwise: Sequence[str] = ()
     """How it is computed otherwise than ``config.yaml`` says, a key each."""
+    end_s: float | None = None
+    """When it must have ended, from `gnpcli.engine.time_limit.end_of`."""
 
     def go(self, max_steps: int | None, initial: TrainState | None = None) -> Summary:
         """Go on from the last checkpoint; else from `initial`; else as the configuration says.
@@ -66,18 +69,18 @@ class Session:
             GnpError: As of `gnpcli.engine.train.train`.
         """
         with stop_signals(self._tell_signal, STOPPING) as received:
-            summary = self._go(max_steps, initial, received)
-        if summary["status"] == "interrupted":
+            stopping = Stop(received, TimeLimit(self.end_s, _size(self.task)))
+            summary = self._go(max_steps, initial, stopping)
+            reason = stopping.reason()
+        if summary["status"] == "interrupted" and reason is not None:
             raise Interrupted(
-                f"stopped by {received[0].name} after step {summary['step']}, saved; continue with "
+                f"stopped by {reason} after step {summary['step']}, saved; continue with "
                 f"`gnp resume {self.run}`",
-                received[0],
+                reason.exit_status,
             )
         return summary
 
-    def _go(
-        self, max_steps: int | None, initial: TrainState | None, received: list[signal.Signals]
-    ) -> Summary:
+    def _go(self, max_steps: int | None, initial: TrainState | None, stopping: Stop) -> Summary:
         total = self.task.horizon.total_steps
         stop = total if max_steps is None else min(total, max_steps)
         try:
@@ -94,7 +97,7 @@ class Session:
                     state = starting_state(self.task, checkpoints, self.screen, initial)
                 self.run.note_session(self._environment(changes), start)
                 self._introduce(state, start)
-                summary = self._train(state, checkpoints, start, stop, received)
+                summary = self._train(state, checkpoints, start, stop, stopping)
                 return self.run.write_summary(summary)
         finally:
             self.task.parts.feed.close()
@@ -136,7 +139,7 @@ class Session:
         checkpoints: Checkpoints,
         start: int,
         stop: int,
-        received: list[signal.Signals],
+        stopping: Stop,
     ) -> Summary:
         """Run the loop between opening and closing the logs."""
         evaluators = self._evaluators()
@@ -167,8 +170,9 @@ class Session:
                     Hooks(hooks, self.task.horizon.total_steps),
                     clock,
                     self.screen,
+                    stopping,
                 )
-                return loop.run(start, stop, received)
+                return loop.run(start, stop)
         except DivergenceError as error:
             self.run.write_summary({"status": "diverged", "error": str(error)})
             raise
@@ -222,3 +226,9 @@ class Session:
             lines["steps"] += f", from step {start}"
         for name, text in lines.items():
             self.screen.line(f"{name:<10} {text}")
+
+
+def _size(task: Task) -> int:
+    """Return the bytes of a state."""
+    leaves = jax.tree.leaves(task.abstract_state())
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)

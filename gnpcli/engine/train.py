@@ -9,7 +9,7 @@ from typing import Any
 from gnpcli.config.loader import differences, dump
 from gnpcli.config.paths import checkpoint_path, user_path
 from gnpcli.config.resolved import Resolved
-from gnpcli.config.same_run import computed_otherwise
+from gnpcli.config.same_run import as_begun, computed_otherwise
 from gnpcli.data.base import Dataset
 from gnpcli.data.registry import as_configured, describe_data
 from gnpcli.devices.mesh import make_mesh
@@ -19,11 +19,12 @@ from gnpcli.engine.loading import load_with_progress
 from gnpcli.engine.session import Session
 from gnpcli.engine.starting import state_from
 from gnpcli.engine.task import Task, build_task
+from gnpcli.engine.time_limit import end_of
 from gnpcli.errors import ConfigError, DataError
 from gnpcli.recipes.plan import fit
 from gnpcli.recipes.presets import with_code
 from gnpcli.recipes.rounding import lost_radius
-from gnpcli.runs.contents import Summary
+from gnpcli.runs.contents import Summary, is_at_end
 from gnpcli.runs.folder import RunFolder
 from gnpcli.runs.shared import claimed_run, run_folder
 from gnpcli.terminal.screen import Screen
@@ -40,8 +41,9 @@ def train(
     screen: Screen | None = None,
     max_steps: int | None = None,
     quiet: bool = False,
+    resume: bool = False,
 ) -> Summary:
-    """Train `config` from the start into a new run folder.
+    """Train `config` from the start into a new run folder, or go on with `resume`.
 
     Args:
         config: Resolved configuration, see `gnpcli.recipes.presets.resolve`.
@@ -60,6 +62,9 @@ def train(
         max_steps: Stop, saved and evaluated, after this many steps. The schedules keep the length
             of the whole training, so that `resume` goes on as if it had not stopped.
         quiet: Print only results and warnings. Of no effect with a `screen`.
+        resume: Go on where `run_dir` holds this very run already, as `gnpcli.engine.train.resume`
+            does; do nothing where it is at its end. So the same call may be made until it returns.
+            Keys of `gnpcli.config.same_run.COMPUTED_BY` may have other values than at the start.
 
     Returns:
         What ``summary.json`` holds. Its `status` is ``finished``, or ``stopped`` after `max_steps`
@@ -67,18 +72,22 @@ def train(
 
     Raises:
         ConfigError: The configuration does not fit the data or the devices, or `run_dir` holds
-            other files.
+            other files, or a run: any run, and with `resume` one of another configuration.
         DataError: The data is missing or damaged.
         DivergenceError: A loss or a gradient is not finite (``train.on_nonfinite``).
         FolderInUse: Another process trains in `run_dir`, and is named.
-        Interrupted: One of `gnpcli.devices.signals.STOP_SIGNALS` came. The run is saved.
+        Interrupted: One of `gnpcli.devices.signals.STOP_SIGNALS` came, or the time limit is near
+            (`train.time_limit`). The run is saved.
         GnpError: Anything else that its message names. The run folder is left resumable.
     """
     screen = screen or Screen(quiet=quiet)
     if data is not None:
         config = _named(config, data)
     folder = None if run_dir is None else Path(run_dir)
+    end_s = end_of(config.train.time_limit, screen.line)
     with claimed_run(config, folder, screen.warn) as run:
+        if resume and run.exists():
+            return _go_on(run, config, data, hooks, screen, max_steps, end_s)
         pretrained = None
         if config.train.init_from is not None:
             pretrained = open_pretrained(config, screen)
@@ -88,7 +97,8 @@ def train(
         task, dataset = _prepare(config, data, screen)
         initial = None if pretrained is None else state_from(pretrained, task, screen)
         run.create(config)
-        return Session(task, dataset, run, screen, hooks).go(max_steps, initial)
+        session = Session(task, dataset, run, screen, hooks, end_s=end_s)
+        return session.go(max_steps, initial)
 
 
 def resume(
@@ -132,6 +142,7 @@ def resume(
     run_dir = user_path(run_dir)
     begun = with_code(RunFolder(run_dir).config(), f"{run_dir}/config.yaml")
     config = computed_otherwise(begun, changes or {})
+    end_s = end_of(config.train.time_limit, screen.line)
     run = run_folder(checkpoint_path(run_dir), screen.warn)
     with run.claimed():
         task, dataset = _prepare(config, data, screen)
@@ -144,8 +155,31 @@ def resume(
             accept_changed_data=accept_changed_data,
             restart=restart,
             computed_otherwise=differences(begun, config),
+            end_s=end_s,
         )
         return session.go(max_steps)
+
+
+def _go_on(
+    run: RunFolder,
+    config: Resolved,
+    data: Dataset | None,
+    hooks: Sequence[Hook],
+    screen: Screen,
+    max_steps: int | None,
+    end_s: float | None,
+) -> Summary:
+    """Go on with the run of `config`, unless it is at its end: then no data is needed."""
+    begun = run.check_same(config)
+    summary = run.summary()
+    if is_at_end(summary, max_steps):
+        screen.line(f"{run} is already at step {summary['step']}: nothing to do", style="bold")
+        return {**summary, "run_dir": str(run)}
+    config = as_begun(begun, config)
+    task, dataset = _prepare(config, data, screen)
+    changes = differences(begun, config)
+    session = Session(task, dataset, run, screen, hooks, computed_otherwise=changes, end_s=end_s)
+    return session.go(max_steps)
 
 
 def _named(config: Resolved, data: Dataset) -> Resolved:

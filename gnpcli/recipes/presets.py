@@ -10,7 +10,7 @@ from typing import Any, Literal
 from gnpcli.config.loader import Layer, merge, parse_overrides, read_yaml, validate
 from gnpcli.config.messages import located
 from gnpcli.config.paths import user_path
-from gnpcli.config.resolved import Resolved, settle
+from gnpcli.config.resolved import Devices, Resolved, settle
 from gnpcli.config.resolved import resolve as resolve_configuration
 from gnpcli.config.schema import RunConfig
 from gnpcli.config.section import ModelSection, UnloadedModel
@@ -133,6 +133,7 @@ def resolve(
     assignments: Sequence[str] = (),
     flags: Mapping[str, tuple[str, Any]] | None = None,
     code: Code = "needed",
+    devices: Devices | None = None,
 ) -> Resolved:
     """Resolve a preset under flags and assignments for the devices of this machine.
 
@@ -140,11 +141,13 @@ def resolve(
 
     Args:
         code: Whether code of the user's own runs.
+        devices: Counts the devices of another machine, or of another time.
 
     Raises:
         ConfigError: As `compose`; or the code is needed, a file names it, and it is not trusted.
     """
-    return resolve_layers(_layers(name, assignments, flags), code)
+    config = compose_layers(_layers(name, assignments, flags), code)
+    return settle(config, devices or count_devices)
 
 
 def resolve_architecture(name: str, assignments: Sequence[str] = ()) -> ModelSection:

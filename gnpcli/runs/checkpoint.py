@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -48,7 +49,10 @@ class Checkpoints(Saves):
         with _explained(f"cannot open the checkpoints in {directory}"):
             decided("clear", self._clear)
         self._error_rates()  # what cannot be read now is an error now, and not at the first save
-        self._writer = _writer()
+        self._writer = _writer(self._note_written)
+        self._started = 0.0
+        self.longest_save_s = 0.0
+        """From the start of a save until all of it was on disk."""
 
     @staticmethod
     def leftovers(directory: Path) -> list[Path]:
@@ -95,9 +99,13 @@ class Checkpoints(Saves):
         if step in self.steps():
             return
         manifest = Manifest(self.run, step, rate, dict(meta), {})
+        self._started = time.monotonic()
         with self._saving(step):
             self._writer.save(self.folder(step), args=_save_args(state, manifest))
         self._rates[step] = rate
+
+    def _note_written(self) -> None:
+        self.longest_save_s = max(self.longest_save_s, time.monotonic() - self._started)
 
     def wait(self) -> None:
         """Block until the last save is on disk. Then delete those that are not to be kept.
@@ -142,13 +150,15 @@ class Checkpoints(Saves):
             raise CheckpointError(f"{error}; {self.last_good(besides=step)}") from error.__cause__
 
 
-def _writer() -> ocp.AsyncCheckpointer:
-    """Return what writes arrays and manifest in the background.
+def _writer(on_written: Callable[[], None]) -> ocp.AsyncCheckpointer:
+    """Return what writes arrays and manifest in the background, and tells when all is on disk.
 
     Folders are made before that. Where one cannot be made in the background, Orbax's threads wait
     for it for 20 minutes, and the process does not end before.
     """
-    options = ocp.options.AsyncOptions(create_directories_asynchronously=False)
+    options = ocp.options.AsyncOptions(
+        create_directories_asynchronously=False, post_finalization_callback=on_written
+    )
     handler = ocp.CompositeCheckpointHandler(
         composite_options=ocp.CompositeOptions(async_options=options)
     )

@@ -14,9 +14,9 @@ from gnpcli.runs.identity import checked_run_id
 Status = Literal["finished", "stopped", "interrupted", "diverged", "unfinished"]
 """How a run ended.
 
-It ended at its last step, at ``--max-steps``, by a signal, or at a loss or a gradient that is not
-finite. An ``unfinished`` run is still going on, or was killed: it has no summary, or has one of
-this status alone where it was started anew.
+It ended at its last step, at ``--max-steps``, by a signal or its time limit, or at a loss or a
+gradient that is not finite. An ``unfinished`` run is still going on, or was killed: it has no
+summary, or has one of this status alone where it was started anew.
 """
 
 HeldOut = Literal["val", "test"]
@@ -143,6 +143,13 @@ def is_done(summary: Summary, step: int) -> bool:
     """Return whether a run has come to an end at `step` and has measured what it leaves."""
     is_whole = summary["status"] in ("finished", "stopped") and "elapsed_s" in summary
     return is_whole and summary.get("step") == step
+
+
+def is_at_end(summary: Summary, max_steps: int | None) -> bool:
+    """Return whether nothing is left to do up to `max_steps`; None does all steps."""
+    step, total = summary.get("step", 0), summary.get("total_steps", 0)
+    stop = total if max_steps is None else min(total, max_steps)
+    return is_done(summary, step) and step >= stop
 
 
 SUMMARY: TypeAdapter[Summary] = TypeAdapter(Summary)

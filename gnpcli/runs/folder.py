@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
 import json
-import re
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -25,6 +22,7 @@ from gnpcli.recipes.presets import read_resolved
 from gnpcli.runs.contents import ENVIRONMENT, IDENTITY, SUMMARY, Record, Session, Summary, reason
 from gnpcli.runs.identity import new_run_id
 from gnpcli.runs.log import METRICS_FILE, MetricsLog, parse_records, to_lines
+from gnpcli.runs.names import default_run_dirs
 from gnpcli.runs.reading import read_bytes
 from gnpcli.runs.stamped import WrongStamp, stamp, unstamp
 from gnpcli.runs.tensorboard import TensorBoardEvents
@@ -137,21 +135,31 @@ class RunFolder:
         """
         path = self.path
         if self.exists():
-            different = another_run(self.config(), config)
-            if different:
-                raise ConfigError(
-                    f"{path} holds a run with another configuration ({'; '.join(different)}): take "
-                    "another --run-dir"
-                )
+            self.check_same(config)
             raise ConfigError(
-                f"{path} holds this very run already: continue it with `gnp resume {path}`, or "
-                "take another --run-dir"
+                f"{path} holds this very run already: continue it with `gnp resume {path}` or "
+                "--resume, or take another --run-dir"
             )
         ours = {*self._leftovers(), *(path / name for name in LOCK_FILES)}
         if path.exists() and not ours.issuperset(path.iterdir()):
             raise ConfigError(
                 f"{path} is not empty and is not a run folder: take another --run-dir"
             )
+
+    def check_same(self, config: Resolved) -> Resolved:
+        """Return the configuration that the run began with; refuse where `config` is of another.
+
+        Raises:
+            ConfigError: With the keys that differ.
+        """
+        begun = self.config()
+        different = another_run(begun, config)
+        if different:
+            raise ConfigError(
+                f"{self.path} holds a run with another configuration ({'; '.join(different)}): "
+                "take another --run-dir"
+            )
+        return begun
 
     def create(self, config: Resolved) -> None:
         """Make the folder, which `check_free` has allowed, and write its ``config.yaml``.
@@ -357,23 +365,6 @@ def _claim_default(
             stack.enter_context(run.claimed("always"))
             return run
     raise AssertionError("there is always another name")
-
-
-def default_run_dirs(config: Resolved) -> Iterator[Path]:
-    """Yield folder names under ``runs/`` that say model, data, strategy, seed and time.
-
-    The first has no number; the others end in ``-2``, ``-3`` and so on, without end.
-    """
-    model, data = _file_name(config.model.name), _file_name(config.data.name)
-    now = time.strftime("%Y%m%d-%H%M%S")
-    stem = f"{model}-{data}-{config.gr.strategy}-s{config.train.seed}-{now}"
-    yield Path("runs") / stem
-    for number in itertools.count(2):
-        yield Path("runs") / f"{stem}-{number}"
-
-
-def _file_name(name: str) -> str:
-    return re.sub(r"[^\w.-]+", "-", name).strip("-.")
 
 
 def _parse(path: Path, content: TypeAdapter[Content]) -> Content:

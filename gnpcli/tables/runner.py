@@ -22,7 +22,7 @@ from typing import Literal
 
 from gnpcli.config.same_run import how_computed
 from gnpcli.devices.signals import STOP_SIGNALS, stop_signals
-from gnpcli.errors import ConfigError, Interrupted
+from gnpcli.errors import TRY_AGAIN, ConfigError, Interrupted
 from gnpcli.locks import Holder
 from gnpcli.runs.folder import RunFolder
 from gnpcli.tables.cells import Cell, CellState, check_folders
@@ -35,7 +35,7 @@ POLL_S = 0.2
 LOOK_EVERY_S = 2.0
 """Seconds between two looks at a running cell, and at those that other commands may have."""
 
-_STOPPED = [status for number in STOP_SIGNALS for status in (128 + number, -number)]
+_STOPPED = [TRY_AGAIN, *(status for number in STOP_SIGNALS for status in (128 + number, -number))]
 """Statuses of a cell that was stopped: it has saved its state, or had nothing to save yet."""
 
 CellStatus = Literal["waiting", "running", "elsewhere", "kept", "finished", "failed", "stopped"]
@@ -128,7 +128,7 @@ def run_cells(
         raise Interrupted(
             f"stopped by {received[0].name} with {done} of {len(cells)} cells finished, the others "
             "saved; the same command goes on",
-            received[0],
+            128 + received[0],
         )
     return progress
 
