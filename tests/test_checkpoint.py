@@ -248,6 +248,20 @@ def test_leftovers_of_a_killed_save_are_ignored_and_removed(tmp_path):
     assert not leftover.exists()
 
 
+def test_a_save_that_the_disk_would_not_delete_is_gone_in_the_end(tmp_path, monkeypatch):
+    directory = tmp_path / "checkpoints"
+    checkpoints = Checkpoints(directory, CheckpointConfig(keep=1, keep_best=False))
+    with monkeypatch.context() as failing:
+        failing.setattr(shutil, "rmtree", lambda path, ignore_errors: None)
+        for step in (1, 2):
+            checkpoints.save(state(step), META)
+        checkpoints.wait()
+    assert checkpoints.steps() == [2]
+    assert Checkpoints.leftovers(directory)
+    checkpoints.close()
+    assert [path.name for path in directory.iterdir()] == ["2"]
+
+
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of 3 MB."""

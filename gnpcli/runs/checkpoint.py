@@ -62,6 +62,9 @@ class Checkpoints(Saves):
     def _clear(self) -> None:
         """Make the folder. Delete what killed saves left: it is never read and fills the disk."""
         self.directory.mkdir(parents=True, exist_ok=True)
+        self._delete_leftovers()
+
+    def _delete_leftovers(self) -> None:
         for leftover in self.leftovers(self.directory):
             shutil.rmtree(leftover, ignore_errors=True)
 
@@ -133,12 +136,14 @@ class Checkpoints(Saves):
         shutil.rmtree(gone, ignore_errors=True)
 
     def close(self) -> None:
-        """Finish pending saves and release the threads.
+        """Finish pending saves and release the threads. Delete what the disk kept until now.
 
         Nothing is raised: `wait` has reported the errors.
         """
         with contextlib.suppress(Exception):
             self._writer.close()
+        if is_first():
+            self._delete_leftovers()
 
     @contextlib.contextmanager
     def _saving(self, step: int | None) -> Iterator[None]:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from gnpcli.locks import LOCK_FILES
 from tests.campaigns.campaign import Failed, sound
 from tests.campaigns.faults import Fault
 from tests.campaigns.lab import Lab
@@ -59,7 +60,10 @@ class Left:
     records: list[dict[str, Any]]
     summary: dict[str, Any]
     names: list[str]
-    """What is in the folder and in the folder of checkpoints, but TensorBoard's events."""
+    """What is in the folder and in the folder of checkpoints, but TensorBoard's events.
+
+    Lock files are left out: one that a failing disk did not let go holds nobody up.
+    """
 
     def differs(self, other: Left) -> str:
         """Say what differs in `other`; empty where nothing does."""
@@ -94,6 +98,7 @@ def read(run: Path) -> Left:
         arrays = {save.name: hash_arrays(save) for save in saves}
     lines = (run / "metrics.jsonl").read_text().splitlines()
     inside = [path for path in run.iterdir() if ".tfevents." not in path.name]
+    inside = [path for path in inside if path.name not in LOCK_FILES]
     return Left(
         arrays=arrays,
         records=[_timeless(json.loads(line)) for line in lines],
