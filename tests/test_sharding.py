@@ -10,6 +10,7 @@ import os
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -21,7 +22,9 @@ from gnpcli.devices.processes import peers
 from gnpcli.devices.sharding import SMALL, split_axis
 from gnpcli.errors import ConfigError
 from gnpcli.recipes.presets import resolve
-from tests.conftest import FINDS_SMALL
+from gnpcli.runs.folder import RunFolder
+from tests.conftest import FINDS_SMALL, Gnp
+from tests.networks import ONE_OF_EACH
 
 EIGHT = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
 
@@ -170,9 +173,105 @@ def test_every_optimizer_is_the_same_split():
         check({**result, "apart": close}, case)
 
 
+FAMILIES = """
+    import json, sys
+    import jax, jax.numpy as jnp, numpy as np
+    import gnpcli.devices.sharding as sharding
+    from gnpcli.devices.mesh import make_mesh
+    from gnpcli.devices.sharding import constrained, shardings
+    from gnpcli.recipes.presets import resolve
+    from gnpcli.step.gradient import make_value_and_grad
+    from gnpcli.step.parts import build_parts
+    from tests.networks import build_tiny, tiny
+    from tests.sharded import norm
+
+    sharding.SMALL = 16  # all that eight divides is split, however small
+    jax.nn.relu = jax.nn.softplus  # whose derivative no rounding error decides
+
+    class NoFeed:
+        steps_per_epoch = 1
+
+    def gradients(family, shard, extra):
+        config = resolve(None, ["data.batch_size=16", f"mesh.shard={shard}", *extra])
+        model, size = build_tiny(family), tiny(family).image_size
+        parts = build_parts(config, model, NoFeed(), make_mesh(config))
+        params, state = jax.jit(model.init, static_argnums=1)(jax.random.key(0), (size, size, 3))
+        where = shardings(params, parts.layout.split)
+        images = jax.random.normal(jax.random.key(1), (16, size, size, 3))
+        labels = jnp.arange(16, dtype=jnp.int32) % 3
+
+        def gradient(*args):
+            found = make_value_and_grad(parts, "gnp", r=0.05, alpha=0.8)(*args)
+            return found[0][0], found[0][1].model_state, found[1]
+
+        args = (jax.device_put(params, where), state, {}, images, labels, jax.random.key(5))
+        found = jax.jit(gradient)(*args)
+        split = [not sharding.is_fully_replicated for sharding in jax.tree.leaves(where)]
+        return jax.tree.map(np.asarray, found), sum(split)
+
+    family, extra = sys.argv[1], sys.argv[2:]
+    (whole, none), (split, some) = (gradients(family, shard, extra) for shard in ("none", "fsdp"))
+    pairs = [*zip(whole, split, strict=True)]
+    apart = [norm(jax.tree.map(np.subtract, a, b)) / max(norm(a), 1e-9) for a, b in pairs]
+    print(json.dumps({"apart": apart, "split": [none, some]}))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize("family", sorted(ONE_OF_EACH))
+def test_every_family_has_the_same_gradient_split(family, groups):
+    found = python(FAMILIES, family, f"gr.groups={groups}")
+    assert found["split"][0] == 0 < found["split"][1]
+    assert max(found["apart"]) < 1e-5, found
+
+
+VIT = """
+    import json, sys
+    import jax
+    from gnpcli.models import registry
+    from gnpcli.models.options import VitOptions
+    from tests.sharded import collectives, make_task
+
+    sizes = {"dim": 256, "depth": 2, "heads": 4, "mlp": 1024}
+    registry.MODELS["vit-test"] = registry.Entry("gnpcli.models.families.vit", sizes, VitOptions)
+    CASE = [
+        "model.name=vit-test", "model.patch_size=4", "optimizer.name=adamw", "train.ema_decay=0.9"
+    ]
+
+    def compiled(shard):
+        task = make_task(*CASE, f"mesh.shard={shard}", *sys.argv[1:])
+        source = task.parts.feed.source(0)
+        state = task.abstract_state()
+        program = task.step_at(0).lower(state, source).compile()
+        data = sum(leaf.nbytes for leaf in jax.tree.leaves(source))
+        memory = program.memory_analysis()
+        return memory.argument_size_in_bytes - data, collectives(program.as_text()), state
+
+    whole, _, _ = compiled("none")
+    split, found, state = compiled("fsdp")
+    blocks = [state.params[f"block_{index}"] for index in (0, 1)]
+    kernels = sum(not leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(blocks))
+    print(json.dumps({"arguments": [whole, split], "collectives": found, "kernels": kernels}))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("extra", [[], ["train.dtype=bfloat16"], ["gr.groups=2"], ["gr.groups=8"]])
+def test_a_device_holds_a_sixth_and_parameters_are_gathered_where_they_are_used(extra):
+    found = python(VIT, *extra)
+    whole, split = found["arguments"]
+    assert split < whole / 6
+    assert not {"all-to-all", "collective-permute"} & found["collectives"].keys(), found
+    # Each kernel of a block in both passes of both gradients. The compiler may join two gathers.
+    if "gr.groups=8" not in extra:
+        assert found["collectives"]["all-gather"] >= 3 * found["kernels"], found
+
+
 ELASTIC = """
     import json, sys, tempfile
-        import jax, numpy as np
+    from pathlib import Path
+    import jax, numpy as np
     from gnpcli.config.schema import CheckpointConfig
     from gnpcli.runs.checkpoint import Checkpoints
     from gnpcli.runs.digests import digests
@@ -228,3 +327,42 @@ def test_a_save_restores_on_any_number_of_devices_split_or_not(saved_as):
         assert (found["bitwise"], found["digests"], found["lies"]) == (True, True, True), found
         assert bool(found["split"]) == (shard == "fsdp" and devices > 1), found
         assert found["apart"] < 1e-5, found
+
+
+@pytest.mark.slow
+def test_a_split_run_is_read_and_continued_anywhere(gnp: Gnp, tmp_path: Path):
+    wide = (
+        *("--set", "model.name=tests.wide:wide", "--set", "data.batch_size=48", "--gr", "sam"),
+        *("--set", "train.ema_decay=0.9", "--epochs", 1),
+    )
+    split = ("--set", "mesh.shard=fsdp")
+    done = gnp("train", *wide, *split, "--run-dir", "run", "--max-steps", 4, env=EIGHT)
+    assert done.returncode == 0, done.stderr
+    commands: list[tuple[object, ...]] = [
+        ("eval", "run", "--json"),
+        ("inspect", "run", "--json", "-k", 1, "-n", 64, "--directions", 1, "--surface", "none"),
+        ("check", "run", "--json", "--batches", 1),
+    ]
+    averaged = gnp("eval", "run", "--weights", "ema", "--json")
+    assert averaged.returncode == 0, averaged.stderr
+    for command in commands:
+        one, eight = gnp(*command), gnp(*command, env=EIGHT)
+        assert one.returncode == 0, one.stderr
+        assert eight.returncode == 0, eight.stderr
+        if command[0] == "eval":
+            found = [json.loads(done.stdout) for done in (one, eight)]
+            assert found[0]["error_rate"] == found[1]["error_rate"]
+            assert found[0]["loss"] == pytest.approx(found[1]["loss"], rel=1e-5)
+    moves: list[tuple[object, ...]] = [
+        ("resume", "run", "--max-steps", 8),
+        ("resume", "run", "--max-steps", 12, "--set", "mesh.devices=3"),
+        ("resume", "run", "--max-steps", 16, "--set", "mesh.shard=none"),
+        ("resume", "run"),
+    ]
+    for index, move in enumerate(moves):
+        done = gnp(*move, env=EIGHT if index else {})
+        assert done.returncode == 0, done.stderr
+    whole = gnp("train", *wide, "--run-dir", "whole", "--json")
+    assert whole.returncode == 0, whole.stderr
+    found = [RunFolder(tmp_path / name).summary()["test"] for name in ("run", "whole")]
+    assert found[0]["loss"] == pytest.approx(found[1]["loss"], rel=2e-2)
