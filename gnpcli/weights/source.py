@@ -15,7 +15,7 @@ import jax
 import numpy as np
 from flax.traverse_util import flatten_dict
 
-from gnpcli.config.paths import resolved_path
+from gnpcli.config.paths import resolved_path, user_path
 from gnpcli.config.resolved import Resolved
 from gnpcli.data.images.assemble import STREAMED_MEAN, STREAMED_STD
 from gnpcli.errors import CheckpointError, ConfigError
@@ -121,7 +121,7 @@ def open_pretrained(config: Resolved, screen: Screen) -> Pretrained:
         CheckpointError: They are not those of `train.init_sha256`.
     """
     assert config.train.init_from is not None
-    pretrained = read_pretrained(Path(config.train.init_from), config.model.name, screen)
+    pretrained = read_pretrained(user_path(config.train.init_from), config.model.name, screen)
     expected = config.train.init_sha256
     if expected is not None and pretrained.sha256 != expected:
         raise CheckpointError(
