@@ -7,6 +7,7 @@ import random
 import signal
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -162,11 +163,14 @@ def test_kills_at_random_moments_cost_no_step(undisturbed, tmp_path):
     draws = random.Random(15)
     command: list[object] = [*TRAIN, "--run-dir", tmp_path / "run"]
     for _ in range(20):
-        with Launched(command, tmp_path) as going:
-            time.sleep(draws.uniform(2, 14))
+        # Who is killed before the two have met is waited for as long as that.
+        with Launched(command, tmp_path, variables={"GNP_CONNECT_TIMEOUT_S": "30"}) as going:
+            if draws.random() < 0.7:  # else while they start
+                wait_until(partial(is_training, going))
+            time.sleep(draws.uniform(0, 6))
             victim = draws.randrange(2)
             going.processes[victim].kill()
-            statuses = going.wait(40)
+            statuses = going.wait(120)
             told = going.err(1 - victim)
         assert statuses[victim] in (-signal.SIGKILL, 0)
         assert statuses[1 - victim] in (1, -signal.SIGABRT, 0), (statuses, told)
@@ -175,6 +179,10 @@ def test_kills_at_random_moments_cost_no_step(undisturbed, tmp_path):
     resume(tmp_path, **LAYOUTS["1x4"])
     assert_close(log(tmp_path)[:40], log(undisturbed)[:40])
     assert [r["step"] for r in log(tmp_path) if r["split"] == "train"] == [*range(1, TOTAL + 1)]
+
+
+def is_training(going: Launched) -> bool:
+    return "steps  " in going.err(0) or going.processes[0].poll() is not None
 
 
 LIMITED = (
