@@ -209,10 +209,10 @@ DAMAGED_FOR_ONE = (
     """
 from gnpcli.runs.saves import Saves
 _check = Saves._check
-def _check_but_the_last(self, step, name, item, wanted):
+def _check_but_the_last(self, step, name, arrays, wanted):
     if step == {step}:
         raise self._damaged(step, "this process cannot read it")
-    _check(self, step, name, item, wanted)
+    _check(self, step, name, arrays, wanted)
 Saves._check = _check_but_the_last
 """
     + PROGRAM
@@ -336,3 +336,28 @@ def numbers(value: Any, key: str = "") -> Any:
             yield from numbers(item, key)
     elif isinstance(value, int | float) and not isinstance(value, bool):
         yield key, value
+
+
+WIDE = (
+    *("train", "--set", "model.name=tests.wide:wide", "--set", "data.batch_size=48"),
+    *("--set", "optimizer.name=sgd", "--set", "schedule.warmup_epochs=0"),
+    *("--set", "gr.strategy=constant", "--set", "train.log_every_steps=1", "--max-steps", 3),
+)
+
+
+def test_a_state_split_over_processes_takes_the_same_steps_and_restores_anywhere(tmp_path):
+    for name, shard, layout in (("split", "fsdp", "2x2"), ("whole", "none", "1x4")):
+        command = [*WIDE, "--run-dir", tmp_path / name / "run", "--set", f"mesh.shard={shard}"]
+        launch(command, tmp_path / name, **LAYOUTS[layout])
+    split, whole = log(tmp_path / "split"), log(tmp_path / "whole")
+    assert len(split) == 3 + 1
+    for record, other in zip(split[:3], whole[:3], strict=True):
+        assert record["loss"] == pytest.approx(other["loss"], rel=1e-6)
+    # Each session compares all that it restores with the digests of the one before.
+    for steps, layout, shard in ((4, "1x1", "none"), (5, "2x2", "fsdp"), (6, "1x4", "fsdp")):
+        more = ["resume", tmp_path / "split" / "run", "--max-steps", steps]
+        done = launch(
+            [*more, "--set", f"mesh.shard={shard}"], tmp_path / "split", **LAYOUTS[layout]
+        )
+        assert f"from step {steps - 1}" in done.err(0).replace("\n", " ")
+        assert "damaged" not in done.err(0)

@@ -13,15 +13,10 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
-import jax
 import pytest
 
 from gnpcli.config.optimizers import OPTIMIZERS
-from gnpcli.devices.mesh import make_mesh
-from gnpcli.devices.processes import peers
 from gnpcli.devices.sharding import SMALL, split_axis
-from gnpcli.errors import ConfigError
-from gnpcli.recipes.presets import resolve
 from gnpcli.runs.folder import RunFolder
 from tests.conftest import FINDS_SMALL, Gnp
 from tests.networks import ONE_OF_EACH
@@ -61,15 +56,6 @@ def python(code: str, *arguments: object) -> Any:
 )
 def test_an_array_is_split_along_the_largest_axis_that_the_devices_divide(shape, devices, axis):
     assert split_axis(shape, devices) == axis
-
-
-def test_several_processes_refuse_a_split_state(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(peers, "count", lambda: 2)
-    monkeypatch.setattr(jax, "process_count", lambda: 2)
-    with pytest.raises(
-        ConfigError, match=r"mesh\.shard = fsdp is for one process.* set it to none"
-    ):
-        make_mesh(resolve(None, ["mesh.shard=fsdp"]))
 
 
 COMPARE = """

@@ -115,12 +115,6 @@ def _check_processes(config: Resolved) -> None:
             f"{peers.count()}: set it to null; each process takes the devices that it sees",
             "mesh.devices",
         )
-    if config.mesh.shard != "none":
-        raise ConfigError(
-            f"mesh.shard = {config.mesh.shard} is for one process, and there are "
-            f"{peers.count()}: set it to none",
-            "mesh.shard",
-        )
     counts = Counter(device.process_index for device in jax.devices())
     if len(set(counts.values())) > 1:
         told = ", ".join(f"process {index} has {counts[index]}" for index in sorted(counts))

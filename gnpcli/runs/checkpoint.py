@@ -21,7 +21,7 @@ from orbax.checkpoint.future import CommitFutureAwaitingContractedSignals, Futur
 from gnpcli.config.schema import CheckpointConfig
 from gnpcli.devices.processes.peers import decided, is_first
 from gnpcli.errors import CheckpointError
-from gnpcli.runs.digests import HostArray, digests, on_host
+from gnpcli.runs.digests import HostArray, digests, on_host, put_together
 from gnpcli.runs.manifest import Manifest
 from gnpcli.runs.saves import MANIFEST, Saves, state_items
 from gnpcli.runs.writing import short_reason
@@ -173,7 +173,11 @@ def _writer(on_written: Callable[[], None]) -> ocp.AsyncCheckpointer:
 def _save_args(state: TrainState, manifest: Manifest) -> ocp.args.Composite:
     items = state_items(state)
     saved = {name: ocp.args.StandardSave(item) for name, item in items.items()}
-    arrays = {name: on_host(item) for name, item in items.items()} if is_first() else {}
+    arrays = {}
+    if is_first():
+        arrays = {name: on_host(item) for name, item in items.items()}
+    else:
+        put_together(items)
     return ocp.args.Composite(**saved, **{MANIFEST: _SaveManifest(manifest, arrays)})
 
 

@@ -3,9 +3,8 @@
 A digest is of the logical array, so it does not depend on how the array is sharded. It finds
 accidents, such as a flipped bit. It is no protection against somebody who forges a save.
 
-An array that no host holds whole will need a digest of parts: each process digests the blocks of a
-fixed grid that it writes, seeded with their place in the grid, and the digest of the array is the
-sum of theirs modulo 2^64. Only `digest` changes then.
+An array that no process holds whole is put together in the memory of every host, for as long as its
+digest takes.
 """
 
 from __future__ import annotations
@@ -17,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import xxhash
+from jax.experimental import multihost_utils
 
 
 class HostArray(NamedTuple):
@@ -33,10 +33,11 @@ def on_host(tree: Any) -> dict[str, HostArray]:
 
     On a CPU they share the memory of the JAX arrays. JAX does not reuse that memory meanwhile, even
     where the arrays are donated. On other devices they are the copies that JAX keeps with an array,
-    which Orbax takes as well. An array that is split over devices is put together in a copy.
+    which Orbax takes as well. An array that is split over devices is put together in a copy. Where
+    it is split over processes, all of them have to call this function together.
     """
     leaves = jax.tree_util.tree_leaves_with_path(tree)
-    numbers = [_numbers(leaf) for _, leaf in leaves]
+    numbers = [_together(_numbers(leaf)) for _, leaf in leaves]
     for array in numbers:
         if isinstance(array, jax.Array):
             array.copy_to_host_async()
@@ -51,6 +52,19 @@ def on_host(tree: Any) -> dict[str, HostArray]:
 def _numbers(leaf: jax.Array | np.ndarray) -> jax.Array | np.ndarray:
     is_key = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
     return jax.random.key_data(leaf) if is_key else leaf
+
+
+def put_together(tree: Any) -> None:
+    """Take part in what `on_host` does in another process, and keep nothing."""
+    for leaf in jax.tree.leaves(tree):
+        _together(_numbers(leaf))
+
+
+def _together(array: jax.Array | np.ndarray) -> jax.Array | np.ndarray:
+    """Return an array of which this process has all values."""
+    if isinstance(array, np.ndarray) or array.is_fully_addressable or array.is_fully_replicated:
+        return array
+    return np.asarray(multihost_utils.process_allgather(array, tiled=True))
 
 
 def digest(array: HostArray) -> str:

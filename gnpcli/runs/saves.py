@@ -29,7 +29,7 @@ from gnpcli.devices.processes import peers
 from gnpcli.devices.processes.peers import agreed, decided
 from gnpcli.errors import CheckpointError
 from gnpcli.files import set_aside
-from gnpcli.runs.digests import digests, on_host
+from gnpcli.runs.digests import HostArray, digests, on_host
 from gnpcli.runs.manifest import Manifest, parse_manifest
 from gnpcli.runs.reading import RunReadError, check_readable, read_bytes, system_reason
 from gnpcli.runs.writing import short_reason
@@ -201,10 +201,17 @@ class Saves:
             restored = {}
             for name, like in items.items():
                 restored[name] = self._restore_item(step, name, like)
-                self._check(step, name, restored[name], wanted.get(name, {}))
             return restored
 
-        return agreed(f"restore {step}", read, RunReadError, DamagedCheckpoint)
+        restored = agreed(f"restore {step}", read, RunReadError, DamagedCheckpoint)
+        arrays = {name: on_host(item) for name, item in restored.items()}
+
+        def check() -> None:
+            for name, found in arrays.items():
+                self._check(step, name, found, wanted.get(name, {}))
+
+        agreed(f"check {step}", check, DamagedCheckpoint)
+        return restored
 
     def _restore_item(self, step: int, name: str, like: Any) -> Any:
         args = ocp.args.Composite(**{name: ocp.args.StandardRestore(like)})
@@ -217,8 +224,10 @@ class Saves:
         except Exception as error:
             raise self._explained(step, name, error) from error
 
-    def _check(self, step: int, name: str, item: Any, wanted: Mapping[str, str]) -> None:
-        for path, found in digests(on_host(item)).items():
+    def _check(
+        self, step: int, name: str, arrays: Mapping[str, HostArray], wanted: Mapping[str, str]
+    ) -> None:
+        for path, found in digests(arrays).items():
             if found != wanted.get(path):
                 raise self._damaged(step, f"{path} of its item {name} is not what was saved")
 
