@@ -11,6 +11,7 @@ from gnpcli.data.base import DataSpec, FileSplit, Split
 from gnpcli.data.feeds.base import TrainFeed
 from gnpcli.data.feeds.make import make_eval_feed
 from gnpcli.devices.mesh import place_tree
+from gnpcli.engine.pending import keep_up
 from gnpcli.errors import DataError
 from gnpcli.keys import run_keys
 from gnpcli.models.base import Model, Params, State
@@ -72,6 +73,7 @@ class Evaluator:
         sums = place_tree(zero_sums(), self._mesh)
         for index, source in enumerate(self.feed.sources()):
             sums = self._step(sums, params, model_state, source, np.int32(index))
+            keep_up(index, sums)
         on_host: MetricSums = jax.device_get(sums)
         return on_host
 
@@ -108,4 +110,5 @@ class Recalibration:
         for step in range(self._num_batches):
             source = self._feed.source(step)
             average = self._step(average, params, model_state, self._key, np.int32(step), source)
+            keep_up(step, average)
         return average

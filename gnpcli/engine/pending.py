@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator
+from typing import Any
 
 import jax
 
@@ -14,6 +15,19 @@ LOOKAHEAD = 2
 
 The devices never wait for the host, and never run far ahead of it.
 """
+
+_BATCHES_AHEAD = 4
+
+
+def keep_up(index: int, result: Any) -> None:
+    """Wait for what a batch of a pass without gradients gave, after every fourth batch.
+
+    Devices of one CPU meet in threads that they share. With many programs under way, those of one
+    program can hold the threads that another needs, until XLA gives up and aborts. On other
+    devices the wait bounds how many streamed batches lie in memory, and costs next to nothing.
+    """
+    if index % _BATCHES_AHEAD == _BATCHES_AHEAD - 1:
+        jax.block_until_ready(result)
 
 
 class MetricsQueue:
