@@ -31,6 +31,7 @@ LAYERS: list[set[str]] = [
     {"engine"},
     {"measure", "bench"},
     {"tables"},
+    {"cluster"},
     {"cli"},
 ]
 """The rooms, floor by floor from the ground up.

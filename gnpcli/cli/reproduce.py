@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -21,7 +20,6 @@ from gnpcli.cli.options import (
     SetOption,
     TableArgument,
     TrustOption,
-    split_names,
 )
 from gnpcli.cli.output import (
     print_grid,
@@ -32,7 +30,16 @@ from gnpcli.cli.output import (
     start_process,
     tell,
 )
-from gnpcli.config.paths import user_path
+from gnpcli.cli.table_part import (
+    ColumnsOption,
+    EpochsOption,
+    OutOption,
+    Part,
+    RowsOption,
+    SeedsOption,
+    VariantOption,
+    chosen_part,
+)
 from gnpcli.terminal import words
 
 if TYPE_CHECKING:
@@ -42,43 +49,7 @@ if TYPE_CHECKING:
     from gnpcli.tables.estimate import CellEstimate
     from gnpcli.tables.results import TableResult
     from gnpcli.tables.runner import CellProgress
-    from gnpcli.tables.spec import Table
 
-RowsOption = Annotated[
-    str | None,
-    typer.Option("--models", "--rows", metavar="ROW,...", help="Rows to run.", show_default="all"),
-]
-ColumnsOption = Annotated[
-    str | None,
-    typer.Option("--columns", metavar="COLUMN,...", help="Columns to run.", show_default="all"),
-]
-SeedsOption = Annotated[
-    str | None,
-    typer.Option("--seeds", metavar="SEED,...", help="0,1,2 or 0-4.", show_default="the table's"),
-]
-EpochsOption = Annotated[
-    int | None,
-    typer.Option(
-        "--epochs", help="Passes over the training data. Warmups keep their share of them."
-    ),
-]
-VariantOption = Annotated[
-    str | None,
-    typer.Option(
-        "--variant", help="A variant of the table, see gnp tables show.", show_default="the first"
-    ),
-]
-OutOption = Annotated[
-    Path | None,
-    typer.Option(
-        "--out",
-        "-o",
-        parser=user_path,
-        metavar="FOLDER",
-        help="Folder of cells and results.",
-        show_default="tables/TABLE[-VARIANT]",
-    ),
-]
 JobsOption = Annotated[
     int,
     typer.Option(
@@ -102,16 +73,6 @@ RenderOption = Annotated[
         "--render", help="Run nothing. Print the result of the cells in --out, or of those chosen."
     ),
 ]
-
-
-@dataclass(frozen=True)
-class _Part:
-    """The part of a table that was asked for, and where it lies."""
-
-    table: Table
-    rows: list[str]
-    columns: list[str]
-    folder: Path
 
 
 def reproduce_table(
@@ -140,66 +101,29 @@ def reproduce_table(
     The result has error bars and verdicts. The same command goes on where it was stopped, by Ctrl-C
     or otherwise: finished cells are kept.
     """
-    from gnpcli.tables.spec import Changes, choose, load_table
-
     for hint, is_given in (("--dry-run", dry_run), ("--join", join)):
         if render and is_given:
             raise typer.BadParameter("there is nothing to run with --render", param_hint=hint)
-    table = load_table(name)
-    row_names = choose(table, "rows", "--models", _names(models))
-    column_names = choose(table, "columns", "--columns", _names(columns))
-    chosen = _seeds(seeds)
-    changes = Changes(table.variant(variant), epochs, dataset, data_dir, tuple(assignments))
-    folder = out if out is not None else _default_out(table, changes.variant)
-    part = _Part(table, row_names, column_names, folder)
+    part = chosen_part(
+        name, models, columns, seeds, epochs, dataset, data_dir, variant, assignments, out
+    )
     if render:
-        _finish(part, chosen, as_json)
+        _finish(part, part.seeds, as_json)
         return
-    from gnpcli.tables.cells import check_folders, make_cells
+    from gnpcli.tables.cells import check_folders
     from gnpcli.tables.joining import at_work
 
-    cells = make_cells(table, row_names, column_names, chosen or table.spec.seeds, changes, folder)
+    cells = part.cells()
     states = check_folders(cells)
     if dry_run:
         _dry_run(part, cells, states, as_json)
     else:
-        with at_work(folder, cells, join=join):
+        with at_work(part.folder, cells, join=join):
             _run_all(part, cells, states, jobs, as_json, quiet, accept_changed_data)
 
 
-def _names(text: str | None) -> list[str] | None:
-    if text is None:
-        return None
-    names = split_names(text)
-    if not names:
-        raise typer.BadParameter("names none")
-    return names
-
-
-def _seeds(text: str | None) -> list[int] | None:
-    """Read ``0,1,2`` and ``0-4``."""
-    if text is None:
-        return None
-    seeds: list[int] = []
-    for word in split_names(text):
-        first, dash, last = word.partition("-")
-        if not first.isdecimal() or (dash and not last.isdecimal()):
-            raise typer.BadParameter(
-                f"'{word}' is not a seed: write 0,1,2 or 0-4", param_hint="--seeds"
-            )
-        seeds += range(int(first), int(last) + 1) if dash else [int(first)]
-    if not seeds or len(set(seeds)) < len(seeds):
-        raise typer.BadParameter(f"'{text}' names a seed twice, or none", param_hint="--seeds")
-    return seeds
-
-
-def _default_out(table: Table, variant: str | None) -> Path:
-    is_first = variant is None or variant == next(iter(table.spec.variants))
-    return Path("tables") / (table.name if is_first else f"{table.name}-{variant}")
-
-
 def _run_all(
-    part: _Part,
+    part: Part,
     cells: Sequence[Cell],
     states: dict[str, CellState],
     jobs: int,
@@ -223,21 +147,20 @@ def _run_all(
     _complain(progress)
 
 
-def _with_runs(part: _Part, runs: Sequence[tuple[str, str, int]]) -> _Part:
+def _with_runs(part: Part, runs: Sequence[tuple[str, str, int]]) -> Part:
     """Return what was asked for and what the folder holds already: its files tell all of it."""
     rows = {*part.rows, *(row for row, _, _ in runs)}
     columns = {*part.columns, *(column for _, column, _ in runs)}
     spec = part.table.spec
-    return _Part(
-        part.table,
-        [row for row in spec.rows if row in rows],
-        [column for column in spec.columns if column in columns],
-        part.folder,
+    return replace(
+        part,
+        rows=[row for row in spec.rows if row in rows],
+        columns=[column for column in spec.columns if column in columns],
     )
 
 
 def _run(
-    part: _Part,
+    part: Part,
     cells: Sequence[Cell],
     states: dict[str, CellState],
     jobs: int,
@@ -285,7 +208,7 @@ def _complain(progress: Sequence[CellProgress]) -> None:
         )
 
 
-def _finish(part: _Part, seeds: Sequence[int] | None, as_json: bool) -> None:
+def _finish(part: Part, seeds: Sequence[int] | None, as_json: bool) -> None:
     """Tell the result of the cells in a folder, and write its files, if there is any."""
     from gnpcli.tables.joining import alone
     from gnpcli.tables.outputs import write_outputs
@@ -303,7 +226,7 @@ def _finish(part: _Part, seeds: Sequence[int] | None, as_json: bool) -> None:
     say("", f"written: {part.folder}/{{{','.join(path.name for path in paths)}}}")
 
 
-def _collect(part: _Part, seeds: Sequence[int] | None) -> TableResult:
+def _collect(part: Part, seeds: Sequence[int] | None) -> TableResult:
     from gnpcli.errors import ConfigError
     from gnpcli.tables.results import collect
 
@@ -331,7 +254,7 @@ def _print(result: TableResult) -> None:
 
 
 def _dry_run(
-    part: _Part, cells: Sequence[Cell], states: dict[str, CellState], as_json: bool
+    part: Part, cells: Sequence[Cell], states: dict[str, CellState], as_json: bool
 ) -> None:
     start_process()
     from gnpcli.tables.estimate import estimate

@@ -1,0 +1,116 @@
+"""A real Slurm of two nodes: jobs of `gnp launch slurm` that are queued again, fail, and divide."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pytest
+
+from gnpcli.locks import read_holder
+from gnpcli.runs.folder import RunFolder
+from tests.conftest import FINDS_SMALL, Gnp
+from tests.slurm import Slurm, missing, slurm
+from tests.tables import TINY, records
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        bool(missing()), reason=f"Slurm is not installed: no {', '.join(missing())}"
+    ),
+]
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Slurm]:
+    with slurm() as cluster:
+        yield cluster
+
+
+class Jobs:
+    """Jobs of one test."""
+
+    def __init__(self, cluster: Slurm, gnp: Gnp, folder: Path):
+        self.cluster, self._gnp, self.folder = cluster, gnp, folder
+
+    def submit(self, options: Sequence[str], command: Sequence[str]) -> str:
+        """Submit a command by ``gnp launch slurm``, and return the number of its job."""
+        environment = {**self.cluster.environment, **FINDS_SMALL}
+        launch = ("launch", "slurm", "--submit", "--logs", "logs", *options, "--")
+        done = self._gnp(*launch, *command, env=environment)
+        assert done.returncode == 0, done.stderr
+        found = re.match(r"submitted job (\d+), ", done.stdout)
+        assert found is not None
+        return found[1]
+
+    def log(self) -> str:
+        """All that jobs have printed."""
+        return "\n".join(path.read_text() for path in sorted(self.folder.glob("logs/*")))
+
+    def wait_for_save(self, job: str, run: Path) -> None:
+        """Wait until a job has saved a step."""
+        self.cluster.wait(job, lambda facts: bool(RunFolder(run).checkpoint_sizes()), 300)
+
+
+@pytest.fixture
+def jobs(cluster: Slurm, gnp: Gnp, tmp_path: Path) -> Jobs:
+    return Jobs(cluster, gnp, tmp_path)
+
+
+def starts(run: Path) -> list[int]:
+    """The steps at which the sessions of a run began."""
+    return [session["start_step"] for session in RunFolder(run).sessions()]
+
+
+def one_cell(jobs: Jobs, epochs: int) -> tuple[str, Path]:
+    """Submit a table of one cell, and return the number of the job and the folder of the run."""
+    (jobs.folder / "tiny.yaml").write_text(TINY.replace("epochs: 2,", f"epochs: {epochs},"))
+    table = ("reproduce-table", "tiny.yaml", "--out", "out", "--seeds", "0", "--columns", "adam")
+    return jobs.submit((), table), jobs.folder / "out" / "cells" / "nano" / "adam" / "seed0"
+
+
+@pytest.mark.parametrize("cause", ["time limit", "scontrol requeue"])
+def test_a_job_that_is_queued_again_goes_on_by_itself(jobs: Jobs, cause: str):
+    job, run = one_cell(jobs, epochs=8)
+    jobs.wait_for_save(job, run)
+    if cause == "time limit":  # Slurm sends this signal to the script before the limit
+        jobs.cluster.run("scancel", "--batch", "--signal=USR1", job)
+    else:
+        jobs.cluster.run("scontrol", "requeue", job)
+    facts = jobs.cluster.end(job, 600)
+    assert facts["JobState"] == "COMPLETED", jobs.log()
+    assert facts["Restarts"] == "1"
+    first, second = starts(run)
+    assert first == 0
+    assert second > 0
+    assert RunFolder(run).summary()["status"] == "finished"
+    assert "Traceback" not in jobs.log()
+
+
+def test_a_task_that_is_killed_fails_the_job(jobs: Jobs):
+    job, run = one_cell(jobs, epochs=4000)
+    jobs.wait_for_save(job, run)
+    holder = read_holder(run.with_name("seed0.claim"))
+    assert holder is not None
+    os.kill(holder.pid, signal.SIGKILL)
+    facts = jobs.cluster.end(job)
+    assert (facts["JobState"], facts["ExitCode"]) == ("FAILED", "137:0"), jobs.log()
+    assert facts["Restarts"] == "0"
+
+
+def test_an_array_divides_a_table(jobs: Jobs, tmp_path: Path):
+    (tmp_path / "tiny.yaml").write_text(TINY)
+    table = ("reproduce-table", "tiny.yaml", "--out", "out", "--seeds", "0")
+    job = jobs.submit(("--array", "2"), table)
+    for index in (0, 1):
+        facts = jobs.cluster.end(f"{job}_{index}", 600)
+        assert facts["JobState"] == "COMPLETED", jobs.log()
+    out = tmp_path / "out"
+    assert len(records(out)) == 2
+    assert [starts(run) for run in sorted(out.glob("cells/*/*/seed0"))] == [[0], [0]]
+    logs = [path.read_text() for path in sorted(tmp_path.glob("logs/*"))]
+    assert all("(2 of 2 cells)" in text for text in logs)
+    assert [text.count(": running, ") for text in logs] == [1, 1]
