@@ -9,6 +9,7 @@ import os
 import shlex
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -16,6 +17,8 @@ import pytest
 
 from gnpcli.cluster.slurm import SlurmJob
 from gnpcli.errors import ConfigError
+from gnpcli.recipes.presets import resolve
+from gnpcli.runs.folder import RunFolder
 from tests.conftest import Gnp, fails
 
 STEP = """\
@@ -168,6 +171,31 @@ def srun_line(script: str) -> list[str]:
     return shlex.split(line.removesuffix(" &"))
 
 
+def test_a_train_command_goes_on_by_itself(gnp: Gnp):
+    train = ["train", "--run-dir", "runs/a b", "--set", "optimizer.lr=0.1"]
+    done = gnp("launch", "slurm", "--time", "10", "--logs", "logs", "--", *train)
+    assert done.returncode == 0, done.stderr
+    assert "make the folder logs before" in done.stderr
+    program = str(Path(sys.executable).with_name("gnp"))
+    assert srun_line(done.stdout) == ["srun", "--kill-on-bad-exit=1", program, *train, "--resume"]
+    again = gnp("launch", "slurm", *train, "--resume")
+    assert srun_line(again.stdout) == srun_line(done.stdout)
+    assert "--job-name='gnp-a b'" in again.stdout
+
+
+def test_a_folder_of_another_run_is_refused_before_the_job(gnp: Gnp, tmp_path: Path):
+    RunFolder(tmp_path / "run").create(resolve(None))
+    launch = ("launch", "slurm", "--", "train", "--run-dir", "run")
+    assert gnp(*launch).returncode == 0
+    fails(
+        gnp(*launch, "--seed", "3"),
+        "run holds a run with another configuration (train.seed: 0 -> 3)",
+    )
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "file").touch()
+    fails(gnp(*launch[:-1], "other"), "other is not empty and is not a run folder")
+
+
 def test_a_table_is_joined_by_the_jobs_of_an_array(gnp: Gnp):
     table = ["reproduce-table", "adam-vs-gr-digits", "--out", "out"]
     done = gnp("launch", "slurm", "--array", "3", "--", *table)
@@ -183,7 +211,9 @@ TABLE = ("reproduce-table", "adam-vs-gr-digits")
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--", "eval", "run"], "'eval' is not one of reproduce-table"),
+        (["--", "eval", "run"], "'eval' is not one of train, reproduce-table"),
+        (["--", "train"], "give train a --run-dir"),
+        (["--array", "2", "--", "train", "--run-dir", "run"], "an array divides a table"),
         (["--", *TABLE, "--epoch", "3"], "No such option: --epoch"),
         (["--", *TABLE, "--dry-run"], "--dry-run trains nothing"),
         (["--", *TABLE, "--render"], "--render trains nothing"),

@@ -101,6 +101,23 @@ def test_a_task_that_is_killed_fails_the_job(jobs: Jobs):
     assert facts["Restarts"] == "0"
 
 
+TRAIN = ("train", "--set", "model.name=tests.small:small", "--set", "data.batch_size=256")
+
+
+def test_a_train_command_is_started_and_resumed(jobs: Jobs):
+    options = ("--epochs", "8", "--set", "checkpoint.every_steps=1", "--set", "mesh.devices=1")
+    job = jobs.submit((), (*TRAIN, *options, "--run-dir", "run"))
+    run = jobs.folder / "run"
+    jobs.wait_for_save(job, run)
+    jobs.cluster.run("scancel", "--batch", "--signal=USR1", job)
+    facts = jobs.cluster.end(job, 600)
+    assert (facts["JobState"], facts["Restarts"]) == ("COMPLETED", "1"), jobs.log()
+    first, second = starts(run)
+    assert first == 0
+    assert second > 0
+    assert RunFolder(run).summary()["status"] == "finished"
+
+
 def test_an_array_divides_a_table(jobs: Jobs, tmp_path: Path):
     (tmp_path / "tiny.yaml").write_text(TINY)
     table = ("reproduce-table", "tiny.yaml", "--out", "out", "--seeds", "0")

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
+from gnpcli.cli.options import resolve_options
 from gnpcli.cli.output import say, tell
 from gnpcli.config.paths import user_path
 
@@ -22,7 +23,7 @@ app = typer.Typer(no_args_is_help=True)
 
 Arguments = Annotated[
     list[str],
-    typer.Argument(metavar="COMMAND...", help="reproduce-table with its options."),
+    typer.Argument(metavar="COMMAND...", help="train or reproduce-table with its options."),
 ]
 NodesOption = Annotated[int, typer.Option("--nodes", min=1, max=MOST_NODES, help="Machines.")]
 TasksOption = Annotated[
@@ -104,7 +105,7 @@ def slurm(
     The command is checked first. Its job saves before the time limit, is queued again, and goes on.
     As an array, a table is divided among the jobs.
 
-    Write -- before the command: gnp launch slurm --array 4 -- reproduce-table TABLE
+    Write -- before the command: gnp launch slurm --nodes 2 -- train --run-dir RUN
     """
     from gnpcli.cluster.slurm import SlurmJob
     from gnpcli.cluster.slurm import submit as hand_in
@@ -159,6 +160,8 @@ def _checked(arguments: list[str], array: int | None) -> tuple[str, list[str]]:
         raise typer.BadParameter(
             f"'{name}' is not one of {', '.join(_CHECKS)}", param_hint="COMMAND"
         )
+    if array is not None and name != "reproduce-table":
+        raise typer.BadParameter("an array divides a table: reproduce-table", param_hint="--array")
     (command,) = (command for command in COMMANDS if command.name == name)
     values = load(command).make_context(f"gnp {name}", [*rest]).params
     for flag in ("dry_run", "render"):
@@ -167,6 +170,36 @@ def _checked(arguments: list[str], array: int | None) -> tuple[str, list[str]]:
             raise typer.BadParameter(f"{option} trains nothing: leave it out", param_hint="COMMAND")
     job_name, needed = _CHECKS[name](values)
     return job_name, [*arguments, *needed]
+
+
+def _check_train(values: Mapping[str, Any]) -> tuple[str, list[str]]:
+    from gnpcli.cli.train import devices_at_start
+    from gnpcli.runs.folder import RunFolder
+
+    run_dir = values["run_dir"]
+    if run_dir is None:
+        raise typer.BadParameter(
+            "give train a --run-dir: a job that is queued again finds its run there",
+            param_hint="COMMAND",
+        )
+    options = ("gr", "dataset", "data_dir", "epochs", "seed")
+    config = resolve_options(
+        values["preset"],
+        [*values["assignments"]],
+        **{option: values[option] for option in options},
+        flags={
+            "train.init_from": ("--init-from", values["init_from"]),
+            "train.time_limit": ("--time-limit", values["time_limit"]),
+        },
+        code="allowed",
+        devices=devices_at_start(run_dir),
+    )
+    run = RunFolder(run_dir)
+    if run.exists():
+        run.check_same(config)
+    else:
+        run.check_free(config)
+    return f"gnp-{run_dir.name}", [] if values["resume"] else ["--resume"]
 
 
 def _check_table(values: Mapping[str, Any]) -> tuple[str, list[str]]:
@@ -179,6 +212,7 @@ def _check_table(values: Mapping[str, Any]) -> tuple[str, list[str]]:
 
 
 _CHECKS: dict[str, Callable[[Mapping[str, Any]], tuple[str, list[str]]]] = {
+    "train": _check_train,
     "reproduce-table": _check_table,
 }
 """How a command is checked. Each returns a name for the job, and the options that are missing."""

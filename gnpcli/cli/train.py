@@ -144,7 +144,7 @@ def train(
             "train.time_limit": ("--time-limit", time_limit),
         },
         code="allowed" if dry_run else "needed",
-        devices=_devices_at_start(run_dir) if resume else None,
+        devices=devices_at_start(run_dir) if resume else None,
     )
     if dry_run:
         _print_plan(_planned(config, run_dir, max_steps, resume), run_dir, as_json)
@@ -191,7 +191,7 @@ def resume(
     _print_summary(summary, as_json)
 
 
-def _devices_at_start(run_dir: Path | None) -> Devices | None:
+def devices_at_start(run_dir: Path | None) -> Devices | None:
     """Return how many devices groups per device are of, where a run has begun in a folder."""
     from gnpcli.runs.folder import RunFolder
 
