@@ -13,6 +13,7 @@ import pytest
 from gnpcli.locks import read_holder
 from gnpcli.runs.folder import RunFolder
 from tests.conftest import FINDS_SMALL, Gnp
+from tests.launch import free_port
 from tests.slurm import Slurm, missing, slurm
 from tests.tables import TINY, records
 
@@ -116,6 +117,17 @@ def test_a_train_command_is_started_and_resumed(jobs: Jobs):
     assert first == 0
     assert second > 0
     assert RunFolder(run).summary()["status"] == "finished"
+
+
+def test_the_tasks_of_two_nodes_train_one_run(jobs: Jobs, monkeypatch: pytest.MonkeyPatch):
+    # The nodes have names that mean nothing here: both are this machine.
+    monkeypatch.setenv("GNP_COORDINATOR", f"127.0.0.1:{free_port()}")
+    job = jobs.submit(("--nodes", "2"), (*TRAIN, "--max-steps", "3", "--run-dir", "run"))
+    facts = jobs.cluster.end(job, 600)
+    assert (facts["JobState"], facts["NumNodes"]) == ("COMPLETED", "2"), jobs.log()
+    (session,) = RunFolder(jobs.folder / "run").sessions()
+    assert len(session["devices"]) == 2
+    assert RunFolder(jobs.folder / "run").summary()["step"] == 3
 
 
 def test_an_array_divides_a_table(jobs: Jobs, tmp_path: Path):
