@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import pty
 import re
@@ -62,6 +63,7 @@ for number in (signal.SIGINT, signal.SIGHUP):
     if signal.getsignal(number) is signal.SIG_IGN:
         signal.signal(number, signal.SIG_DFL)
 
+from gnpcli.cli.remarks import Listener  # noqa: E402
 from tests.commands import PROGRAM, CommandServer, read_at_import  # noqa: E402
 from tests.folders import put  # noqa: E402
 
@@ -141,16 +143,21 @@ def command_server(_isolated_caches: None) -> Iterator[CommandServer]:
 
 
 @pytest.fixture(autouse=True)
-def _variables() -> Iterator[None]:
-    """Undo what a command that ran in this process has set, which the server does not have.
+def _undone() -> Iterator[None]:
+    """Undo what a command that ran in this process leaves there.
 
-    Else every command of the tests that follow would be an interpreter of its own.
+    With a variable that the server does not have, every command of the tests that follow would be
+    an interpreter of its own. A listener to the logs of libraries would go on to listen.
     """
     before = read_at_import(os.environ)
     yield
     for name in read_at_import(os.environ).keys() - before:
         del os.environ[name]
     os.environ.update(before)
+    root = logging.getLogger()
+    for handler in [*root.handlers]:
+        if isinstance(handler, Listener):
+            root.removeHandler(handler)
 
 
 @pytest.fixture

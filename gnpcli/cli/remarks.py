@@ -63,7 +63,7 @@ def listen() -> None:
         hear(str(message))
 
     warnings.showwarning = show
-    logging.getLogger().addHandler(_Listener(hear))
+    logging.getLogger().addHandler(Listener(hear))
 
 
 def in_our_words(text: str) -> str | None:
@@ -71,7 +71,7 @@ def in_our_words(text: str) -> str | None:
     return next((said for pattern, said in REMARKS if pattern.search(text)), None)
 
 
-class _Listener(logging.Handler):
+class Listener(logging.Handler):
     """Hands on warnings of libraries; prints those of this package, and those asked for."""
 
     def __init__(self, hear: Callable[[str], None]):

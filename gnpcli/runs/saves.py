@@ -316,7 +316,8 @@ def _silence_echoes() -> None:
     that have not begun never do, and Python warns of them. All may show long after the failure, so
     this holds for the rest of the process.
     """
-    warnings.filterwarnings("ignore", "coroutine '_read_.*' was never awaited", RuntimeWarning)
+    never_began = r"coroutine '(_read_|Store\.).*' was never awaited"
+    warnings.filterwarnings("ignore", never_began, RuntimeWarning)
     hook = sys.unraisablehook
 
     def quiet(unraisable: Any) -> None:

@@ -48,12 +48,12 @@ class Channel:
         Raises:
             TimeoutError: It did not come in time. The channel is of no use afterwards.
         """
-        self._socket.settimeout(timeout)
         try:
+            self._socket.settimeout(timeout)
             line = self._lines.readline()
         except TimeoutError:
             raise
-        except (OSError, ValueError):  # ValueError: this end is closed
+        except (OSError, ValueError):  # this end is closed
             return None
         finally:
             with contextlib.suppress(OSError):
