@@ -192,8 +192,8 @@ def test_an_error_of_a_hook_is_told_as_it_is(tmp_path):
 
 
 def test_a_full_disk_is_told_with_the_run_and_its_last_good_checkpoint(tmp_path, monkeypatch):
-    def open_full(folder: RunFolder, start_step: int, *, evaluates_start: bool) -> MetricsLog:
-        log = MetricsLog(folder.path, start_step, evaluates_start=evaluates_start)
+    def open_full(folder: RunFolder, start_step: int, **options: Any) -> MetricsLog:
+        log = MetricsLog(folder.path, start_step, **options)
         log._file.close()
         log._file = open("/dev/full", "a", buffering=1)  # noqa: SIM115 - the log closes it
         return log

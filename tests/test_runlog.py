@@ -74,6 +74,29 @@ def test_a_run_that_goes_on_says_so_and_leaves_a_sound_file(tmp_path):
     assert "line 4" in said[0]
 
 
+@pytest.mark.parametrize(
+    ("logged", "start", "every", "ends_with"),
+    [
+        ([], 3, 1, 0),
+        ([1, 2], 3, 1, 2),
+        ([1, 2, 3], 3, 1, None),
+        ([], 0, 1, None),
+        ([], 3, 4, None),  # the first record is due at step 4
+        ([4], 7, 4, None),
+        ([4], 8, 4, 4),
+        ([9], 8, 4, 0),  # of steps that come again
+    ],
+)
+def test_records_that_are_missing_at_the_end_are_told(tmp_path, logged, start, every, ends_with):
+    said: list[str] = []
+    path = tmp_path / "metrics.jsonl"
+    if logged:
+        written(path, *(line({**RECORDS[0], "step": step, "split": "train"}) for step in logged))
+    MetricsLog(tmp_path, start, said.append, every=every).__exit__(None, None, None)
+    told = f"{path} ends with step {ends_with}, and the run goes on after step {start}: "
+    assert said == ([] if ends_with is None else [f"{told}what was logged between is lost"])
+
+
 @pytest.mark.parametrize("value", ["x", [1.0], {"a": 1}, True])
 def test_what_could_not_be_read_back_is_not_written(tmp_path, value):
     with MetricsLog(tmp_path, 0) as log, pytest.raises(ValueError, match="numbers by name"):

@@ -146,9 +146,10 @@ class Session:
         # Where nothing is left to train, the state is evaluated all the same. A run that was killed
         # between its last save and its summary may have logged that evaluation.
         evaluates_start = start >= stop
+        every = self.task.config.train.log_every_steps
         try:
             with (
-                self.run.open_log(start, evaluates_start=evaluates_start) as log,
+                self.run.open_log(start, evaluates_start=evaluates_start, every=every) as log,
                 self.run.open_events(start if evaluates_start else start + 1) as events,
                 self.screen.progress(self.task.horizon.total_steps, start),
             ):

@@ -235,9 +235,13 @@ class RunFolder:
         except OSError:
             return 0
 
-    def open_log(self, start_step: int, *, evaluates_start: bool = False) -> MetricsLog:
+    def open_log(
+        self, start_step: int, *, evaluates_start: bool = False, every: int = 1
+    ) -> MetricsLog:
         """Open the log to go on after `start_step`; see `MetricsLog`."""
-        return MetricsLog(self.path, start_step, self._warn, evaluates_start=evaluates_start)
+        return MetricsLog(
+            self.path, start_step, self._warn, evaluates_start=evaluates_start, every=every
+        )
 
     def open_events(self, first_step: int) -> TensorBoardEvents:
         """Open TensorBoard events to go on with `first_step`; see `TensorBoardEvents`."""

@@ -141,6 +141,8 @@ class MetricsLog:
         on_damage: As in `read_metrics`, of the file that is there already.
         evaluates_start: Whether the evaluation after `start_step` comes again as well: its records
             are dropped.
+        every: Training records of which steps are there up to `start_step`: those that it divides.
+            `on_damage` is told where the log ends before the last of them.
 
     Raises:
         RunWriteError: Here, in `write` or at the end: the file cannot be written.
@@ -153,10 +155,12 @@ class MetricsLog:
         on_damage: Callable[[str], None] | None = None,
         *,
         evaluates_start: bool = False,
+        every: int = 1,
     ):
         self.path = run_dir / METRICS_FILE
         self.of_start: list[Record] = []
         """The records of `start_step` that are there already, and stay."""
+        kept: list[Record] = []
         with writing(run_dir):
             if self.path.exists():
                 records = read_metrics(self.path, on_damage)
@@ -168,6 +172,12 @@ class MetricsLog:
                 self.of_start = [record for record in kept if record["step"] == start_step]
                 write_atomically(self.path, to_lines(kept))
             self._file = open(self.path, "a", encoding="utf-8", buffering=1)  # noqa: SIM115 - closed in __exit__
+        reached = max((record["step"] for record in kept if record["split"] == "train"), default=0)
+        if on_damage is not None and reached < start_step // every * every:
+            on_damage(
+                f"{self.path} ends with step {reached}, and the run goes on after step "
+                f"{start_step}: what was logged between is lost"
+            )
 
     def write(self, record: Mapping[str, Any]) -> None:
         """Write one record, which has `step` and `split`.

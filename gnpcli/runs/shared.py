@@ -96,9 +96,11 @@ class SharedRunFolder(RunFolder):
     def set_aside_damaged(self) -> None:
         decided("set aside", super().set_aside_damaged)
 
-    def open_log(self, start_step: int, *, evaluates_start: bool = False) -> MetricsLog:
+    def open_log(
+        self, start_step: int, *, evaluates_start: bool = False, every: int = 1
+    ) -> MetricsLog:
         if peers.is_first():
-            return super().open_log(start_step, evaluates_start=evaluates_start)
+            return super().open_log(start_step, evaluates_start=evaluates_start, every=every)
         return _NoLog()
 
     def open_events(self, first_step: int) -> TensorBoardEvents:
