@@ -262,6 +262,28 @@ def test_a_save_that_the_disk_would_not_delete_is_gone_in_the_end(tmp_path, monk
     assert [path.name for path in directory.iterdir()] == ["2"]
 
 
+def test_a_save_that_is_not_whole_is_none(tmp_path, monkeypatch):
+    """Orbax leaves out what it cannot list when it puts together what processes have written."""
+    directory = tmp_path / "checkpoints"
+    checkpoints = Checkpoints(directory, CheckpointConfig())
+    checkpoints.save(state(1), META)
+    checkpoints.wait()
+    finish = checkpoints._writer.wait_until_finished
+
+    def finish_without_index() -> None:
+        finish()
+        (directory / "2" / "model" / "manifest.ocdbt").unlink(missing_ok=True)
+
+    monkeypatch.setattr(checkpoints._writer, "wait_until_finished", finish_without_index)
+    checkpoints.save(state(2), META)
+    with pytest.raises(CheckpointError, match=r"cannot save .* step 2 .*not all of it.*step 1$"):
+        checkpoints.wait()
+    assert checkpoints.steps() == [1]
+    checkpoints.wait()
+    checkpoints.close()
+    assert [path.name for path in directory.iterdir()] == ["1"]
+
+
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of 3 MB."""

@@ -23,7 +23,7 @@ from gnpcli.devices.processes.peers import decided, is_first
 from gnpcli.errors import CheckpointError
 from gnpcli.runs.digests import HostArray, digests, on_host, put_together
 from gnpcli.runs.manifest import Manifest
-from gnpcli.runs.saves import MANIFEST, Saves, state_items
+from gnpcli.runs.saves import MANIFEST, DamagedCheckpoint, Saves, state_items
 from gnpcli.runs.writing import short_reason
 from gnpcli.step.state import TrainState
 
@@ -50,6 +50,8 @@ class Checkpoints(Saves):
             decided("clear", self._clear)
         self._error_rates()  # what cannot be read now is an error now, and not at the first save
         self._writer = _writer(self._note_written)
+        self._unchecked: int | None = None
+        """The step of a save that may not be on disk yet."""
         self._started = 0.0
         self.longest_save_s = 0.0
         """From the start of a save until all of it was on disk."""
@@ -106,6 +108,7 @@ class Checkpoints(Saves):
         with self._saving(step):
             self._writer.save(self.folder(step), args=_save_args(state, manifest))
         self._rates[step] = rate
+        self._unchecked = step
 
     def _note_written(self) -> None:
         self.longest_save_s = max(self.longest_save_s, time.monotonic() - self._started)
@@ -114,11 +117,27 @@ class Checkpoints(Saves):
         """Block until the last save is on disk. Then delete those that are not to be kept.
 
         Raises:
-            CheckpointError: It could not be written.
+            CheckpointError: It could not be written, or cannot be read back.
         """
-        with self._saving(None):
+        step, self._unchecked = self._unchecked, None
+        with self._saving(step):
             self._writer.wait_until_finished()
+            if step is not None:
+                decided("check", partial(self._check_written, step))
             self._delete_surplus()
+
+    def _check_written(self, step: int) -> None:
+        """Delete the last save, and fail, where it is not whole.
+
+        Orbax puts together what each process has written. What it cannot list then is left out
+        without a word.
+        """
+        try:
+            self.check_whole(step)
+        except DamagedCheckpoint as error:
+            self._delete(step)
+            where = f"the checkpoint of step {step} in {self.directory}"
+            raise CheckpointError(f"cannot save {where}: not all of it was written") from error
 
     def _delete_surplus(self) -> None:
         steps = self.steps()

@@ -23,6 +23,7 @@ from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
+import tensorstore
 
 from gnpcli.config.weights import Weights
 from gnpcli.devices.processes import peers
@@ -134,6 +135,21 @@ class Saves:
         except OSError:
             return None
         return content.decode(errors="surrogateescape")
+
+    def check_whole(self, step: int) -> None:
+        """Check that a save holds an array for each digest of its manifest. No array is read.
+
+        Raises:
+            DamagedCheckpoint: It holds others, or its manifest is damaged.
+            RunReadError: It cannot be read.
+        """
+        for name, wanted in self.manifest(step).digests.items():
+            try:
+                found = _names_of_arrays(self.folder(step) / name)
+            except ValueError as error:  # that is how TensorStore tells of a file
+                raise RunReadError(self.folder(step), short_reason(error)) from error
+            if found != wanted.keys():
+                raise self._damaged(step, f"its item {name} is not whole")
 
     def damaged(self) -> dict[int, DamagedCheckpoint]:
         """Return the saves whose manifest is damaged or of another run or step.
@@ -290,6 +306,17 @@ def _reader() -> ocp.Checkpointer:
     return ocp.Checkpointer(
         ocp.CompositeCheckpointHandler(composite_options=options), multiprocessing_options=alone
     )
+
+
+def _names_of_arrays(item: Path) -> set[str]:
+    """Return the paths of the arrays that an item of a save holds.
+
+    Raises:
+        ValueError: They cannot be read.
+    """
+    spec = {"driver": "ocdbt", "base": {"driver": "file", "path": f"{item}/"}}
+    keys = tensorstore.KvStore.open(spec).result().list().result()
+    return {key.decode().rpartition("/")[0] for key in keys}
 
 
 def _is_step(name: str) -> bool:
