@@ -92,6 +92,7 @@ COMPUTES = (
     "train --preset ./config.yaml --run-dir ../new",
     "train --preset ./config.yaml --set model.dropout=0.2 --run-dir ../new",
     "train --init-from . --set model.name=tests.small:small --run-dir ../new",
+    "launch slurm -- train --preset ./config.yaml --run-dir ../new",
     "resume . --max-steps 2",
     "eval .",
     "eval ./checkpoints/1",

@@ -132,7 +132,7 @@ def slurm(
         logs.mkdir(parents=True, exist_ok=True)
         say(f"submitted job {hand_in(script)}, which prints into {logs.resolve()}")
         return
-    typer.echo(script, nl=False)
+    say(*script.splitlines())
     if not logs.is_dir():
         tell(f"make the folder {logs} before you submit this: Slurm does not make it")
 
@@ -191,7 +191,6 @@ def _check_train(values: Mapping[str, Any]) -> tuple[str, list[str]]:
             "train.init_from": ("--init-from", values["init_from"]),
             "train.time_limit": ("--time-limit", values["time_limit"]),
         },
-        code="allowed",
         devices=devices_at_start(run_dir),
     )
     run = RunFolder(run_dir)
