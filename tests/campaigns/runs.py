@@ -6,7 +6,7 @@ import json
 import subprocess
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -160,12 +160,21 @@ def go_on(lab: Lab, run: Path, settings: Sequence[str]) -> None:
         raise Failed(f"it cannot be continued: {done.stderr[-1500:]}")
 
 
-def check_same(wanted: Left, run: Path, more: str = "") -> None:
+def check_same(wanted: Left, run: Path, more: str = "", *, may_set_aside: bool = False) -> None:
     """Compare a finished run with the undisturbed one.
+
+    Args:
+        wanted: Of the undisturbed run.
+        run: The other one.
+        more: What to show besides where they differ.
+        may_set_aside: A save that could not be written whole may lie there as damaged.
 
     Raises:
         Failed: They differ.
     """
-    difference = wanted.differs(read(run))
+    left = read(run)
+    if may_set_aside:
+        left = replace(left, names=[name for name in left.names if not name.endswith(".damaged")])
+    difference = wanted.differs(left)
     if difference:
         raise Failed(f"{difference[:3000]}\n{more[-1500:]}")
