@@ -46,16 +46,29 @@ def claimed_run(config: Resolved, path: Path | None, warn: Warn) -> Iterator[Run
             claim()
             yield held[0]
             return
-        shared = SharedRunFolder(Path(decided("claim", claim)), warn)
-        shared.check_claim = held[0].check_claim if held else _nothing  # type: ignore[method-assign]
-        yield shared
+        place = Path(decided("claim", claim))
+        yield SharedRunFolder(place, warn, held[0] if held else None)
 
 
 class SharedRunFolder(RunFolder):
     """The folder of a run of several processes. All of them make the same calls of it.
 
     Of what is not here, each process reads what it needs.
+
+    Args:
+        path, warn: As of `RunFolder`.
+        held: What holds the folder in process 0, where `claimed` is not called.
     """
+
+    def __init__(self, path: Path, warn: Warn | None = None, held: RunFolder | None = None):
+        super().__init__(path, warn)
+        self._held = held
+
+    def check_claim(self) -> None:
+        if self._held is not None:
+            self._held.check_claim()
+        else:
+            super().check_claim()
 
     def exists(self) -> bool:
         return decided("exists", super().exists)
@@ -107,41 +120,26 @@ class SharedRunFolder(RunFolder):
         return super().open_events(first_step) if peers.is_first() else _NoEvents()
 
 
-class _NoLog(MetricsLog):
-    """The log in a process that writes none."""
+class _Unwritten:
+    """What a log or the events are in a process that writes none."""
 
+    def write(self, record: Mapping[str, Any]) -> None:
+        pass
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        pass
+
+
+class _NoLog(_Unwritten, MetricsLog):
     def __init__(self) -> None:
         self.of_start: list[Record] = []
 
-    def write(self, record: Mapping[str, Any]) -> None:
-        pass
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        pass
-
-
-class _NoEvents(TensorBoardEvents):
-    """The events in a process that writes none."""
-
+class _NoEvents(_Unwritten, TensorBoardEvents):
     def __init__(self) -> None:
         pass
-
-    def write(self, record: Mapping[str, Any]) -> None:
-        pass
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        pass
-
-
-def _nothing() -> None:
-    pass
