@@ -68,6 +68,23 @@ PRINTED_BY_C = """
         sys.excepthook(type(error), error, error.__traceback__)
     time.sleep(60)
 """
+IMPORTS_AN_EXTENSION = """
+    import enum
+    from importlib.machinery import ExtensionFileLoader
+    made = enum.EnumMeta.__call__
+    def make(cls, *arguments, **named):
+        frame = sys._getframe()
+        while frame and not isinstance(frame.f_locals.get("self"), ExtensionFileLoader):
+            frame = frame.f_back
+        if frame:
+            enum.EnumMeta.__call__ = made
+            print("ready", flush=True)
+            time.sleep(0.5)
+        return made(cls, *arguments, **named)
+    enum.EnumMeta.__call__ = make
+    import jaxlib.mlir.ir
+    time.sleep(60)
+"""
 COLLECTS = """
     # Blocked in this thread, as though it were in code that is not Python's.
     with signals.stop_signals(lambda text: print(text, flush=True), "saving") as received:
@@ -96,7 +113,10 @@ ENDED = (128 + signal.SIGINT, -signal.SIGINT)
 """Of a command that Ctrl-C ended: by itself, or, where more came at its very end, by the system."""
 
 
-@pytest.mark.parametrize("body", [SLEEPS, RAISES_ANOTHER, COMPILES_ON, IN_A_DEL, PRINTED_BY_C])
+@pytest.mark.parametrize(
+    "body",
+    [SLEEPS, RAISES_ANOTHER, COMPILES_ON, IN_A_DEL, PRINTED_BY_C, IMPORTS_AN_EXTENSION],
+)
 @pytest.mark.parametrize("times", [1, 5])
 def test_ctrl_c_ends_a_command_without_a_traceback(body, times):
     process = start(body)

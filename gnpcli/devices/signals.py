@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from importlib.machinery import ExtensionFileLoader
 from types import FrameType, TracebackType
 from typing import Any, NoReturn
 
@@ -177,9 +178,13 @@ class _Watch:
         signal.set_wakeup_fd(self._outer_sender)
 
     def _raise(self, number: int, frame: FrameType | None) -> None:
-        if not self.is_stopping:
-            self.is_stopping = self.has_raised = True
-            raise Stopped
+        if self.is_stopping:
+            return
+        if _loads_extension(frame):
+            self._raise_again()
+            return
+        self.is_stopping = self.has_raised = True
+        raise Stopped
 
     def _tell_if_slow(self, text: str) -> None:
         """Tell that the command is stopping where a person would wonder; most end at once."""
@@ -224,6 +229,18 @@ class _Watch:
         again = threading.Timer(_RAISED_AGAIN_S, _interrupt_main_thread)
         again.daemon = True
         again.start()
+
+
+def _loads_extension(frame: FrameType | None) -> bool:
+    """Return whether code that is not Python's is being imported, and has called Python.
+
+    An exception that comes back to it there ends the process with `std::terminate`.
+    """
+    while frame is not None:
+        if isinstance(frame.f_locals.get("self"), ExtensionFileLoader):
+            return True
+        frame = frame.f_back
+    return False
 
 
 def _interrupt_main_thread() -> None:
