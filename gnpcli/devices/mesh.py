@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
@@ -38,7 +38,18 @@ def make_mesh(config: Resolved) -> Mesh:
         ConfigError: More devices asked for than there are, a batch size that they do not divide, or
             processes with different numbers of devices.
     """
-    count = _count_devices(config)
+    mesh = mesh_over(config, _devices_in_order()[: _count_devices(config)])
+    connect_devices(mesh)
+    return mesh
+
+
+def mesh_over(config: Resolved, devices: Sequence[jax.Device]) -> Mesh:
+    """Return the mesh of a run over `devices`, which may be those of a machine that is not here.
+
+    Raises:
+        ConfigError: A batch size that they do not divide.
+    """
+    count = len(devices)
     for key, size in (
         ("data.batch_size", config.data.batch_size),
         ("data.eval_batch_size", config.data.eval_batch_size or config.data.batch_size),
@@ -51,10 +62,8 @@ def make_mesh(config: Resolved) -> Mesh:
                 key,
             )
     clusters = math.gcd(config.gr.groups, count)
-    devices = np.asarray(_devices_in_order()[:count]).reshape(clusters, -1)
-    mesh = Mesh(devices, (GROUP, DATA), axis_types=(AxisType.Auto, AxisType.Auto))
-    connect_devices(mesh)
-    return mesh
+    grid = np.asarray(devices).reshape(clusters, -1)
+    return Mesh(grid, (GROUP, DATA), axis_types=(AxisType.Auto, AxisType.Auto))
 
 
 def _devices_in_order() -> list[jax.Device]:

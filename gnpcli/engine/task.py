@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 from gnpcli.config.resolved import Resolved
 from gnpcli.data.base import DataSpec, FileSplit, Split
 from gnpcli.data.feeds.make import make_train_feed
-from gnpcli.devices.mesh import check_cut
+from gnpcli.devices.mesh import Place, check_cut
 from gnpcli.devices.sharding import abstract
 from gnpcli.keys import run_keys
 from gnpcli.models.base import Model, Params, State, parameter_shapes, starting_from
@@ -84,8 +84,21 @@ class Task:
         return findings
 
 
-def build_task(config: Resolved, train: Split | FileSplit, spec: DataSpec, mesh: Mesh) -> Task:
+def build_task(
+    config: Resolved,
+    train: Split | FileSplit,
+    spec: DataSpec,
+    mesh: Mesh,
+    place: Place | None = None,
+) -> Task:
     """Build model, feed, optimizer, schedules and steps. Nothing is compiled yet.
+
+    Args:
+        config: The run.
+        train: The images that are trained on.
+        spec: What they are.
+        mesh: Made for `config`.
+        place: Puts what a step reads on the mesh in another way than that of a run.
 
     Raises:
         ConfigError: Model, image size and batch size do not fit together, the batch cannot be cut
@@ -98,7 +111,9 @@ def build_task(config: Resolved, train: Split | FileSplit, spec: DataSpec, mesh:
         # A pattern may match nothing.
         perturbed_mask(parameter_shapes(model, image_shape), config.gr.perturb)
     order = run_keys(config.train.seed).order
-    feed = make_train_feed(train, spec, config.data, mesh, key=order, dtype=config.train.dtype)
+    feed = make_train_feed(
+        train, spec, config.data, mesh, key=order, dtype=config.train.dtype, place=place
+    )
     parts = build_parts(config, model, feed, mesh)
     kinds: tuple[StepKind, ...] = typing.get_args(StepKind)
     return Task(

@@ -11,7 +11,7 @@ from gnpcli.data.base import DataSpec, FileSplit, Split
 from gnpcli.data.feeds.base import EvalFeed, TrainFeed
 from gnpcli.data.feeds.chunks import HostShare
 from gnpcli.data.feeds.memory import InMemoryEvalFeed, InMemoryFeed
-from gnpcli.devices.mesh import batch_placer, placer
+from gnpcli.devices.mesh import Place, batch_placer, placer
 from gnpcli.devices.processes import peers
 
 
@@ -23,18 +23,21 @@ def make_train_feed(
     *,
     key: Key[Array, ""],
     dtype: DTypeLike,
+    place: Place | None = None,
 ) -> TrainFeed:
     """Return the training feed of a split in memory or of a streamed one.
 
     Arguments and errors are those of `InMemoryFeed` and
-    `gnpcli.data.feeds.streamed.StreamedFeed`. The mesh says where batches are placed.
+    `gnpcli.data.feeds.streamed.StreamedFeed`. The mesh says where batches are placed, unless
+    `place` does.
     """
     if isinstance(split, Split):
-        return InMemoryFeed(split, spec, config, key=key, place=placer(mesh), dtype=dtype)
+        put = place or placer(mesh)
+        return InMemoryFeed(split, spec, config, key=key, place=put, dtype=dtype)
     from gnpcli.data.feeds.streamed import StreamedFeed
 
-    place, host = batch_placer(mesh), host_share()
-    return StreamedFeed(split, spec, config, key=key, place=place, dtype=dtype, host=host)
+    put, host = place or batch_placer(mesh), host_share()
+    return StreamedFeed(split, spec, config, key=key, place=put, dtype=dtype, host=host)
 
 
 def make_eval_feed(
