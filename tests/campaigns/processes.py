@@ -127,8 +127,8 @@ def main(model: str, batch: int, rounds: int) -> None:
             f"two processes, vote {first}": two.step_s(votes=first),
             f"two processes, vote {not first}": two.step_s(votes=not first),
         }
-        for name, seconds in found.items():
-            times.setdefault(name, []).append(seconds)
+        for name, step_s in found.items():
+            times.setdefault(name, []).append(step_s)
         if number == 0:
             times.clear()
     for name, seconds in times.items():
