@@ -416,3 +416,36 @@ time.sleep(60)
         for index in others:
             assert f"process {victim} on " in going.error(index)
             assert "has ended without a word, as after kill -9" in going.error(index)
+
+
+LOCKSTEP = """
+import random
+from concurrent.futures import ThreadPoolExecutor
+from gnpcli.devices.processes.halt import Halt
+LOOKAHEAD, WHO, WHEN = 2, {who}, {when}
+pace = random.Random(100 * WHEN + index)
+device = ThreadPoolExecutor(1)
+for run in range(3):
+    halts, results, step = Halt(LOOKAHEAD), [], 0
+    while step < 10_000 and not halts(step, index in WHO and step >= WHEN):
+        results.append(device.submit(peers.gathered, "a result", step))
+        step += 1
+        time.sleep(pace.choice([0, 0, 0.002, 0.01]))
+        if step > LOOKAHEAD:
+            results[step - LOOKAHEAD - 1].result()
+    assert [result.result() for result in results] == [[s] * 3 for s in range(step)]
+    print(step)
+"""
+"""Three processes whose steps need each other, as those on devices do, at paces of their own."""
+
+
+@pytest.mark.parametrize(
+    ("who", "when"),
+    [((0,), 0), ((0,), 20), ((1,), 0), ((2,), 31), ((1, 2), 7), ((0, 1, 2), 50), ((1,), 100)],
+)
+def test_all_processes_stop_before_the_same_step(tmp_path, who, when):
+    with together(tmp_path, LOCKSTEP.format(who=who, when=when), 3) as going:
+        going.succeed()
+        told = [going.out(index) for index in range(3)]
+    assert told[0] == told[1] == told[2]
+    assert all(when <= int(step) < 10_000 for step in told[0].split())

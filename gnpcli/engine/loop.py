@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import jax
 
 from gnpcli.devices.processes import peers
-from gnpcli.devices.processes.vote import Vote
+from gnpcli.devices.processes.halt import Halt
 from gnpcli.engine.cadence import Cadence
 from gnpcli.engine.clock import Clock
 from gnpcli.engine.evaluator import Evaluator, Recalibration
@@ -72,7 +72,7 @@ class Loop:
         self.skipped: dict[str, int] = {}
         self.saved_step: int | None = None
         self.evaluated: tuple[int, float | None] | None = None
-        self.vote = Vote(task.parts.mesh, LOOKAHEAD)
+        self.halts = Halt(LOOKAHEAD)
 
     def run(self, start: int, stop: int) -> Summary:
         """Run the steps from `start` to `stop`, or to a reason to stop before.
@@ -82,7 +82,7 @@ class Loop:
             stop: Steps to be done.
         """
         step = start
-        while step < stop and not self.vote(self._is_time_to_stop(step, stop)):
+        while step < stop and not self.halts(step, self._is_time_to_stop(step, stop)):
             with self.stop.limit.timing(self._step_work(step)):
                 self._take(step)
                 step += 1

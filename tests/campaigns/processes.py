@@ -1,9 +1,8 @@
-"""``python -m tests.campaigns.processes MODEL BATCH N``: what several processes cost, and a vote.
+"""``python -m tests.campaigns.processes MODEL BATCH N``: what several processes cost.
 
 One device of one process, two of one process, and two of two processes (Gloo between them) train
-the same steps in turn. The two processes do so with and without the vote on whether to stop. Each
-of N rounds times every kind for a few steps. Printed are medians over the rounds, and of the ratios
-within a round.
+the same steps in turn; two of one process do so with a split state, too. Each of N rounds times
+every kind for a few steps. Printed are medians over the rounds, and of the ratios within a round.
 """
 
 from __future__ import annotations
@@ -31,7 +30,6 @@ peers.connect(layout, print, lambda text: None)
 import jax
 from gnpcli.bench.steps import random_images, regularized
 from gnpcli.devices.mesh import make_mesh
-from gnpcli.devices.processes.vote import Vote
 from gnpcli.engine.pending import LOOKAHEAD
 from gnpcli.engine.task import build_task
 from gnpcli.recipes.presets import resolve
@@ -41,18 +39,15 @@ config = regularized(resolve(None, [f"{key}={value}" for key, value in assignmen
 mesh = make_mesh(config)
 task = build_task(config, *random_images(config), mesh)
 state, source = task.init(), task.parts.feed.source(0)
-step, vote = task.steps["gnp"], Vote(mesh, LOOKAHEAD)
+step = task.steps["gnp"]
 state, metrics = step(state, source)
-vote(False)
 jax.block_until_ready(metrics)
 print("ready", flush=True)
 for line in sys.stdin:
-    steps, votes = map(int, line.split())
+    steps = int(line)
     start = time.perf_counter()
     told = deque()
     for _ in range(steps):
-        if votes:
-            vote(False)
         state, metrics = step(state, source)
         told.append(metrics)
         if len(told) > LOOKAHEAD:
@@ -87,11 +82,11 @@ class Team:
             ready = worker.stdout.readline()
             assert ready == "ready\n", ready
 
-    def step_s(self, *, votes: bool = False) -> float:
+    def step_s(self) -> float:
         """Return the seconds of a step, of the slowest process."""
         for worker in self._workers:
             assert worker.stdin is not None
-            print(STEPS, int(votes), file=worker.stdin, flush=True)
+            print(STEPS, file=worker.stdin, flush=True)
         times = []
         for worker in self._workers:
             assert worker.stdout is not None
@@ -118,30 +113,23 @@ def main(model: str, batch: int, rounds: int) -> None:
     alone, one = Team(model, batch), Team(model, batch, devices=2)
     split, two = Team(model, batch, devices=2, split="fsdp"), Team(model, batch, processes=2)
     times: dict[str, list[float]] = {}
+    teams = {"one device": alone, "one process": one, "one process, split": split}
+    teams["two processes"] = two
     for number in range(rounds + 1):
-        first = number % 2 == 1  # neither is always after the other
-        found = {
-            "one device": alone.step_s(),
-            "one process": one.step_s(),
-            "one process, split": split.step_s(),
-            f"two processes, vote {first}": two.step_s(votes=first),
-            f"two processes, vote {not first}": two.step_s(votes=not first),
-        }
-        for name, step_s in found.items():
-            times.setdefault(name, []).append(step_s)
-        if number == 0:
-            times.clear()
-    for name, seconds in times.items():
-        print(f"{name}: {quartiles([1e3 * second for second in seconds])} ms a step")
+        for name, team in teams.items():
+            seconds = team.step_s()
+            if number > 0:  # what comes first is slow
+                times.setdefault(name, []).append(seconds)
+    for name, found in times.items():
+        print(f"{name}: {quartiles([1e3 * seconds for seconds in found])} ms a step")
     for above, below in (
-        ("two processes, vote True", "two processes, vote False"),
-        ("two processes, vote True", "one process"),
+        ("two processes", "one process"),
         ("one process", "one device"),
         ("one process, split", "one process"),
     ):
         ratios = [a / b for a, b in zip(times[above], times[below], strict=True)]
         print(f"{above} / {below}: {quartiles(ratios)}")
-    for team in (alone, one, split, two):
+    for team in teams.values():
         team.close()
 
 

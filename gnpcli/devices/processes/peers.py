@@ -1,14 +1,14 @@
 """What a process asks of the others. In one process every answer is its own, and costs nothing.
 
-This module and `gnpcli.devices.processes.vote` alone know `jax.distributed`. All processes run the
-same program, and make the calls of this module in the same order.
+This module alone knows `jax.distributed`. All processes run the same program, and make the calls of
+this module in the same order, but for `ask` and `announced`.
 """
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
-from typing import NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from gnpcli import errors
 from gnpcli.devices.processes.layout import Layout
@@ -128,7 +128,7 @@ def decided(what: str, make: Callable[[], T]) -> T:
     global _is_deciding
     if _team is None or _is_deciding:
         return make()
-    key = _key(what)
+    key = new_key(what)
     if not is_first():
         answer = _team.told(key, None)
         if "error" in answer:
@@ -152,12 +152,39 @@ def gathered(what: str, value: T) -> list[T]:
     """Return the JSON-able values of all processes, in their order."""
     if _team is None:
         return [value]
-    return _team.gathered(_key(what), value)
+    return _team.gathered(new_key(what), value)
 
 
 def barrier(what: str) -> None:
     """Wait until all processes have come here."""
     gathered(what, None)
+
+
+def new_key(what: str) -> str:
+    """Return a name that no call had before, the same in all processes."""
+    return f"{next(_numbers)} {what}"
+
+
+def ask(key: str) -> None:
+    """Ask process 0 to announce something under a key, and do not wait for it."""
+    if _team is not None:
+        _team.ask(key)
+
+
+def is_asked(key: str) -> bool:
+    """Return whether any process has asked, as far as it is known here: in process 0 alone."""
+    return _team is not None and _team.is_asked(key)
+
+
+def announce(key: str, value: Any) -> None:
+    """Tell all processes a value, in process 0. It returns when each of them has it."""
+    if _team is not None:
+        _team.announce(key, value)
+
+
+def announced(key: str) -> Any:
+    """Return what process 0 has announced; None as long as that is nothing."""
+    return None if _team is None else _team.announced(key)
 
 
 def united(what: str, names: list[str]) -> list[str]:
@@ -227,10 +254,6 @@ def leave() -> None:
 def end(status: int) -> NoReturn:
     """End this process at once."""
     end_process(status)
-
-
-def _key(what: str) -> str:
-    return f"{next(_numbers)} {what}"
 
 
 def _explained(error: Exception) -> tuple[str, int]:

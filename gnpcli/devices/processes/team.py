@@ -49,6 +49,18 @@ class Team(Protocol):
     def gathered(self, key: str, value: Any) -> list[Any]:
         """Return the values of all processes, JSON-able, in their order."""
 
+    def ask(self, key: str) -> None:
+        """Ask process 0 to announce something, at any time; it learns it soon."""
+
+    def is_asked(self, key: str) -> bool:
+        """Return whether a process has asked. Process 0 alone knows it."""
+
+    def announce(self, key: str, value: Any) -> None:
+        """Tell all of a value, JSON-able, and wait until each of them has it. For process 0."""
+
+    def announced(self, key: str) -> Any:
+        """Return what was announced; None before that. It does not wait."""
+
     def has_failed(self, within_s: float) -> bool:
         """Return whether a process has failed, or does so soon."""
 
@@ -71,6 +83,11 @@ class _Inbox:
         with self._changed:
             self._found[key] = value
             self._changed.notify_all()
+
+    def seen(self, key: str) -> Any:
+        """Return a value that stays, or None where it has not arrived."""
+        with self._changed:
+            return self._found.get(key)
 
     def fail(self, failure: PeerError) -> bool:
         """Note a failure; return whether it is the first."""
@@ -133,6 +150,20 @@ class First:
         values: list[Any] = self._inbox.take(key)
         return values
 
+    def ask(self, key: str) -> None:
+        self._inbox.put(_asked(key), True)
+
+    def is_asked(self, key: str) -> bool:
+        return self._inbox.seen(_asked(key)) is not None
+
+    def announce(self, key: str, value: Any) -> None:
+        self._inbox.put(key, value)
+        self._send({"announced": key, "value": value})
+        self.gathered(_heard(key), None)
+
+    def announced(self, key: str) -> Any:
+        return self._inbox.seen(key)
+
     def has_failed(self, within_s: float) -> bool:
         return self._inbox.has_failed(within_s)
 
@@ -167,6 +198,8 @@ class First:
         for message in self._channels[index].messages():
             if "share" in message:
                 self._share(str(message["share"]), index, message.get("value"))
+            elif "ask" in message:
+                self.ask(str(message["ask"]))
             elif "failure" in message:
                 self._on_failure(PeerError(str(message["failure"]), int(message["status"])))
         if index not in self._has_left:
@@ -221,6 +254,18 @@ class Other:
         values: list[Any] = self._inbox.take(key)
         return values
 
+    def ask(self, key: str) -> None:
+        self._channel.send({"ask": key})
+
+    def is_asked(self, key: str) -> bool:
+        return False
+
+    def announce(self, key: str, value: Any) -> None:
+        raise AssertionError("process 0 announces")
+
+    def announced(self, key: str) -> Any:
+        return self._inbox.seen(key)
+
     def has_failed(self, within_s: float) -> bool:
         return self._inbox.has_failed(within_s)  # which ends this process on the way
 
@@ -237,6 +282,10 @@ class Other:
         for message in self._channel.messages():
             if "told" in message:
                 self._inbox.put(str(message["told"]), message.get("value"))
+            elif "announced" in message:
+                key = str(message["announced"])
+                self._inbox.put(key, message["value"])
+                self._channel.send({"share": _heard(key), "value": None})
             elif "gathered" in message:
                 self._has_left |= message["gathered"] == "leave"
                 self._inbox.put(str(message["gathered"]), message["values"])
@@ -249,6 +298,14 @@ class Other:
     def _end(self, text: str, status: int) -> NoReturn:
         self._say(text)
         end_process(status)
+
+
+def _asked(key: str) -> str:
+    return f"{key}: asked"
+
+
+def _heard(key: str) -> str:
+    return f"{key}: heard"
 
 
 def _gone(index: int, machine: str) -> PeerError:
