@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -53,11 +54,16 @@ def test_what_a_run_is_cannot_change():
 
 
 def test_groups_per_device_are_of_the_devices_that_the_run_began_on():
-    wanted = compose(PRESET, ["gr.groups=per-device"])
+    per_device = ["gr.groups=per-device"]
     for groups in (1, 4):
         begun = resolve(PRESET, [f"gr.groups={groups}"])
-        assert another_run(begun, wanted) == []
-        assert as_begun(begun, wanted) == begun
+        assert as_begun(begun, compose(PRESET, per_device)) == begun
+        # As many devices as a command asks for now change nothing either.
+        for asked in ([*per_device, "mesh.devices=2"], per_device):
+            assert another_run(begun, compose(PRESET, asked)) == []
+            wanted = resolve(PRESET, asked, at_start=partial(int, groups))
+            assert wanted.gr.groups == groups
+            assert another_run(begun, wanted) == []
     assert another_run(begun, resolve(PRESET, ["gr.groups=2"])) == ["gr.groups: 4 -> 2"]
 
 

@@ -90,9 +90,14 @@ def test_groups_per_device_are_those_of_the_start(gnp: Gnp, tmp_path: Path):
     two = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
     started = gnp(*command, "--max-steps", 3, env=two)
     assert started.returncode == 0, started.stderr
+    on_one = gnp(*command, "--set", "mesh.devices=1", "--max-steps", 5, env=two)
+    assert on_one.returncode == 0, on_one.stderr
     done = gnp(*command)
     assert done.returncode == 0, done.stderr
-    assert RunFolder(tmp_path / "run").config().gr.groups == 2
+    run = RunFolder(tmp_path / "run")
+    assert run.config().gr.groups == 2
+    assert [session["start_step"] for session in run.sessions()] == [0, 3, 5]
+    fails(gnp(*SMALL, *HERE, "--set", "gr.groups=1"), "(gr.groups: 2 -> 1)")
 
 
 def log(folder: Path) -> list[dict[str, object]]:

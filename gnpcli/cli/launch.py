@@ -173,7 +173,7 @@ def _checked(arguments: list[str], array: int | None) -> tuple[str, list[str]]:
 
 
 def _check_train(values: Mapping[str, Any]) -> tuple[str, list[str]]:
-    from gnpcli.cli.train import devices_at_start
+    from gnpcli.cli.train import groups_at_start
     from gnpcli.runs.folder import RunFolder
 
     run_dir = values["run_dir"]
@@ -191,7 +191,7 @@ def _check_train(values: Mapping[str, Any]) -> tuple[str, list[str]]:
             "train.init_from": ("--init-from", values["init_from"]),
             "train.time_limit": ("--time-limit", values["time_limit"]),
         },
-        devices=devices_at_start(run_dir),
+        at_start=groups_at_start(run_dir),
     )
     run = RunFolder(run_dir)
     if run.exists():

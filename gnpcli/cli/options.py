@@ -219,13 +219,13 @@ def resolve_options(
     seed: int | None = None,
     flags: Mapping[str, tuple[str, Any]] | None = None,
     code: Code = "needed",
-    devices: Devices | None = None,
+    at_start: Devices | None = None,
 ) -> Resolved:
     """Resolve a preset under the short flags and the ``--set`` assignments.
 
     What is doubtful about the configuration is printed as warnings. `flags` are those of one
-    command alone, and `code` says whether a model of the user's own runs; both and `devices` are as
-    in `gnpcli.recipes.presets.resolve`.
+    command alone, and `code` says whether a model of the user's own runs; both and `at_start` are
+    as in `gnpcli.recipes.presets.resolve`.
     """
     from gnpcli.config.checks import advice
     from gnpcli.recipes.presets import resolve
@@ -237,7 +237,7 @@ def resolve_options(
         "train.epochs": ("--epochs", epochs),
         "train.seed": ("--seed", seed),
     }
-    config = resolve(preset, assignments, {**shared, **(flags or {})}, code, devices)
+    config = resolve(preset, assignments, {**shared, **(flags or {})}, code, at_start)
     for warning in advice(config):
         warn(warning)
     return config

@@ -144,7 +144,7 @@ def train(
             "train.time_limit": ("--time-limit", time_limit),
         },
         code="allowed" if dry_run else "needed",
-        devices=devices_at_start(run_dir) if resume else None,
+        at_start=groups_at_start(run_dir) if resume else None,
     )
     if dry_run:
         _print_plan(_planned(config, run_dir, max_steps, resume), run_dir, as_json)
@@ -191,8 +191,8 @@ def resume(
     _print_summary(summary, as_json)
 
 
-def devices_at_start(run_dir: Path | None) -> Devices | None:
-    """Return how many devices groups per device are of, where a run has begun in a folder."""
+def groups_at_start(run_dir: Path | None) -> Devices | None:
+    """Return what groups per device are where a run has begun in a folder; None where none has."""
     from gnpcli.runs.folder import RunFolder
 
     run = None if run_dir is None else RunFolder(run_dir)

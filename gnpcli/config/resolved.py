@@ -62,11 +62,11 @@ class Resolved(RunConfig):
         return type(self).of(config, lambda: self.gr.groups)
 
     @classmethod
-    def of(cls, config: RunConfig, devices: Devices) -> Self:
+    def of(cls, config: RunConfig, devices: Devices, at_start: Devices | None = None) -> Self:
         """Complete a configuration; as `settle`."""
         given = {key: value for key, value in dict(config.gr).items() if value is not None}
         if config.gr.groups == "per-device":
-            given["groups"] = config.mesh.devices or devices()
+            given["groups"] = at_start() if at_start else config.mesh.devices or devices()
         sections = {**dict(config), "gr": ResolvedGr(**given)}
         resolved = cls(**sections)
         check_batch_is_divisible(resolved)
@@ -77,17 +77,19 @@ def _one(key: str, value: Any) -> Layer:
     return Layer(nest(key, value))
 
 
-def settle(config: RunConfig, devices: Devices) -> Resolved:
+def settle(config: RunConfig, devices: Devices, at_start: Devices | None = None) -> Resolved:
     """Complete a validated configuration for a number of devices.
 
     Args:
         config: From `gnpcli.config.loader.validate`.
         devices: Gives the groups where they are per device and `mesh.devices` is null.
+        at_start: Gives them in any case, of a run that has begun: they are part of what it is,
+            whatever devices it goes on with.
 
     Raises:
         ConfigError: That many groups do not divide the batch.
     """
-    return Resolved.of(config, devices)
+    return Resolved.of(config, devices, at_start)
 
 
 def resolve(

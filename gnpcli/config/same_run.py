@@ -37,15 +37,17 @@ def as_begun(begun: Resolved, wanted: RunConfig) -> Resolved:
     weights of `train.init_from` decide. Those weights need not be there any more.
     """
     sections: dict[str, Any] = {}
-    if wanted.gr.groups == "per-device":
-        sections["gr"] = wanted.gr.model_copy(update={"groups": begun.gr.groups})
+
+    def at_start() -> int:
+        return begun.gr.groups
+
     if _starts_from_same(begun, wanted):
         weights = {"init_from": begun.train.init_from, "init_sha256": begun.train.init_sha256}
         sections["train"] = wanted.train.model_copy(update=weights)
         if wanted.data.mean is None:
             normalisation = {"mean": begun.data.mean, "std": begun.data.std}
             sections["data"] = wanted.data.model_copy(update=normalisation)
-    return settle(wanted.model_copy(update=sections), lambda: begun.gr.groups)
+    return settle(wanted.model_copy(update=sections), at_start, at_start)
 
 
 def _starts_from_same(begun: Resolved, wanted: RunConfig) -> bool:

@@ -133,7 +133,7 @@ def resolve(
     assignments: Sequence[str] = (),
     flags: Mapping[str, tuple[str, Any]] | None = None,
     code: Code = "needed",
-    devices: Devices | None = None,
+    at_start: Devices | None = None,
 ) -> Resolved:
     """Resolve a preset under flags and assignments for the devices of this machine.
 
@@ -141,13 +141,13 @@ def resolve(
 
     Args:
         code: Whether code of the user's own runs.
-        devices: Counts the devices of another machine, or of another time.
+        at_start: Gives the groups per device of a run that has begun, as in `settle`.
 
     Raises:
         ConfigError: As `compose`; or the code is needed, a file names it, and it is not trusted.
     """
     config = compose_layers(_layers(name, assignments, flags), code)
-    return settle(config, devices or count_devices)
+    return settle(config, count_devices, at_start)
 
 
 def resolve_architecture(name: str, assignments: Sequence[str] = ()) -> ModelSection:
