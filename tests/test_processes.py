@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 import signal
-import socket
-import threading
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from gnpcli.devices.processes import meeting, peers
+from gnpcli.devices.processes import peers
 from gnpcli.devices.processes.detect import ONE, detect
 from gnpcli.devices.processes.launchers import first_node
-from gnpcli.devices.processes.layout import Layout, LayoutError, split_address
-from gnpcli.devices.processes.meeting import MeetingError
+from gnpcli.devices.processes.layout import LayoutError, split_address
 from gnpcli.devices.processes.team import First, Other, Team
 from tests.launch import Launched, environment, free_port, wait_until
+from tests.meeting import layouts, meet, silent
 
 SLURM = {
     "SLURM_JOB_ID": "4711",
@@ -117,6 +113,7 @@ def test_the_first_node_of_a_list_is_process_0s(nodes, first):
         ({**BY_HAND, "GNP_PROCESSES": "0", "GNP_PROCESS_ID": "0"}, "there is at least 1"),
         ({**BY_HAND, "GNP_COORDINATOR": "10.0.0.1"}, "'10.0.0.1' is not HOST:PORT"),
         ({**BY_HAND, "GNP_COORDINATOR": "h:0"}, "'h:0' is not HOST:PORT"),
+        ({**BY_HAND, "GNP_COORDINATOR": "fe80::1:9"}, "an IPv6 address as [fe80::1]:9"),
         ({**BY_HAND, "GNP_COORDINATOR": "h:70000"}, "'h:70000' is not HOST:PORT"),
         ({"GNP_PROCESSES": "2"}, "--process-id (GNP_PROCESS_ID) is not"),
         ({"GNP_PROCESS_ID": "1"}, "--processes (GNP_PROCESSES) is not"),
@@ -144,53 +141,14 @@ def test_one_process_is_its_own_answer():
     assert (peers.count(), peers.index(), peers.is_first()) == (1, 0, True)
 
 
-def layouts(count: int) -> list[Layout]:
-    address = f"127.0.0.1:{free_port()}"
-    return [Layout(count, index, address) for index in range(count)]
-
-
-def silent(text: str) -> None:
-    del text
-
-
-@pytest.fixture
-def soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("GNP_CONNECT_TIMEOUT_S", "20")
-
-
-def meet(*found: Layout, keep: bool = False) -> list[Any]:
-    """Let processes meet, in threads; return what each gets, or the error that it raises.
-
-    Unless they are to be kept, the channels are closed.
-    """
-
-    def one(layout: Layout) -> Any:
-        try:
-            if layout.index == 0:
-                address, channels, machines = meeting.receive_all(layout, silent)
-                for channel in channels.values():
-                    channel.send({"welcome": 7})
-                return address, channels, machines
-            return meeting.come(layout, silent)
-        except MeetingError as error:
-            return error
-
-    with ThreadPoolExecutor(len(found)) as pool:
-        told = list(pool.map(one, found))
-    for got in told:
-        if not keep and isinstance(got, tuple):
-            for channel in got[1].values() if isinstance(got[1], dict) else [got[0]]:
-                channel.close()
-    return told
-
-
 def team_of(count: int) -> list[Team]:
     first, *others = meet(*layouts(count), keep=True)
     team: list[Team] = [First(first[1], first[2], silent)]
     return team + [Other(channel, silent) for channel, _, _ in others]
 
 
-def test_processes_tell_each_other_what_they_know(soon):
+def test_processes_tell_each_other_what_they_know(monkeypatch):
+    monkeypatch.setenv("GNP_CONNECT_TIMEOUT_S", "20")
     team = team_of(3)
 
     def work(index: int) -> list[Any]:
@@ -203,101 +161,6 @@ def test_processes_tell_each_other_what_they_know(soon):
     with ThreadPoolExecutor(3) as pool:
         told = list(pool.map(work, range(3)))
     assert told == [["of 0", [0, 1, 2], {"index": index}, None] for index in range(3)]
-
-
-def test_a_process_that_does_not_come_is_named(monkeypatch):
-    monkeypatch.setenv("GNP_CONNECT_TIMEOUT_S", "1")
-    first, second, _ = layouts(3)
-    told = meet(first, second)
-    assert "process 2 of 3 did not come to 127.0.0.1" in str(told[0])
-    assert isinstance(told[1], MeetingError)
-
-
-def test_a_coordinator_that_is_not_there_is_named(monkeypatch):
-    monkeypatch.setenv("GNP_CONNECT_TIMEOUT_S", "0.5")
-    (told,) = meet(layouts(2)[1])
-    assert "process 1 of 2 cannot reach process 0 at 127.0.0.1" in str(told)
-    assert "Connection refused" in str(told)
-
-
-def test_what_listens_there_and_is_no_gnp_is_told_from_process_0(monkeypatch):
-    monkeypatch.setenv("GNP_CONNECT_TIMEOUT_S", "1")
-    own = layouts(2)[1]
-    with socket.create_server(("127.0.0.1", split_address(str(own.coordinator))[1])) as server:
-        server.settimeout(10)
-        ended = threading.Event()
-
-        def answer() -> None:
-            with suppress(OSError):  # at the end
-                while not ended.is_set():
-                    connection, _ = server.accept()
-                    connection.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
-                    connection.close()
-
-        other = threading.Thread(target=answer, daemon=True)
-        other.start()
-        (told,) = meet(own)
-        ended.set()
-    assert "something else listens there" in str(told)
-
-
-def test_strangers_at_the_door_keep_nobody_out(soon):
-    first, second = layouts(2)
-    place = ("127.0.0.1", split_address(str(first.coordinator))[1])
-
-    def knock() -> None:
-        for _ in range(200):
-            try:
-                with socket.create_connection(place, timeout=5) as stranger:
-                    stranger.sendall(b"GET / HTTP/1.1\r\n\r\n")
-                    return
-            except OSError:
-                threading.Event().wait(0.02)
-
-    stranger = threading.Thread(target=knock)
-    stranger.start()
-    threading.Timer(0.5, silent, [""]).start()
-    told = meet(first, second)
-    stranger.join()
-    assert set(told[0][1]) == {1}
-    assert told[1][2] == 7
-
-
-@pytest.mark.parametrize(
-    ("change", "said"),
-    [
-        ({"index": 1}, "two processes say that they are process 1"),
-        ({"index": 0}, "two processes say that they are process 0"),
-        ({"count": 4}, "counts 4 processes, process 0 3"),
-    ],
-)
-def test_processes_that_do_not_fit_together_all_say_so(soon, monkeypatch, change, said):
-    first, second, third = layouts(3)
-    odd = replace(third, **change)
-    if odd.index == 0:  # as another process 0 would be refused: it comes as one of the others
-        monkeypatch.setattr(meeting, "who", lambda layout: {**who(layout), "index": 0})
-        odd = third
-    told = meet(first, second, odd) if odd is not third else meet(first, third)
-    assert said in str(told[0])
-    assert any(said in str(other) for other in told[1:])
-
-
-who = meeting.who
-
-
-def test_an_address_that_no_other_node_can_reach_is_refused(soon):
-    first = replace(layouts(2)[0], nodes=2)
-    (told,) = meet(first)
-    assert "127.0.0.1" in str(told)
-    assert "which no other node can reach" in str(told)
-
-
-def test_a_port_that_is_taken_is_named(soon):
-    first = layouts(2)[0]
-    with socket.create_server(("127.0.0.1", split_address(str(first.coordinator))[1])):
-        (told,) = meet(first)
-    assert "process 0 cannot listen at 127.0.0.1" in str(told)
-    assert "Address already in use" in str(told)
 
 
 def test_a_layout_of_one_is_one_process():

@@ -13,6 +13,19 @@ Message = dict[str, Any]
 
 _KEEPALIVE = {"TCP_KEEPIDLE": 30, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 3}
 """Seconds and tries after which a machine that is away is known to be, where the system can."""
+_UNHEARD_MS = 60_000
+"""The same in milliseconds for one that owes an answer to a message: it is not tried then."""
+LONGEST_HELLO = 1 << 16
+"""Bytes of a message from somebody of whom nothing is known yet."""
+
+
+def message_of(line: bytes) -> Message | None:
+    """Return the message that a line is; None where it is none."""
+    try:
+        message = json.loads(line)
+    except ValueError:
+        return None
+    return message if isinstance(message, dict) else None
 
 
 class Channel:
@@ -29,7 +42,7 @@ class Channel:
         with contextlib.suppress(OSError):
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-            for name, value in _KEEPALIVE.items():
+            for name, value in {**_KEEPALIVE, "TCP_USER_TIMEOUT": _UNHEARD_MS}.items():
                 if hasattr(socket, name):
                     connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
         self._lines = connection.makefile("rb")
@@ -39,18 +52,19 @@ class Channel:
         with self._lock, contextlib.suppress(OSError):
             self._socket.sendall(json.dumps(message).encode() + b"\n")
 
-    def receive(self, timeout: float | None = None) -> Message | None:
+    def receive(self, timeout: float | None = None, most: int = -1) -> Message | None:
         """Return the next message; None where the other end has gone, or speaks another language.
 
         Args:
             timeout: Seconds to wait for it; None waits.
+            most: Bytes of it; -1 has no limit.
 
         Raises:
             TimeoutError: It did not come in time. The channel is of no use afterwards.
         """
         try:
             self._socket.settimeout(timeout)
-            line = self._lines.readline()
+            line = self._lines.readline(most)
         except TimeoutError:
             raise
         except (OSError, ValueError):  # this end is closed
@@ -58,11 +72,7 @@ class Channel:
         finally:
             with contextlib.suppress(OSError):
                 self._socket.settimeout(None)
-        try:
-            message = json.loads(line)
-        except ValueError:
-            return None
-        return message if isinstance(message, dict) else None
+        return message_of(line)
 
     def messages(self) -> Iterator[Message]:
         """Yield messages until the other end has gone."""

@@ -60,7 +60,10 @@ def split_address(text: str) -> tuple[str, int]:
         LayoutError: It is neither.
     """
     host, colon, port = text.rpartition(":")
-    host = host.strip("[]")
+    is_bracketed = host.startswith("[") and host.endswith("]")
+    host = host[1:-1] if is_bracketed else host
+    if ":" in host and not is_bracketed:
+        raise LayoutError(f"'{text}' is not HOST:PORT: write an IPv6 address as [{host}]:{port}")
     if not colon or not host or not port.isdecimal() or not 0 < int(port) < 1 << 16:
         raise LayoutError(f"'{text}' is not HOST:PORT, for example 10.0.0.1:4000")
     return host, int(port)

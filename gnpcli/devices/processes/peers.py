@@ -65,18 +65,17 @@ def connect(layout: Layout, say: Say, tell: Say) -> None:
     if layout.count == 1 or _team is not None:
         return
     assert layout.coordinator is not None
-    team: Team
-    if layout.index == 0:
-        address, channels, machines = receive_all(layout, tell)
-        port = free_port(address)
+    if layout.index > 0:
+        channel, address, port = come(layout, tell)
+        _team, _layout = Other(channel, say), layout
+        _start_jax(layout, address, port)
+        return
+    address, channels, machines = receive_all(layout, tell)
+    with free_port(address) as port:
         for channel in channels.values():
             channel.send({"welcome": port})
-        team = First(channels, machines, say)
-    else:
-        channel, address, port = come(layout, tell)
-        team = Other(channel, say)
-    _team, _layout = team, layout
-    _start_jax(layout, address, port)
+        _team, _layout = First(channels, machines, say), layout
+        _start_jax(layout, address, port)
 
 
 def _start_jax(layout: Layout, address: str, port: int) -> None:
