@@ -79,13 +79,21 @@ def test_a_signal_to_every_process_of_a_table_saves_its_cell(tmp_path: Path):
 
 
 @pytest.mark.slow
-def test_cells_that_reach_their_time_limit_leave_the_table_to_be_run_again(
-    gnp: Gnp, tmp_path: Path
-):
+def test_a_cell_that_reaches_its_time_limit_is_the_last_that_is_begun(gnp: Gnp, tmp_path: Path):
     (tmp_path / "tiny.yaml").write_text(TABLE)
-    limited = (*COMMAND, "--set", "train.time_limit=auto")
-    done = gnp(*limited, env={JOB_END: str(int(time.time()) - 60)})
-    fails(done, "1 of 1 cells stopped at their time limit", status=TRY_AGAIN)
+    limited = (*COMMAND, "--seeds", "0,1,2", "--set", "train.time_limit=auto")
+    for steps in ([1], [1, 2]):
+        done = gnp(*limited, env={JOB_END: str(int(time.time()) - 60)})
+        fails(
+            done,
+            "1 of 3 cells stopped at their time limit or by a signal, saved, not finished: "
+            "small adam seed 1, small adam seed 2; the same command goes on",
+            status=TRY_AGAIN,
+        )
+        run = RunFolder(tmp_path / "out" / "cells" / "small" / "adam" / "seed0")
+        assert sorted(run.checkpoint_sizes()) == steps
+        assert [path.name for path in run.path.parent.glob("seed?")] == ["seed0"]
     result = json.loads((tmp_path / "out" / "table.json").read_text())
     (cell,) = result["cells"]
-    assert [run["status"] for run in cell["runs"]] == ["interrupted"]
+    assert [(run["seed"], run["status"]) for run in cell["runs"]] == [(0, "interrupted")]
+    assert "small adam seed 0: interrupted" in done.stdout

@@ -194,17 +194,20 @@ def _complain(progress: Sequence[CellProgress]) -> None:
     from gnpcli.errors import TRY_AGAIN, GnpError, Interrupted
 
     failed = [item for item in progress if item.status == "failed"]
+    stopped = [item for item in progress if item.status == "stopped"]
+    if stopped:
+        left = [item.cell.name for item in progress if item.is_open]
+        more = f", not finished: {words.few(left)}" if left else ""
+        more += f", failed: {words.few([item.cell.name for item in failed])}" if failed else ""
+        raise Interrupted(
+            f"{len(stopped)} of {len(progress)} cells stopped at their time limit or by a signal, "
+            f"saved{more}; the same command goes on",
+            TRY_AGAIN,
+        )
     if failed:
         raise GnpError(
             f"{len(failed)} of {len(progress)} cells failed, the first is {failed[0].cell.name}: "
             f"{failed[0].problem}; the same command tries them again"
-        )
-    stopped = [item for item in progress if item.status == "stopped"]
-    if stopped:
-        raise Interrupted(
-            f"{len(stopped)} of {len(progress)} cells stopped at their time limit or by a signal, "
-            "saved; the same command goes on",
-            TRY_AGAIN,
         )
 
 

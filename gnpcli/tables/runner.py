@@ -91,7 +91,8 @@ def run_cells(
 ) -> list[CellProgress]:
     """Bring every cell to its end that is not there yet, as many at a time as there are `shares`.
 
-    Cells that other commands run are waited for. One whose command is killed is taken over.
+    Cells that other commands run are waited for. One whose command is killed is taken over. When a
+    cell has reached its time limit, no other one is begun or waited for: it would take one step.
 
     Args:
         cells: In the order in which to run them.
@@ -103,7 +104,8 @@ def run_cells(
         accept_changed_data: Cells go on also on data that have changed.
 
     Returns:
-        Where each cell stands at the end: kept, finished or failed.
+        Where each cell stands at the end: kept, finished, failed or stopped. After a time limit
+        some may be waiting or elsewhere.
 
     Raises:
         RunWriteError: The folder cannot be written.
@@ -176,18 +178,19 @@ class _Pool:
         self._looked = self._tried = -math.inf
         """When cells were looked at, and when all that are open were claimed in vain; monotonic."""
         self._is_stopping = False
+        self._begins_none = False
 
     @property
     def is_busy(self) -> bool:
         """Whether a cell runs, here or elsewhere, or will."""
-        return bool(self._jobs or (self._open and not self._is_stopping))
+        return bool(self._jobs or (self._open and not self._begins_none))
 
     def start_open(self) -> None:
-        """Start as many cells as there are free shares, unless the pool is stopping.
+        """Start as many cells as there are free shares, unless the pool begins none any more.
 
         Those that other commands have are passed over, and tried again now and then.
         """
-        if self._is_stopping or not self._free or not _is_due(self._tried):
+        if self._begins_none or not self._free or not _is_due(self._tried):
             return
         for item in list(self._open):
             if not self._free:
@@ -212,6 +215,7 @@ class _Pool:
         for job in list(self._jobs):
             if job.process.poll() is not None:
                 _settle(job, self._metric)
+                self._begins_none |= job.process.returncode == TRY_AGAIN
                 self._jobs.remove(job)
                 self._free.append(job.share)
                 self._tried = -math.inf
@@ -242,7 +246,7 @@ class _Pool:
     def stop(self) -> None:
         """Ask every running cell, once, to save its state and to end."""
         if not self._is_stopping:
-            self._is_stopping = True
+            self._is_stopping = self._begins_none = True
             for job in self._jobs:
                 # Not SIGINT: while Python starts, that is a traceback in the log.
                 job.process.send_signal(signal.SIGTERM)
