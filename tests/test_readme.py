@@ -4,6 +4,7 @@ names.
 
 from __future__ import annotations
 
+import ast
 import itertools
 import json
 import re
@@ -18,6 +19,7 @@ from gnpcli.config.loader import parse_overrides
 from gnpcli.recipes.presets import preset_names, resolve
 from gnpcli.tables.spec import load_table
 from tests.conftest import REPOSITORY, Gnp, fails
+from tests.test_layout import FILES
 
 DOCUMENTS = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
 README = DOCUMENTS[0].read_text()
@@ -116,6 +118,20 @@ def test_commands_and_presets_exist(gnp: Gnp, command: str):
     for option, value in itertools.pairwise(words):
         if option == "--preset" and not value.endswith(".yaml"):
             assert value in preset_names()
+
+
+def test_every_variable_that_the_code_reads_is_in_the_table_of_variables():
+    read = {
+        node.value
+        for file in FILES
+        for node in ast.walk(ast.parse(file.read_text()))
+        if isinstance(node, ast.Constant)
+        and isinstance(node.value, str)
+        and re.fullmatch("GNP_[A-Z_]+", node.value)
+    }
+    runs = (REPOSITORY / "docs" / "runs.md").read_text()
+    rows = re.findall(r"^\| (`GNP_.*?) \|", runs, re.M)
+    assert sorted(read) == sorted(re.findall("GNP_[A-Z_]+", " ".join(rows)))
 
 
 def test_keys_and_values_named_in_the_text_are_real(
