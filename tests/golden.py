@@ -89,6 +89,8 @@ COMMANDS: dict[str, str] = {
     "tables list": "tables list",
     "tables show": "tables show adam-vs-gr-digits",
     "reproduce-table dry run": "reproduce-table adam-vs-gr-digits --dry-run",
+    "plan": f"plan --on h100:4 {SMALL} --gr constant --set gr.r=0.1 --set gr.alpha=0.5",
+    "plan of a table": "plan adam-vs-gr-digits --on h100:1",
     "bench": f"bench {ONCE}",
     "bench gr": f"bench gr {ONCE}",
     "bench data": f"bench data {ONCE} --variants none,basic",

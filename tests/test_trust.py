@@ -99,6 +99,7 @@ COMPUTES = (
     "inspect .",
     "check .",
     "check ./config.yaml",
+    "plan ./config.yaml --on h100:1",
     "bench --preset ./config.yaml",
     "bench gr --preset ./config.yaml",
     "bench data --preset ./config.yaml",

@@ -16,6 +16,7 @@ from gnpcli.cli.output import fail, say
 from gnpcli.cli.remarks import listen
 from gnpcli.devices.processes import peers
 from gnpcli.devices.signals import Stopped, is_interrupted
+from gnpcli.devices.start import expect_no_tpu
 from gnpcli.models.own import explain
 from gnpcli.terminal.lasting import errors
 
@@ -63,6 +64,7 @@ def run() -> None:
     """
     # Else a module of the current folder would come before Python's own in processes of workers.
     os.environ.setdefault("PYTHONSAFEPATH", "1")
+    expect_no_tpu()
     try:
         add_commands(app)(prog_name="gnp")
     except SystemExit as ended:

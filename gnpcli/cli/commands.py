@@ -39,6 +39,7 @@ COMMANDS = (
     Command("check", "check:check", "Tell for which r the penalty's gradient is accurate."),
     Command("bench", "bench:app", "Measure the speed and memory of training steps."),
     Command("reproduce-table", "reproduce:reproduce_table", "Run a table of the papers."),
+    Command("plan", "plan:plan", "Tell what a run or a table costs on a machine not here."),
     Command("launch", "launch:app", "Run a command on a cluster."),
     Command("tables", "tables:app", "List and show the tables."),
     Command("presets", "presets:app", "List and show the presets."),

@@ -47,7 +47,13 @@ def prepare_environment() -> None:
 
 def has_libtpu() -> bool:
     """Return whether programs can be compiled for TPUs."""
-    return find_spec("libtpu") is not None
+    found = find_spec("libtpu")
+    return found is not None and found.origin is not None  # a folder of that name has none
+
+
+def no_libtpu() -> GnpError:
+    """Return the error of a machine without libtpu."""
+    return GnpError("libtpu, which compiles for TPUs, is not installed: pip install 'gnpcli[plan]'")
 
 
 def tpu_devices(topology: str) -> list[jax.Device]:
@@ -62,9 +68,7 @@ def tpu_devices(topology: str) -> list[jax.Device]:
         ConfigError: There is no such slice.
     """
     if not has_libtpu():
-        raise GnpError(
-            "libtpu, which compiles for TPUs, is not installed: pip install 'gnpcli[plan]'"
-        )
+        raise no_libtpu()
     found = _NAME.fullmatch(topology)
     if found is None:
         raise ConfigError(f"{topology!r} is no TPU slice, for example v5e:4x4 or v5p:2x2x4")
@@ -141,10 +145,7 @@ def abstract_task(config: Resolved, mesh: Mesh) -> tuple[Task, TrainState, dict[
         return jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=replicated(mesh))
 
     task = build_task(config, _images(info), _spec(info), mesh, place)
-    state = task.abstract_state()
-    if info.is_streamed:
-        return task, state, _streamed_source(config, info, mesh)
-    return task, state, task.parts.feed.source(0)
+    return task, task.abstract_state(), _source(config, info, mesh)
 
 
 def _images(info: DataInfo) -> Split | FileSplit:
@@ -166,10 +167,17 @@ def _spec(info: DataInfo) -> DataSpec:
     )
 
 
-def _streamed_source(config: Resolved, info: DataInfo, mesh: Mesh) -> dict[str, Any]:
-    size, side = config.data.batch_size, info.image_size
+def _source(config: Resolved, info: DataInfo, mesh: Mesh) -> dict[str, Any]:
+    """Return the shapes of what a feed gives to a step: the whole split, or a batch of it."""
+    whole = replicated(mesh)
     rows = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
-    return {
-        "images": jax.ShapeDtypeStruct((size, side, side, info.channels), np.uint8, sharding=rows),
-        "labels": jax.ShapeDtypeStruct((size,), np.int32, sharding=rows),
+    where = rows if info.is_streamed else whole
+    size = config.data.batch_size if info.is_streamed else info.num_train
+    image = (info.image_size, info.image_size, info.channels)
+    source = {
+        "images": jax.ShapeDtypeStruct((size, *image), np.uint8, sharding=where),
+        "labels": jax.ShapeDtypeStruct((size,), np.int32, sharding=where),
     }
+    if not info.is_streamed:
+        source["order"] = jax.ShapeDtypeStruct((size,), np.int32, sharding=whole)
+    return source

@@ -49,7 +49,18 @@ def mesh_over(config: Resolved, devices: Sequence[jax.Device]) -> Mesh:
     Raises:
         ConfigError: A batch size that they do not divide.
     """
-    count = len(devices)
+    check_divisible(config, len(devices))
+    clusters = math.gcd(config.gr.groups, len(devices))
+    grid = np.asarray(devices).reshape(clusters, -1)
+    return Mesh(grid, (GROUP, DATA), axis_types=(AxisType.Auto, AxisType.Auto))
+
+
+def check_divisible(config: Resolved, count: int) -> None:
+    """Refuse a batch that so many devices do not divide.
+
+    Raises:
+        ConfigError: See above (``data.batch_size`` or ``data.eval_batch_size``).
+    """
     for key, size in (
         ("data.batch_size", config.data.batch_size),
         ("data.eval_batch_size", config.data.eval_batch_size or config.data.batch_size),
@@ -61,9 +72,6 @@ def mesh_over(config: Resolved, devices: Sequence[jax.Device]) -> Mesh:
                 "mesh.devices",
                 key,
             )
-    clusters = math.gcd(config.gr.groups, count)
-    grid = np.asarray(devices).reshape(clusters, -1)
-    return Mesh(grid, (GROUP, DATA), axis_types=(AxisType.Auto, AxisType.Auto))
 
 
 def _devices_in_order() -> list[jax.Device]:
@@ -76,8 +84,12 @@ def count_devices() -> int:
     return len(jax.devices())
 
 
-def check_cut(config: Resolved, mesh: Mesh) -> None:
+def check_cut(config: Resolved, count: int) -> None:
     """Refuse groups or microbatches that cannot be sharded evenly over a cluster.
+
+    Args:
+        config: The run.
+        count: Of the devices of all clusters.
 
     Raises:
         ConfigError: See above (``gr.groups`` or ``train.accumulate``).
@@ -87,7 +99,7 @@ def check_cut(config: Resolved, mesh: Mesh) -> None:
         key, name, slices = "gr.groups", "groups", groups
     else:
         key, name, slices = "train.accumulate", "microbatches", microbatches
-    batch_size, devices = config.data.batch_size, mesh.shape[DATA]
+    batch_size, devices = config.data.batch_size, count // math.gcd(config.gr.groups, count)
     examples = batch_size // slices
     if examples % devices == 0:
         return

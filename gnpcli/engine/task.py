@@ -104,7 +104,7 @@ def build_task(
         ConfigError: Model, image size and batch size do not fit together, the batch cannot be cut
             as asked for, or no parameter is perturbed.
     """
-    check_cut(config, mesh)
+    check_cut(config, mesh.size)
     image_shape = (spec.image_size, spec.image_size, spec.channels)
     model = build_for(config, spec)
     if config.gr.perturb != "all":

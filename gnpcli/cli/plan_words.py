@@ -1,0 +1,129 @@
+"""How ``gnp plan`` prints a plan."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from gnpcli.cli.output import print_heading, print_table, say
+from gnpcli.terminal import words
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from gnpcli.cluster.chips import Machine
+    from gnpcli.cluster.planning import RunPlan
+    from gnpcli.tables.cells import Cell
+
+NUMBERS = ("GFLOP", "memory traffic", "over links", "memory", "arguments", "temporaries", "time")
+
+CAUTION = "real runs differ: docs/planning.md says by how much"
+
+
+def print_plan(name: str, model: str, plan: RunPlan, price: float | None) -> None:
+    """Print the plan of a run."""
+    machine, devices = plan.machine, plan.machine.devices
+    print_heading(
+        f"{name} on {machine.name} ({machine.chips:,} x {machine.chip.title}): {model}, batch "
+        f"{plan.batch_size:,} ({plan.batch_size // devices:,} a device), {plan.dtype}"
+    )
+    header = ["step", "GFLOP", "memory traffic", "over links", "collectives", "memory"]
+    header += ["arguments", "temporaries", "time", "bound by"]
+    print_table(header, [_step(plan, kind) for kind in plan.costs], numbers=NUMBERS)
+    say("", *_lines(plan, price), *_origin(plan))
+
+
+def _step(plan: RunPlan, kind: object) -> list[str]:
+    cost, time = plan.costs[kind], plan.times[kind]  # type: ignore[index]
+    collectives = [f"{each.count} {name}" for name, each in cost.collectives.items()]
+    return [
+        str(kind),
+        _three_digits(cost.flops / 1e9),
+        words.size(int(cost.bytes)),
+        words.size(int(cost.moved)),
+        ", ".join(collectives) or "none",
+        words.size(cost.memory),
+        words.size(cost.arguments),
+        words.size(cost.temporaries),
+        f"{1e3 * time.total_s:,.2f} ms",
+        time.bound,
+    ]
+
+
+def _three_digits(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def _lines(plan: RunPlan, price: float | None) -> Iterator[str]:
+    there = words.size(int(plan.machine.memory))
+    if plan.fits:
+        yield f"memory   fits: {words.size(plan.memory)} of {there} a device"
+    else:
+        yield f"memory   does not fit: {words.size(plan.memory)} of {there} a device; {_fix(plan)}"
+    largest = plan.largest_batch
+    if largest is not None:
+        yield f"batch    the largest that fits is about {largest:,} (an estimate)"
+    counts = ", ".join(f"{count:,} {kind}" for kind, count in plan.steps.items())
+    yield f"steps    {counts}; {plan.evaluated:,} images evaluated"
+    yield f"run      {_sum(plan.hours, plan.exaflop, plan.chip_hours, price)}"
+    yield f"         {CAUTION}"
+
+
+def _fix(plan: RunPlan) -> str:
+    if not plan.remedies:
+        return "neither mesh.shard=fsdp nor train.accumulate is enough (an estimate)"
+    fits = [" ".join(remedy.settings) for remedy in plan.remedies]
+    return f"fits with {words.listing(fits, last='or')} (an estimate)"
+
+
+def _sum(hours: float, exaflop: float, chip_hours: float, price: float | None) -> str:
+    money = "" if price is None else f", {price * chip_hours:,.2f} at {price:g} a chip-hour"
+    return (
+        f"about {words.duration(3600 * hours)}, {chip_hours:,.3g} chip-hours, "
+        f"{exaflop:,.3g} EFLOP{money}"
+    )
+
+
+def _origin(plan: RunPlan) -> Iterator[str]:
+    """Yield where each number comes from."""
+    cost = next(iter(plan.costs.values()))
+    collectives = cost.source if plan.machine.chip.kind == "tpu" else "what the method asks for"
+    memory = cost.memory_source
+    yield f"from     FLOP and memory traffic: {cost.source}; collectives: {collectives}"
+    refused = "; what the compiler says it would need" if cost.is_too_large else ""
+    yield f"         memory: {memory}{refused}"
+    yield f"         rates and memory of the chip: {', '.join(plan.machine.chip.sources)}"
+
+
+def print_table_plan(
+    name: str,
+    plans: Sequence[tuple[Cell, RunPlan]],
+    machine: Machine,
+    price: float | None,
+) -> None:
+    """Print the plan of a table: a line for each row and column, and the sum."""
+    print_heading(f"{name} on {machine.name} ({machine.chips:,} x {machine.chip.title})")
+    of: dict[tuple[str, str], list[RunPlan]] = {}
+    for cell, plan in plans:
+        of.setdefault((cell.row, cell.column), []).append(plan)
+    rows = [_cell(row, column, found) for (row, column), found in of.items()]
+    header = ["row", "column", "runs", "memory", "fits", "hours a run", "EFLOP a run"]
+    numbers = ("runs", "memory", "hours a run", "EFLOP a run")
+    print_table(header, rows, numbers=numbers)
+    found = [plan for _, plan in plans]
+    hours, chip_hours = sum(each.hours for each in found), sum(each.chip_hours for each in found)
+    exaflop = sum(each.exaflop for each in found)
+    say("", f"all {len(found):,} runs: {_sum(hours, exaflop, chip_hours, price)}")
+    say(CAUTION, *_origin(found[0]))
+
+
+def _cell(row: str, column: str, plans: Sequence[RunPlan]) -> list[str]:
+    plan = plans[0]
+    return [
+        row,
+        column,
+        f"{len(plans):,}",
+        words.size(plan.memory),
+        "yes" if plan.fits else _fix(plan).removesuffix(" (an estimate)"),
+        f"{plan.hours:,.3g}",
+        f"{plan.exaflop:,.3g}",
+    ]

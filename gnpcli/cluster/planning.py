@@ -1,0 +1,265 @@
+"""What a run asks of a machine that need not be here: time, memory, arithmetic and money."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import jax
+
+from gnpcli.cluster.chips import Machine
+from gnpcli.cluster.compiling import Notify, compile_costs, counted
+from gnpcli.cluster.costs import (
+    COUNTED,
+    ESTIMATED,
+    Collectives,
+    StepCost,
+    StepTime,
+    step_time,
+)
+from gnpcli.cluster.fitting import Remedy, Room, find_remedies, largest_batch
+from gnpcli.cluster.topologies import lower_step
+from gnpcli.config.resolved import Resolved
+from gnpcli.data.base import DataInfo
+from gnpcli.data.registry import describe_data
+from gnpcli.devices.mesh import check_cut, check_divisible, make_mesh, mesh_over
+from gnpcli.errors import ConfigError, DataError
+from gnpcli.models.base import parameter_shapes
+from gnpcli.recipes.memory import step_memory
+from gnpcli.recipes.plan import fit
+from gnpcli.step.schedules import Horizon, StepKind, gr_schedule
+
+EVALUATION = 1 / 3
+"""What evaluating an image costs of a plain step: a forward pass, of a forward and a backward."""
+
+_PASSES: dict[StepKind, int] = {"plain": 1, "reuse": 1, "gnp": 2}
+"""Gradients that a step averages over the devices."""
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    """What a run asks of a machine."""
+
+    machine: Machine
+    batch_size: int
+    dtype: str
+    steps: Mapping[StepKind, int]
+    """How many of each kind."""
+    costs: Mapping[StepKind, StepCost]
+    """On a device."""
+    evaluated: int
+    """Images, over the whole run."""
+    largest_batch: int | None
+    """That fits, as an estimate; None where not even one image for each device does."""
+    remedies: tuple[Remedy, ...]
+    """Of a run that does not fit."""
+
+    @property
+    def times(self) -> dict[StepKind, StepTime]:
+        """Return the roofline of each kind of step."""
+        costs = self.costs.items()
+        return {kind: step_time(cost, self.machine, self.dtype) for kind, cost in costs}
+
+    @property
+    def memory(self) -> int:
+        """Bytes on a device in the largest step."""
+        return max(cost.memory for cost in self.costs.values())
+
+    @property
+    def fits(self) -> bool:
+        """Whether the largest step does."""
+        refused = any(cost.is_too_large for cost in self.costs.values())
+        return not refused and self.memory <= self.machine.memory
+
+    @property
+    def hours(self) -> float:
+        """Hours of the run at the roofline, its evaluations included."""
+        times = self.times
+        steps_s = sum(count * times[kind].total_s for kind, count in self.steps.items())
+        return (steps_s + self._evaluations * times[self._single].total_s) / 3600
+
+    @property
+    def exaflop(self) -> float:
+        """FLOP / 1e18 of the run on all devices."""
+        steps = sum(count * self.costs[kind].flops for kind, count in self.steps.items())
+        whole = steps + self._evaluations * self.costs[self._single].flops
+        return whole * self.machine.devices / 1e18
+
+    @property
+    def chip_hours(self) -> float:
+        """What is paid for."""
+        return self.hours * self.machine.chips
+
+    @property
+    def _single(self) -> StepKind:
+        """A kind of step that takes one gradient, if there is any."""
+        return next((kind for kind in self.costs if kind != "gnp"), "gnp")
+
+    @property
+    def _evaluations(self) -> float:
+        """The evaluations, as so many steps of the kind `_single`."""
+        gradients = _PASSES[self._single]
+        return EVALUATION * self.evaluated / self.batch_size / gradients
+
+
+def plan_run(
+    config: Resolved,
+    machine: Machine,
+    notify: Notify,
+    costs: Mapping[StepKind, StepCost] | None = None,
+) -> RunPlan:
+    """Plan a run.
+
+    Args:
+        config: The run. Its data set need not be here.
+        machine: From `gnpcli.cluster.chips.find_machine`, or `this_machine`.
+        notify: Told what goes on.
+        costs: Of its steps, where they are known.
+
+    Raises:
+        ConfigError: Model, data, batch and machine do not fit together.
+        DataError: The sizes of the data set are not known without its files.
+        GnpError: As `gnpcli.cluster.compiling.compile_costs`.
+    """
+    info = _sizes(config)
+    check_fits_machine(config, machine)
+    kinds = kinds_of(config)
+    if costs is None:
+        costs = step_costs(config, tuple(kinds), machine, notify)
+    evaluations = -(-config.train.epochs // config.train.eval_every_epochs)
+    plan = RunPlan(
+        machine=machine,
+        batch_size=config.data.batch_size,
+        dtype=config.train.dtype,
+        steps=kinds,
+        costs={kind: costs[kind] for kind in kinds},
+        evaluated=evaluations * (info.num_validation + info.num_test),
+        largest_batch=None,
+        remedies=(),
+    )
+    room = Room(config, info, machine, max(plan.costs.values(), key=lambda cost: cost.memory))
+    remedies = () if plan.fits else find_remedies(room)
+    return replace(plan, largest_batch=largest_batch(room), remedies=remedies)
+
+
+def kinds_of(config: Resolved) -> dict[StepKind, int]:
+    """Return how many steps of each kind a run has.
+
+    Raises:
+        ConfigError, DataError: As `plan_run`.
+    """
+    _, steps_per_epoch = fit(config, _sizes(config))
+    horizon = Horizon(steps_per_epoch, config.train.epochs)
+    return dict(Counter(gr_schedule(config.gr, horizon, config.train.seed).kinds))
+
+
+def _sizes(config: Resolved) -> DataInfo:
+    info = describe_data(config.data)
+    if info is None:
+        raise DataError(f"the image size of {config.data.name} is not known: give --data-dir")
+    return info
+
+
+def check_fits_machine(config: Resolved, machine: Machine) -> None:
+    """Refuse a batch that the devices of a machine cannot divide.
+
+    Raises:
+        ConfigError: See above, or another number of devices asked for.
+    """
+    wanted = config.mesh.devices
+    if wanted is not None and wanted != machine.devices:
+        raise ConfigError(
+            f"mesh.devices = {wanted}, but {machine.name} has {machine.devices}: leave it out",
+            "mesh.devices",
+        )
+    if machine.devices > config.data.batch_size:
+        raise ConfigError(
+            f"{machine.name} has {machine.devices} devices, more than the "
+            f"data.batch_size = {config.data.batch_size} images of a step: raise it, or plan for "
+            "a smaller machine",
+            "data.batch_size",
+        )
+    check_divisible(config, machine.devices)
+    check_cut(config, machine.devices)
+
+
+def step_costs(
+    config: Resolved, kinds: Sequence[StepKind], machine: Machine, notify: Notify
+) -> dict[StepKind, StepCost]:
+    """Return what steps ask of a device of a machine, as well as can be known here.
+
+    Raises:
+        GnpError: As `plan_run`.
+    """
+    if machine.chip.kind == "tpu":
+        return compile_costs(config, kinds, machine.name, notify)
+    found = {}
+    for kind in kinds:
+        notify(f"tracing the {kind} step")
+        # What is on several devices together does not depend on how many there are.
+        mesh = mesh_over(config, jax.local_devices()[:1])
+        whole = counted(config, kind, mesh)
+        share = replace(
+            _estimated(config, kind, machine),
+            flops=whole.flops / machine.devices,
+            bytes=whole.bytes / machine.devices,
+        )
+        if machine.chip.kind == "cpu":
+            notify(f"compiling the {kind} step for this machine")
+            share = _with_compiled_memory(share, config, kind)
+        found[kind] = share
+    return found
+
+
+def _estimated(config: Resolved, kind: StepKind, machine: Machine) -> StepCost:
+    info = _sizes(config)
+    model, _ = fit(config, info)
+    memory = step_memory(config, model, info, machine.devices)
+    shapes = jax.tree.leaves(
+        parameter_shapes(model, (info.image_size, info.image_size, info.channels))
+    )
+    size = sum(4 * math.prod(leaf.shape) for leaf in shapes)
+    return StepCost(
+        flops=0.0,
+        bytes=0.0,
+        arguments=memory.state + memory.images,
+        temporaries=memory.gradients + memory.activations,
+        collectives=_exchanged(config, kind, machine, size),
+        source=COUNTED,
+        memory_source=ESTIMATED,
+    )
+
+
+def _exchanged(
+    config: Resolved, kind: StepKind, machine: Machine, size: int
+) -> dict[str, Collectives]:
+    """Return the collectives that the method asks for; a compiler may need more.
+
+    Each pass averages its gradient, of `size` bytes, over the devices. A split state is gathered
+    for the forward and for the backward pass, and its gradient is scattered.
+    """
+    if machine.devices == 1:
+        return {}
+    passes = _PASSES[kind]
+    if config.mesh.shard == "none":
+        return {"all-reduce": Collectives(passes, passes * size)}
+    return {
+        "all-gather": Collectives(2 * passes, 2 * passes * size),
+        "reduce-scatter": Collectives(passes, passes * size),
+    }
+
+
+def _with_compiled_memory(cost: StepCost, config: Resolved, kind: StepKind) -> StepCost:
+    memory: Any = lower_step(config, kind, make_mesh(config)).compile().memory_analysis()
+    if memory is None:
+        return cost
+    results = max(memory.output_size_in_bytes - memory.alias_size_in_bytes, 0)
+    return replace(
+        cost,
+        arguments=int(memory.argument_size_in_bytes),
+        temporaries=int(memory.temp_size_in_bytes + results),
+        memory_source="compiled for this machine",
+    )

@@ -1,0 +1,66 @@
+"""The plan of a table: of each cell, with every kind of step costed once."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+
+from gnpcli.cluster.chips import Machine
+from gnpcli.cluster.compiling import Notify
+from gnpcli.cluster.costs import StepCost
+from gnpcli.cluster.planning import RunPlan, check_fits_machine, kinds_of, plan_run, step_costs
+from gnpcli.config.resolved import Resolved, settle
+from gnpcli.step.schedules import StepKind
+from gnpcli.tables.cells import Cell
+
+
+def plan_cells(
+    cells: Sequence[Cell], machine: Machine, notify: Notify
+) -> list[tuple[Cell, RunPlan]]:
+    """Plan the cells of a table.
+
+    Cells whose steps differ in numbers alone share their costs: seeds, radii, rates.
+
+    Raises:
+        ConfigError, DataError, GnpError: As `gnpcli.cluster.planning.plan_run`.
+    """
+    configs = [settle(cell.config, lambda: machine.devices) for cell in cells]
+    wanted: dict[str, dict[StepKind, Resolved]] = {}
+    for config in configs:
+        check_fits_machine(config, machine)
+        known = wanted.setdefault(_key(config), {})
+        for kind in kinds_of(config):
+            known.setdefault(kind, config)
+    costs = {key: _costs(kinds, machine, notify) for key, kinds in wanted.items()}
+    return [
+        (cell, plan_run(config, machine, notify, costs[_key(config)]))
+        for cell, config in zip(cells, configs, strict=True)
+    ]
+
+
+def _costs(
+    kinds: Mapping[StepKind, Resolved], machine: Machine, notify: Notify
+) -> dict[StepKind, StepCost]:
+    found: dict[StepKind, StepCost] = {}
+    for kind, config in kinds.items():
+        said = f"{config.model.name} at batch {config.data.batch_size}: "
+
+        def tell(text: str, said: str = said) -> None:
+            notify(said + text)
+
+        found.update(step_costs(config, [kind], machine, tell))
+    return found
+
+
+def _key(config: Resolved) -> str:
+    """Return what the cost of a step depends on."""
+    numbers = {"strategy", "r", "alpha", "warmup_epochs", "every", "probability", "probability_end"}
+    parts = [
+        config.model.model_dump(mode="json"),
+        config.data.model_dump(mode="json"),
+        config.gr.model_dump(mode="json", exclude=numbers),
+        config.optimizer.name,
+        config.train.model_dump(mode="json", include={"dtype", "accumulate", "ema_decay"}),
+        config.mesh.model_dump(mode="json"),
+    ]
+    return json.dumps(parts, sort_keys=True)

@@ -1,0 +1,54 @@
+"""The CPU that this runs on, as a machine to plan for: its rates are measured."""
+
+from __future__ import annotations
+
+import math
+import time
+
+import jax
+import jax.numpy as jnp
+
+from gnpcli.bench.timing import matmul_flops_per_s
+from gnpcli.cluster.chips import Chip, Machine
+from gnpcli.config.resolved import Resolved
+from gnpcli.devices.memory import device_memory
+from gnpcli.devices.mesh import make_mesh
+
+_BYTES = 1 << 28
+"""Of the array with which the bandwidth is measured: more than caches hold."""
+
+
+def this_machine(config: Resolved) -> Machine:
+    """Measure this CPU: the rate of a large product, and of adding to a large array.
+
+    Args:
+        config: Its compute type is that of the product.
+
+    Raises:
+        ConfigError: As `gnpcli.devices.mesh.make_mesh`.
+    """
+    mesh = make_mesh(config)
+    chip = Chip(
+        name="cpu",
+        title="this CPU",
+        kind="cpu",
+        peak={config.train.dtype: matmul_flops_per_s(config.train.dtype, mesh) / mesh.size},
+        memory=float(device_memory() or math.inf),
+        bandwidth=_bandwidth() / mesh.size,
+        link=math.inf,
+        sources=("measured now",),
+    )
+    return Machine("cpu", chip, mesh.size)
+
+
+def _bandwidth() -> float:
+    """Return the bytes a second that an addition reads and writes, the best of five."""
+    array = jnp.zeros(_BYTES // 4, jnp.float32)
+    add = jax.jit(lambda x: x + 1)
+    jax.block_until_ready(add(array))
+    best = math.inf
+    for _ in range(5):
+        start = time.perf_counter()
+        jax.block_until_ready(add(array))
+        best = min(best, time.perf_counter() - start)
+    return 2 * _BYTES / best
