@@ -6,9 +6,16 @@ BIN := $(VENV)/bin
 # Test files differ in length by minutes: a worker that has none left takes over tests of the other.
 PYTEST := $(BIN)/pytest -n 2 --dist worksteal
 
+# What of JAX is installed for: `make demo ACCELERATOR=cuda13`. Empty is the CPU. `gnp doctor` advises.
+ACCELERATORS := cuda12 cuda13 tpu
+ACCELERATOR ?=
+ifneq ($(words $(ACCELERATOR)),$(words $(filter $(ACCELERATORS),$(firstword $(ACCELERATOR)))))
+$(error ACCELERATOR=$(ACCELERATOR) is not one of $(ACCELERATORS))
+endif
+
 .PHONY: demo test test-all lint format golden clean
 
-demo: $(VENV)/installed
+demo: $(VENV)/installed$(addprefix -,$(ACCELERATOR))
 	$(BIN)/gnp train
 
 # The gate: format, lint, types and all but the slow tests, on both cores.
@@ -39,8 +46,10 @@ $(VENV)/installed: pyproject.toml | $(VENV)/bin/python
 	$(BIN)/pip install --quiet --editable .
 	touch $@
 
-$(VENV)/installed-dev: pyproject.toml | $(VENV)/bin/python
-	$(BIN)/pip install --quiet --editable ".[dev]"
+# With an extra: .venv/installed-dev, .venv/installed-cuda13 and so on.
+EXTRAS := $(addprefix $(VENV)/installed-,dev $(ACCELERATORS))
+$(EXTRAS): $(VENV)/installed-%: pyproject.toml | $(VENV)/bin/python
+	$(BIN)/pip install --quiet --editable ".[$*]"
 	touch $@ $(VENV)/installed
 
 clean:

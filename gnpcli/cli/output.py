@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -24,6 +25,22 @@ def start_process() -> None:
     keep_freed_memory()
     start_jax()
     keep_compiled_programs()
+    tell_of_unused_accelerator()
+
+
+@cache
+def tell_of_unused_accelerator(has_started: bool = True) -> None:
+    """Say once what accelerator of this machine JAX does not use, and the command that mends it.
+
+    Args:
+        has_started: Whether JAX has, in this process.
+    """
+    from gnpcli.devices.start import platform
+    from gnpcli.devices.unused import unused_accelerator
+
+    problem = unused_accelerator(platform() if has_started else None)
+    if problem is not None:
+        warn(problem)
 
 
 def join_processes() -> None:
@@ -53,6 +70,7 @@ def start_measuring() -> None:
 
     keep_freed_memory()
     start_jax()
+    tell_of_unused_accelerator()
 
 
 def print_json(value: Any) -> None:

@@ -18,11 +18,6 @@ from gnpcli.cli.output import warn
 
 REMARKS: tuple[tuple[re.Pattern[str], str], ...] = (
     (
-        re.compile(r"(GPU|TPU) may be present|(GPU|TPU).* not found.*[Ff]alling back to cpu"),
-        "an accelerator seems to be here that this jax has no support for, so the CPU computes: "
-        "install jax[cuda12] or jax[tpu]",
-    ),
-    (
         re.compile(r"(writ|read)ing persistent compilation cache"),
         "compiled programs cannot be kept, so every start compiles anew: set GNP_CACHE_DIR to a "
         "folder that can be written",

@@ -29,6 +29,7 @@ from gnpcli.cli.output import (
     say,
     start_process,
     tell,
+    tell_of_unused_accelerator,
 )
 from gnpcli.cli.table_part import (
     ColumnsOption,
@@ -174,6 +175,7 @@ def _run(
     from gnpcli.terminal.screen import Screen
 
     divided = shares(jobs)
+    tell_of_unused_accelerator(has_started=False)  # what the cells say goes to their logs
     if not quiet:
         tell(f"{part.table.name}: {words.plural(len(cells), 'cell')} in {part.folder}")
     screen = Screen(quiet=quiet)

@@ -17,6 +17,8 @@ from importlib.util import find_spec
 from types import TracebackType
 
 from gnpcli import errors
+from gnpcli.devices.found import find_accelerators
+from gnpcli.devices.unused import installed_versions, why_unused
 from gnpcli.errors import GnpError
 
 _SEED = "changes what a seed means"
@@ -79,6 +81,13 @@ def expect_no_tpu() -> None:
         os.environ.setdefault(name, value)
 
 
+def platform() -> str:
+    """Return what JAX computes on: ``cpu``, ``gpu`` or ``tpu``. It has started."""
+    import jax
+
+    return str(jax.local_devices()[0].platform)
+
+
 def check_settings(values: Mapping[str, object]) -> None:
     """Refuse settings under which a run would fail, or give other numbers, without a word.
 
@@ -135,10 +144,21 @@ def start_problem(error: BaseException) -> str | None:
     if place == "jax._src.config":
         return f"JAX does not start: {text}; correct or unset {_culprits(text)}"
     reason = _ADVICE_OF_JAX.sub("", text) or "no such device is here"
+    return no_device(reason)
+
+
+def no_device(reason: str) -> str:
+    """Return what to do where the variables ask for a device that JAX does not find."""
     return (
         f"JAX finds no device for {_typed(_DEVICE_VARIABLES)} ({reason}): "
-        "set JAX_PLATFORMS=cpu or unset it, or install the jax of your accelerator"
+        f"set JAX_PLATFORMS=cpu or unset it, or {_mend()}"
     )
+
+
+def _mend() -> str:
+    """Return how to install what uses the accelerator of this machine."""
+    advice = why_unused(find_accelerators(), installed_versions())
+    return "install the jax of your accelerator" if advice is None else advice.mend
 
 
 def _culprits(text: str) -> str:
