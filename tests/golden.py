@@ -86,6 +86,7 @@ COMMANDS: dict[str, str] = {
     "models list": "models list",
     "models show": "models show vit-nano",
     "data list": "data list",
+    "doctor": "doctor --dtype float32",
     "tables list": "tables list",
     "tables show": "tables show adam-vs-gr-digits",
     "reproduce-table dry run": "reproduce-table adam-vs-gr-digits --dry-run",

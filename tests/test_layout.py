@@ -29,7 +29,7 @@ LAYERS: list[set[str]] = [
     {"runs"},
     {"weights", "report"},
     {"engine"},
-    {"measure", "bench"},
+    {"measure", "bench", "doctor"},
     {"tables"},
     {"cluster"},
     {"cli"},

@@ -84,6 +84,7 @@ DISPLAYS = (
     "tables list",
     "models list",
     "data list",
+    "doctor --no-test",
     "data preview -p ./config.yaml",
 )
 """Commands that run no model, whatever is trusted."""

@@ -45,6 +45,7 @@ COMMANDS = (
     Command("presets", "presets:app", "List and show the presets."),
     Command("models", "models:app", "List and show the models."),
     Command("data", "data:app", "List, prepare and preview the data sets."),
+    Command("doctor", "doctor:doctor", "Check this machine, and test a step on each device."),
     Command("import-weights", "import_weights:import_weights", "Import published weights."),
 )
 

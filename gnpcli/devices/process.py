@@ -71,12 +71,13 @@ def describe_environment() -> dict[str, Any]:
         "backend": devices[0].platform,
         "devices": [device.device_kind for device in devices],
         "processes": jax.process_count(),
-        "processor": f"{_processor()}, {os.cpu_count()} cores",
+        "processor": f"{processor()}, {os.cpu_count()} cores",
         "git_commit": _git_commit(),
     }
 
 
-def _processor() -> str:
+def processor() -> str:
+    """Return the name of the processor of this machine."""
     with contextlib.suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
             if line.startswith("model name"):

@@ -9,7 +9,6 @@ import shlex
 import shutil
 import sys
 from collections.abc import Mapping
-from importlib import metadata
 from typing import NamedTuple
 
 from gnpcli.devices.found import Found, find_accelerators
@@ -38,6 +37,8 @@ class Advice(NamedTuple):
 
 def installed_versions(names: tuple[str, ...] = ("jax", "jaxlib", *PLUGINS)) -> dict[str, str]:
     """Return the versions of those of some distributions that are installed."""
+    from importlib import metadata  # it takes 20 ms, which every command would pay
+
     found = {}
     for name in names:
         try:

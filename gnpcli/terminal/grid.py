@@ -44,6 +44,7 @@ class Grid:
     """Of the rows, in order; a row beyond the last has none."""
     has_notes: bool = False
     """Whether the last column is a note, which may stand below its row where there is no room."""
+    has_header: bool = True
 
 
 def show(grid: Grid, console: Console) -> None:
@@ -122,6 +123,7 @@ def draw(grid: Grid) -> Table:
         title_style="",
         box=None,
         pad_edge=False,
+        show_header=grid.has_header,
     )
     for index, name in enumerate(grid.header):
         is_number = index in grid.numbers
