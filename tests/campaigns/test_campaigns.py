@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.campaigns import accelerator
 from tests.campaigns.__main__ import CAMPAIGNS
 from tests.campaigns.campaign import run
 from tests.campaigns.lab import Lab
@@ -42,3 +43,24 @@ def test_memory_is_flat_over_the_steps(lab: Lab, tmp_path: Path) -> None:
     measured, _ = LIMITS["steps"]
     early, *_, late = [row.peak_mib for row in measured(lab, tmp_path, 2000)][1:]
     assert late - early < 16
+
+
+def test_the_measurements_of_an_accelerator_run_where_there_is_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs = [one for one in accelerator.MEASUREMENTS if "--max-steps" in one.arguments]
+    sizes = ("--set", "data.batch_size=16", "--rounds", "2", "--steps", "1", "--json")
+    preset = "vit-nano-digits"
+    bench = accelerator.Measurement(
+        f"bench-{preset}-float32", ("bench", "--preset", preset, *sizes)
+    )
+    monkeypatch.setattr(accelerator, "MEASUREMENTS", (*runs, bench))
+    monkeypatch.setitem(accelerator.MODELS, preset, None)
+    assert accelerator.main([str(tmp_path), "--minutes", "0"]) == 0
+    report = (tmp_path / "report.md").read_text()
+    assert report.count("not reached") == len(runs) + 1
+    assert accelerator.main([str(tmp_path), "--minutes", "30"]) == 0
+    report = (tmp_path / "report.md").read_text()
+    assert "resumed: the same bits" in report
+    assert f"gnp bench --preset {preset}" in report
+    assert "not reached" not in report
