@@ -145,9 +145,12 @@ def test_flops_are_those_that_the_compiler_counts(kind: Any):
 def test_the_roofline_is_the_longest_part_and_the_links():
     machine = find_machine("a100:2")
     cost = StepCost(
-        flops=312e12, bytes=2039e9 / 2, arguments=0, temporaries=0,
+        flops=312e12,
+        bytes=2039e9 / 2,
+        arguments=0,
+        temporaries=0,
         collectives={"all-reduce": Collectives(1, 150_000_000_000)},
-    )  # fmt: skip
+    )
     found = step_time(cost, machine, "bfloat16")
     assert (found.compute_s, found.memory_s, found.links_s) == pytest.approx((1, 0.5, 1))
     assert found.total_s == pytest.approx(2)
@@ -316,7 +319,8 @@ def plan_on_tpu(cache: Path, *options: str) -> subprocess.CompletedProcess[str]:
 @pytest.mark.slow
 @pytest.mark.parametrize(("on", "devices"), [("v5e:2x2", 4), ("v5e:4x8", 32)])
 def test_a_step_is_compiled_for_a_tpu_once(tmp_path: Path, on: str, devices: int):
-    options = ("--on", on, "--json", *(f"--set={assignment}" for assignment in HALF))
+    assignments = [*HALF, "data.batch_size=1024"]  # a TPU fills up the rows of a small batch
+    options = ("--on", on, "--json", *(f"--set={assignment}" for assignment in assignments))
     first = plan_on_tpu(tmp_path, *options)
     assert first.returncode == 0, first.stderr
     found = json.loads(first.stdout)
@@ -326,8 +330,8 @@ def test_a_step_is_compiled_for_a_tpu_once(tmp_path: Path, on: str, devices: int
     for step in found["steps"]:
         assert step["source"] == step["memory_source"] == "compiled for that machine"
         assert step["collectives"]["all-reduce"]["count"] > 0
-        here = counted(resolve(None, HALF), step["kind"], one_device())
-        assert step["flops"] * devices == pytest.approx(here.flops, rel=2)
+        here = counted(resolve(None, assignments), step["kind"], one_device())
+        assert 0.5 < step["flops"] * devices / here.flops < 2
     second = plan_on_tpu(tmp_path, *options)
     assert "compiling" not in second.stderr
     assert json.loads(second.stdout) == found
