@@ -169,6 +169,7 @@ def test_epoch_visits_each_example_at_most_once_with_its_own_label(augment: str)
 def test_batch_is_the_crop_and_flip_of_its_key_and_differs_with_it() -> None:
     a = feed(23, batch_size=5, augment="basic", crop_padding=3)
     source = a.source(0)
+    assert source["images"].shape == (23, 8 * 8 * 3)
     crop_key, flip_key = jax.random.split(KEY)
     chosen = np.asarray(source["order"])[10:15]
     want = random_flip(

@@ -12,6 +12,7 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int32, Key
 
@@ -61,15 +62,16 @@ class InMemoryFeed:
         self._size = len(split)
         self._key = key
         self._place = place
-        self._data = {"images": place(split.images), "labels": place(split.labels)}
+        self._shape = split.images.shape[1:]
+        self._data = {"images": place(_in_rows(split.images)), "labels": place(split.labels)}
         self._order: tuple[int, jax.Array] | None = None
 
     def source(self, step: int) -> FeedData:
         """Return what `batch` reads at `step`. Only the first call of an epoch costs time.
 
         Returns:
-            ``images`` uint8 ``[N, H, W, C]``, ``labels`` int32 ``[N]`` and ``order`` int32 ``[N]``:
-            the permutation drawn from the key and the epoch, computed on the device.
+            ``images`` uint8 ``[N, H * W * C]``, ``labels`` int32 ``[N]`` and ``order`` int32
+            ``[N]``: the permutation drawn from the key and the epoch, computed on the device.
         """
         epoch = step // self.steps_per_epoch
         if self._order is None or self._order[0] != epoch:
@@ -92,7 +94,7 @@ class InMemoryFeed:
         """
         start = jnp.asarray(step_in_epoch, dtype=jnp.int32) * self._batch_size
         chosen = jax.lax.dynamic_slice(source["order"], (start,), (self._batch_size,))
-        return self._augment(key, *_take(source, chosen))
+        return self._augment(key, *_take(source, chosen, self._shape))
 
     def close(self) -> None:
         """Do nothing: there is nothing in the background."""
@@ -131,10 +133,11 @@ class InMemoryEvalFeed:
         """Batches that cover the split."""
         self._spec = spec
         self._dtype = dtype
-        self._data = {"images": place(split.images), "labels": place(split.labels)}
+        self._shape = split.images.shape[1:]
+        self._data = {"images": place(_in_rows(split.images)), "labels": place(split.labels)}
 
     def sources(self) -> Iterator[FeedData]:
-        """Yield ``images`` uint8 ``[N, H, W, C]`` and ``labels`` int32 ``[N]`` for each batch."""
+        """Yield ``images`` uint8 ``[N, H * W * C]``, ``labels`` int32 ``[N]`` for each batch."""
         for _ in range(self.num_batches):
             yield self._data
 
@@ -155,7 +158,7 @@ class InMemoryEvalFeed:
         size = source["labels"].shape[0]
         start = jnp.asarray(index, dtype=jnp.int32) * self._batch_size
         chosen = start + jnp.arange(self._batch_size, dtype=jnp.int32)
-        images, labels = _take(source, jnp.minimum(chosen, size - 1))
+        images, labels = _take(source, jnp.minimum(chosen, size - 1), self._shape)
         return (
             normalize(images, self._spec.mean, self._spec.std, self._dtype),
             labels,
@@ -183,7 +186,25 @@ def _permutation(key: Key[Array, ""], epoch: StepNumber, size: int) -> Int32[Arr
     return jax.random.permutation(epoch_key(key, epoch), jnp.arange(size, dtype=jnp.int32))
 
 
-def _take(source: FeedData, chosen: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Gather examples by int32 ``[B]`` positions, which must be in range."""
-    images = source["images"].at[chosen].get(mode="promise_in_bounds")
-    return images, source["labels"].at[chosen].get(mode="promise_in_bounds")
+def _in_rows(images: np.ndarray) -> np.ndarray:
+    """Return uint8 ``[N, H, W, C]`` as ``[N, H * W * C]``, of which each image is a row.
+
+    A TPU lays the last two axes of an array out in tiles of 128 and pads them. Images of 3 channels
+    it keeps with N as the last axis, and copied all of them in every step, to take a few.
+    """
+    return images.reshape(len(images), -1)
+
+
+def _take(
+    source: FeedData, chosen: jax.Array, shape: tuple[int, ...]
+) -> tuple[jax.Array, jax.Array]:
+    """Gather examples by int32 ``[B]`` positions, which must be in range.
+
+    Args:
+        source: Images in rows, and labels.
+        chosen: The positions.
+        shape: ``(H, W, C)`` of an image.
+    """
+    rows = source["images"].at[chosen].get(mode="promise_in_bounds")
+    labels = source["labels"].at[chosen].get(mode="promise_in_bounds")
+    return rows.reshape(-1, *shape), labels
