@@ -11,11 +11,12 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from gnpcli.cluster.slurm import SlurmJob
+from gnpcli.cluster.slurm import SlurmJob, seconds_of
 from gnpcli.errors import ConfigError
 from gnpcli.recipes.presets import resolve
 from gnpcli.runs.folder import RunFolder
@@ -159,11 +160,45 @@ def test_what_is_asked_of_slurm_stands_in_the_script():
         SlurmJob(command=["gnp", "a\nb"], name="job"),
         SlurmJob(command=["gnp"], name="job", extra=[("a b", "c")]),
         SlurmJob(command=["gnp"], name="job", extra=[("", None)]),
+        *(SlurmJob(command=["gnp"], name="job", mem=mem) for mem in ("", "1\n2")),
+        *(SlurmJob(command=["gnp"], name="job", partition=name) for name in ("", "\u202e")),
+        *(SlurmJob(command=["gnp"], name="job", time=time) for time in ("", "x", "-5", "1:", " 9")),
     ],
 )
 def test_what_cannot_stand_in_a_script_is_refused(wrong: SlurmJob):
     with pytest.raises(ConfigError):
         wrong.script()
+
+
+@pytest.mark.parametrize(
+    ("time", "seconds"),
+    [
+        ("90", 5400),
+        ("1:30", 90),
+        ("4:00:00", 14400),
+        ("2-3", 183600),
+        ("2-3:4", 183840),
+        ("2-3:4:5", 183845),
+        ("0", None),
+        ("UNLIMITED", None),
+        ("infinite", None),
+    ],
+)
+def test_a_time_is_read_as_slurm_reads_it(time: str, seconds: int | None):
+    assert seconds_of(time) == seconds
+
+
+def test_a_limit_that_would_stop_every_start_is_refused():
+    started = replace(job(), time="1:00", save_before_s=59)
+    assert "#SBATCH --time=1:00\n" in started.script()
+    with pytest.raises(ConfigError, match="--time 1:00 is within the 60 s of --save-before"):
+        replace(started, save_before_s=60).script()
+
+
+@pytest.mark.parametrize("name", ["signal", "no-requeue", "output", "array", "nodes", "ntasks"])
+def test_what_the_script_depends_on_is_not_set_beside_it(name: str):
+    with pytest.raises(ConfigError, match=f"--sbatch {name}: "):
+        replace(job(), extra=[("qos", "long"), (name, "1")]).script()
 
 
 def srun_line(script: str) -> list[str]:
@@ -206,6 +241,7 @@ def test_a_table_is_joined_by_the_jobs_of_an_array(gnp: Gnp):
 
 
 TABLE = ("reproduce-table", "adam-vs-gr-digits")
+RUN = ("train", "--run-dir", "run")
 
 
 @pytest.mark.parametrize(
@@ -214,6 +250,8 @@ TABLE = ("reproduce-table", "adam-vs-gr-digits")
         (["--", "eval", "run"], "'eval' is not one of train, reproduce-table"),
         (["--", "train"], "give train a --run-dir"),
         (["--array", "2", "--", "train", "--run-dir", "run"], "an array divides a table"),
+        (["--", *RUN, "--process-id", "1"], "--process-id is the same in every task"),
+        (["--", *RUN, "--processes", "2"], "--processes is the same in every task"),
         (["--", *TABLE, "--epoch", "3"], "No such option: --epoch"),
         (["--", *TABLE, "--dry-run"], "--dry-run trains nothing"),
         (["--", *TABLE, "--render"], "--render trains nothing"),

@@ -168,6 +168,13 @@ def _checked(arguments: list[str], array: int | None) -> tuple[str, list[str]]:
         if values.get(flag):
             option = f"--{flag.replace('_', '-')}"
             raise typer.BadParameter(f"{option} trains nothing: leave it out", param_hint="COMMAND")
+    for option in ("processes", "process_id"):
+        if values.get(option) not in (None, "auto"):
+            raise typer.BadParameter(
+                f"--{option.replace('_', '-')} is the same in every task, and Slurm says which "
+                "each of them is: leave it out",
+                param_hint="COMMAND",
+            )
     job_name, needed = _CHECKS[name](values)
     return job_name, [*arguments, *needed]
 

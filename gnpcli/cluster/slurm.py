@@ -35,6 +35,51 @@ exit "$status"
 """
 
 
+_HAVE_VALUES = ("job-name", "gpus-per-node", "mem", "time", "partition", "account")
+
+_SET = "the launcher has an option of its own for it"
+_OF_LAUNCHER = {
+    **dict.fromkeys([*_HAVE_VALUES, "nodes", "ntasks-per-node", "cpus-per-task", "array"], _SET),
+    "ntasks": "give --nodes and --tasks-per-node",
+    "output": "give the folder by --logs",
+    "signal": "give the seconds by --save-before",
+    "open-mode": "a job that is queued again goes on with its file",
+    "requeue": "the job is queued again in any case",
+    "no-requeue": "a job that is not queued again is lost at its time limit",
+    "wrap": "the command is what stands behind --",
+}
+"""Options of `sbatch` that the script depends on, and what to give in their place."""
+
+_TIME = re.compile(
+    r"(?:(?P<days>\d{1,6})-(?P<dh>\d{1,6})(?::(?P<dm>\d{1,6})(?::(?P<ds>\d{1,6}))?)?"
+    r"|(?:(?P<hours>\d{1,6}):(?=\d+:))?(?P<minutes>\d{1,9})(?::(?P<seconds>\d{1,6}))?)"
+)
+_NO_LIMIT = ("INFINITE", "UNLIMITED")
+
+
+def seconds_of(time: str) -> int | None:
+    """Return the seconds of a time limit as Slurm writes it; None where there is no limit.
+
+    >>> seconds_of("90"), seconds_of("1:30"), seconds_of("4:00:00"), seconds_of("1-12")
+    (5400, 90, 14400, 129600)
+
+    Raises:
+        ConfigError: It is none.
+    """
+    if time.upper() in _NO_LIMIT:
+        return None
+    found = _TIME.fullmatch(time)
+    if found is None:
+        raise ConfigError(
+            f"--time {time} is no time: write minutes, HOURS:MINUTES:SECONDS or "
+            "DAYS-HOURS:MINUTES:SECONDS"
+        )
+    part = {name: int(value or 0) for name, value in found.groupdict().items()}
+    hours = 24 * part["days"] + part["dh"] + part["hours"]
+    minutes = 60 * hours + part["dm"] + part["minutes"]
+    return (60 * minutes + part["ds"] + part["seconds"]) or None  # 0 is no limit
+
+
 @dataclass(frozen=True)
 class SlurmJob:
     """What is asked of Slurm, and the command that every task runs.
@@ -69,8 +114,10 @@ class SlurmJob:
         """Return the batch script.
 
         Raises:
-            ConfigError: A value has a line break or the like, or an extra option is not one.
+            ConfigError: A value has a line break or the like, is empty or no time, or an extra
+                option is none, or is one that the launcher has itself.
         """
+        self._check()
         options = [(name, value) for name, value in self._options() if value is not None]
         directives = [_directive(name, str(value)) for name, value in options]
         command = shlex.join(self._srun())
@@ -96,6 +143,21 @@ class SlurmJob:
         yield "signal", f"B:USR1@{self.save_before_s}"
         for name, value in self.extra:
             yield name, value or ""
+
+    def _check(self) -> None:
+        """Refuse what Slurm would refuse, or what would queue the job again without end."""
+        for name, value in self._options():
+            if value == "" and name in _HAVE_VALUES:
+                raise ConfigError(f"--{name} is empty: give it a value, or leave it out")
+        limit_s = None if self.time is None else seconds_of(self.time)
+        if limit_s is not None and limit_s <= self.save_before_s:
+            raise ConfigError(
+                f"--time {self.time} is within the {self.save_before_s} s of --save-before: the "
+                "job would be stopped as it starts, again and again"
+            )
+        for name, _ in self.extra:
+            if name in _OF_LAUNCHER:
+                raise ConfigError(f"--sbatch {name}: {_OF_LAUNCHER[name]}")
 
     def _srun(self) -> list[str]:
         """Return the command of the job's step. A task that fails ends the others, and the job."""
@@ -128,7 +190,8 @@ def submit(script: str) -> str:
             ["sbatch", "--parsable"],
             input=script,
             capture_output=True,
-            text=True,
+            encoding="utf-8",
+            errors="replace",
             timeout=SUBMIT_WITHIN_S,
         )
     except FileNotFoundError:
