@@ -190,6 +190,35 @@ def test_strangers_who_say_nothing_keep_nobody_waiting(soon):
         assert strangers[1].recv(1) == b""
 
 
+@pytest.mark.parametrize(
+    "said", [b"[" * 60_000, b"9" * 5000, b'"', b"\xff\xfe", b"{}", b'{"hello":[1]}']
+)
+def test_what_no_process_says_ends_nothing(soon, said):
+    first, second = layouts(2)
+    with ThreadPoolExecutor(1) as pool:
+        told = pool.submit(meet, first)
+        with knock(first) as stranger:
+            stranger.sendall(said + b"\n")
+            assert stranger.recv(1) == b""
+        assert meet(second)[0][2] == 7
+        assert set(told.result()[0][1]) == {1}
+
+
+@pytest.mark.parametrize("host", ["no-such-host.invalid", "a" * 300, "a..b"])
+def test_a_host_that_has_no_address_is_named(host):
+    (told,) = meet(Layout(2, 0, f"{host}:4000"))
+    assert isinstance(told, MeetingError)
+    assert host[:60] in str(told)
+
+
+def test_processes_of_another_jax_are_refused(soon, monkeypatch):
+    first, second = layouts(2)
+    monkeypatch.setattr(meeting, "who", lambda layout: {**who(layout), "version": "0.1 with jax 2"})
+    told = meet(first, second)
+    assert [str(found) for found in told] == [str(told[0])] * 2
+    assert "is gnp 0.1 with jax 2, process 0" in str(told[0])
+
+
 def test_a_process_that_cannot_be_one_of_them_is_refused(soon):
     first, second, _ = layouts(3)
     with ThreadPoolExecutor(1) as pool:

@@ -36,6 +36,15 @@ _NEEDED: dict[str, tuple[object, str]] = {
 }
 """Settings of JAX that have to be as they are by default, and what another value does."""
 
+_OF_PROGRAMS = (
+    "jax_enable_x64",
+    "jax_default_matmul_precision",
+    "jax_disable_jit",
+    "jax_debug_nans",
+    "jax_debug_infs",
+)
+"""Settings that change the programs of a step: processes that compute together share them."""
+
 _HARMLESS_GUARDS = ("allow", "log")
 _DEVICE_VARIABLES = ("JAX_PLATFORMS", "JAX_PLATFORM_NAME", "JAX_NUM_CPU_DEVICES")
 _STARTING = ("jax._src.config", "jax._src.xla_bridge")
@@ -103,6 +112,14 @@ def check_settings(values: Mapping[str, object]) -> None:
         is_guard = name.startswith("jax_transfer_guard") and value in _HARMLESS_GUARDS
         if value != needed and not is_guard:
             raise StartError(f"{name.upper()}={value} {what}: unset it")
+
+
+def settings_of_programs() -> list[str]:
+    """Return the settings of JAX, as ``NAME=value``, that give other programs of a step."""
+    import jax
+
+    values = jax.config.values
+    return [f"{name.upper()}={values[name]}" for name in _OF_PROGRAMS if name in values]
 
 
 @cache

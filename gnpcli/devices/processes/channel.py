@@ -23,7 +23,7 @@ def message_of(line: bytes) -> Message | None:
     """Return the message that a line is; None where it is none."""
     try:
         message = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return message if isinstance(message, dict) else None
 

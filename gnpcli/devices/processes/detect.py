@@ -16,8 +16,10 @@ from dataclasses import replace
 
 from gnpcli.devices.processes.launchers import LAUNCHERS
 from gnpcli.devices.processes.layout import (
+    MOST_PROCESSES,
     Layout,
     LayoutError,
+    cut,
     is_loopback,
     split_address,
     whole_number,
@@ -86,6 +88,10 @@ def _with_details(layout: Layout, given: Mapping[str, str]) -> Layout:
     if _LOCAL_DEVICES in given:
         numbers = given[_LOCAL_DEVICES].split(",")
         devices = tuple(whole_number(_LOCAL_DEVICES, number) for number in numbers)
+        if len({*devices}) < len(devices):
+            raise LayoutError(
+                f"{_LOCAL_DEVICES} names a device twice: {cut(given[_LOCAL_DEVICES])}"
+            )
         layout = replace(layout, local_devices=devices)
     return layout
 
@@ -94,6 +100,10 @@ def _checked(layout: Layout) -> Layout:
     """Return a layout without contradictions."""
     if layout.count < 1:
         raise LayoutError(f"{layout.count} processes cannot train: there is at least 1")
+    if layout.count > MOST_PROCESSES:
+        raise LayoutError(
+            f"{layout.count} processes are too many: at most {MOST_PROCESSES} ({layout.source})"
+        )
     if layout.index >= layout.count:
         raise LayoutError(
             f"process {layout.index} of {layout.count}: processes are numbered from 0 to "

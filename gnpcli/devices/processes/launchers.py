@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import platform
 import re
 from collections.abc import Callable, Mapping
 
-from gnpcli.devices.processes.layout import Layout, LayoutError, whole_number
+from gnpcli.devices.processes.layout import Layout, LayoutError, cut, whole_number
 
 Environment = Mapping[str, str]
 
@@ -42,7 +43,7 @@ def first_node(nodes: str) -> str:
     """
     found = re.match(r"([^\[,]+)(?:\[([^\],-]+)[^\]]*\]([^,\[]*))?", nodes)
     if found is None:
-        raise LayoutError(f"SLURM_STEP_NODELIST is '{nodes}', which names no node")
+        raise LayoutError(f"SLURM_STEP_NODELIST is '{cut(nodes)}', which names no node")
     return "".join(part or "" for part in found.groups())
 
 
@@ -59,22 +60,28 @@ def _shared_devices(given: Environment) -> tuple[int, ...] | None:
 def _share(given: Environment, tasks: int, place: int) -> tuple[int, ...] | None:
     """Return an even share of the GPUs that all tasks of a machine see; None where it is all."""
     seen = [name for name in given.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
-    if tasks == 1 or not seen or len(seen) % tasks:
+    if tasks < 2 or not seen or len(seen) % tasks:
         return None
+    if place >= tasks:
+        raise LayoutError(
+            f"the launcher says that this is task {place} of the {tasks} on {platform.node()}: "
+            "they are numbered from 0"
+        )
     share = len(seen) // tasks
     return tuple(range(place * share, (place + 1) * share))
 
 
 def _tasks_on_this_node(given: Environment) -> int:
     """Return how many tasks a node has, of ``SLURM_STEP_TASKS_PER_NODE`` such as ``4(x2),3``."""
-    counts: list[int] = []
-    for part in given.get("SLURM_STEP_TASKS_PER_NODE", "1").split(","):
-        found = re.fullmatch(r"(\d+)(?:\(x(\d+)\))?", part.strip())
-        if found is None:
-            return 1
-        counts += [int(found[1])] * int(found[2] or 1)
     node = _number(given, "SLURM_NODEID", 0)
-    return counts[node] if node < len(counts) else 1
+    for part in given.get("SLURM_STEP_TASKS_PER_NODE", "1").split(","):
+        found = re.fullmatch(r"(\d{1,9})(?:\(x(\d{1,9})\))?", part.strip())
+        if found is None:
+            break
+        node -= int(found[2] or 1)
+        if node < 0:
+            return int(found[1])
+    return 1
 
 
 def open_mpi(given: Environment) -> Layout | None:
@@ -84,7 +91,7 @@ def open_mpi(given: Environment) -> Layout | None:
     count = _number(given, "OMPI_COMM_WORLD_SIZE", 1)
     coordinator = None
     uri = given.get("OMPI_MCA_orte_hnp_uri", "")
-    found = re.match(r"(\d+)\..*?(?:tcp://([^,:]+)|tcp6://\[([^,\]]+))", uri)
+    found = re.match(r"(\d{1,18})\..*?(?:tcp://([^,:]+)|tcp6://\[([^,\]]+))", uri)
     if found is not None:
         port = _FIRST_PORT + (int(found[1]) >> 12) % _NUM_PORTS
         host = found[2] or f"[{found[3]}]"

@@ -8,6 +8,13 @@ from dataclasses import dataclass
 from gnpcli.errors import GnpError
 
 
+MOST_PROCESSES = 1_000_000
+"""More are a slip of a hand, and would be waited for."""
+_DIGITS = 18
+"""Of a number that is taken for one."""
+_SHOWN = 60
+
+
 class LayoutError(GnpError):
     """Variables or options that describe no group of processes."""
 
@@ -38,9 +45,15 @@ def whole_number(name: str, text: str) -> int:
     Raises:
         LayoutError: It holds something else.
     """
-    if not text.strip().isdecimal():
-        raise LayoutError(f"{name} is '{text}', which is no whole number from 0 on")
-    return int(text)
+    digits = text.strip()
+    if not digits.isdecimal() or len(digits) > _DIGITS:
+        raise LayoutError(f"{name} is '{cut(text)}', which is no whole number from 0 on")
+    return int(digits)
+
+
+def cut(text: str) -> str:
+    """Return a value as a message shows it, of bounded length."""
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
 
 
 def is_loopback(host: str) -> bool:
@@ -63,7 +76,13 @@ def split_address(text: str) -> tuple[str, int]:
     is_bracketed = host.startswith("[") and host.endswith("]")
     host = host[1:-1] if is_bracketed else host
     if ":" in host and not is_bracketed:
-        raise LayoutError(f"'{text}' is not HOST:PORT: write an IPv6 address as [{host}]:{port}")
-    if not colon or not host or not port.isdecimal() or not 0 < int(port) < 1 << 16:
-        raise LayoutError(f"'{text}' is not HOST:PORT, for example 10.0.0.1:4000")
+        raise LayoutError(
+            f"'{cut(text)}' is not HOST:PORT: write an IPv6 address as [{cut(host)}]:{cut(port)}"
+        )
+    if not colon or not host or not _is_port(port):
+        raise LayoutError(f"'{cut(text)}' is not HOST:PORT, for example 10.0.0.1:4000")
     return host, int(port)
+
+
+def _is_port(text: str) -> bool:
+    return text.isdecimal() and len(text) <= _DIGITS and 0 < int(text) < 1 << 16

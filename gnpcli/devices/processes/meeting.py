@@ -12,12 +12,13 @@ import platform
 import socket
 import time
 from collections.abc import Callable, Iterator, Mapping
+from importlib import metadata
 from typing import Any
 
 from gnpcli import __version__
 from gnpcli.devices.processes.channel import LONGEST_HELLO, Channel, Message
 from gnpcli.devices.processes.door import Door
-from gnpcli.devices.processes.layout import Layout, is_loopback, split_address
+from gnpcli.devices.processes.layout import Layout, cut, is_loopback, split_address
 from gnpcli.errors import GnpError
 
 Tell = Callable[[str], None]
@@ -83,9 +84,14 @@ def who(layout: Layout) -> dict[str, Any]:
         "hello": "gnp",
         "index": layout.index,
         "count": layout.count,
-        "version": __version__,
+        "version": _version(),
         "host": platform.node(),
     }
+
+
+def _version() -> str:
+    """Return the versions that have to be the same: another JAX makes other programs."""
+    return f"{__version__} with jax {metadata.version('jax')}"
 
 
 def receive_all(layout: Layout, tell: Tell) -> tuple[str, dict[int, Channel], dict[int, str]]:
@@ -103,7 +109,7 @@ def receive_all(layout: Layout, tell: Tell) -> tuple[str, dict[int, Channel], di
     """
     assert layout.coordinator is not None
     host, port = split_address(layout.bind or layout.coordinator)
-    address = addresses(host, layout)[0]
+    address = _own_addresses(host, layout)[0]
     channels: dict[int, Channel] = {}
     machines: dict[int, str] = {}
     try:
@@ -203,14 +209,33 @@ def free_port(address: str) -> Iterator[int]:
         yield port
 
 
+def _own_addresses(host: str, layout: Layout) -> list[str]:
+    """Return `addresses` of process 0, which are there or never will be.
+
+    Raises:
+        MeetingError: It has none.
+    """
+    try:
+        return addresses(host, layout)
+    except OSError as error:
+        raise MeetingError(
+            f"process 0 finds no address of {cut(host)} ({error.strerror or error}): correct the "
+            "coordinator"
+        ) from error
+
+
 def addresses(host: str, layout: Layout) -> list[str]:
     """Return the addresses of a host that the processes of a layout can reach, the best first.
 
     Raises:
         OSError: It has none.
-        MeetingError: No other machine can reach them, and there are several.
+        MeetingError: No machine can have such a name, or no other machine can reach it and there
+            are several.
     """
-    found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+    try:
+        found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+    except ValueError as error:  # as UnicodeError is one
+        raise MeetingError(f"{cut(host)} is no name of a machine ({error})") from error
     every = list(dict.fromkeys(str(entry[4][0]) for entry in found))
     if (layout.nodes or 1) == 1:
         return every
@@ -268,8 +293,8 @@ def _warning(host: str, address: str) -> str:
 def _problem(said: dict[str, Any], layout: Layout, machines: dict[int, str]) -> str | None:
     """Return what is wrong with a process that has come."""
     index, count, host = said.get("index"), said.get("count"), said.get("host")
-    if said.get("version") != __version__:
-        return f"process {index} on {host} is gnp {said.get('version')}, process 0 {__version__}"
+    if said.get("version") != _version():
+        return f"process {index} on {host} is gnp {said.get('version')}, process 0 {_version()}"
     if count != layout.count:
         return f"process {index} on {host} counts {count} processes, process 0 {layout.count}"
     if not isinstance(index, int) or not 0 <= index < layout.count:
