@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from gnpcli.config.loader import parse_overrides
-from gnpcli.config.paths import expanded, resolved_path
+from gnpcli.config.paths import expanded, resolved_path, user_path
 from gnpcli.errors import ConfigError
 from gnpcli.recipes.presets import load_preset, resolve
 from gnpcli.runs.folder import claimed_run
@@ -151,3 +151,9 @@ def test_flags_are_text_as_typed_and_stay_so(gnp: Gnp, tmp_path: Path):
     assert "dir: '25921e05'" in shown
     (tmp_path / "config.yaml").write_text(shown)
     assert resolve(str(tmp_path / "config.yaml")).data.dir == "25921e05"
+
+
+def test_a_path_that_is_empty_is_no_path():
+    with pytest.raises(ConfigError, match="the path is empty"):
+        user_path("")
+    assert user_path(".") == user_path(Path("")) == Path()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import signal
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from gnpcli.cli.same_command import asked_for
 from gnpcli.devices.processes import peers
 from gnpcli.devices.processes.detect import ONE, detect
 from gnpcli.devices.processes.launchers import first_node
@@ -270,6 +272,38 @@ print(peers.agreed("more", lambda: index, DataError))
         told = [going.out(index) for index in range(3)]
     assert all(text.startswith("cannot read the file: it is away") for text in told)
     assert [text.split()[-1] for text in told] == ["0", "1", "2"]
+
+
+def test_a_run_folder_that_is_not_shared_is_refused(tmp_path):
+    body = """
+from pathlib import Path
+from gnpcli.runs import shared
+shared.SEEN_WITHIN_S = 0.5
+with shared.SharedRunFolder(Path("both").resolve()).claimed("if missing"):
+    peers.barrier("both are in it")
+with shared.SharedRunFolder(Path(f"of-{index}").resolve()).claimed("if missing"):
+    print("never")
+"""
+    with together(tmp_path, body) as going:
+        assert going.wait(60) == [1, 1]
+        assert going.error(0) == going.error(1)
+        assert "process 1 on " in going.error(0)
+        assert "does not see " in going.error(0)
+        assert going.out(0) == going.out(1) == ""
+
+
+@pytest.mark.parametrize(
+    ("typed", "asked"),
+    [
+        ("train --process-id 1 --set a.b=c", ["train", "--set a.b=c"]),
+        ("train --processes=2 --set=a.b=c --coordinator h:1", ["train", "--set a.b=c"]),
+        ("eval --best RUN -q --json", ["eval", "--best RUN"]),
+        ("--debug train --resume --run-dir 'a b'", ["train", "--resume", "--run-dir 'a b'"]),
+        ("resume RUN --processes 2", ["resume", "RUN"]),
+    ],
+)
+def test_what_is_asked_for_is_the_same_in_all_processes(typed, asked):
+    assert asked_for(shlex.split(typed)) == asked
 
 
 @pytest.mark.parametrize("victim", [0, 1, 2])

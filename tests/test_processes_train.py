@@ -292,14 +292,16 @@ def test_skipped_images_are_those_of_all_processes(images, tmp_path):
     assert tested == [19, 19]
 
 
-def test_processes_that_train_different_things_are_refused(tmp_path):
-    own = {1: ("--set", "optimizer.lr=0.5")}
+@pytest.mark.parametrize(
+    "own", [("--set", "optimizer.lr=0.5"), ("--max-steps", "3"), ("--resume",)], ids=" ".join
+)
+def test_processes_that_train_different_things_are_refused(tmp_path, own):
     command = [*TRAIN, "--run-dir", tmp_path / "run"]
-    with Launched(command, tmp_path, own=own) as going:
+    with Launched(command, tmp_path, own={1: own}) as going:
         assert going.wait() == [1, 1]
         assert going.error(0) == going.error(1)
-    assert "process 1 was started with another configuration than process 0" in going.error(0)
-    assert "lr: 0.5" in going.error(0)
+    assert "process 1 was started with another command than process 0" in going.error(0)
+    assert f"({' '.join(own)} in process 1)" in going.error(0)
     assert not (tmp_path / "run").exists()
 
 

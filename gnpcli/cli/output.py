@@ -48,12 +48,16 @@ def join_processes() -> None:
 
     Everything that a command does from then on, all processes do. To be called first: they have to
     agree on whatever goes wrong.
+
+    Raises:
+        ConfigError: They were started with different commands.
     """
     from gnpcli.devices.processes.detect import detect
 
     layout = detect(os.environ)
     if layout.count == 1:
         return
+    from gnpcli.cli.same_command import check_same_command
     from gnpcli.devices.processes.peers import connect
     from gnpcli.terminal.lasting import mute
 
@@ -61,6 +65,7 @@ def join_processes() -> None:
     if layout.index > 0:
         mute()
     start_process()
+    check_same_command()
 
 
 def start_measuring() -> None:

@@ -73,7 +73,13 @@ def expanded_variable(name: str) -> str:
 
 
 def user_path(text: str | os.PathLike[str]) -> Path:
-    """Return the path that `text` means; as `expanded`."""
+    """Return the path that `text` means.
+
+    Raises:
+        ConfigError: As `expanded`; or it is empty, as a variable of a script that is not set.
+    """
+    if not os.fspath(text):
+        raise ConfigError("the path is empty: give one ('.' is this folder), or leave it out")
     return Path(expanded(text))
 
 

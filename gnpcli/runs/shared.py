@@ -5,6 +5,8 @@ So whatever is read, is read once, and whatever is wrong with it is known to all
 
 from __future__ import annotations
 
+import platform
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -14,7 +16,8 @@ from typing import Any
 from gnpcli.config.resolved import Resolved
 from gnpcli.devices.processes import peers
 from gnpcli.devices.processes.peers import decided
-from gnpcli.locks import Making
+from gnpcli.errors import CheckpointError
+from gnpcli.locks import Making, read_holder
 from gnpcli.runs import folder
 from gnpcli.runs.contents import Record, Summary
 from gnpcli.runs.folder import RunFolder
@@ -22,6 +25,10 @@ from gnpcli.runs.log import MetricsLog
 from gnpcli.runs.tensorboard import TensorBoardEvents
 
 Warn = Callable[[str], None]
+
+SEEN_WITHIN_S = 60.0
+"""Seconds within which a file of one process shows to the others."""
+_LOOK_EVERY_S = 0.2
 
 
 def run_folder(path: Path, warn: Warn | None = None) -> RunFolder:
@@ -47,7 +54,36 @@ def claimed_run(config: Resolved, path: Path | None, warn: Warn) -> Iterator[Run
             yield held[0]
             return
         place = Path(decided("claim", claim))
+        check_seen(place)
         yield SharedRunFolder(place, warn, held[0] if held else None)
+
+
+def check_seen(path: Path) -> None:
+    """Refuse a folder that process 0 holds where others do not see that: theirs is another one.
+
+    A file system of the network may show it late (`SEEN_WITHIN_S`).
+
+    Raises:
+        CheckpointError: In all processes.
+    """
+    token = decided("holder", lambda: _token(path))
+    limit = time.monotonic() + SEEN_WITHIN_S
+
+    def look() -> None:
+        while token is not None and _token(path) != token:
+            if time.monotonic() > limit:
+                raise CheckpointError(
+                    f"process {peers.index()} on {platform.node()} does not see {path} as process "
+                    "0 has it: put the run on a file system that all of them share, at one path"
+                )
+            time.sleep(_LOOK_EVERY_S)
+
+    peers.agreed("seen", look, CheckpointError)
+
+
+def _token(path: Path) -> str | None:
+    holder = read_holder(path)
+    return None if holder is None else holder.token
 
 
 class SharedRunFolder(RunFolder):
@@ -78,6 +114,7 @@ class SharedRunFolder(RunFolder):
         with ExitStack() as stack:
             claimed = super().claimed
             decided("claim", lambda: stack.enter_context(claimed(making)))
+            check_seen(self.path)
             yield
 
     def check_free(self, config: Resolved) -> None:
