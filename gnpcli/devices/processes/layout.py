@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 from gnpcli.errors import GnpError
 
-
 MOST_PROCESSES = 1_000_000
 """More are a slip of a hand, and would be waited for."""
 _DIGITS = 18
