@@ -142,6 +142,14 @@ def test_flops_are_those_that_the_compiler_counts(kind: Any):
     assert counted(config, kind, mesh).flops == pytest.approx(costs["flops"], rel=0.02)
 
 
+@pytest.mark.parametrize("cut", ["gr.groups=4", "train.accumulate=4"])
+def test_a_batch_that_is_cut_costs_as_many_flops(cut: str):
+    whole, parts = (
+        counted(resolve(None, [*HALF, *cuts]), "gnp", one_device()).flops for cuts in ((), (cut,))
+    )
+    assert parts == pytest.approx(whole, rel=0.05)
+
+
 def test_the_roofline_is_the_longest_part_and_the_links():
     machine = find_machine("a100:2")
     cost = StepCost(

@@ -80,7 +80,10 @@ def plan(
     whether it fits, and hours, EFLOP and money. Programs for TPUs are compiled for them, which
     takes minutes and needs libtpu: pip install 'gnpcli[plan]'.
     """
-    machine = None if on == "cpu" else _elsewhere(on)
+    from gnpcli.cluster.chips import find_machine
+
+    machine = None if on == "cpu" else find_machine(on)
+    os.environ["JAX_PLATFORMS"] = "cpu"  # what plans is a CPU, whatever there is beside it
     if name is not None and _is_table(name):
         for option, value in (("--gr", gr), ("--seed", seed)):
             if value is not None:
@@ -108,15 +111,6 @@ def plan(
         print_json({"name": name, **plan_to_dict(found, price)})
     else:
         print_plan(name or "the demo", config.model.name, found, price)
-
-
-def _elsewhere(on: str) -> Machine:
-    """Return a machine that is not here. This process then computes on the CPU."""
-    from gnpcli.cluster.chips import find_machine
-
-    machine = find_machine(on)
-    os.environ["JAX_PLATFORMS"] = "cpu"
-    return machine
 
 
 def _here(config: Resolved) -> Machine:

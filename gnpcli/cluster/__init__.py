@@ -1,1 +1,1 @@
-"""How work reaches other machines."""
+"""How work reaches other machines, and what it costs there."""

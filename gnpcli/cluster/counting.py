@@ -165,8 +165,11 @@ def _inner(equation: Any) -> Iterator[tuple[Any, float]]:
     elif name == "cond":
         yield max((branch.jaxpr for branch in params["branches"]), key=lambda j: len(j.eqns)), 1
     elif name == "shard_map":
-        manual = params["manual_axes"]
-        yield params["jaxpr"], math.prod(params["mesh"].shape[axis] for axis in manual)
+        mesh = params["mesh"]
+        # "manual_axes" in some versions of jax, "newly_manual_axes" in others
+        (axes,) = (found for key, found in params.items() if key.endswith("manual_axes"))
+        clusters = math.prod(mesh.shape[axis] for axis in axes)
+        yield getattr(params["jaxpr"], "jaxpr", params["jaxpr"]), clusters
     else:
         for key in ("jaxpr", "call_jaxpr", "fun_jaxpr"):
             if key in params:

@@ -27,7 +27,7 @@ HERE = (
     ("wrn-16-4", "data.batch_size=32"),
     ("resnet18", "data.batch_size=32"),
     ("swin-t", "data.batch_size=16", "data.image_size=32"),
-    ("vgg11-bn", "data.batch_size=64", "data.image_size=32"),
+    ("vgg16-bn", "data.batch_size=32", "data.image_size=32"),
 )
 """Models and settings that a CPU trains in tenths of a second a step."""
 
