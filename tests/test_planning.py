@@ -147,7 +147,7 @@ def test_a_batch_that_is_cut_costs_as_many_flops(cut: str):
     whole, parts = (
         counted(resolve(None, [*HALF, *cuts]), "gnp", one_device()).flops for cuts in ((), (cut,))
     )
-    assert parts == pytest.approx(whole, rel=0.05)
+    assert 1 <= parts / whole < 1.15  # what is done to the parameters is done for each part
 
 
 def test_the_roofline_is_the_longest_part_and_the_links():

@@ -85,8 +85,9 @@ def _sum(hours: float, exaflop: float, chip_hours: float, price: float | None) -
 
 def _origin(plan: RunPlan) -> Iterator[str]:
     """Yield where each number comes from."""
-    cost = next(iter(plan.costs.values()))
-    collectives = cost.source if plan.machine.chip.kind == "tpu" else "what the method asks for"
+    cost = max(plan.costs.values(), key=lambda cost: cost.is_too_large)
+    is_compiled = plan.machine.chip.kind == "tpu" and not cost.is_too_large
+    collectives = cost.source if is_compiled else "what the method asks for"
     memory = cost.memory_source
     yield f"from     FLOP and memory traffic: {cost.source}; collectives: {collectives}"
     refused = "; what the compiler says it would need" if cost.is_too_large else ""

@@ -195,7 +195,8 @@ def step_costs(
         GnpError: As `plan_run`.
     """
     if machine.chip.kind == "tpu":
-        return compile_costs(config, kinds, machine.name, notify)
+        compiled = compile_costs(config, kinds, machine.name, notify)
+        return {kind: _completed(cost, config, kind, machine) for kind, cost in compiled.items()}
     found = {}
     for kind in kinds:
         notify(f"tracing the {kind} step")
@@ -212,6 +213,13 @@ def step_costs(
             share = _with_compiled_memory(share, config, kind)
         found[kind] = share
     return found
+
+
+def _completed(cost: StepCost, config: Resolved, kind: StepKind, machine: Machine) -> StepCost:
+    """Return a cost with the collectives of a program that the compiler refused."""
+    if not cost.is_too_large:
+        return cost
+    return replace(cost, collectives=_estimated(config, kind, machine).collectives)
 
 
 def _estimated(config: Resolved, kind: StepKind, machine: Machine) -> StepCost:
