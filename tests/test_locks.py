@@ -201,6 +201,18 @@ def test_a_lease_is_renewed_and_its_loss_is_noticed(tmp_path, monkeypatch):
     assert path.exists()  # it is not ours to remove
 
 
+def test_a_process_that_stood_still_notices_the_loss_before_it_writes(tmp_path, monkeypatch):
+    monkeypatch.setattr(flock, "HAS_FLOCK", False)
+    monkeypatch.setattr(lease, "BEAT_S", 1000)  # no thread has come to it since
+    monkeypatch.setattr(lease, "STALE_S", 0.1)
+    with FolderLock(tmp_path) as lock:
+        time.sleep(0.2)
+        lock.check()  # it stood still, and nobody has taken the folder over
+        time.sleep(0.2)
+        with FolderLock(tmp_path), pytest.raises(LockLost, match="taken over by another process"):
+            lock.check()
+
+
 def wait_for(condition: object) -> None:
     assert callable(condition)
     deadline = time.monotonic() + 30

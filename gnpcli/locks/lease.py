@@ -48,7 +48,8 @@ class Lease:
     def __init__(self, path: Path, holder: Holder):
         self._path, self._holder = path, holder
         self._ended = threading.Event()
-        self.is_lost = False
+        self._was_lost = False
+        self._renewed = time.time()
         threading.Thread(target=self._renew, name="gnp-lease", daemon=True).start()
 
     @classmethod
@@ -71,13 +72,27 @@ class Lease:
                 return cls(path, holder)
         raise FolderInUse(folder, None)
 
+    @property
+    def is_lost(self) -> bool:
+        """Whether another process has it by now.
+
+        A process that stood still, as after SIGSTOP, asks before its thread does.
+        """
+        if not self._was_lost and time.time() - self._renewed > STALE_S / 2:
+            self._beat()
+        return self._was_lost
+
     def _renew(self) -> None:
-        while not self._ended.wait(BEAT_S):
-            with contextlib.suppress(OSError):  # a server that is away may come back
-                if not self._is_mine():
-                    self.is_lost = True
-                    return
-                os.utime(self._path)
+        while not self._was_lost and not self._ended.wait(BEAT_S):
+            self._beat()
+
+    def _beat(self) -> None:
+        with contextlib.suppress(OSError):  # a server that is away may come back
+            if not self._is_mine():
+                self._was_lost = True
+                return
+            os.utime(self._path)
+            self._renewed = time.time()
 
     def _is_mine(self) -> bool:
         found = parse(self._path.read_bytes()) if self._path.exists() else None
