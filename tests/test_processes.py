@@ -37,6 +37,11 @@ MPI = {
     "OMPI_MCA_orte_hnp_uri": "1531576320.0;tcp://10.96.0.1,10.148.0.1:34911",
 }
 TPU = {"TPU_WORKER_HOSTNAMES": "t-0,t-1,t-2,t-3", "TPU_WORKER_ID": "1"}
+SLICES = {
+    "MEGASCALE_NUM_SLICES": "3",
+    "MEGASCALE_SLICE_ID": "2",
+    "MEGASCALE_COORDINATOR_ADDRESS": "s-0:8081",
+}
 BY_HAND = {"GNP_PROCESSES": "2", "GNP_PROCESS_ID": "1", "GNP_COORDINATOR": "10.0.0.1:4000"}
 OF_JAX = {
     "JAX_NUM_PROCESSES": "8",
@@ -75,6 +80,11 @@ GPUS = {"CUDA_VISIBLE_DEVICES": "0,1,2,3"}
         ({**SLURM, "SLURM_STEP_TASKS_PER_NODE": "2(x999999999)"}, (4, 3, "node007:62091", None)),
         (TPU, (4, 1, "t-0:8476", None)),
         ({**TPU, "TPU_WORKER_HOSTNAMES": "localhost"}, (1, 0, None, None)),
+        ({**TPU, **SLICES}, (12, 9, "s-0:8476", None)),
+        (
+            {**TPU, **SLICES, "TPU_WORKER_HOSTNAMES": "t-0", "TPU_WORKER_ID": "0"},
+            (3, 2, "s-0:8476", None),
+        ),
     ],
 )
 def test_the_environment_says_which_processes_there_are(environment, wanted):
@@ -132,6 +142,7 @@ def test_the_first_node_of_a_list_is_process_0s(nodes, first):
         ({**BY_HAND, "GNP_COORDINATOR": "h:" + "1" * 5000}, "...' is not HOST:PORT"),
         ({**OF_JAX, "JAX_LOCAL_DEVICE_IDS": "1,2,1"}, "names a device twice: 1,2,1"),
         ({**SLURM, **GPUS, "SLURM_LOCALID": "2"}, "this is task 2 of the 2 on"),
+        ({**TPU, "MEGASCALE_NUM_SLICES": "2"}, "MEGASCALE_COORDINATOR_ADDRESS is not given"),
         ({**SLURM, "SLURM_STEP_ID": "4294967294.batch"}, "SLURM_STEP_ID is '4294967294.batch'"),
         ({**MPI, "OMPI_MCA_orte_hnp_uri": ""}, "Open MPI says that there are 3 processes and not"),
     ],

@@ -103,15 +103,25 @@ def open_mpi(given: Environment) -> Layout | None:
 
 
 def tpu_pod(given: Environment) -> Layout | None:
-    """Return the layout of a worker of a TPU pod, whose variables name all workers."""
+    """Return the layout of a worker of a TPU pod, whose variables name all workers of its slice."""
     hosts = [host for host in given.get("TPU_WORKER_HOSTNAMES", "").split(",") if host.strip()]
-    if len(hosts) < 2 or "TPU_WORKER_ID" not in given:
+    slices = _number(given, "MEGASCALE_NUM_SLICES", 1)
+    if len(hosts) * slices < 2 or "TPU_WORKER_ID" not in given:
         return None
+    first = hosts[0].strip()
+    if slices > 1:  # another slice has other hosts: all of them know one of the first
+        first = given.get("MEGASCALE_COORDINATOR_ADDRESS", "").partition(":")[0]
+        if not first:
+            raise LayoutError(
+                f"MEGASCALE_NUM_SLICES is {slices} and MEGASCALE_COORDINATOR_ADDRESS is not given: "
+                "set it to a host of the first slice"
+            )
+    before = len(hosts) * _number(given, "MEGASCALE_SLICE_ID", 0)
     return Layout(
-        len(hosts),
-        whole_number("TPU_WORKER_ID", given["TPU_WORKER_ID"]),
-        f"{hosts[0].strip()}:{_TPU_PORT}",
-        nodes=len(hosts),
+        len(hosts) * slices,
+        before + whole_number("TPU_WORKER_ID", given["TPU_WORKER_ID"]),
+        f"{first}:{_TPU_PORT}",
+        nodes=len(hosts) * slices,
         source="the TPU pod",
     )
 
