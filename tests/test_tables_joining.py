@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from gnpcli import __version__
 from gnpcli.errors import ConfigError
 from gnpcli.locks import LEASE_FILE, LOCK_FILE, flock
 from gnpcli.runs.folder import RunFolder
@@ -134,13 +135,29 @@ def test_a_command_that_was_killed_is_forgotten(tmp_path: Path):
     assert [*out.iterdir()] == []
 
 
-def test_a_record_of_work_that_cannot_be_read_hinders_nobody(tmp_path: Path):
+@pytest.mark.parametrize(
+    "change", [{"rows": 1}, {"cells": []}, {"cells": {"nano adam": 1}}, {"seeds": None}, None]
+)
+def test_a_record_of_work_that_cannot_be_read_hinders_nobody(tmp_path: Path, change: Any):
     out = tmp_path / "out"
     with at_work(out, some_cells(tmp_path), join=False):
         (record,) = out.glob(f"{WORKERS}/*/work.json")
-        record.write_text("[1]")
+        odd = [1] if change is None else json.loads(record.read_text()) | change
+        record.write_text(json.dumps(odd))
         with at_work(out, some_cells(tmp_path, seeds=(7,)), join=True):
             pass
+
+
+@pytest.mark.parametrize("version", [["0.1"], None], ids=["another", "one that did not say"])
+def test_a_command_of_another_version_is_not_joined(tmp_path: Path, version: Any):
+    out = tmp_path / "out"
+    with at_work(out, some_cells(tmp_path), join=False):
+        (record,) = out.glob(f"{WORKERS}/*/work.json")
+        work = json.loads(record.read_text()) | {"version": version}
+        record.write_text(json.dumps({key: value for key, value in work.items() if value}))
+        told = rf"\(version: (0.1|an older one) -> {__version__}\)"
+        with pytest.raises(ConfigError, match=told):
+            at_work(out, some_cells(tmp_path), join=True).__enter__()
 
 
 def test_there_is_nothing_to_join_where_nothing_is_run(gnp: Gnp, tmp_path: Path):

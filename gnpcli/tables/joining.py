@@ -13,6 +13,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from gnpcli import __version__
 from gnpcli.config.loader import flatten
 from gnpcli.config.same_run import COMPUTED_BY
 from gnpcli.errors import ConfigError
@@ -26,8 +27,11 @@ WORKERS = "workers"
 
 _WORK = "work.json"
 
+_PARTS = ("version", "rows", "columns", "seeds")
+
 Work = dict[str, Any]
-"""What a command runs: ``rows``, ``columns`` and ``seeds``, and the ``cells`` of the first seed.
+"""What a command runs: ``version`` of `gnp`, ``rows``, ``columns`` and ``seeds``, and the ``cells``
+of the first seed.
 
 Of each cell it has the keys that say which run it is, with their values.
 """
@@ -82,6 +86,7 @@ def _forget_killed(out: Path) -> None:
 def _work(cells: Sequence[Cell]) -> Work:
     first = cells[0].seed
     return {
+        "version": [__version__],
         "rows": list(dict.fromkeys(cell.row for cell in cells)),
         "columns": list(dict.fromkeys(cell.column for cell in cells)),
         "seeds": list(dict.fromkeys(cell.seed for cell in cells)),
@@ -114,7 +119,12 @@ def _read(path: Path) -> Work | None:
         found = json.loads(path.read_text())
     except (OSError, ValueError):
         return None
-    is_work = isinstance(found, dict) and {"rows", "columns", "seeds", "cells"} <= found.keys()
+    if not isinstance(found, dict):
+        return None
+    found.setdefault("version", ["an older one"])
+    lists = all(isinstance(found.get(part), list) for part in _PARTS)
+    cells = found.get("cells")
+    is_work = lists and isinstance(cells, dict) and all(isinstance(v, dict) for v in cells.values())
     return found if is_work else None
 
 
@@ -137,7 +147,7 @@ def _check_same(out: Path, holder: Holder | None, other: Work | None, mine: Work
 
 def _differences(other: Work, mine: Work) -> Iterator[str]:
     """Yield what differs between two commands, from the other to this one."""
-    for part in ("rows", "columns", "seeds"):
+    for part in _PARTS:
         if other[part] != mine[part]:
             yield f"{part}: {_listed(other[part])} -> {_listed(mine[part])}"
     for place, config in mine["cells"].items():
