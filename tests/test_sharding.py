@@ -7,16 +7,20 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import textwrap
 from pathlib import Path
 from typing import Any
 
+import jax
 import pytest
 
 from gnpcli.config.optimizers import OPTIMIZERS
 from gnpcli.devices.sharding import SMALL, split_axis
+from gnpcli.recipes.presets import resolve
+from gnpcli.recipes.splitting import little_split
 from gnpcli.runs.folder import RunFolder
 from tests.conftest import FINDS_SMALL, Gnp
 from tests.networks import ONE_OF_EACH
@@ -95,6 +99,25 @@ COMPARE = """
 
 CLOSE = {"params": 1e-6, "ema": 1e-6, "model_state": 1e-5, "opt_state": 1e-5, "component": 1e-4}
 """How far split and whole may be apart. The component is what two like gradients differ by."""
+
+
+@pytest.mark.parametrize(
+    ("devices", "shard", "said"),
+    [
+        (8, "fsdp", None),
+        (7, "none", None),
+        (1, "fsdp", None),
+        (7, "fsdp", "splits 0 % of the parameters over 7 devices, .*: 4 devices do"),
+        (3, "fsdp", "splits 25 % of the parameters over 3 devices, .*: 2 devices do"),
+    ],
+)
+def test_a_number_of_devices_that_leaves_all_whole_is_told(devices, shard, said):
+    config = resolve(None, [f"mesh.shard={shard}"])
+    # 3 devices divide a quarter of the elements, 7 none, and powers of 2 all.
+    shapes = {"a": (192, 512), "b": (1024, 256), "c": (64, 512)}
+    params = {name: jax.ShapeDtypeStruct(shape, "float32") for name, shape in shapes.items()}
+    told = little_split(config, params, devices)
+    assert told is None if said is None else re.search(said, str(told))
 
 
 def check(found: dict[str, Any], case: object) -> None:

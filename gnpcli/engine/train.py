@@ -24,6 +24,7 @@ from gnpcli.errors import ConfigError, DataError
 from gnpcli.recipes.plan import fit
 from gnpcli.recipes.presets import with_code
 from gnpcli.recipes.rounding import lost_radius
+from gnpcli.recipes.splitting import little_split
 from gnpcli.runs.contents import Summary, is_at_end
 from gnpcli.runs.folder import RunFolder
 from gnpcli.runs.shared import claimed_run, run_folder
@@ -220,7 +221,8 @@ def _prepare(config: Resolved, data: Dataset | None, screen: Screen) -> tuple[Ta
         dataset = as_configured(data, config.data)
     _check_same_everywhere(config, dataset)
     task = build_task(config, dataset.train, dataset.spec, mesh)
-    lost = lost_radius(config, task.abstract_state().params)
-    if lost is not None:
-        screen.warn(lost)
+    params = task.abstract_state().params
+    for warning in (lost_radius(config, params), little_split(config, params, mesh.size)):
+        if warning is not None:
+            screen.warn(warning)
     return task, dataset
