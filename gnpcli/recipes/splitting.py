@@ -42,6 +42,8 @@ def split_share(params: Any, devices: int) -> float:
 
     from gnpcli.devices.sharding import split_axis
 
-    sizes = [(leaf.shape, math.prod(leaf.shape)) for leaf in jax.tree.leaves(params)]
+    sizes: list[tuple[tuple[int, ...], int]] = [
+        (leaf.shape, math.prod(leaf.shape)) for leaf in jax.tree.leaves(params)
+    ]
     split = sum(size for shape, size in sizes if split_axis(shape, devices) is not None)
     return split / max(sum(size for _, size in sizes), 1)
