@@ -18,7 +18,7 @@ from gnpcli.devices.processes.channel import LONGEST_HELLO, Channel
 from gnpcli.devices.processes.layout import Layout, split_address
 from gnpcli.devices.processes.meeting import HEARD, MeetingError
 from tests.launch import wait_until
-from tests.meeting import layouts, meet, silent
+from tests.meeting import layouts, meet
 
 
 @pytest.fixture
@@ -64,43 +64,13 @@ def test_what_listens_there_and_is_no_gnp_is_told_from_process_0(monkeypatch):
 
 def test_strangers_at_the_door_keep_nobody_out(soon):
     first, second = layouts(2)
-    place = ("127.0.0.1", split_address(str(first.coordinator))[1])
-
-    def knock() -> None:
-        for _ in range(200):
-            try:
-                with socket.create_connection(place, timeout=5) as stranger:
-                    stranger.sendall(b"GET / HTTP/1.1\r\n\r\n")
-                    return
-            except OSError:
-                threading.Event().wait(0.02)
-
-    stranger = threading.Thread(target=knock)
-    stranger.start()
-    threading.Timer(0.5, silent, [""]).start()
-    told = meet(first, second)
-    stranger.join()
-    assert set(told[0][1]) == {1}
-    assert told[1][2] == 7
-
-
-@pytest.mark.parametrize(
-    ("change", "said"),
-    [
-        ({"index": 1}, "two processes say that they are process 1"),
-        ({"index": 0}, "two processes say that they are process 0"),
-        ({"count": 4}, "counts 4 processes, process 0 3"),
-    ],
-)
-def test_processes_that_do_not_fit_together_all_say_so(soon, monkeypatch, change, said):
-    first, second, third = layouts(3)
-    odd = replace(third, **change)
-    if odd.index == 0:  # as another process 0 would be refused: it comes as one of the others
-        monkeypatch.setattr(meeting, "who", lambda layout: {**who(layout), "index": 0})
-        odd = third
-    told = meet(first, second, odd) if odd is not third else meet(first, third)
-    assert said in str(told[0])
-    assert any(said in str(other) for other in told[1:])
+    with ThreadPoolExecutor(1) as pool:
+        told = pool.submit(meet, first)
+        with knock(first) as stranger:
+            stranger.sendall(b"GET / HTTP/1.1\r\n\r\n")
+            assert stranger.recv(1) == b""
+        assert meet(second)[0][2] == 7
+        assert set(told.result()[0][1]) == {1}
 
 
 who = meeting.who
@@ -219,15 +189,30 @@ def test_processes_of_another_jax_are_refused(soon, monkeypatch):
     assert "is gnp 0.1 with jax 2, process 0" in str(told[0])
 
 
-def test_a_process_that_cannot_be_one_of_them_is_refused(soon):
-    first, second, _ = layouts(3)
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ({"index": 1}, "two processes say that they are process 1: on "),
+        ({"index": 0}, "two processes say that they are process 0: on "),
+        ({"index": 3}, "says that it is process 3 of 3"),
+        ({"index": None}, "says that it is process None of 3"),
+        ({"count": 4}, "counts 4 processes, process 0 3"),
+        ({"version": "0.0"}, "is gnp 0.0, process 0 "),
+    ],
+)
+def test_a_process_that_does_not_fit_is_refused_and_all_say_so(soon, more, said):
+    first, second, third = layouts(3)
     with ThreadPoolExecutor(1) as pool:
         told = pool.submit(meet, first)
-        with says(second, index=3) as connection:
-            answer = json.loads(connection.makefile("rb").readline())
+        with says(second) as right:
+            answers = right.makefile("rb")
+            assert json.loads(answers.readline()) == HEARD
+            with says(third, **more) as odd:
+                refused = json.loads(odd.makefile("rb").readline())
+            assert json.loads(answers.readline()) == refused
         (error,) = told.result()
-    assert "says that it is process 3 of 3" in str(error)
-    assert answer == {"refused": str(error)}
+    assert refused == {"refused": str(error)}
+    assert said in str(error)
 
 
 def has_ipv6() -> bool:
