@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import shlex
 import signal
+import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,7 @@ from typing import Any
 import pytest
 
 from gnpcli.cli.same_command import asked_for
-from gnpcli.devices.processes import peers
+from gnpcli.devices.processes import peers, team
 from gnpcli.devices.processes.detect import ONE, detect
 from gnpcli.devices.processes.launchers import first_node
 from gnpcli.devices.processes.layout import LayoutError, split_address
@@ -165,16 +167,16 @@ def test_one_process_is_its_own_answer():
 
 def team_of(count: int) -> list[Team]:
     first, *others = meet(*layouts(count), keep=True)
-    team: list[Team] = [First(first[1], first[2], silent)]
-    return team + [Other(channel, silent) for channel, _, _ in others]
+    process_0: list[Team] = [First(first[1], first[2], silent)]
+    return process_0 + [Other(channel, silent) for channel, _, _ in others]
 
 
 def test_processes_tell_each_other_what_they_know(monkeypatch):
     monkeypatch.setenv("GNP_CONNECT_TIMEOUT_S", "20")
-    team = team_of(3)
+    members = team_of(3)
 
     def work(index: int) -> list[Any]:
-        own = team[index]
+        own = members[index]
         found = [own.told("a", f"of {index}"), own.gathered("b", index)]
         found += [own.gathered("c", {"index": index})[index], own.told("d", None)]
         own.leave()
@@ -189,9 +191,34 @@ def test_a_layout_of_one_is_one_process():
     assert ONE.count == 1
 
 
+@pytest.mark.parametrize("index", [0, 1])
+def test_two_threads_that_end_a_process_say_so_once(monkeypatch, index):
+    monkeypatch.setenv("GNP_CONNECT_TIMEOUT_S", "20")
+    monkeypatch.setattr(team, "_GOODBYE_S", 0.1)
+    statuses: list[int] = []
+    is_over = threading.Event()
+
+    def end(status: int) -> None:
+        statuses.append(status)
+        is_over.wait(30)
+
+    monkeypatch.setattr(team, "end_process", end)
+    said: list[str] = []
+    first, second = meet(*layouts(2), keep=True)
+    own = Other(second[0], said.append) if index else First(first[1], first[2], said.append)
+    for _ in range(2):
+        threading.Thread(target=own.fail, args=("a full disk", 3), daemon=True).start()
+    wait_until(lambda: bool(statuses), 20)
+    time.sleep(0.3)
+    assert (said, statuses) == (["a full disk"], [3])
+    is_over.set()
+    for channel in (first[1][1], second[0]):
+        channel.close()
+
+
 WITHOUT_JAX = """
 import os, sys, time
-from gnpcli.devices.processes import peers
+from gnpcli.devices.processes import peers, team
 from gnpcli.devices.processes.detect import detect
 from gnpcli.errors import ConfigError, DataError, GnpError
 from gnpcli.runs.reading import RunReadError

@@ -132,6 +132,7 @@ class First:
         self._shares: dict[str, dict[int, Any]] = {}
         self._has_left: set[int] = set()
         self._is_ending = threading.Event()
+        self._end_once = threading.Lock()
         self._readers = [self._reader(index) for index in channels]
 
     def _reader(self, index: int) -> threading.Thread:
@@ -224,6 +225,7 @@ class First:
     def _end(self) -> NoReturn:
         failure = self._inbox.failure
         assert failure is not None
+        self._end_once.acquire()  # for good: another thread may be about to end as well
         self._say(str(failure))
         limit = time.monotonic() + _GOODBYE_S
         for reader in self._readers:  # which end when their process has
@@ -244,6 +246,7 @@ class Other:
         self._channel, self._say = channel, say
         self._inbox = _Inbox()
         self._has_left = False
+        self._end_once = threading.Lock()
         threading.Thread(target=self._read, name="gnp-process-0", daemon=True).start()
 
     def told(self, key: str, value: Any) -> Any:
@@ -296,6 +299,7 @@ class Other:
             self._end(str(failure), failure.exit_status)
 
     def _end(self, text: str, status: int) -> NoReturn:
+        self._end_once.acquire()  # as that of process 0
         self._say(text)
         end_process(status)
 
