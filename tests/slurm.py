@@ -24,6 +24,7 @@ NODES = 2
 CPUS = 2
 """Of each node; there may be fewer cores here."""
 
+# A job that is queued again waits for as long as a credential is good. Less than 5 s counts as 120.
 CONF = """\
 ClusterName=tests
 SlurmctldHost=localhost(127.0.0.1)
@@ -31,7 +32,7 @@ SlurmctldPort={ports[0]}
 SlurmUser={user}
 SlurmdUser={user}
 AuthType=auth/munge
-AuthInfo=socket={folder}/munge.socket,cred_expire=3
+AuthInfo=socket={folder}/munge.socket,cred_expire=30
 CommunicationParameters=NoInAddrAny,NoCtldInAddrAny
 StateSaveLocation={folder}/state
 SlurmdSpoolDir={folder}/spool-%n

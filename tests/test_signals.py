@@ -259,3 +259,18 @@ def test_nohup_trains_on_after_a_hang_up(tmp_path: Path):
     process.send_signal(signal.SIGTERM)
     process.communicate(timeout=120)
     assert process.returncode == 128 + signal.SIGTERM
+
+
+ENDING = """
+import os, signal, sys
+from gnpcli.devices.signals import STOP_SIGNALS, keep_status
+keep_status()
+for number in STOP_SIGNALS:
+    if number != signal.SIGINT:
+        os.kill(os.getpid(), number)
+sys.exit(75)
+"""
+
+
+def test_a_command_that_ends_keeps_its_status():
+    assert subprocess.run([sys.executable, "-c", ENDING], timeout=60).returncode == 75

@@ -130,6 +130,39 @@ def test_the_tasks_of_two_nodes_train_one_run(jobs: Jobs, monkeypatch: pytest.Mo
     assert RunFolder(jobs.folder / "run").summary()["step"] == 3
 
 
+def test_tasks_that_reach_a_limit_are_queued_again_together(
+    jobs: Jobs, monkeypatch: pytest.MonkeyPatch
+):
+    """The first one that ends makes srun end the other one, and the job has its status."""
+    monkeypatch.setenv("GNP_COORDINATOR", f"127.0.0.1:{free_port()}")
+    options = ("--max-steps", "5", "--run-dir", "run", "--time-limit", "0.001")
+    job = jobs.submit(("--nodes", "2"), (*TRAIN, *options))
+    facts = jobs.cluster.end(job, 600)
+    run = RunFolder(jobs.folder / "run")
+    assert facts["JobState"] == "COMPLETED", jobs.log()
+    assert run.summary()["step"] == 5
+    begun = starts(run.path)
+    assert int(facts["Restarts"]) == len(begun) - 1 > 0
+    assert begun == sorted({*begun})
+    assert jobs.log().count("stopped by its time limit after step") >= len(begun) - 1
+    assert "Terminated" not in jobs.log()
+
+
+def test_a_run_stops_before_its_job_does(jobs: Jobs):
+    """Slurm counts in minutes: of two, the run leaves its margin."""
+    options = ("--epochs", "100000", "--run-dir", "run", "--time-limit", "auto")
+    asked = ("--time", "2", "--save-before", "1")
+    job = jobs.submit(asked, (*TRAIN, *options, "--set", "mesh.devices=1"))
+    jobs.cluster.wait(job, lambda facts: facts["Restarts"] == "1", 300)
+    run = RunFolder(jobs.folder / "run")
+    assert "stopped by its time limit after step" in jobs.log()
+    assert "time limit  none" not in jobs.log()
+    assert run.summary()["status"] == "interrupted"
+    assert run.summary()["step"] > 1
+    jobs.cluster.run("scancel", job)
+    assert jobs.cluster.end(job)["JobState"] == "CANCELLED"
+
+
 def test_an_array_divides_a_table(jobs: Jobs, tmp_path: Path):
     (tmp_path / "tiny.yaml").write_text(TINY)
     table = ("reproduce-table", "tiny.yaml", "--out", "out", "--seeds", "0")

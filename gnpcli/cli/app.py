@@ -15,8 +15,9 @@ from gnpcli.cli.commands import CommandGroup, add_commands
 from gnpcli.cli.output import fail, say
 from gnpcli.cli.remarks import listen
 from gnpcli.devices.processes import peers
-from gnpcli.devices.signals import Stopped, is_interrupted
+from gnpcli.devices.signals import Stopped, is_interrupted, keep_status
 from gnpcli.devices.start import expect_no_tpu
+from gnpcli.errors import Interrupted
 from gnpcli.models.own import explain
 from gnpcli.terminal.lasting import errors
 
@@ -80,6 +81,9 @@ def run() -> None:
         if message is None or os.environ.get("GNP_DEBUG"):
             _tell_of_bug(error)
             raise
+        if isinstance(error, Interrupted):
+            keep_status()
+            peers.stop(message, status)
         peers.fail(message, status)
         fail(message)
         sys.exit(status)

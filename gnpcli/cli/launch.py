@@ -116,6 +116,7 @@ def slurm(
         name=job_name or name,
         nodes=nodes,
         tasks_per_node=tasks_per_node,
+        is_one=command[0] == "train",
         array=array,
         save_before_s=save_before,
         cpus_per_task=cpus_per_task,

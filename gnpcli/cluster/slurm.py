@@ -92,6 +92,8 @@ class SlurmJob:
     name: str
     nodes: int = 1
     tasks_per_node: int = 1
+    is_one: bool = True
+    """Whether the tasks do one thing together. Else each goes on where another one ends."""
     array: int | None = None
     """Jobs of an array, which all run the same command."""
     save_before_s: int = 120
@@ -160,8 +162,12 @@ class SlurmJob:
                 raise ConfigError(f"--sbatch {name}: {_OF_LAUNCHER[name]}")
 
     def _srun(self) -> list[str]:
-        """Return the command of the job's step. A task that fails ends the others, and the job."""
-        options = ["--kill-on-bad-exit=1"]
+        """Return the command of the job's step.
+
+        A task that fails ends those that compute together with it, and the job. The defaults of a
+        cluster may do so to others, too.
+        """
+        options = ["--kill-on-bad-exit=1"] if self.is_one else ["--kill-on-bad-exit=0", "--wait=0"]
         if self.cpus_per_task is not None:  # srun takes it from sbatch in some versions only
             options.append(f"--cpus-per-task={self.cpus_per_task}")
         return ["srun", *options, *self.command]

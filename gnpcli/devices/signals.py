@@ -85,6 +85,18 @@ _UNTOUCHED = (signal.SIG_IGN, None)
 """Handlers that stay: it is ignored, or the handler is not Python's."""
 
 
+def keep_status() -> None:
+    """Ignore the `STOP_SIGNALS` from here on, but for Ctrl-C. For a command that ends in any case.
+
+    What started several processes may end the last of them when the first one has ended, and
+    would take a signal for the status of all. ``srun --kill-on-bad-exit=1`` does.
+    """
+    if threading.current_thread() is threading.main_thread():
+        for number in STOP_SIGNALS:
+            if number != signal.SIGINT:
+                signal.signal(number, signal.SIG_IGN)
+
+
 @contextlib.contextmanager
 def command_signals() -> Iterator[None]:
     """Answer Ctrl-C for the life of a command: at once, and never with a traceback.

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import re
+import subprocess
 import time
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from typing import Literal
 
 from gnpcli.config.training import TimeLimitMinutes
+from gnpcli.devices.processes import peers
 from gnpcli.errors import ConfigError
 
 Work = Literal["step", "compilation", "evaluation", "save"]
@@ -23,7 +26,13 @@ STEPS_BEHIND = 3
 SLOWEST_BYTES_PER_S = 100e6
 """What a save is taken to write in a second, as long as none has been seen."""
 JOB_END = "SLURM_JOB_END_TIME"
-"""The variable in which Slurm gives the end of a job, in seconds since 1970."""
+"""The variable in which Slurm gives the end of a job, in seconds since 1970.
+
+Slurm 22.05 does not set it. Where it is missing, Slurm is asked (`squeue`).
+"""
+JOB = "SLURM_JOB_ID"
+ASK_WITHIN_S = 60
+"""How long `squeue` may take: a busy Slurm answers late."""
 
 
 def end_of(limit: TimeLimitMinutes, tell: Callable[[str], None]) -> float | None:
@@ -42,11 +51,49 @@ def end_of(limit: TimeLimitMinutes, tell: Callable[[str], None]) -> float | None
         return time.monotonic() + 60 * limit
     text = os.environ.get(JOB_END, "")
     if not text:
-        tell(f"time limit  none: {JOB_END} is not set")
-        return None
+        return _asked_end(tell)
     if not text.isdecimal() or len(text) > 15:
         raise ConfigError(f"{JOB_END}={text} is no time in seconds: correct or unset it")
     return time.monotonic() + int(text) - time.time()
+
+
+def _asked_end(tell: Callable[[str], None]) -> float | None:
+    """Return the end of the job as Slurm tells it, on the monotonic clock; None knows none.
+
+    Of several processes the first asks for all. The others stop when it does.
+    """
+    job = os.environ.get(JOB)
+    if not job:
+        tell(f"time limit  none: {JOB_END} is not set")
+        return None
+    if not peers.is_first():
+        return None
+    asked_s = time.monotonic()
+    command = ["squeue", "--noheader", f"--jobs={job}", "--format=%L"]
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=ASK_WITHIN_S, check=True
+        )
+        left_s = seconds_of(done.stdout)
+    except (OSError, subprocess.SubprocessError):
+        left_s = None
+    if left_s is None:
+        tell(f"time limit  none: {JOB_END} is not set, and squeue tells no end of job {job}")
+        return None
+    return asked_s + left_s
+
+
+def seconds_of(text: str) -> int | None:
+    """Return the seconds that Slurm writes as ``[days-][hours:]minutes:seconds``; None: no time.
+
+    >>> seconds_of("1:30"), seconds_of("2-00:00:01"), seconds_of("UNLIMITED")
+    (90, 172801, None)
+    """
+    found = re.fullmatch(r"(?:(?:(\d+)-)?(\d+):)?(\d+):(\d\d)", text.strip())
+    if found is None:
+        return None
+    days, hours, minutes, seconds = (int(part or 0) for part in found.groups())
+    return ((days * 24 + hours) * 60 + minutes) * 60 + seconds
 
 
 class TimeLimit:

@@ -244,6 +244,17 @@ def fail(text: str, status: int) -> None:
         _team.fail(text, status)
 
 
+def stop(text: str, status: int) -> None:
+    """End all processes, which all have stopped with this line. In one do nothing, as `fail`.
+
+    Who has something to write still is waited for. So none ends long before another: a launcher may
+    kill those that are left.
+    """
+    if _team is not None:
+        barrier("stopped")
+        _team.fail(text, status)
+
+
 def leave() -> None:
     """Wait until all processes are done, where there are several."""
     if _team is not None:
