@@ -218,7 +218,7 @@ def test_two_threads_that_end_a_process_say_so_once(monkeypatch, index):
 
 WITHOUT_JAX = """
 import os, sys, time
-from gnpcli.devices.processes import peers, team
+from gnpcli.devices.processes import peers
 from gnpcli.devices.processes.detect import detect
 from gnpcli.errors import ConfigError, DataError, GnpError
 from gnpcli.runs.reading import RunReadError

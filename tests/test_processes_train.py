@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from gnpcli.devices.signals import STOP_SIGNALS
+from gnpcli.errors import TRY_AGAIN
 from tests.commands import PROGRAM
 from tests.folders import put
 from tests.launch import Launched, launch, wait_until
@@ -136,23 +137,114 @@ def resume(folder: Path, **options: Any) -> Launched:
     return launch(["resume", folder / "run", "--json"], folder, **options)
 
 
+SLOW = (
+    """
+import time
+from gnpcli.engine.loop import Loop
+_take = Loop._take
+def _take_slowly(self, step):
+    time.sleep(0.3)
+    _take(self, step)
+Loop._take = _take_slowly
+"""
+    + PROGRAM
+)
+"""A process that leaves time between two steps."""
+
+
 @pytest.mark.parametrize("process", [0, 1])
-@pytest.mark.parametrize("number", STOP_SIGNALS)
-def test_a_signal_to_one_process_stops_all_at_one_step(undisturbed, tmp_path, number, process):
-    with Launched([*TRAIN, "--run-dir", tmp_path / "run"], tmp_path) as going:
-        wait_until(has_logged(tmp_path, 5))
-        going.processes[process].send_signal(number)
-        assert going.wait() == [128 + number] * 2, going.err(0) + going.err(1)
-        assert going.error(0) == going.error(1)
-    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
-    assert summary["status"] == "interrupted"
-    assert f"stopped by {number.name} after step {summary['step']}, saved" in going.error(0)
-    assert max(digests(tmp_path)) == summary["step"]
-    if number != signal.SIGTERM:  # what comes then is the same for all of them
-        return
+def test_every_signal_to_one_process_stops_all_at_one_step(undisturbed, tmp_path, process):
+    """One run is stopped by each of them in turn, and then goes on to the end."""
+    command: list[object] = [*TRAIN, "--run-dir", tmp_path / "run"]
+    steps = [0]
+    for number in STOP_SIGNALS:
+        with Launched(command, tmp_path, programs={0: SLOW, 1: SLOW}) as going:
+            wait_until(has_logged(tmp_path, steps[-1] + 2))
+            going.processes[process].send_signal(number)
+            assert going.wait() == [128 + number] * 2, going.err(0) + going.err(1)
+            assert going.error(0) == going.error(1)
+        summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+        steps.append(summary["step"])
+        assert summary["status"] == "interrupted"
+        said = f"stopped by {number.name} to process {process} after step {steps[-1]}, saved"
+        assert said in going.error(0)
+        is_told = f"{number.name} to process 1: stopping after step {steps[-1]}" in going.err(0)
+        assert is_told == (process == 1)
+        session = range(steps[-2] + 1, steps[-1] + 1)
+        saved = [step for step in sorted(digests(tmp_path)) if step in session]
+        assert saved == [step for step in session if step % 10 == 0 or step == steps[-1]]
+        command = ["resume", tmp_path / "run"]
+    assert steps == sorted({*steps})
+    assert steps[-1] < TOTAL
     resume(tmp_path)
-    assert log(tmp_path) == log(undisturbed)
-    assert digests(tmp_path)[TOTAL] == digests(undisturbed)[TOTAL]
+    assert_same_run(tmp_path, undisturbed)
+
+
+def assert_same_run(folder: Path, other: Path) -> None:
+    """Assert that a run that was stopped holds, bit for bit, what one that was not holds."""
+    assert log(folder) == log(other)
+    assert digests(folder)[TOTAL] == digests(other)[TOTAL]
+
+
+SMALL_LIMIT = ("--time-limit", 0.001)
+"""Which is over when training begins: a session takes one step, and those until all know of it."""
+
+
+def test_one_command_for_every_attempt(undisturbed, tmp_path):
+    """It starts a run, goes on with it after each time limit, and does nothing at its end."""
+    command = [*TRAIN, "--run-dir", tmp_path / "run", "--resume", "--json"]
+    steps = []
+    for _ in range(2):
+        with Launched([*command, *SMALL_LIMIT], tmp_path) as going:
+            assert going.wait() == [TRY_AGAIN] * 2, going.err(0) + going.err(1)
+            assert going.error(0) == going.error(1)
+        steps.append(max(digests(tmp_path)))
+        assert f"stopped by its time limit after step {steps[-1]}, saved" in going.error(0)
+        assert (going.out(0), going.out(1)) == ("", "")
+    assert 0 < steps[0] < steps[1] < TOTAL
+    assert digests(tmp_path).keys() == {*steps}
+    done = launch(command, tmp_path)
+    assert json.loads(done.out(0))["status"] == "finished"
+    assert done.out(1) == ""
+    assert_same_run(tmp_path, undisturbed)
+    written = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").iterdir()}
+    again = launch(command, tmp_path)
+    assert json.loads(again.out(0))["step"] == TOTAL
+    assert f"is already at step {TOTAL}: nothing to do" in again.err(0)
+    assert (again.out(1), again.err(1)) == ("", "")
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "run").iterdir()} == written
+    with Launched([*command, "--seed", 3], tmp_path) as going:
+        assert going.wait() == [1, 1]
+        assert going.error(0) == going.error(1)
+    assert "holds a run with another configuration (train.seed: 0 -> 3)" in going.error(0)
+
+
+LATE = (
+    """
+import time
+from gnpcli.engine.session import Session
+_go = Session.go
+def _go_late(self, *arguments):
+    try:
+        return _go(self, *arguments)
+    finally:
+        time.sleep(8)
+Session.go = _go_late
+"""
+    + PROGRAM
+)
+"""A process 0 that takes longer to leave its folder than processes have that end after a failure."""
+
+
+def test_processes_that_were_stopped_end_together_with_one_status(tmp_path):
+    """As under ``srun --kill-on-bad-exit=1``: who is left when the first one ends gets SIGTERM."""
+    command = [*TRAIN, "--run-dir", tmp_path / "run", *SMALL_LIMIT]
+    with Launched(command, tmp_path, programs={0: LATE}) as going:
+        wait_until(lambda: any(process.poll() is not None for process in going.processes))
+        for process in going.processes:
+            process.send_signal(signal.SIGTERM)
+        assert going.wait() == [TRY_AGAIN] * 2, going.err(0) + going.err(1)
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["status"] == "interrupted"
 
 
 def test_kills_at_random_moments_cost_no_step(undisturbed, tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import time
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 
 from gnpcli.engine.stopping import HOOK, TIME_LIMIT, Reason, Stop
 from gnpcli.engine.time_limit import (
+    JOB,
     JOB_END,
     MARGIN_S,
     SAVES,
@@ -102,8 +104,44 @@ def test_auto_is_the_end_of_the_job(monkeypatch: pytest.MonkeyPatch):
     with pytest.raises(ConfigError, match="SLURM_JOB_END_TIME=tomorrow is no time in seconds"):
         end_of("auto", told.append)
     monkeypatch.delenv(JOB_END)
+    monkeypatch.delenv(JOB, raising=False)
     assert end_of("auto", told.append) is None
     assert told == ["time limit  none: SLURM_JOB_END_TIME is not set"]
+
+
+@pytest.mark.parametrize(
+    ("answer", "seconds"),
+    [
+        ("1:59", 119),
+        ("12:00:03", 43_203),
+        ("2-00:00:01", 172_801),
+        ("UNLIMITED", None),
+        ("INVALID", None),
+        ("", None),
+        ("no such job >&2; exit 1", None),
+    ],
+)
+def test_auto_asks_a_slurm_that_sets_no_end(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, answer: str, seconds: int | None
+):
+    program = tmp_path / "squeue"
+    program.write_text(f'#!/bin/sh\n[ "$2" = --jobs=17 ] && echo {answer}\n')
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.delenv(JOB_END, raising=False)
+    monkeypatch.setenv(JOB, "17")
+    told: list[str] = []
+    before = time.monotonic()
+    end_s = end_of("auto", told.append)
+    if seconds is None:
+        assert end_s is None
+        assert told == [
+            "time limit  none: SLURM_JOB_END_TIME is not set, and squeue tells no end of job 17"
+        ]
+        return
+    assert told == []
+    assert end_s is not None
+    assert before + seconds <= end_s <= time.monotonic() + seconds
 
 
 @pytest.mark.parametrize(
@@ -140,6 +178,38 @@ def test_of_several_reasons_the_greatest_counts_and_stays(clock: Clock):
     last = stop.reason()
     assert last is not None
     assert (str(last), last.exit_status) == ("SIGUSR1", 128 + signal.SIGUSR1)
+
+
+INT, TERM = (Reason.of_signal(number).code for number in (signal.SIGINT, signal.SIGTERM))
+
+
+@pytest.mark.parametrize(
+    ("codes", "cause", "is_from_elsewhere"),
+    [
+        ([0], "None", False),
+        ([TERM], "SIGTERM", False),
+        ([TERM, TERM], "SIGTERM", False),
+        ([TERM, 0], "SIGTERM to process 0", False),
+        ([0, INT, TERM, TERM], "SIGTERM to processes 2 and 3", True),
+        ([TIME_LIMIT.code, TERM, 0], "SIGTERM to process 1", True),
+        ([0, TIME_LIMIT.code], "its time limit", False),
+        ([HOOK.code, HOOK.code], "a hook", False),
+    ],
+)
+def test_all_processes_take_the_greatest_reason_and_know_where_it_came_from(
+    codes: list[int], cause: str, is_from_elsewhere: bool
+):
+    for own in codes:
+        stop = Stop()
+        if own:
+            stop.report(Reason(own))
+        asked: list[int] = []
+        stop.settle(lambda code, asked=asked: asked.append(code) or codes)  # type: ignore[misc]
+        assert asked == [own]
+        assert stop.reason() == (Reason(max(codes)) if max(codes) else None)
+        assert (stop.cause, stop.is_from_elsewhere) == (cause, is_from_elsewhere)
+        stop.report(Reason.of_signal(signal.SIGTERM))
+        assert stop.cause == cause
 
 
 SMALL = ("train", "--gr", "none", "--set", "model.name=tests.small:small", "--run-dir", "run")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from functools import partial
 
 import jax
 
@@ -88,7 +89,9 @@ class Loop:
                 step += 1
                 self._drain(LOOKAHEAD)
             self._at_boundary(step, is_last=step == stop, evaluates=True)
-        self.stop.settle(_greatest)
+        self.stop.settle(partial(peers.gathered, "reasons"))
+        if self.stop.is_from_elsewhere and step < stop:
+            self.screen.line(f"{self.stop.cause}: stopping after step {step}, and saving")
         if self.saved_step != step:  # a reason to stop between two saves, or nothing to train
             self._at_boundary(step, is_last=True, evaluates=not self._is_interrupted())
         self.checkpoints.wait()
@@ -242,8 +245,3 @@ class Loop:
         for split, result in self.results.items():
             summary[split] = result
         return summary
-
-
-def _greatest(code: int) -> int:
-    """Return the greatest of a number of every process."""
-    return code if peers.count() == 1 else max(peers.gathered("reasons", code))

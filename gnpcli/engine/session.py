@@ -74,7 +74,7 @@ class Session:
             reason = stopping.reason()
         if summary["status"] == "interrupted" and reason is not None:
             raise Interrupted(
-                f"stopped by {reason} after step {summary['step']}, saved; continue with "
+                f"stopped by {stopping.cause} after step {summary['step']}, saved; continue with "
                 f"`gnp resume {self.run}`",
                 reason.exit_status,
             )

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from gnpcli.engine.time_limit import TimeLimit, Work
 from gnpcli.errors import TRY_AGAIN
+from gnpcli.terminal.words import listing
 
 
 @dataclass(frozen=True, order=True)
@@ -60,11 +61,29 @@ class Stop:
         self.limit = limit or TimeLimit(None)
         self._received = received
         self._reported: Reason | None = None
+        self._processes: list[int] = []
         self._is_settled = False
+
+    @property
+    def cause(self) -> str:
+        """Return in words why the run stops, once that is settled.
+
+        A signal that did not come to all processes is told with those that it came to, as in
+        ``SIGTERM to process 1``.
+        """
+        if not self._processes:
+            return str(self._reported)
+        return f"{self._reported} to {_named(self._processes)}"
+
+    @property
+    def is_from_elsewhere(self) -> bool:
+        """Whether a signal came, and not to process 0, which a person sees."""
+        return bool(self._processes) and 0 not in self._processes
 
     def report(self, reason: Reason) -> None:
         """Take in a reason; a lesser one than before changes nothing."""
-        self._reported = max(self._reported or reason, reason)
+        if not self._is_settled:
+            self._reported = max(self._reported or reason, reason)
 
     def reason(self, ahead: Collection[Work] = ()) -> Reason | None:
         """Return why to stop before the work `ahead`; None goes on.
@@ -79,13 +98,24 @@ class Stop:
             self.report(Reason.of_signal(self._received[0]))
         return self._reported
 
-    def settle(self, agree: Callable[[int], int]) -> None:
+    def settle(self, gather: Callable[[int], Sequence[int]]) -> None:
         """Take one reason for good: what comes later changes nothing.
 
         Args:
-            agree: Gives the code that counts for all processes, by that of this one; 0 is none.
+            gather: Gives the codes of all processes, in their order, by that of this one; 0 is no
+                reason. The greatest counts.
         """
         found = self.reason()
-        code = agree(0 if found is None else found.code)
+        codes = gather(0 if found is None else found.code)
+        code = max(codes)
         self._reported = Reason(code) if code else None
+        having = [index for index, own in enumerate(codes) if own == code]
+        if code > _SIGNALS and len(having) < len(codes):
+            self._processes = having
         self._is_settled = True
+
+
+def _named(processes: Sequence[int]) -> str:
+    """Return the numbers of some processes in words."""
+    numbers = listing(list(map(str, processes)))
+    return f"process {numbers}" if len(processes) == 1 else f"processes {numbers}"
