@@ -233,7 +233,7 @@ Session.go = _go_late
 """
     + PROGRAM
 )
-"""A process 0 that takes longer to leave its folder than processes have that end after a failure."""
+"""A process 0 that takes longer to leave its folder than is left after a failure."""
 
 
 def test_processes_that_were_stopped_end_together_with_one_status(tmp_path):
