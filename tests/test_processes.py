@@ -330,6 +330,21 @@ with shared.SharedRunFolder(Path(f"of-{index}").resolve()).claimed("if missing")
         assert going.out(0) == going.out(1) == ""
 
 
+def test_processes_that_find_other_images_are_refused(tmp_path):
+    body = """
+from types import SimpleNamespace
+from gnpcli.engine.loading import check_same_images
+check_same_images(SimpleNamespace(name="cats", digest="a"))
+check_same_images(SimpleNamespace(name="dogs", digest="b" if index == 1 else "a"))
+print("never")
+"""
+    with together(tmp_path, body) as going:
+        assert going.wait(60) == [1, 1]
+        assert going.error(0) == going.error(1)
+        assert "process 1 finds other images of dogs than process 0" in going.error(0)
+        assert going.out(0) == going.out(1) == ""
+
+
 @pytest.mark.parametrize(
     ("typed", "asked"),
     [

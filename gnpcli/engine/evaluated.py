@@ -9,7 +9,7 @@ import numpy as np
 from gnpcli.config.resolved import Resolved
 from gnpcli.data.base import DataInfo, Dataset, DataSpec, FileSplit, Split, numbered
 from gnpcli.data.registry import describe_data, load_held_out
-from gnpcli.engine.loading import load_with_progress, loading
+from gnpcli.engine.loading import check_same_images, load_with_progress, loading
 from gnpcli.engine.same_data import is_same
 from gnpcli.errors import DataError
 from gnpcli.runs.trained import Trained
@@ -49,6 +49,7 @@ def load_evaluand(trained: Trained, config: Resolved, split: str, screen: Screen
             alone = load_held_out(config.data, split, trained.spec, display)
         if alone is not None:
             spec, images = alone
+            check_same_images(spec)
             _check_names(spec, trained.spec, config)
             check_fit(spec, trained.spec, config, fewer_classes=True)
             return Evaluand(_as_trained(images, spec, trained.spec, screen), None)

@@ -15,12 +15,12 @@ from gnpcli.data.registry import as_configured, describe_data
 from gnpcli.devices.mesh import make_mesh
 from gnpcli.devices.processes import peers
 from gnpcli.engine.hooks import Hook
-from gnpcli.engine.loading import load_with_progress
+from gnpcli.engine.loading import check_same_images, load_with_progress
 from gnpcli.engine.session import Session
 from gnpcli.engine.starting import state_from
 from gnpcli.engine.task import Task, build_task
 from gnpcli.engine.time_limit import end_of
-from gnpcli.errors import ConfigError, DataError
+from gnpcli.errors import ConfigError
 from gnpcli.recipes.plan import fit
 from gnpcli.recipes.presets import with_code
 from gnpcli.recipes.rounding import lost_radius
@@ -190,27 +190,21 @@ def _named(config: Resolved, data: Dataset) -> Resolved:
     return config.replaced({"data.name": data.spec.name})
 
 
-def _check_same_everywhere(config: Resolved, dataset: Dataset) -> None:
-    """Refuse processes that were started for another run, or that find other images."""
+def _check_same_everywhere(config: Resolved) -> None:
+    """Refuse processes that were started for another run."""
     own = dump(config).split("\n")
     first = peers.decided("config", lambda: own)
-    others = peers.gathered("same", [sorted({*own} - {*first}), dataset.spec.digest])
-    digests = [digest for _, digest in others]
-    for index, (lines, digest) in enumerate(others):
+    for index, lines in enumerate(peers.gathered("same", sorted({*own} - {*first}))):
         if lines:
             raise ConfigError(
                 f"process {index} was started with another configuration than process 0: "
                 f"{few([line.strip() for line in lines])}"
             )
-        if digest != digests[0]:
-            raise DataError(
-                f"process {index} finds other images of {config.data.name} than process 0: give "
-                "all of them the same"
-            )
 
 
 def _prepare(config: Resolved, data: Dataset | None, screen: Screen) -> tuple[Task, Dataset]:
     mesh = make_mesh(config)
+    _check_same_everywhere(config)
     # What is wrong with the configuration shows before anything is downloaded or decoded.
     info = describe_data(config.data) if data is None else data.info
     if info is not None:
@@ -219,7 +213,7 @@ def _prepare(config: Resolved, data: Dataset | None, screen: Screen) -> tuple[Ta
         dataset = load_with_progress(config, screen)
     else:
         dataset = as_configured(data, config.data)
-    _check_same_everywhere(config, dataset)
+        check_same_images(dataset.spec)
     task = build_task(config, dataset.train, dataset.spec, mesh)
     params = task.abstract_state().params
     for warning in (lost_radius(config, params), little_split(config, params, mesh.size)):
