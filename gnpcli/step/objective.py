@@ -11,6 +11,7 @@ from jaxtyping import Array, Float, Float32, Key
 from gnpcli.config.schema import GrConfig
 from gnpcli.config.training import TrainConfig
 from gnpcli.devices import cpu
+from gnpcli.devices.passes import drawn_anew
 from gnpcli.gnp.trees import half_squared_norm
 from gnpcli.models.base import Model, Params, State
 from gnpcli.models.layers.blocks import rematerialised
@@ -60,6 +61,7 @@ def make_objective(model: Model, train: TrainConfig, gr: GrConfig) -> Objective:
         key: Key[Array, ""],
         /,
     ) -> tuple[Float32[Array, ""], tuple[State, Measures]]:
+        key = drawn_anew(key, params)
         with rematerialised(train.remat), cpu.storing(key):
             logits, new_model_state = model.apply(params, model_state, images, True, key)
         loss = jnp.mean(cross_entropy(logits, labels, train.label_smoothing))
