@@ -37,5 +37,5 @@ def _as_it_is(words: jax.Array, where: jax.Array) -> jax.Array:
 
 def _bound_to(words: jax.Array, where: jax.Array) -> jax.Array:
     # The words now come of `where` too, as far as the compiler knows.
-    bound, _ = jax.lax.optimization_barrier((words, where))
+    bound: jax.Array = jax.lax.optimization_barrier((words, where))[0]
     return bound
