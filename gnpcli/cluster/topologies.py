@@ -173,7 +173,9 @@ def _source(config: Resolved, info: DataInfo, mesh: Mesh) -> dict[str, Any]:
     rows = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
     where = rows if info.is_streamed else whole
     size = config.data.batch_size if info.is_streamed else info.num_train
-    image = (info.image_size, info.image_size, info.channels)
+    image: tuple[int, ...] = (info.image_size, info.image_size, info.channels)
+    if not info.is_streamed:
+        image = (math.prod(image),)  # as `gnpcli.data.feeds.memory` keeps it
     source = {
         "images": jax.ShapeDtypeStruct((size, *image), np.uint8, sharding=where),
         "labels": jax.ShapeDtypeStruct((size,), np.int32, sharding=where),
