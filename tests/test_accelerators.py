@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from gnpcli.devices import unused
+from gnpcli.devices import found, start, unused
 from gnpcli.devices.found import Found, Gpu, find_accelerators
 from gnpcli.devices.unused import cuda_extra, why_unused
+from gnpcli.doctor.surroundings import variables
 from tests.conftest import FINDS_SMALL, REPOSITORY
 from tests.machines import A100_535, H200, V100, machine, program
 
@@ -230,3 +231,22 @@ def test_an_accelerator_that_is_none_is_refused_in_a_line(extra: str):
     assert done.stdout == ""
     (line,) = done.stderr.splitlines()
     assert f"ACCELERATOR={extra} is not one of cuda12 cuda13 tpu" in line
+
+
+@pytest.mark.parametrize(
+    ("files", "given"), [((), {}), (("dev/vfio/0",), {}), ((), {"TPU_WORKER_ID": "0"})]
+)
+def test_libtpu_is_told_that_there_is_no_tpu_where_there_is_none(
+    tmp_path, monkeypatch, files, given
+):
+    may = bool(files or given)
+    machine(tmp_path, files)
+    monkeypatch.setattr(found, "ROOT", tmp_path)
+    assert found.may_have_tpu(environment=given) == may
+    monkeypatch.setattr(start, "find_spec", lambda name: object())
+    environment: dict[str, str] = dict(given)
+    monkeypatch.setattr(start.os, "environ", environment)
+    monkeypatch.setattr(start, "may_have_tpu", lambda: may)
+    start.expect_no_tpu()
+    assert environment == (given if may else start.NO_TPU)
+    assert variables(environment) == [f"{name}={value}" for name, value in given.items()]

@@ -36,6 +36,7 @@ from gnpcli.tables.spec import Changes, Table, choose, load_table, table_names
 from gnpcli.tables.statistics import Interval, interval, paired, summarize
 from gnpcli.tables.verdicts import judge
 from tests.browser import Browser, needs_browser
+from tests.machines import V100, machine
 from tests.tables import NO_CHANGES, SMALL, write
 from tests.tracing import trace
 
@@ -376,13 +377,16 @@ def test_a_run_of_groups_per_device_is_the_cell_whatever_their_number(tmp_path):
         check_folders([other])
 
 
-def test_shares_of_a_machine(monkeypatch):
+def test_shares_of_a_machine(monkeypatch, tmp_path):
     assert [(share.environment, share.cpus) for share in shares(1)] == [({}, None)]
     monkeypatch.delenv("JAX_PLATFORMS", raising=False)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,6")
     assert [share.environment["CUDA_VISIBLE_DEVICES"] for share in shares(2)] == ["4,6", "5"]
     with pytest.raises(ConfigError, match=r"--jobs 4, but there are 3 GPU\(s\)"):
         shares(4)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    monkeypatch.setenv("PATH", machine(tmp_path, gpus=[V100, V100])["PATH"])
+    assert [share.environment["CUDA_VISIBLE_DEVICES"] for share in shares(2)] == ["0", "1"]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     monkeypatch.setattr("os.sched_getaffinity", lambda pid: {0, 1, 2, 3})
     assert [share.cpus for share in shares(2)] == [[0, 2], [1, 3]]

@@ -92,6 +92,12 @@ def find_accelerators(
     return Found(nvidia, gpus, driver if nvidia else None, tpu)
 
 
+def may_have_tpu(root: Path | None = None, environment: Mapping[str, str] = os.environ) -> bool:
+    """Return whether a machine has a TPU, or a device that could be one."""
+    root = ROOT if root is None else root
+    return bool(_tpu(root, environment) or _files(root, VFIO_FILES))
+
+
 def is_hidden(environment: Mapping[str, str]) -> bool:
     """Return whether a variable hides the GPUs."""
     return any(environment.get(name) in values for name, values in HIDDEN.items())

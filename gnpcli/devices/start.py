@@ -12,12 +12,11 @@ import subprocess
 import sys
 from collections.abc import Iterable, Mapping
 from functools import cache
-from glob import glob
 from importlib.util import find_spec
 from types import TracebackType
 
 from gnpcli import errors
-from gnpcli.devices.found import find_accelerators
+from gnpcli.devices.found import find_accelerators, may_have_tpu
 from gnpcli.devices.unused import installed_versions, why_unused
 from gnpcli.errors import GnpError
 
@@ -49,13 +48,14 @@ _HARMLESS_GUARDS = ("allow", "log")
 _DEVICE_VARIABLES = ("JAX_PLATFORMS", "JAX_PLATFORM_NAME", "JAX_NUM_CPU_DEVICES")
 _STARTING = ("jax._src.config", "jax._src.xla_bridge")
 """Where JAX reads its settings, and where it looks for devices."""
-_TPU_FILES = ("/dev/accel*", "/dev/vfio/[0-9]*")
-_NO_TPU = {
+NO_TPU = {
     "TPU_SKIP_MDS_QUERY": "1",
     "TPU_ACCELERATOR_TYPE": "v5litepod-4",
     "TPU_WORKER_HOSTNAMES": "localhost",
 }
-"""What libtpu asks the network for where nobody says it, and complains of not finding."""
+"""What libtpu asks the network for where nobody says it, and complains of not finding. A command
+sets these variables for itself where there is no TPU.
+"""
 _PARSE_FLAGS = "from jaxlib import xla_client; xla_client.make_cpu_client()"
 _ADVICE_OF_JAX = re.compile(r" \((set JAX_PLATFORMS|you may need)\b.*")
 _FLAG_MESSAGE = re.compile(r"(Unknown flags? in XLA_FLAGS: .*|Could not open file .*)")
@@ -84,9 +84,9 @@ def expect_no_tpu() -> None:
 
     To be called before JAX is imported.
     """
-    if find_spec("libtpu") is None or any(glob(pattern) for pattern in _TPU_FILES):
+    if find_spec("libtpu") is None or may_have_tpu():
         return
-    for name, value in _NO_TPU.items():
+    for name, value in NO_TPU.items():
         os.environ.setdefault(name, value)
 
 

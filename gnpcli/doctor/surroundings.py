@@ -19,6 +19,7 @@ from typing import Any
 
 from gnpcli import __version__
 from gnpcli.devices.process import cache_dir, processor
+from gnpcli.devices.start import NO_TPU
 from gnpcli.devices.unused import installed_versions
 from gnpcli.errors import ConfigError, explain
 
@@ -99,7 +100,7 @@ def variables(environment: Mapping[str, str]) -> list[str]:
     return [
         f"{name}={HIDDEN if _SECRET.search(name) else _LOGIN.sub(HIDDEN, value)}"
         for name, value in sorted(environment.items())
-        if name.startswith(_PREFIXES) or name in _NAMES
+        if (name.startswith(_PREFIXES) or name in _NAMES) and NO_TPU.get(name) != value
     ]
 
 

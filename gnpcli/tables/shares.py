@@ -6,10 +6,9 @@ jax is not asked: it would take the devices.
 from __future__ import annotations
 
 import os
-import shutil
-import subprocess
 from dataclasses import dataclass, field
 
+from gnpcli.devices.found import find_accelerators
 from gnpcli.errors import ConfigError
 
 
@@ -63,16 +62,4 @@ def _visible_gpus() -> list[str]:
     chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
     if chosen is not None:
         return [name for name in chosen.split(",") if name.strip()]
-    if shutil.which("nvidia-smi") is None:
-        return []
-    return [str(index) for index in range(_count_gpus())]
-
-
-def _count_gpus() -> int:
-    """Return how many GPUs the driver lists; 0 where it does not answer."""
-    command = ["nvidia-smi", "-L"]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True)
-    except (OSError, subprocess.SubprocessError):
-        return 0
-    return sum(line.startswith("GPU ") for line in done.stdout.splitlines())
+    return [str(index) for index, _ in enumerate(find_accelerators(ask=True).gpus)]
