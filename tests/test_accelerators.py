@@ -245,7 +245,7 @@ def test_libtpu_is_told_that_there_is_no_tpu_where_there_is_none(
     assert found.may_have_tpu(environment=given) == may
     monkeypatch.setattr(start, "find_spec", lambda name: object())
     environment: dict[str, str] = dict(given)
-    monkeypatch.setattr(start.os, "environ", environment)
+    monkeypatch.setattr("os.environ", environment)
     monkeypatch.setattr(start, "may_have_tpu", lambda: may)
     start.expect_no_tpu()
     assert environment == (given if may else start.NO_TPU)
