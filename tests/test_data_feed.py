@@ -18,6 +18,7 @@ from gnpcli.data.augment.basic import normalize, random_flip, random_reflect_cro
 from gnpcli.data.base import DataSpec, Split
 from gnpcli.data.feeds.base import steps_per_epoch
 from gnpcli.data.feeds.memory import InMemoryEvalFeed, InMemoryFeed
+from gnpcli.devices.rows import RowsInOrder, WholeRows
 from gnpcli.errors import ConfigError, DataError
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
@@ -47,7 +48,11 @@ def config(**values: object) -> DataConfig:
 
 def feed(size: int, seed: int = 0, **values: object) -> InMemoryFeed:
     return InMemoryFeed(
-        toy_split(size), SPEC, config(**values), key=jax.random.key(seed), place=jax.device_put
+        toy_split(size),
+        SPEC,
+        config(**values),
+        key=jax.random.key(seed),
+        rows=WholeRows(jax.device_put),
     )
 
 
@@ -215,6 +220,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from gnpcli.config.schema import DataConfig
 from gnpcli.data.registry import load_dataset
 from gnpcli.data.feeds.memory import InMemoryFeed
+from gnpcli.devices.rows import WholeRows
 
 config = DataConfig(name="digits", batch_size=64, augment="basic")
 data, key = load_dataset(config), jax.random.key(0)
@@ -222,7 +228,7 @@ mesh = jax.make_mesh((4,), ("data",), axis_types=(AxisType.Auto,))
 whole, split = NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec("data"))
 results = []
 for place, constraint in ((jax.device_put, None), (lambda x: jax.device_put(x, whole), split)):
-    feed = InMemoryFeed(data.train, data.spec, config, key=key, place=place)
+    feed = InMemoryFeed(data.train, data.spec, config, key=key, rows=WholeRows(place))
     jitted = jax.jit(feed.batch, out_shardings=constraint)
     step = jitted.lower(feed.source(0), np.int32(3), key).compile()
     results.append(step(feed.source(0), np.int32(3), key))
@@ -252,12 +258,20 @@ def test_batch_split_over_devices_is_the_same_and_needs_no_communication() -> No
 # --- evaluation feed
 
 
+def in_order() -> RowsInOrder:
+    devices = np.array(jax.devices()[:1]).reshape(1, 1)
+    return RowsInOrder(jax.sharding.Mesh(devices, ("group", "data")))
+
+
 @pytest.mark.parametrize("size", [1, 23])
 @pytest.mark.parametrize("batch_size", [1, 7, 23, 26])
 def test_evaluation_covers_each_example_exactly_once(size: int, batch_size: int) -> None:
     split = toy_split(size)
     a = InMemoryEvalFeed(
-        split, SPEC, config(batch_size=3, eval_batch_size=batch_size), place=jax.device_put
+        split,
+        SPEC,
+        config(batch_size=3, eval_batch_size=batch_size),
+        rows=in_order(),
     )
     assert len(list(a.sources())) == -(-size // batch_size)
     batch = jax.jit(a.batch)
@@ -274,13 +288,13 @@ def test_evaluation_covers_each_example_exactly_once(size: int, batch_size: int)
 
 
 def test_evaluation_batch_defaults_to_the_training_batch() -> None:
-    a = InMemoryEvalFeed(toy_split(23), SPEC, config(batch_size=5), place=jax.device_put)
+    a = InMemoryEvalFeed(toy_split(23), SPEC, config(batch_size=5), rows=in_order())
     assert a.num_batches == 5
 
 
 def test_images_of_another_shape_than_the_spec_are_refused() -> None:
     grey = Split(np.zeros((4, 8, 8, 1), np.uint8), np.zeros(4, np.int32))
     with pytest.raises(DataError, match=r"images are 8x8x1 .*, not 8x8x3"):
-        InMemoryEvalFeed(grey, SPEC, config(), place=jax.device_put)
+        InMemoryEvalFeed(grey, SPEC, config(), rows=in_order())
     with pytest.raises(DataError, match="not 8x8x3"):
-        InMemoryFeed(grey, SPEC, config(batch_size=2), key=KEY, place=jax.device_put)
+        InMemoryFeed(grey, SPEC, config(batch_size=2), key=KEY, rows=WholeRows(jax.device_put))

@@ -49,7 +49,7 @@ FLOORS_WITHIN: dict[str, list[set[str]]] = {
     "data": [
         {"progress", "statistics", "fingerprint"},
         {"base"},
-        {"validation", "changes"},
+        {"validation", "changes", "room"},
         {"images", "augment"},
         {"archives", "feeds"},
         {"sources"},

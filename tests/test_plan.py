@@ -109,6 +109,8 @@ def test_a_split_state_takes_a_share_of_each_device():
     assert split.state == pytest.approx(whole.state / 8, rel=0.15)  # biases and the head are whole
     assert split.gradients == pytest.approx(whole.gradients / 8, rel=0.15)
     assert (split.activations, split.images) == (whole.activations, whole.images)
+    shared = estimated(resolve(None, [*wide, "data.placement=sharded"]), devices=8)
+    assert shared.images == pytest.approx(whole.images / 8, rel=0.01)
     # Four clusters of two devices hold the parameters and three trees like them each.
     grouped = estimated(resolve(None, [*wide, "mesh.shard=fsdp", "gr.groups=4"]), devices=8)
     assert grouped.state == split.state
@@ -126,10 +128,10 @@ def test_the_plan_says_the_memory_and_warns_where_it_is_too_much(monkeypatch: py
     (line,) = [line for line in lines if line.startswith("memory ")]
     assert "on each device in a step (an estimate): " in line
     assert warnings == []
-    monkeypatch.setattr("gnpcli.devices.memory.device_memory", lambda: 1000)
+    monkeypatch.setattr("gnpcli.devices.memory.device_memory", lambda used=None: 200_000)
     _, (warning,) = told(*SMALL)
-    assert "on each device (an estimate), which has 1.0 kB: lower data.batch_size" in warning
-    monkeypatch.setattr("gnpcli.devices.memory.device_memory", lambda: None)
+    assert "on each device (an estimate), which has 200 kB: lower data.batch_size" in warning
+    monkeypatch.setattr("gnpcli.devices.memory.device_memory", lambda used=None: None)
     assert told(*SMALL)[1] == []
 
 

@@ -19,6 +19,7 @@ from tests.conftest import Gnp, fails
 PRESET = "vit-nano-digits"
 OTHER_VALUES = {
     "data.dir": "'/elsewhere'",
+    "data.placement": "sharded",
     "data.workers": "3",
     "mesh.devices": "1",
     "mesh.shard": "fsdp",

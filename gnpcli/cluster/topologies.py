@@ -22,6 +22,7 @@ from gnpcli.config.resolved import Resolved
 from gnpcli.data.base import DataInfo, DataSpec, FileSplit, Split
 from gnpcli.data.registry import describe_data
 from gnpcli.devices.mesh import mesh_over, replicated
+from gnpcli.devices.rows import SplitRows, rows_on
 from gnpcli.engine.task import Task, build_task
 from gnpcli.errors import ConfigError, DataError, GnpError
 from gnpcli.step.schedules import StepKind
@@ -170,16 +171,18 @@ def _spec(info: DataInfo) -> DataSpec:
 def _source(config: Resolved, info: DataInfo, mesh: Mesh) -> dict[str, Any]:
     """Return the shapes of what a feed gives to a step: the whole split, or a batch of it."""
     whole = replicated(mesh)
-    rows = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
-    where = rows if info.is_streamed else whole
-    size = config.data.batch_size if info.is_streamed else info.num_train
-    image: tuple[int, ...] = (info.image_size, info.image_size, info.channels)
-    if not info.is_streamed:
-        image = (math.prod(image),)  # as `gnpcli.data.feeds.memory` keeps it
-    source = {
-        "images": jax.ShapeDtypeStruct((size, *image), np.uint8, sharding=where),
-        "labels": jax.ShapeDtypeStruct((size,), np.int32, sharding=where),
-    }
-    if not info.is_streamed:
-        source["order"] = jax.ShapeDtypeStruct((size,), np.int32, sharding=whole)
-    return source
+    batch = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
+    image = (info.image_size, info.image_size, info.channels)
+    if info.is_streamed:
+        size = config.data.batch_size
+        return {
+            "images": jax.ShapeDtypeStruct((size, *image), np.uint8, sharding=batch),
+            "labels": jax.ShapeDtypeStruct((size,), np.int32, sharding=batch),
+        }
+    shape: tuple[int, ...] = (info.num_train, math.prod(image))
+    where = whole
+    if isinstance(rows := rows_on(mesh, config.data.placement), SplitRows):
+        shape, where = rows.shape_and_sharding(*shape)
+    numbers = jax.ShapeDtypeStruct((info.num_train,), np.int32, sharding=whole)
+    images = jax.ShapeDtypeStruct(shape, np.uint8, sharding=where)
+    return {"images": images, "labels": numbers, "order": numbers}

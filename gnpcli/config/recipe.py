@@ -28,6 +28,7 @@ _NO_MATTER = (
     "mesh.",
     "data.dir",
     "data.eval_batch_size",
+    "data.placement",
     "data.workers",
     "data.stream",
 )

@@ -12,7 +12,14 @@ from gnpcli.config.schema import RunConfig
 from gnpcli.errors import ConfigError
 from gnpcli.terminal.words import listing
 
-COMPUTED_BY = ("data.dir", "data.workers", "mesh.devices", "mesh.shard", "train.time_limit")
+COMPUTED_BY = (
+    "data.dir",
+    "data.placement",
+    "data.workers",
+    "mesh.devices",
+    "mesh.shard",
+    "train.time_limit",
+)
 """Keys that say how a run is computed, and not what it is.
 
 They change its numbers by no more than rounding, so that a run may be resumed with other values.

@@ -37,6 +37,7 @@ from gnpcli.config.strategies import NONE, STRATEGIES, Strategy
 from gnpcli.config.training import TrainConfig
 
 Byte = Annotated[int, Field(ge=0, le=255)]
+Placement = Literal["replicated", "sharded"]
 
 
 class DataConfig(Section):
@@ -147,6 +148,12 @@ class DataConfig(Section):
     """Whether a folder's images are decoded batch by batch, not once into memory.
 
     Null does so where they, or `data.image_size`, are larger than 96 pixels.
+    """
+    placement: Placement = "replicated"
+    """Where images in memory lie.
+
+    ``replicated`` keeps a copy of all of them on every device. ``sharded`` gives each device a
+    share, and the devices exchange the images of a step. The batches are the same.
     """
     background: Annotated[list[Byte], Field(min_length=3, max_length=3)] | None = None
     """Colour behind transparent pixels: red, green and blue, 0 to 255.

@@ -148,6 +148,11 @@ def check_data(config: DataConfig) -> None:
     _entry(config)
 
 
+def can_stream(config: DataConfig) -> bool:
+    """Return whether `data.stream` means anything to the source of `config`."""
+    return _entry(config).takes_files
+
+
 def describe_data(config: DataConfig) -> DataInfo | None:
     """Return how much data `config` names; None where it is absent and nothing is known of it.
 

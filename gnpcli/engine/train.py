@@ -6,12 +6,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from jax.sharding import Mesh
+
 from gnpcli.config.loader import differences, dump
 from gnpcli.config.paths import checkpoint_path, user_path
 from gnpcli.config.resolved import Resolved
 from gnpcli.config.same_run import as_begun, computed_otherwise
-from gnpcli.data.base import Dataset
-from gnpcli.data.registry import as_configured, describe_data
+from gnpcli.data.base import DataInfo, Dataset
+from gnpcli.data.registry import as_configured, can_stream, describe_data
+from gnpcli.data.room import check_room
 from gnpcli.devices.mesh import make_mesh
 from gnpcli.devices.processes import peers
 from gnpcli.engine.hooks import Hook
@@ -202,6 +205,11 @@ def _check_same_everywhere(config: Resolved) -> None:
             )
 
 
+def _check_room(config: Resolved, info: DataInfo, mesh: Mesh) -> None:
+    """Refuse images that are more than the memory of a device."""
+    check_room(config.data, info, mesh.size, can_stream=can_stream(config.data))
+
+
 def _prepare(config: Resolved, data: Dataset | None, screen: Screen) -> tuple[Task, Dataset]:
     mesh = make_mesh(config)
     _check_same_everywhere(config)
@@ -209,11 +217,13 @@ def _prepare(config: Resolved, data: Dataset | None, screen: Screen) -> tuple[Ta
     info = describe_data(config.data) if data is None else data.info
     if info is not None:
         fit(config, info)
+        _check_room(config, info, mesh)
     if data is None:
         dataset = load_with_progress(config, screen)
     else:
         dataset = as_configured(data, config.data)
         check_same_images(dataset.spec)
+    _check_room(config, dataset.info, mesh)
     task = build_task(config, dataset.train, dataset.spec, mesh)
     params = task.abstract_state().params
     for warning in (lost_radius(config, params), little_split(config, params, mesh.size)):

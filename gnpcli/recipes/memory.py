@@ -29,7 +29,7 @@ class StepMemory:
     activations: int
     """What the backward pass needs of the forward pass."""
     images: int
-    """The training images where they are in memory, else a batch of them."""
+    """The training images in memory that the device has, or a batch of streamed ones."""
 
     @property
     def total(self) -> int:
@@ -48,6 +48,7 @@ def step_memory(config: Resolved, model: Model, data: DataInfo, devices: int) ->
     """
     import jax
 
+    from gnpcli.data.room import train_on_each
     from gnpcli.step.optimizer import build_optimizer
     from gnpcli.step.state import init_state
 
@@ -63,7 +64,9 @@ def step_memory(config: Resolved, model: Model, data: DataInfo, devices: int) ->
             reuses=config.gr.between == "reuse",
         )
     )
-    held = config.data.batch_size if data.is_streamed else data.num_train
+    held = config.data.batch_size
+    if not data.is_streamed:
+        held = train_on_each(config.data, data.num_train, devices)
     clusters = math.gcd(config.gr.groups, devices)
     return StepMemory(
         state=_held(config, state, devices, devices),

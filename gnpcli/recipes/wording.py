@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from gnpcli.config.resolved import Resolved
 from gnpcli.config.schema import CheckpointConfig, GrConfig
 from gnpcli.config.section import UnloadedModel
+from gnpcli.errors import DataError
 from gnpcli.recipes.plan import count_steps, fit, fit_batches
 from gnpcli.recipes.rounding import lost_radius
 from gnpcli.terminal import words
@@ -97,11 +98,14 @@ def _warn_of_rounding(config: Resolved, model: Model, data: DataInfo, warn: Warn
 
 
 def _memory(config: Resolved, model: Model, data: DataInfo, warn: Warn) -> str:
+    from gnpcli.data.registry import can_stream
+    from gnpcli.data.room import check_room
     from gnpcli.devices.memory import device_memory
     from gnpcli.devices.mesh import count_devices
     from gnpcli.recipes.memory import step_memory
 
-    memory = step_memory(config, model, data, config.mesh.devices or count_devices())
+    devices = config.mesh.devices or count_devices()
+    memory = step_memory(config, model, data, devices)
     parts = {
         "state": memory.state,
         "gradients": memory.gradients,
@@ -109,7 +113,12 @@ def _memory(config: Resolved, model: Model, data: DataInfo, warn: Warn) -> str:
         "images": memory.images,
     }
     listed = ", ".join(f"{words.size(size)} {name}" for name, size in parts.items())
-    there = device_memory()
+    there = device_memory(devices)
+    try:
+        check_room(config.data, data, devices, can_stream=can_stream(config.data))
+    except DataError as error:  # the run may be for another machine than the one that plans it
+        warn(str(error))
+        there = None
     if there is not None and memory.total > there:
         warn(
             f"a step needs about {words.size(memory.total)} on each device (an estimate), which "

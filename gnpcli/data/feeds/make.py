@@ -11,8 +11,10 @@ from gnpcli.data.base import DataSpec, FileSplit, Split
 from gnpcli.data.feeds.base import EvalFeed, TrainFeed
 from gnpcli.data.feeds.chunks import HostShare
 from gnpcli.data.feeds.memory import InMemoryEvalFeed, InMemoryFeed
-from gnpcli.devices.mesh import Place, batch_placer, placer
+from gnpcli.data.room import check_bytes, share, train_on_each
+from gnpcli.devices.mesh import Place, batch_placer
 from gnpcli.devices.processes import peers
+from gnpcli.devices.rows import RowsInOrder, rows_on
 
 
 def make_train_feed(
@@ -28,12 +30,17 @@ def make_train_feed(
     """Return the training feed of a split in memory or of a streamed one.
 
     Arguments and errors are those of `InMemoryFeed` and
-    `gnpcli.data.feeds.streamed.StreamedFeed`. The mesh says where batches are placed, unless
-    `place` does.
+    `gnpcli.data.feeds.streamed.StreamedFeed`. The mesh and `data.placement` say where images lie,
+    unless `place` does.
+
+    Raises:
+        DataError: Images in memory are more than a device has (`check_bytes`).
     """
     if isinstance(split, Split):
-        put = place or placer(mesh)
-        return InMemoryFeed(split, spec, config, key=key, place=put, dtype=dtype)
+        if place is None:
+            _check_room(split, config, mesh)
+        rows = rows_on(mesh, config.placement, place)
+        return InMemoryFeed(split, spec, config, key=key, rows=rows, dtype=dtype)
     from gnpcli.data.feeds.streamed import StreamedFeed
 
     put, host = place or batch_placer(mesh), host_share()
@@ -46,14 +53,23 @@ def make_eval_feed(
     """Return the evaluation feed of a split in memory or of a streamed one.
 
     Arguments and errors are those of `InMemoryEvalFeed` and
-    `gnpcli.data.feeds.streamed.StreamedEvalFeed`. The mesh says where batches are placed.
+    `gnpcli.data.feeds.streamed.StreamedEvalFeed`. The mesh says where images lie.
+
+    Raises:
+        DataError: As of `make_train_feed`.
     """
     if isinstance(split, Split):
-        return InMemoryEvalFeed(split, spec, config, place=placer(mesh), dtype=dtype)
+        check_bytes(config, split.images.nbytes, share(split.images.nbytes, mesh.size), mesh.size)
+        return InMemoryEvalFeed(split, spec, config, rows=RowsInOrder(mesh), dtype=dtype)
     from gnpcli.data.feeds.streamed import StreamedEvalFeed
 
     place, host = batch_placer(mesh), host_share()
     return StreamedEvalFeed(split, spec, config, place=place, dtype=dtype, host=host)
+
+
+def _check_room(split: Split, config: DataConfig, mesh: Mesh) -> None:
+    images = split.images.nbytes
+    check_bytes(config, images, train_on_each(config, images, mesh.size), mesh.size)
 
 
 def host_share() -> HostShare:

@@ -1,8 +1,12 @@
 """Batches of a data set that lives on the devices.
 
-The whole split is placed once, as uint8. A training step takes its batch inside the jitted step, by
-position in the epoch's order. A batch is a function of (configuration, key, step). There is no
-iterator state to save: to resume in the middle of an epoch is to pass the step number.
+A split is placed once, as uint8 (`gnpcli.devices.rows`). Of training images every device has a
+copy, or a share of them. Of images to evaluate each has those that it will see. A training step
+takes its batch inside the jitted step, by position in the epoch's order. A batch is a function of
+(configuration, key, step), wherever the images lie. There is no iterator state to save: to resume
+in the middle of an epoch is to pass the step number.
+
+Labels and the order of an epoch are small, and lie on every device.
 """
 
 from __future__ import annotations
@@ -12,16 +16,15 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int32, Key
 
 from gnpcli.config.schema import DataConfig
 from gnpcli.data.augment.basic import normalize
 from gnpcli.data.augment.pipeline import make_pipeline
-from gnpcli.data.base import DataSpec, Split
+from gnpcli.data.base import DataSpec, Images, Split
 from gnpcli.data.feeds.base import BatchLabels, FeedData, StepNumber, steps_per_epoch
-from gnpcli.devices.mesh import Place
+from gnpcli.devices.rows import Rows, RowsInOrder
 from gnpcli.errors import DataError
 from gnpcli.keys import epoch_key
 
@@ -34,7 +37,7 @@ class InMemoryFeed:
         spec: Their mean and std, for normalisation.
         config: `batch_size` and everything about augmentation.
         key: Key of the run's data order.
-        place: Puts arrays on every device of the mesh.
+        rows: Where images lie on the mesh.
         dtype: Type of the images that `batch` returns.
 
     Raises:
@@ -52,7 +55,7 @@ class InMemoryFeed:
         config: DataConfig,
         *,
         key: Key[Array, ""],
-        place: Place,
+        rows: Rows,
         dtype: DTypeLike = jnp.float32,
     ) -> None:
         _check_shape(split, spec)
@@ -61,21 +64,25 @@ class InMemoryFeed:
         self._batch_size = config.batch_size
         self._size = len(split)
         self._key = key
-        self._place = place
-        self._shape = split.images.shape[1:]
-        self._data = {"images": place(_in_rows(split.images)), "labels": place(split.labels)}
+        self._rows = rows
+        self._image = split.images.shape[1:]
+        self._data = {
+            "images": rows.put(_in_rows(split.images)),
+            "labels": rows.place(split.labels),
+        }
         self._order: tuple[int, jax.Array] | None = None
 
     def source(self, step: int) -> FeedData:
         """Return what `batch` reads at `step`. Only the first call of an epoch costs time.
 
         Returns:
-            ``images`` uint8 ``[N, H * W * C]``, ``labels`` int32 ``[N]`` and ``order`` int32
-            ``[N]``: the permutation drawn from the key and the epoch, computed on the device.
+            ``images`` uint8 ``[N, H * W * C]`` as `Rows.put` has them, ``labels`` int32 ``[N]`` and
+            ``order`` int32 ``[N]``: the permutation drawn from the key and the epoch, computed on
+            the device.
         """
         epoch = step // self.steps_per_epoch
         if self._order is None or self._order[0] != epoch:
-            self._order = (epoch, self._place(_permutation(self._key, epoch, self._size)))
+            self._order = (epoch, self._rows.place(_permutation(self._key, epoch, self._size)))
         return {**self._data, "order": self._order[1]}
 
     def batch(
@@ -94,7 +101,9 @@ class InMemoryFeed:
         """
         start = jnp.asarray(step_in_epoch, dtype=jnp.int32) * self._batch_size
         chosen = jax.lax.dynamic_slice(source["order"], (start,), (self._batch_size,))
-        return self._augment(key, *_take(source, chosen, self._shape))
+        flat = self._rows.take(source["images"], chosen)
+        images = flat.reshape(-1, *self._image)
+        return self._augment(key, images, _labels(source, chosen))
 
     def close(self) -> None:
         """Do nothing: there is nothing in the background."""
@@ -109,7 +118,7 @@ class InMemoryEvalFeed:
         split: The images.
         spec: Of the data the model was trained on: its mean and std normalise.
         config: `eval_batch_size` is used, or `batch_size` where it is null.
-        place: Puts arrays on every device of the mesh.
+        rows: Puts the images on the mesh, each where it is evaluated.
         dtype: Type of the images that `batch` returns.
 
     Raises:
@@ -124,7 +133,7 @@ class InMemoryEvalFeed:
         spec: DataSpec,
         config: DataConfig,
         *,
-        place: Place,
+        rows: RowsInOrder,
         dtype: DTypeLike = jnp.float32,
     ) -> None:
         _check_shape(split, spec)
@@ -133,11 +142,18 @@ class InMemoryEvalFeed:
         """Batches that cover the split."""
         self._spec = spec
         self._dtype = dtype
-        self._shape = split.images.shape[1:]
-        self._data = {"images": place(_in_rows(split.images)), "labels": place(split.labels)}
+        self._rows = rows
+        self._image = split.images.shape[1:]
+        self._size = len(split)
+        images = rows.put(_in_rows(split.images), self._batch_size)
+        self._data = {"images": images, "labels": rows.place(split.labels)}
 
     def sources(self) -> Iterator[FeedData]:
-        """Yield ``images`` uint8 ``[N, H * W * C]``, ``labels`` int32 ``[N]`` for each batch."""
+        """Yield the same for each batch.
+
+        It is ``images`` uint8 as `RowsInOrder.put` has them, a flat row each, and ``labels``
+        int32 ``[N]``.
+        """
         for _ in range(self.num_batches):
             yield self._data
 
@@ -155,14 +171,14 @@ class InMemoryEvalFeed:
             True for an example, and False for a place beyond the end of the split, which repeats
             the last example.
         """
-        size = source["labels"].shape[0]
-        start = jnp.asarray(index, dtype=jnp.int32) * self._batch_size
-        chosen = start + jnp.arange(self._batch_size, dtype=jnp.int32)
-        images, labels = _take(source, jnp.minimum(chosen, size - 1), self._shape)
+        number = jnp.asarray(index, dtype=jnp.int32)
+        flat = self._rows.take(source["images"], number)
+        images = flat.reshape(-1, *self._image)
+        chosen = number * self._batch_size + jnp.arange(self._batch_size, dtype=jnp.int32)
         return (
             normalize(images, self._spec.mean, self._spec.std, self._dtype),
-            labels,
-            chosen < size,
+            _labels(source, jnp.minimum(chosen, self._size - 1)),
+            chosen < self._size,
         )
 
 
@@ -186,7 +202,7 @@ def _permutation(key: Key[Array, ""], epoch: StepNumber, size: int) -> Int32[Arr
     return jax.random.permutation(epoch_key(key, epoch), jnp.arange(size, dtype=jnp.int32))
 
 
-def _in_rows(images: np.ndarray) -> np.ndarray:
+def _in_rows(images: Images) -> Images:
     """Return uint8 ``[N, H, W, C]`` as ``[N, H * W * C]``, of which each image is a row.
 
     A TPU lays the last two axes of an array out in tiles of 128 and pads them. Images of 3 channels
@@ -195,16 +211,6 @@ def _in_rows(images: np.ndarray) -> np.ndarray:
     return images.reshape(len(images), -1)
 
 
-def _take(
-    source: FeedData, chosen: jax.Array, shape: tuple[int, ...]
-) -> tuple[jax.Array, jax.Array]:
-    """Gather examples by int32 ``[B]`` positions, which must be in range.
-
-    Args:
-        source: Images in rows, and labels.
-        chosen: The positions.
-        shape: ``(H, W, C)`` of an image.
-    """
-    rows = source["images"].at[chosen].get(mode="promise_in_bounds")
-    labels = source["labels"].at[chosen].get(mode="promise_in_bounds")
-    return rows.reshape(-1, *shape), labels
+def _labels(source: FeedData, chosen: jax.Array) -> jax.Array:
+    """Return the labels of examples by int32 ``[B]`` positions, which must be in range."""
+    return source["labels"].at[chosen].get(mode="promise_in_bounds")
