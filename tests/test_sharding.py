@@ -167,6 +167,14 @@ def test_every_kind_of_step_is_the_same_split(name):
 
 
 @pytest.mark.slow
+def test_groups_need_no_factor_in_common_with_the_devices():
+    cases = [["mesh.devices=3", f"gr.groups={groups}"] for groups in (1, 2, 3, 4)]
+    cases.append(["mesh.devices=3", "gr.groups=2", "gr.batch_norm=synchronised"])
+    for case, found in zip(cases, python(COMPARE, json.dumps(cases), 5), strict=True):
+        check(found, case)
+
+
+@pytest.mark.slow
 def test_every_optimizer_is_the_same_split():
     cases = [
         [f"optimizer.name={name}", "optimizer.lr=0.01", "optimizer.weight_decay=0.1", *extra]

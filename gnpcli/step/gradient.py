@@ -174,15 +174,15 @@ def _grouped(
     """Average over the groups of a batch.
 
     They run one after another, or all of a device at once where they share BatchNorm statistics.
-    Each has a perturbed point of its own, so that every cluster holds all parameters.
+    Each has a perturbed point of its own, so that every cluster holds all parameters. One cluster
+    needs no mapped axis, and XLA partitions a split state over an axis of one device wrongly.
     """
     at_once = "slice" if is_synchronised else None
-    mean = over_groups(
-        accumulate(value_and_grad, BATCH, KEY, axis_name=GROUP, at_once=at_once),
-        layout.mesh,
-        BATCH,
-    )
-    axes = (GROUP, at_once) if at_once else ()
+    axis = GROUP if layout.mesh.shape[GROUP] > 1 else None
+    mean = accumulate(value_and_grad, BATCH, KEY, axis_name=axis, at_once=at_once)
+    if axis:
+        mean = over_groups(mean, layout.mesh, BATCH)
+    axes = [name for name in (axis, at_once) if name] if at_once else []
 
     def grouped(params: Params, *args: Any) -> Any:
         params = constrained(params, layout.split_in_clusters)
