@@ -209,8 +209,13 @@ def test_the_extras_are_those_of_jax_for_the_same_jax():
 
 
 def make(*arguments: str) -> subprocess.CompletedProcess[str]:
+    outer = {"MAKEFLAGS", "MAKELEVEL", "MFLAGS"}  # `make test` runs this
     return subprocess.run(
-        ["make", "-n", "VENV=none", *arguments], cwd=REPOSITORY, capture_output=True, text=True
+        ["make", "-n", "VENV=none", *arguments],
+        cwd=REPOSITORY,
+        env={name: value for name, value in os.environ.items() if name not in outer},
+        capture_output=True,
+        text=True,
     )
 
 
