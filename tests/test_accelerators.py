@@ -155,6 +155,7 @@ def run_on(root: Path, environment: dict[str, str], *arguments: str, **variables
 TRAIN = ("train", "--set", "model.name=tests.small:small", "--set", "data.batch_size=30")
 
 
+@pytest.mark.slow
 def test_a_run_on_the_cpu_beside_a_gpu_says_so_once(tmp_path: Path):
     environment = machine(tmp_path, GPU, [H200])
     done = run_on(tmp_path, environment, *TRAIN, "-q", "--max-steps", "1")

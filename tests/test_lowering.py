@@ -1,8 +1,8 @@
 """Train steps are lowered for accelerators on a machine that has none.
 
 A step that asked for the default backend while it is traced would be this machine's on every other.
-The quick tests lower the smallest network of each family, and each kind of gradient, under the
-options of a preset. The slow ones lower every preset as it is.
+Tests lower the smallest network of each family, and each kind of gradient, under the options of a
+preset. Most of them are slow, as are those that lower every preset as it is.
 """
 
 from __future__ import annotations
@@ -63,7 +63,13 @@ def one_of_each() -> list[str]:
     return chosen
 
 
-@pytest.mark.parametrize("name", one_of_each())
+QUICK = {"vit-nano-digits", "vit-nano-digits-exact", "wrn-16-4-cifar10"}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in one_of_each()],
+)
 def test_each_kind_of_step_is_lowered_for_accelerators(name, monkeypatch):
     config = resolve(name, ["mesh.devices=1", "data.batch_size=16"])
     make_shallow(config.model.name, monkeypatch)
@@ -73,6 +79,10 @@ def test_each_kind_of_step_is_lowered_for_accelerators(name, monkeypatch):
     for text in lowered(config, kinds):
         # What is tuned for a CPU has loops, and no other part of these steps has.
         assert is_cut(config) == ("stablehlo.while" in text)
+
+
+def test_the_quick_ones_are_among_them():
+    assert set(one_of_each()) >= QUICK
 
 
 @pytest.mark.slow
