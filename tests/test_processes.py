@@ -284,6 +284,27 @@ def test_an_error_of_one_process_is_that_of_all(tmp_path, body, said, status):
         assert said in going.error(0)
 
 
+@pytest.mark.parametrize("first", ["told", "gathered"])
+@pytest.mark.parametrize("other", ["told", "gathered"])
+def test_processes_that_do_different_things_do_not_wait_for_each_other(tmp_path, first, other):
+    calls = {
+        "told": "peers.decided(what, lambda: index)",
+        "gathered": "peers.gathered(what, index)",
+    }
+    body = f"""
+peers.barrier("all are here")
+what = "this" if index == 0 else "that"
+{calls[first]} if index == 0 else {calls[other]}
+peers.barrier("the end")
+"""
+    with together(tmp_path, body) as going:
+        assert going.wait(60) == [1, 1], (going.err(0), going.err(1))
+        assert going.error(0) == going.error(1)
+        assert "the processes do not run the same program: process " in going.error(0)
+        assert "'this'" in going.error(0)
+        assert "'that'" in going.error(0)
+
+
 CAUGHT = """
 except OSError as error:
     peers.fail(f"{error.strerror}: {error.filename}", 1)

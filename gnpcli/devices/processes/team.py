@@ -116,6 +116,24 @@ class _Inbox:
             return self._found.pop(key)
 
 
+class _Calls:
+    """What each numbered call of `gnpcli.devices.processes.peers` is about, the same everywhere."""
+
+    _KEPT = 1000
+
+    def __init__(self) -> None:
+        self._names: dict[int, str] = {}
+
+    def other(self, key: str) -> str | None:
+        """Return what another process calls by the number of `key`; None where it is the same."""
+        number, _, name = key.partition(" ")
+        if not number.isdecimal():
+            return None
+        known = self._names.setdefault(int(number), name)
+        self._names.pop(int(number) - self._KEPT, None)
+        return None if known == name else known
+
+
 class First:
     """Process 0 of several.
 
@@ -130,6 +148,7 @@ class First:
         self._inbox = _Inbox()
         self._lock = threading.Lock()
         self._shares: dict[str, dict[int, Any]] = {}
+        self._calls = _Calls()
         self._has_left: set[int] = set()
         self._is_ending = threading.Event()
         self._end_once = threading.Lock()
@@ -143,6 +162,7 @@ class First:
         return reader
 
     def told(self, key: str, value: Any) -> Any:
+        self._compare(key, 0)
         self._send({"told": key, "value": value})
         return value
 
@@ -182,7 +202,17 @@ class First:
         for channel in self._channels.values():
             channel.send(message)
 
+    def _compare(self, key: str, index: int) -> None:
+        """End all where processes make different calls: each would wait for the others for ever."""
+        with self._lock:
+            other = self._calls.other(key)
+        if other is not None:
+            places = f"process {index} is at {key.partition(' ')[2]!r}, another one at {other!r}"
+            text = f"the processes do not run the same program: {places}"
+            self._on_failure(PeerError(text, 1))
+
     def _share(self, key: str, index: int, value: Any) -> None:
+        self._compare(key, index)
         with self._lock:
             shares = self._shares.setdefault(key, {})
             shares[index] = value
@@ -199,6 +229,8 @@ class First:
         for message in self._channels[index].messages():
             if "share" in message:
                 self._share(str(message["share"]), index, message.get("value"))
+            elif "at" in message:
+                self._compare(str(message["at"]), index)
             elif "ask" in message:
                 self.ask(str(message["ask"]))
             elif "failure" in message:
@@ -250,6 +282,7 @@ class Other:
         threading.Thread(target=self._read, name="gnp-process-0", daemon=True).start()
 
     def told(self, key: str, value: Any) -> Any:
+        self._channel.send({"at": key})
         return self._inbox.take(key)
 
     def gathered(self, key: str, value: Any) -> list[Any]:
