@@ -95,12 +95,16 @@ WORKS = (
 @pytest.mark.slow
 @pytest.mark.parametrize("assignment", WORKS)
 def test_a_run_under_a_setting_of_jax_has_the_same_numbers(gnp: Gnp, assignment: str):
-    """Trained, resumed and evaluated; to rounding, since a program may be compiled otherwise."""
+    """Trained, resumed and evaluated; to rounding, since a program may be compiled otherwise.
+
+    By SGD: the first steps of Adam divide gradients that are zero up to rounding.
+    """
     variable, _, value = assignment.partition("=")
+    sgd = ("--set", "optimizer.name=sgd", "--set", "optimizer.lr=0.1")
     evaluated = []
     for name, env in (("plain", {}), ("under", {variable: value})):
         for command in (
-            (*TRAIN, "--max-steps", 2, "--run-dir", name),
+            (*TRAIN, *sgd, "--max-steps", 2, "--run-dir", name),
             ("resume", name, "-q", "--max-steps", 4),
         ):
             done = gnp(*command, env=env)
