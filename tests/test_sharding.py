@@ -228,9 +228,15 @@ FAMILIES = """
 
     family, extra = sys.argv[1], sys.argv[2:]
     (whole, none), (split, some) = (gradients(family, shard, extra) for shard in ("none", "fsdp"))
-    pairs = [*zip(whole, split, strict=True)]
-    apart = [norm(jax.tree.map(np.subtract, a, b)) / max(norm(a), 1e-9) for a, b in pairs]
-    print(json.dumps({"apart": apart, "split": [none, some]}))
+
+    def apart(other):
+        pairs = zip(whole, other, strict=True)
+        return max(norm(jax.tree.map(np.subtract, a, b)) / max(norm(a), 1e-9) for a, b in pairs)
+
+    found = {"apart": apart(split), "rounding": 0.0, "split": [none, some]}
+    if found["apart"] > 1e-5:  # then another order of sums alone may do as much
+        found["rounding"] = apart(gradients(family, "none", [*extra, "mesh.devices=4"])[0])
+    print(json.dumps(found))
 """
 
 
@@ -240,7 +246,9 @@ FAMILIES = """
 def test_every_family_has_the_same_gradient_split(family, groups):
     found = python(FAMILIES, family, f"gr.groups={groups}")
     assert found["split"][0] == 0 < found["split"][1]
-    assert max(found["apart"]) < 1e-5, found
+    # The curvature of a small ResNet with BatchNorm makes more of a rounding error: on one
+    # processor 1.4e-5, where the unsplit gradients of 8 and of 4 devices are 1.2e-5 apart.
+    assert found["apart"] < max(1e-5, 3 * found["rounding"]), found
 
 
 VIT = """
