@@ -17,7 +17,7 @@ from gnpcli.config.schema import DataConfig
 from gnpcli.data.base import DataInfo, Dataset
 from gnpcli.data.registry import can_stream, describe_data
 from gnpcli.data.room import bytes_on_each, check_room
-from gnpcli.devices.memory import machine_memory
+from gnpcli.devices.machine import read_machine
 from gnpcli.engine.train import train
 from gnpcli.errors import DataError
 from gnpcli.recipes import wording
@@ -260,10 +260,10 @@ def test_the_memory_of_a_machine_is_what_its_control_groups_leave(
         path = tmp_path / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
-    assert machine_memory(tmp_path) == limit
+    assert read_machine(tmp_path).usable_bytes == limit
 
 
 def test_a_machine_without_control_groups_has_its_own_memory(tmp_path: Path):
-    found = machine_memory(tmp_path)
+    found = read_machine(tmp_path).usable_bytes
     assert found is not None
     assert found > 10**8

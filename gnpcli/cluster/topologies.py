@@ -23,6 +23,7 @@ from gnpcli.data.base import DataInfo, DataSpec, FileSplit, Split
 from gnpcli.data.registry import describe_data
 from gnpcli.devices.mesh import mesh_over, replicated
 from gnpcli.devices.rows import SplitRows, rows_on
+from gnpcli.devices.start import NO_TPU
 from gnpcli.engine.task import Task, build_task
 from gnpcli.errors import ConfigError, DataError, GnpError
 from gnpcli.step.schedules import StepKind
@@ -30,9 +31,7 @@ from gnpcli.step.state import TrainState
 
 ENVIRONMENT = {
     "JAX_PLATFORMS": "cpu",  # what is computed here while a program is traced
-    "TPU_SKIP_MDS_QUERY": "1",  # nobody is asked what slice this machine is part of
-    "TPU_ACCELERATOR_TYPE": "v5litepod-4",  # what libtpu wants to be told; the topology decides
-    "TPU_WORKER_HOSTNAMES": "localhost",
+    **NO_TPU,  # what libtpu wants to be told; the topology decides
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # without a chip there is nothing that two would share
 }
 """Variables under which libtpu compiles on a machine without a TPU."""
