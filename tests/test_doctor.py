@@ -18,10 +18,10 @@ import numpy as np
 import pytest
 
 from gnpcli.devices.machine import Machine, read_machine
-from gnpcli.doctor import child, probe, step_test, surroundings
+from gnpcli.doctor import child, probe, surroundings, trial
 from gnpcli.doctor.advice import EXPECTED_LOSSES, Findings, advise, is_allowed
 from gnpcli.doctor.examine import examine
-from gnpcli.doctor.step_test import Outcome, difference
+from gnpcli.doctor.trial import Outcome, difference
 from tests.conftest import Gnp, on_a_terminal
 from tests.machines import H200, V100, machine, program
 
@@ -345,9 +345,9 @@ def test_a_cpu_is_tested_in_the_type_that_it_trains_in():
 @pytest.mark.slow
 def test_a_step_is_that_of_every_machine_and_bfloat16_rounds_it():
     cpu = jax.devices("cpu")[0]
-    reference = step_test.run_steps(cpu, "float32")
+    reference = trial.run_steps(cpu, "float32")
     assert reference.losses == pytest.approx(EXPECTED_LOSSES, rel=1e-4)
-    rounded = step_test.run_steps(cpu, "bfloat16")
+    rounded = trial.run_steps(cpu, "bfloat16")
     assert 1e-3 < difference(rounded, reference) < probe.TOLERANCES["bfloat16"]
 
 

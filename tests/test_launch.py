@@ -189,9 +189,9 @@ def test_a_time_is_read_as_slurm_reads_it(time: str, seconds: int | None):
 
 
 def test_a_limit_that_would_stop_every_start_is_refused():
-    started = replace(job(), time="1:00", save_before_s=59)
-    assert "#SBATCH --time=1:00\n" in started.script()
-    with pytest.raises(ConfigError, match="--time 1:00 is within the 60 s of --save-before"):
+    started = replace(job(), time="2:00", save_before_s=59)
+    assert "#SBATCH --time=2:00\n" in started.script()
+    with pytest.raises(ConfigError, match="--time 2:00 is within the 60 s of --save-before"):
         replace(started, save_before_s=60).script()
 
 

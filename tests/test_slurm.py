@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import signal
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
 
+from gnpcli.errors import TRY_AGAIN
 from gnpcli.locks import read_holder
 from gnpcli.runs.folder import RunFolder
+from tests.commands import PROGRAM
 from tests.conftest import FINDS_SMALL, Gnp
 from tests.launch import free_port
 from tests.slurm import Slurm, missing, slurm
@@ -149,18 +153,25 @@ def test_tasks_that_reach_a_limit_are_queued_again_together(
 
 
 def test_a_run_stops_before_its_job_does(jobs: Jobs):
-    """Slurm counts in minutes: of two, the run leaves its margin."""
+    """Slurm counts in minutes: of two, the run leaves its margin.
+
+    The job asks for no signal. Slurm may send one up to a minute before it is due.
+    """
     options = ("--epochs", "100000", "--run-dir", "run", "--time-limit", "auto")
-    asked = ("--time", "2", "--save-before", "1")
-    job = jobs.submit(asked, (*TRAIN, *options, "--set", "mesh.devices=1"))
-    jobs.cluster.wait(job, lambda facts: facts["Restarts"] == "1", 300)
+    command = (sys.executable, "-c", PROGRAM, *TRAIN, *options, "--set", "mesh.devices=1")
+    exports = [f"export {name}={shlex.quote(value)}" for name, value in FINDS_SMALL.items()]
+    script = ["#!/bin/bash", *exports, f"exec {shlex.join(command)}", ""]
+    (jobs.folder / "job.sh").write_text("\n".join(script))
+    asked = ("--parsable", "--time=2", "--no-requeue", f"--chdir={jobs.folder}", "--output=log")
+    job = jobs.cluster.run("sbatch", *asked, str(jobs.folder / "job.sh")).strip()
+    facts = jobs.cluster.end(job)
     run = RunFolder(jobs.folder / "run")
-    assert "stopped by its time limit after step" in jobs.log()
-    assert "time limit  none" not in jobs.log()
+    log = (jobs.folder / "log").read_text()
+    assert (facts["JobState"], facts["ExitCode"]) == ("FAILED", f"{TRY_AGAIN}:0"), log
+    assert "stopped by its time limit after step" in log
+    assert "time limit  none" not in log
     assert run.summary()["status"] == "interrupted"
     assert run.summary()["step"] > 1
-    jobs.cluster.run("scancel", job)
-    assert jobs.cluster.end(job)["JobState"] == "CANCELLED"
 
 
 def test_an_array_divides_a_table(jobs: Jobs, tmp_path: Path):

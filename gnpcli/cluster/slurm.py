@@ -13,6 +13,8 @@ from gnpcli.errors import ConfigError, GnpError
 
 SUBMIT_WITHIN_S = 120
 """How long `sbatch` may take."""
+EARLY_S = 60
+"""By how much Slurm may be early with the signal that ``--signal`` asks for."""
 
 _BODY = """\
 # Before the time limit Slurm sends USR1 to this script, which passes it on. The tasks save and
@@ -152,10 +154,11 @@ class SlurmJob:
             if value == "" and name in _HAVE_VALUES:
                 raise ConfigError(f"--{name} is empty: give it a value, or leave it out")
         limit_s = None if self.time is None else seconds_of(self.time)
-        if limit_s is not None and limit_s <= self.save_before_s:
+        if limit_s is not None and limit_s <= self.save_before_s + EARLY_S:
             raise ConfigError(
-                f"--time {self.time} is within the {self.save_before_s} s of --save-before: the "
-                "job would be stopped as it starts, again and again"
+                f"--time {self.time} is within the {self.save_before_s} s of --save-before, which "
+                f"Slurm may count {EARLY_S} s early: the job would be stopped as it starts, again "
+                "and again"
             )
         for name, _ in self.extra:
             if name in _OF_LAUNCHER:

@@ -29,13 +29,13 @@ from gnpcli.devices.start import StartError, explain, no_device, start_jax
 if TYPE_CHECKING:
     import jax
 
-    from gnpcli.doctor.step_test import Outcome
+    from gnpcli.doctor.trial import Outcome
 
 ENOUGH_S = 45.0
 """Seconds after which only the first device of each kind is still tested."""
 
 TOLERANCES = {"float32": 1e-3, "bfloat16": 0.15}
-"""Up to which `gnpcli.doctor.step_test.difference` is rounding: 0.05 was seen in bfloat16 on a
+"""Up to which `gnpcli.doctor.trial.difference` is rounding: 0.05 was seen in bfloat16 on a
 CPU."""
 
 Tell = Callable[..., None]
@@ -160,7 +160,7 @@ class _Remarks(logging.Handler):
 def _test(devices: Sequence[jax.Device], dtypes: Sequence[str], tell: Tell) -> None:
     import jax
 
-    from gnpcli.doctor.step_test import run_steps
+    from gnpcli.doctor.trial import run_steps
 
     start = time.perf_counter()
     cpu = jax.local_devices(backend="cpu")[0]
@@ -192,7 +192,7 @@ def _suitable(dtypes: Sequence[str], device: jax.Device) -> list[str]:
 
 def _tested(outcome: Outcome, reference: Outcome, dtype: str) -> dict[str, Any]:
     """Return what is told of a step: whether it is right, by how much it is off, and its time."""
-    from gnpcli.doctor.step_test import difference
+    from gnpcli.doctor.trial import difference
 
     is_finite = outcome.is_finite
     error = difference(outcome, reference) if is_finite else None
