@@ -278,7 +278,7 @@ def test_evaluation_covers_each_example_exactly_once(size: int, batch_size: int)
     labels, images = [], []
     for index, source in enumerate(a.sources()):
         image, label, mask = batch(source, jnp.int32(index))
-        assert image.shape == (batch_size, 8, 8, 3)
+        assert image.shape == (a.batches.size, 8, 8, 3)
         assert mask.dtype == jnp.bool_
         assert np.isfinite(image).all()
         labels.append(np.asarray(label)[np.asarray(mask)])
@@ -289,7 +289,7 @@ def test_evaluation_covers_each_example_exactly_once(size: int, batch_size: int)
 
 def test_evaluation_batch_defaults_to_the_training_batch() -> None:
     a = InMemoryEvalFeed(toy_split(23), SPEC, config(batch_size=5), rows=in_order())
-    assert a.num_batches == 5
+    assert a.batches == (5, 5)
 
 
 def test_images_of_another_shape_than_the_spec_are_refused() -> None:

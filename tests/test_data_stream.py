@@ -124,7 +124,7 @@ def test_evaluation_covers_each_file_exactly_once_in_order(split, batch_size):
         files, labels = [], []
         for index, source in enumerate(feed.sources()):
             images, label, mask = feed.batch(source, index)
-            assert images.shape == (batch_size, SIZE, SIZE, 3)
+            assert images.shape == (feed.batches.size, SIZE, SIZE, 3)
             files += (np.asarray(source["images"])[np.asarray(mask), 0, 0, 0] // 10).tolist()
             labels += np.asarray(label)[np.asarray(mask)].tolist()
         assert files == list(range(COUNT))

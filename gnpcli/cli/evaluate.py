@@ -55,7 +55,8 @@ RecalibrateOption = Annotated[
     ),
 ]
 BatchSizeOption = Annotated[
-    int | None, typer.Option("--batch-size", min=1, max=MOST_IMAGES, help="Images at a time.")
+    int | None,
+    typer.Option("--batch-size", min=1, max=MOST_IMAGES, help="The most images at a time."),
 ]
 
 OF_ONE_DATA_SET = (

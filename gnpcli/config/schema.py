@@ -71,9 +71,10 @@ class DataConfig(Section):
     The examples that are left at the end of an epoch are dropped: different ones in each epoch.
     """
     eval_batch_size: Examples | None = None
-    """Evaluation examples per step over all devices.
+    """The most evaluation examples per step over all devices.
 
-    Null takes `data.batch_size`. No example is ever dropped.
+    Null takes `data.batch_size`. The steps are as few as that allows, and of equal size, so that
+    hardly anything is padded. No example is ever dropped.
     """
     augment: Literal["none", "crop", "basic", "autoaugment", "randaugment"] = "none"
     """What is done to each training image.

@@ -7,11 +7,12 @@ the jitted step. Inside the step it makes a batch of it, as a pure function.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Protocol, TypeAlias, runtime_checkable
+from typing import NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 import jax
 from jaxtyping import Array, Bool, Float, Float32, Int32, Key
 
+from gnpcli.config.schema import DataConfig
 from gnpcli.errors import ConfigError
 
 FeedData = dict[str, jax.Array]
@@ -36,6 +37,35 @@ def steps_per_epoch(num_train: int, batch_size: int) -> int:
             key="data.batch_size",
         )
     return num_train // batch_size
+
+
+class EvalBatches(NamedTuple):
+    """The batches of an evaluation, all of one size, so that one program computes them."""
+
+    number: int
+    size: int
+    """Examples of each. The devices divide it."""
+
+
+def eval_batches(count: int, config: DataConfig, devices: int) -> EvalBatches:
+    """Return the batches that cover a split.
+
+    They are as few as the largest size allows, and of one size, about the smallest with which so
+    many cover the split. A device's share of a batch is rounded up by less than a sixteenth, to a
+    number that powers of two divide: what is computed in chunks needs divisors, and splits of
+    nearly the same size have the same program.
+
+    Args:
+        count: Examples of the split.
+        config: `eval_batch_size` examples are the most, or `batch_size` where it is null.
+        devices: How many share a batch. They divide the most.
+    """
+    most = config.eval_batch_size or config.batch_size
+    number = -(-count // most)
+    share = max(-(-count // (max(number, 1) * devices)), 1)
+    unit = 1 << max(share.bit_length() - 5, 0)
+    share = -(-share // unit) * unit
+    return EvalBatches(number, min(share * devices, most))
 
 
 @runtime_checkable
@@ -74,7 +104,10 @@ class TrainFeed(Protocol):
 
 @runtime_checkable
 class EvalFeed(Protocol):
-    """Evaluation batches: every example of a split exactly once, the last batch filled up."""
+    """Evaluation batches: every example of a split exactly once, the last batch filled up.
+
+    `eval_batches` says how many there are.
+    """
 
     @property
     def skipped(self) -> Sequence[str]:

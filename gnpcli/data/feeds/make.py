@@ -64,7 +64,9 @@ def make_eval_feed(
     from gnpcli.data.feeds.streamed import StreamedEvalFeed
 
     place, host = batch_placer(mesh), host_share()
-    return StreamedEvalFeed(split, spec, config, place=place, dtype=dtype, host=host)
+    return StreamedEvalFeed(
+        split, spec, config, place=place, devices=mesh.size, dtype=dtype, host=host
+    )
 
 
 def _check_room(split: Split, config: DataConfig, mesh: Mesh) -> None:

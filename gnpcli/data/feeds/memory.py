@@ -23,7 +23,13 @@ from gnpcli.config.schema import DataConfig
 from gnpcli.data.augment.basic import normalize
 from gnpcli.data.augment.pipeline import make_pipeline
 from gnpcli.data.base import DataSpec, Images, Split
-from gnpcli.data.feeds.base import BatchLabels, FeedData, StepNumber, steps_per_epoch
+from gnpcli.data.feeds.base import (
+    BatchLabels,
+    FeedData,
+    StepNumber,
+    eval_batches,
+    steps_per_epoch,
+)
 from gnpcli.devices.rows import Rows, RowsInOrder
 from gnpcli.errors import DataError
 from gnpcli.keys import epoch_key
@@ -117,7 +123,7 @@ class InMemoryEvalFeed:
     Args:
         split: The images.
         spec: Of the data the model was trained on: its mean and std normalise.
-        config: `eval_batch_size` is used, or `batch_size` where it is null.
+        config: `eval_batch_size` images are the most of a batch, or `batch_size` where it is null.
         rows: Puts the images on the mesh, each where it is evaluated.
         dtype: Type of the images that `batch` returns.
 
@@ -137,15 +143,13 @@ class InMemoryEvalFeed:
         dtype: DTypeLike = jnp.float32,
     ) -> None:
         _check_shape(split, spec)
-        self._batch_size = config.eval_batch_size or config.batch_size
-        self.num_batches: int = -(-len(split) // self._batch_size)
-        """Batches that cover the split."""
+        self.batches = eval_batches(len(split), config, rows.mesh.size)
         self._spec = spec
         self._dtype = dtype
         self._rows = rows
         self._image = split.images.shape[1:]
         self._size = len(split)
-        images = rows.put(_in_rows(split.images), self._batch_size)
+        images = rows.put(_in_rows(split.images), self.batches.size)
         self._data = {"images": images, "labels": rows.place(split.labels)}
 
     def sources(self) -> Iterator[FeedData]:
@@ -154,7 +158,7 @@ class InMemoryEvalFeed:
         It is ``images`` uint8 as `RowsInOrder.put` has them, a flat row each, and ``labels``
         int32 ``[N]``.
         """
-        for _ in range(self.num_batches):
+        for _ in range(self.batches.number):
             yield self._data
 
     def batch(
@@ -164,7 +168,7 @@ class InMemoryEvalFeed:
 
         Args:
             source: From `sources`.
-            index: 0 to `num_batches` - 1, an int or an int32 scalar, traced or not.
+            index: 0 to ``batches.number`` - 1, an int or an int32 scalar, traced or not.
 
         Returns:
             Images `dtype` ``[B, H, W, C]``, labels int32 ``[B]``, and a mask bool ``[B]``. It is
@@ -174,7 +178,8 @@ class InMemoryEvalFeed:
         number = jnp.asarray(index, dtype=jnp.int32)
         flat = self._rows.take(source["images"], number)
         images = flat.reshape(-1, *self._image)
-        chosen = number * self._batch_size + jnp.arange(self._batch_size, dtype=jnp.int32)
+        size = self.batches.size
+        chosen = number * size + jnp.arange(size, dtype=jnp.int32)
         return (
             normalize(images, self._spec.mean, self._spec.std, self._dtype),
             _labels(source, jnp.minimum(chosen, self._size - 1)),

@@ -21,7 +21,13 @@ from gnpcli.data.augment.host import make_host_policy
 from gnpcli.data.augment.pipeline import make_pipeline
 from gnpcli.data.augment.policies import is_flipped
 from gnpcli.data.base import DataSpec, FileSplit, Images, Labels
-from gnpcli.data.feeds.base import BatchLabels, FeedData, StepNumber, steps_per_epoch
+from gnpcli.data.feeds.base import (
+    BatchLabels,
+    FeedData,
+    StepNumber,
+    eval_batches,
+    steps_per_epoch,
+)
 from gnpcli.data.feeds.chunks import (
     ChunkSource,
     FileOrder,
@@ -147,9 +153,10 @@ class StreamedEvalFeed:
     Args:
         split: The files.
         spec: Of the data the model was trained on: its size, mean and std.
-        config: `eval_batch_size` is used, or `batch_size` where it is null; `workers` and
-            `unreadable`.
+        config: `eval_batch_size` images are the most of a batch, or `batch_size` where it is null;
+            `workers` and `unreadable`.
         place: As of `StreamedFeed`.
+        devices: How many share a batch, those of all hosts.
         dtype: Type of the images that `batch` returns.
         host: As of `StreamedFeed`.
 
@@ -165,12 +172,11 @@ class StreamedEvalFeed:
         config: DataConfig,
         *,
         place: Place,
+        devices: int = 1,
         dtype: DTypeLike = jnp.float32,
         host: HostShare = _ALL_ROWS,
     ) -> None:
-        batch_size = config.eval_batch_size or config.batch_size
-        self.num_batches: int = -(-len(split) // batch_size)
-        """Batches that cover the split."""
+        self.batches = eval_batches(len(split), config, devices)
         self._spec = spec
         self._place = place
         self._dtype = dtype
@@ -178,7 +184,7 @@ class StreamedEvalFeed:
             split,
             config,
             transform=Transform(spec.image_size, decoding=decoding(config)),
-            order=FileOrder(len(split), batch_size),
+            order=FileOrder(len(split), self.batches.size),
             host=host,
             skipping="mark",
             most_workers=len(split) // _WORTH_A_PROCESS,
@@ -201,7 +207,7 @@ class StreamedEvalFeed:
         """
         self._batches.skipped.clear()
         try:
-            for step in range(self.num_batches):
+            for step in range(self.batches.number):
                 images, labels, mask = self._batches.read(step)
                 yield {
                     "images": self._place(images),
