@@ -63,6 +63,14 @@ def read_file(path: Path) -> bytes:
         return file.read()
 
 
+def text_if_any(path: Path) -> str:
+    """Return the text of a file; nothing where it cannot be read."""
+    try:
+        return read_file(path).decode(errors="replace")
+    except (OSError, ValueError):  # a path with a null byte
+        return ""
+
+
 def leftovers(path: Path) -> list[Path]:
     """Return the temporary files of writers of `path` that were killed, or are still at work."""
     name = glob.escape(path.name)

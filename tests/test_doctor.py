@@ -140,6 +140,20 @@ def test_gpus_that_jax_does_not_see_come_with_the_command(found: Any):
     assert '"jax[cuda13]==' in line
 
 
+def test_the_driver_is_asked_once(found: Any, monkeypatch: pytest.MonkeyPatch):
+    found(GPUS, [H200])
+    asked: list[Any] = []
+    run = subprocess.run
+
+    def count(command: Any, **options: Any) -> Any:
+        asked.append(command)
+        return run(command, **options)
+
+    monkeypatch.setattr("gnpcli.devices.found.subprocess.run", count)
+    assert report_of(ON_CPU, dtypes=None)["accelerators"]["unused"] is not None
+    assert sum("nvidia-smi" in str(command) for command in asked) == 1
+
+
 def test_who_chose_the_cpu_is_not_advised(found: Any, monkeypatch: pytest.MonkeyPatch):
     found(GPUS, [H200])
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")

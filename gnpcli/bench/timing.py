@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from gnpcli.devices import cpu
+from gnpcli.devices.memory import program_memory
 from gnpcli.step.programs import Program
 
 Notify = Callable[[str], None]
@@ -167,15 +168,9 @@ class Timed(Rounds):
 
         None where the compiler does not say.
         """
-        peaks: list[int] = []
-        for step in self._cycle:
-            memory = step.memory_analysis()
-            if memory is None:
-                return None
-            arguments, results = memory.argument_size_in_bytes, memory.output_size_in_bytes
-            held = arguments + results - memory.alias_size_in_bytes
-            peaks.append(int(held + memory.temp_size_in_bytes))
-        return max(peaks)
+        found = [program_memory(step) for step in self._cycle]
+        known = [memory.peak for memory in found if memory is not None]
+        return max(known) if len(known) == len(found) else None
 
 
 def _count_flops(step: Step, state: Any, source: Any) -> float | None:

@@ -41,6 +41,7 @@ from gnpcli.cluster.topologies import (
 from gnpcli.config.loader import Layer
 from gnpcli.config.resolved import Resolved
 from gnpcli.devices import cpu
+from gnpcli.devices.memory import program_memory
 from gnpcli.devices.mesh import mesh_over
 from gnpcli.devices.process import cache_dir
 from gnpcli.errors import GnpError
@@ -181,14 +182,14 @@ def _refused(config: Resolved, kind: StepKind, mesh: jax.sharding.Mesh, message:
 
 
 def _of_program(compiled: Compiled) -> StepCost:
-    memory: Any = compiled.memory_analysis()
+    memory = program_memory(compiled)
+    assert memory is not None  # libtpu says it
     costs: Any = compiled.cost_analysis() or {}
-    results = memory.output_size_in_bytes - memory.alias_size_in_bytes
     return StepCost(
         flops=float(costs.get("flops", 0.0)),
         bytes=float(costs.get("bytes accessed", 0.0)),
-        arguments=int(memory.argument_size_in_bytes),
-        temporaries=int(memory.temp_size_in_bytes + max(results, 0)),
+        arguments=memory.arguments,
+        temporaries=memory.temporaries,
         collectives=collectives_of(compiled.as_text() or ""),
     )
 

@@ -6,7 +6,6 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import jax
 
@@ -25,6 +24,7 @@ from gnpcli.cluster.topologies import lower_step
 from gnpcli.config.resolved import Resolved
 from gnpcli.data.base import DataInfo
 from gnpcli.data.registry import describe_data
+from gnpcli.devices.memory import program_memory
 from gnpcli.devices.mesh import check_cut, check_divisible, make_mesh, mesh_over
 from gnpcli.errors import ConfigError, DataError
 from gnpcli.models.base import parameter_shapes
@@ -261,13 +261,12 @@ def _exchanged(
 
 
 def _with_compiled_memory(cost: StepCost, config: Resolved, kind: StepKind) -> StepCost:
-    memory: Any = lower_step(config, kind, make_mesh(config)).compile().memory_analysis()
+    memory = program_memory(lower_step(config, kind, make_mesh(config)).compile())
     if memory is None:
         return cost
-    results = max(memory.output_size_in_bytes - memory.alias_size_in_bytes, 0)
     return replace(
         cost,
-        arguments=int(memory.argument_size_in_bytes),
-        temporaries=int(memory.temp_size_in_bytes + results),
+        arguments=memory.arguments,
+        temporaries=memory.temporaries,
         memory_source="compiled for this machine",
     )

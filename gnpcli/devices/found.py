@@ -13,6 +13,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from gnpcli.files import text_if_any
+
 ROOT = Path("/")
 """Where the device files of this machine are."""
 
@@ -26,8 +28,9 @@ TPU_FILES = ("dev/accel[0-9]*",)
 """Of TPU v2 to v4."""
 VFIO_FILES = ("dev/vfio/[0-9]*",)
 """Of later TPUs, and of every other device that is handed to a virtual machine."""
+VENDORS = "sys/bus/pci/devices/*/vendor"
+"""Of what is on the PCI bus."""
 GOOGLE = "0x1ae0"
-"""The vendor on the PCI bus."""
 TPU_VARIABLES = ("TPU_ACCELERATOR_TYPE", "TPU_WORKER_ID", "TPU_WORKER_HOSTNAMES", "TPU_NAME")
 NO_TPU_HERE = "TPU_SKIP_MDS_QUERY"
 """With it the variables of a TPU describe one that is compiled for, which need not be here."""
@@ -127,7 +130,7 @@ def _files(root: Path, patterns: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def _has_google_device(root: Path) -> bool:
-    return any(_text(path).strip() == GOOGLE for path in root.glob("sys/bus/pci/devices/*/vendor"))
+    return any(text_if_any(path).strip() == GOOGLE for path in root.glob(VENDORS))
 
 
 def _nvidia_smi(root: Path, environment: Mapping[str, str]) -> str | None:
@@ -175,12 +178,5 @@ def _number(text: str) -> float | None:
 
 
 def _kernel_module(root: Path) -> str | None:
-    found = _KERNEL_MODULE.search(_text(root / "proc" / "driver" / "nvidia" / "version"))
+    found = _KERNEL_MODULE.search(text_if_any(root / "proc" / "driver" / "nvidia" / "version"))
     return found[1] if found else None
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return ""

@@ -10,6 +10,8 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from gnpcli.files import text_if_any
+
 _GROUPS = Path("sys/fs/cgroup")
 _NO_LIMIT = 1 << 60
 """Version 1 writes the largest multiple of a page where there is no limit."""
@@ -54,7 +56,7 @@ def read_machine(root: Path = Path("/")) -> Machine:
 
 def _memory(root: Path) -> dict[str, int]:
     found = {}
-    for line in _text(root / "proc" / "meminfo").splitlines():
+    for line in text_if_any(root / "proc" / "meminfo").splitlines():
         name, _, rest = line.partition(":")
         words = rest.split()
         if words and words[0].isdigit():
@@ -104,17 +106,10 @@ def _settings(root: Path, controller: str, name: str) -> list[str]:
     """
     base = root / _GROUPS / controller
     places = [base]
-    for line in _text(root / "proc" / "self" / "cgroup").splitlines():
+    for line in text_if_any(root / "proc" / "self" / "cgroup").splitlines():
         _, controllers, path = (*line.split(":", 2), "", "")[:3]
         if controller in controllers.split(","):
             inner = base / path.lstrip("/")
             places += [inner, *(above for above in inner.parents if base in above.parents)]
-    texts = [_text(place / name).strip() for place in dict.fromkeys(places)]
+    texts = [text_if_any(place / name).strip() for place in dict.fromkeys(places)]
     return [text for text in texts if text]
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8", errors="replace")
-    except (OSError, ValueError):
-        return ""

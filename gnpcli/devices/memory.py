@@ -1,10 +1,13 @@
-"""How much memory a device has."""
+"""How much memory a device has, and how much of it a program needs."""
 
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
+from typing import Any
 
 import jax
+from jax.stages import Compiled
 
 from gnpcli.devices.machine import read_machine
 
@@ -31,3 +34,29 @@ def device_memory(used: int | None = None) -> int | None:
         return None if limit is None else int(limit)
     there = read_machine().usable_bytes
     return None if there is None else there // min(len(devices), used or len(devices))
+
+
+@dataclass(frozen=True)
+class ProgramMemory:
+    """Bytes on a device of a compiled program."""
+
+    arguments: int
+    temporaries: int
+    """What is there while it runs, the results that take no argument's place included."""
+
+    @property
+    def peak(self) -> int:
+        """At the largest."""
+        return self.arguments + self.temporaries
+
+
+def program_memory(program: Compiled) -> ProgramMemory | None:
+    """Return what a program needs; None where its compiler does not say."""
+    found: Any = program.memory_analysis()
+    if found is None:
+        return None
+    results = max(found.output_size_in_bytes - found.alias_size_in_bytes, 0)
+    return ProgramMemory(
+        arguments=int(found.argument_size_in_bytes),
+        temporaries=int(found.temp_size_in_bytes + results),
+    )

@@ -14,6 +14,7 @@ from typing import Any
 
 from gnpcli import __version__
 from gnpcli.config.paths import expanded_variable, user_path
+from gnpcli.files import text_if_any
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8
 
@@ -78,10 +79,9 @@ def describe_environment() -> dict[str, Any]:
 
 def processor() -> str:
     """Return the name of the processor of this machine."""
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
+    for line in text_if_any(Path("/proc/cpuinfo")).splitlines():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()
 
 

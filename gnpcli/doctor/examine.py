@@ -58,8 +58,8 @@ def examine(
     report.update(follow(run(dtypes or ()), notify, is_tested=dtypes is not None))
     report["backend"]["why"] = _why(report)
     with _reporting("advice", findings):
-        if report["accelerators"] and report["backend"]["platform"] in (None, "cpu"):
-            report["accelerators"]["unused"] = _unused()
+        if report["accelerators"] and report["backend"]["platform"] not in (None, "cpu"):
+            report["accelerators"]["unused"] = None
         advise(report, findings)
     return {"is_fit": not findings.errors, **asdict(findings), **report}
 
@@ -74,13 +74,13 @@ def _reporting(part: str, findings: Findings) -> Iterator[None]:
 
 
 def told(here: found.Found) -> dict[str, Any]:
-    """Return accelerators as a report has them."""
+    """Return accelerators as a report has them, and why a JAX on the CPU would not use them."""
     return {
         "nvidia": [*here.nvidia],
         "gpus": [_gpu(gpu) for gpu in here.gpus],
         "driver": here.driver,
         "tpu": [*here.tpu],
-        "unused": None,
+        "unused": _unused(here),
     }
 
 
@@ -130,11 +130,11 @@ def _result(event: Event) -> Report:
     return {name: event.get(name) for name in (*names, "problem")}
 
 
-def _unused() -> str | None:
+def _unused(here: found.Found) -> str | None:
     """Return why JAX does not use what is here, and the command; None where a person chose so."""
     if any(map(os.environ.get, CHOICES)):
         return None
-    advice = why_unused(found.find_accelerators(ask=True), installed_versions())
+    advice = why_unused(here, installed_versions())
     return None if advice is None else f"{advice.what}: {advice.mend}"
 
 
