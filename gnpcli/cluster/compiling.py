@@ -53,7 +53,7 @@ Notify = Callable[[str], None]
 
 EVERY_S = 30.0
 """Between two words about a compilation that goes on."""
-_KEPT = 1
+_KEPT = 2
 """Version of what is kept."""
 _TOO_LARGE = re.compile(r"(required for [^(]*\(|Used )([\d.]+)([KMGT]?)[) ]")
 """What XLA says of a program: its temporaries, or all of it."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -18,8 +18,15 @@ _ITEM = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s16": 2, "u16": 2}
 """Bytes of an element by XLA's name of the type; 8 where it ends in 64, else 4."""
 _COLLECTIVE = re.compile(
     r" = (?P<result>\(.*?\)|\S+) (?P<name>all-reduce|all-gather|reduce-scatter|all-to-all|"
-    r"collective-permute)(?:-start)?\("
+    r"collective-permute)(?P<starts>-start)?\((?P<operands>[^()]*)\)"
+    r"(?:.*? channel_id=(?P<channel>\d+))?"
 )
+_COMPUTATION = re.compile(r"(?:ENTRY )?%?(?P<name>[\w.-]+) .*\{$")
+_PARTS = ("fused_computation", "async_collective_fusion")
+"""Computations of a TPU's program that do a part of a collective beside arithmetic."""
+_SCATTER = "all-reduce-scatter"
+"""A computation of a TPU's program: an all-reduce of which each chip keeps its share."""
+_NAMED = re.compile(r"^\s+(?:ROOT )?(?P<name>%[\w.-]+) = (?P<type>\(.*?\)|\S+) ", re.MULTILINE)
 _ARRAY = re.compile(r"(?P<type>[a-z]+\d*)\[(?P<sizes>[\d,]*)\]")
 
 
@@ -30,7 +37,7 @@ class Collectives:
     count: int
     """How often it is in the program."""
     bytes: int
-    """Of their results on a chip."""
+    """Of their results on a chip; of a reduce-scatter, of what a chip gives."""
 
 
 @dataclass(frozen=True)
@@ -116,17 +123,57 @@ def step_time(cost: StepCost, machine: Machine, dtype: str) -> StepTime:
 def collectives_of(text: str) -> dict[str, Collectives]:
     """Return the collectives of a compiled program.
 
+    A TPU does a collective beside arithmetic in several computations. All name its channel, and it
+    counts once. It writes a sum that is scattered as an all-reduce in a computation of its own.
+
     Args:
         text: Its HLO. A collective within a loop counts once.
     """
+    types: dict[str, str] = {}
+    if " reduce-scatter(" in text:
+        types = {match["name"]: match["type"] for match in _NAMED.finditer(text)}
+    seen = set[tuple[str, str]]()
     found: dict[str, Collectives] = {}
-    for match in _COLLECTIVE.finditer(text):
-        size = max(_sizes(match["result"]), default=0)
-        if not match["name"].startswith("all-gather"):
-            size = sum(_sizes(match["result"]))
-        old = found.get(match["name"], Collectives(0, 0))
-        found[match["name"]] = Collectives(old.count + 1, old.bytes + size)
+    for computation, match in _collectives(text):
+        name = match["name"]
+        if match["channel"] and computation.startswith(_PARTS):
+            if (name, match["channel"]) in seen:
+                continue
+            seen.add((name, match["channel"]))
+        size = _bytes(match, types)
+        if computation.startswith(_SCATTER):
+            name = "reduce-scatter"
+        old = found.get(name, Collectives(0, 0))
+        found[name] = Collectives(old.count + 1, old.bytes + size)
     return found
+
+
+def _collectives(text: str) -> Iterator[tuple[str, re.Match[str]]]:
+    """Yield each collective of a program, and the computation that it stands in."""
+    computation = ""
+    for line in text.splitlines():
+        if line[:1] not in ("", " ", "}") and (found := _COMPUTATION.match(line)):
+            computation = found["name"]
+        elif match := _COLLECTIVE.search(line):
+            yield computation, match
+
+
+def _bytes(match: re.Match[str], types: Mapping[str, str]) -> int:
+    """Return the bytes of a collective, as of `Collectives`.
+
+    Args:
+        match: Of `_COLLECTIVE`.
+        types: Of the answers of a program's operations.
+    """
+    operands = match["operands"].replace(" ", "").split(",")
+    if match["name"] == "reduce-scatter":
+        return sum(sum(_sizes(types.get(operand, ""))) for operand in operands)
+    sizes = list(_sizes(match["result"]))
+    if match["starts"] and match["name"] in ("all-gather", "collective-permute"):
+        sizes = sizes[
+            len(operands) : 2 * len(operands)
+        ]  # behind the operands, which it answers too
+    return sum(sizes)
 
 
 def _sizes(result: str) -> Iterator[int]:
