@@ -249,15 +249,18 @@ def test_a_table_whose_data_is_missing_says_what_to_do(gnp: Gnp, tmp_path: Path)
 
 
 @pytest.mark.slow
-def test_a_dry_run_counts_steps_and_estimates_time_and_runs_nothing(gnp: Gnp, tmp_path: Path):
+def test_a_dry_run_times_steps_where_it_is_asked_to_and_runs_nothing(gnp: Gnp, tmp_path: Path):
     (tmp_path / "tiny.yaml").write_text(TINY)
-    done = gnp("reproduce-table", "tiny.yaml", "--out", "out", "--dry-run", "--json", timeout=900)
+    command = ("reproduce-table", "tiny.yaml", "--out", "out", "--dry-run", "--measure", "--json")
+    done = gnp(*command, timeout=900)
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
     steps = {cell["column"]: (cell["plain_steps"], cell["gnp_steps"]) for cell in result["cells"]}
     assert steps == {"adam": (10, 0), "zero": (5, 5)}
     assert all(
-        cell["state"] == "absent" and cell["left_s"] == cell["whole_s"] > 0
+        cell["state"] == "absent"
+        and cell["left_s"] == cell["whole_s"] > 0
+        and cell["from"] == "measured now"
         for cell in result["cells"]
     )
     assert result["left_s"] > sum(cell["whole_s"] for cell in result["cells"])

@@ -20,11 +20,10 @@ from gnpcli.config.resolved import Resolved, settle
 from gnpcli.config.schema import RunConfig
 from gnpcli.errors import ConfigError
 from gnpcli.recipes.plan import count_steps
-from gnpcli.recipes.presets import preset_dir, resolve
+from gnpcli.recipes.presets import preset_dir
 from gnpcli.runs.folder import RunFolder
 from gnpcli.tables.cells import check_folders, make_cells, run_dir
 from gnpcli.tables.deviations import variant_of
-from gnpcli.tables.estimate import small_batch
 from gnpcli.tables.formats import to_csv, to_dict, to_latex, to_markdown
 from gnpcli.tables.metrics import METRICS, MetricKind
 from gnpcli.tables.outputs import write_outputs
@@ -775,27 +774,3 @@ def test_the_page_opens_offline_and_shows_values_verdicts_deviations_and_curves(
         )
         assert (red < 60) == dark
         assert (len(browser.requests), browser.complaints) == (1, [])
-
-
-@pytest.mark.parametrize(
-    ("batch", "groups", "microbatches", "devices", "size"),
-    [
-        (128, 1, 1, 1, 32),
-        (16, 1, 1, 1, 16),
-        (128, 1, 1, 2, 64),
-        (120, 12, 1, 1, 36),
-        (96, 3, 6, 2, 72),
-    ],
-)
-def test_the_batch_of_an_estimate_can_be_divided(batch, groups, microbatches, devices, size):
-    assignments = [
-        f"data.batch_size={batch}",
-        f"gr.groups={groups}",
-        f"train.accumulate={microbatches}",
-        f"mesh.devices={devices}",
-    ]
-    config = resolve(None, assignments)
-    found = small_batch(config, devices)
-    assert found == size
-    config.replaced({"data.batch_size": found})
-    assert found % (devices * max(groups, microbatches)) == 0

@@ -44,12 +44,14 @@ from gnpcli.cli.table_part import (
 from gnpcli.terminal import words
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from gnpcli.tables.cells import Cell, CellState
     from gnpcli.tables.estimate import CellEstimate
     from gnpcli.tables.results import TableResult
     from gnpcli.tables.runner import CellProgress
+
+COUNTED_ERROR = "steps on a CPU took 1.5 to 3.2 times as long, tiny ones more (docs/planning.md)"
 
 JobsOption = Annotated[
     int,
@@ -74,6 +76,14 @@ RenderOption = Annotated[
         "--render", help="Run nothing. Print the result of the cells in --out, or of those chosen."
     ),
 ]
+MeasureOption = Annotated[
+    bool,
+    typer.Option(
+        "--measure",
+        help="With --dry-run: time a few steps of each model, which takes minutes; else they are "
+        "counted.",
+    ),
+]
 
 
 def reproduce_table(
@@ -91,6 +101,7 @@ def reproduce_table(
     join: JoinOption = False,
     trust_code: TrustOption = False,
     dry_run: DryRunOption = False,
+    measure: MeasureOption = False,
     render: RenderOption = False,
     accept_changed_data: AcceptChangedDataOption = False,
     no_cache: NoCacheOption = False,
@@ -105,6 +116,8 @@ def reproduce_table(
     for hint, is_given in (("--dry-run", dry_run), ("--join", join)):
         if render and is_given:
             raise typer.BadParameter("there is nothing to run with --render", param_hint=hint)
+    if measure and not dry_run:
+        raise typer.BadParameter("it is for --dry-run", param_hint="--measure")
     part = chosen_part(
         name, models, columns, seeds, epochs, dataset, data_dir, variant, assignments, out
     )
@@ -117,7 +130,7 @@ def reproduce_table(
     cells = part.cells()
     states = check_folders(cells)
     if dry_run:
-        _dry_run(part, cells, states, as_json)
+        _dry_run(part, cells, states, measure, as_json)
     else:
         with at_work(part.folder, cells, join=join):
             _run_all(part, cells, states, jobs, as_json, quiet, accept_changed_data)
@@ -259,22 +272,51 @@ def _print(result: TableResult) -> None:
 
 
 def _dry_run(
-    part: Part, cells: Sequence[Cell], states: dict[str, CellState], as_json: bool
+    part: Part,
+    cells: Sequence[Cell],
+    states: dict[str, CellState],
+    measure: bool,
+    as_json: bool,
 ) -> None:
     start_process()
+    from gnpcli.cluster.speeds import SpeedsHere
     from gnpcli.tables.estimate import estimate
 
-    found, left_s = estimate(cells, states, tell)
+    speeds = SpeedsHere(tell, measure=measure)
+    found = estimate(cells, states, speeds)
+    left_s = sum(each.left_s for each in found)
+    left_s += speeds.compile_s if left_s else 0.0
     if as_json:
         facts = {"table": part.table.name, "out": str(part.folder), "left_s": left_s}
-        print_json({**facts, "cells": [_facts(each) for each in found]})
+        rates = {"flops_per_s": speeds.rates}
+        print_json({**facts, **rates, "cells": [_facts(each) for each in found]})
         return
     _print_estimates(found)
     count = words.plural(len(found), "cell")
     say(
-        f"{count} in {part.folder}, about {words.duration(left_s)} left on this machine, from a "
-        "few steps on random images; nothing was run"
+        f"{count} in {part.folder}, about {words.duration(left_s)} left on this machine; nothing "
+        "was run",
+        *_sources(found, speeds.rates),
     )
+
+
+def _sources(found: Sequence[CellEstimate], rates: Mapping[str, float]) -> Iterator[str]:
+    """Yield what the times rest on, and how far they are off."""
+    of: dict[str, list[str]] = {}
+    for each in found:
+        rows = of.setdefault(each.speed.source, [])
+        if each.cell.row not in rows:
+            rows.append(each.cell.row)
+    for source, rows in of.items():
+        which = "" if len(of) == 1 else f" of {words.listing(rows)}"
+        if source == "counted":
+            at = words.listing(
+                [f"{rate / 1e9:,.0f} GFLOP/s in {name}" for name, rate in rates.items()]
+            )
+            yield f"times{which}: FLOP as counted, at the rate of a product of matrices here ({at})"
+            yield f"{COUNTED_ERROR}; compilation comes on top; --measure times steps"
+        else:
+            yield f"times{which}: a few steps on random images, {source}"
 
 
 def _facts(each: CellEstimate) -> dict[str, Any]:
@@ -288,6 +330,7 @@ def _facts(each: CellEstimate) -> dict[str, Any]:
         "gnp_steps": each.gnp_steps,
         "whole_s": each.whole_s,
         "left_s": each.left_s,
+        "from": each.speed.source,
     }
 
 

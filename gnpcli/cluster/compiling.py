@@ -6,7 +6,6 @@ that it has to say: ``note`` (what goes on), ``kind`` and ``cost`` (a step is do
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import os
@@ -20,7 +19,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from importlib import metadata
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -29,6 +27,7 @@ from jax.stages import Compiled, Lowered
 from gnpcli.bench.steps import has_loop
 from gnpcli.cluster.costs import COUNTED, StepCost, collectives_of
 from gnpcli.cluster.counting import Count, count
+from gnpcli.cluster.keeping import keep, kept
 from gnpcli.cluster.topologies import (
     ENVIRONMENT,
     abstract_task,
@@ -43,9 +42,7 @@ from gnpcli.config.resolved import Resolved
 from gnpcli.devices import cpu
 from gnpcli.devices.memory import program_memory
 from gnpcli.devices.mesh import mesh_over
-from gnpcli.devices.process import cache_dir
 from gnpcli.errors import GnpError
-from gnpcli.files import write_atomically
 from gnpcli.recipes.presets import resolve_layers
 from gnpcli.step.schedules import StepKind
 
@@ -133,12 +130,12 @@ def _answer(request: dict[str, Any], say: Callable[[dict[str, Any]], None]) -> N
     for kind in request["kinds"]:
         say({"note": f"tracing the {kind} step"})
         lowered = lower_step(config, kind, mesh)
-        place = _place(lowered, topology)
-        cost = _kept(place)
+        parts = _parts(lowered, topology)
+        cost = _kept(parts)
         if cost is None:
             with _telling(f"compiling the {kind} step for {topology}", say):
                 cost = _cost(config, kind, lowered, mesh)
-            _keep(place, cost)
+            keep("plans", parts, cost.to_dict())
         say({"kind": kind, "cost": cost.to_dict()})
 
 
@@ -222,26 +219,17 @@ def _telling(what: str, say: Callable[[dict[str, Any]], None]) -> Iterator[None]
         thread.join()
 
 
-def _place(lowered: Lowered, topology: str) -> Path:
-    """Return where the cost of a program is kept: by the program, the slice and the compiler."""
+def _parts(lowered: Lowered, topology: str) -> list[object]:
+    """Return what the cost of a program depends on: the program, the slice and the compiler."""
     versions = [metadata.version(name) for name in ("jax", "jaxlib", "libtpu")]
-    parts = json.dumps([_KEPT, versions, topology, lowered.as_text()])
-    return cache_dir() / "plans" / f"{hashlib.sha256(parts.encode()).hexdigest()[:32]}.json"
+    return [_KEPT, versions, topology, lowered.as_text()]
 
 
-def _kept(place: Path) -> StepCost | None:
+def _kept(parts: object) -> StepCost | None:
     try:
-        return StepCost.from_dict(json.loads(place.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError, KeyError):
+        return StepCost.from_dict(kept("plans", parts))
+    except (TypeError, KeyError):
         return None
-
-
-def _keep(place: Path, cost: StepCost) -> None:
-    try:
-        place.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(place, json.dumps(cost.to_dict()))
-    except OSError:
-        pass  # it costs another compilation, nothing else
 
 
 def main() -> None:

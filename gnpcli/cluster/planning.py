@@ -29,11 +29,8 @@ from gnpcli.devices.mesh import check_cut, check_divisible, make_mesh, mesh_over
 from gnpcli.errors import ConfigError, DataError
 from gnpcli.models.base import parameter_shapes
 from gnpcli.recipes.memory import step_memory
-from gnpcli.recipes.plan import fit
+from gnpcli.recipes.plan import EVALUATION, evaluated_images, fit
 from gnpcli.step.schedules import Horizon, StepKind, gr_schedule
-
-EVALUATION = 1 / 3
-"""What evaluating an image costs of a plain step: a forward pass, of a forward and a backward."""
 
 _PASSES: dict[StepKind, int] = {"plain": 1, "reuse": 1, "gnp": 2}
 """Gradients that a step averages over the devices."""
@@ -129,14 +126,13 @@ def plan_run(
     kinds = kinds_of(config)
     if costs is None:
         costs = step_costs(config, tuple(kinds), machine, notify)
-    evaluations = -(-config.train.epochs // config.train.eval_every_epochs)
     plan = RunPlan(
         machine=machine,
         batch_size=config.data.batch_size,
         dtype=config.train.dtype,
         steps=kinds,
         costs={kind: costs[kind] for kind in kinds},
-        evaluated=evaluations * (info.num_validation + info.num_test),
+        evaluated=evaluated_images(config, info),
         largest_batch=None,
         remedies=(),
     )

@@ -8,7 +8,7 @@ import time
 import jax
 import jax.numpy as jnp
 
-from gnpcli.bench.timing import matmul_flops_per_s
+from gnpcli.bench.timing import matmul_flops_per_s, platform
 from gnpcli.cluster.chips import Chip, Machine
 from gnpcli.config.resolved import Resolved
 from gnpcli.devices.memory import device_memory
@@ -32,13 +32,27 @@ def this_machine(config: Resolved) -> Machine:
         name="cpu",
         title="this CPU",
         kind="cpu",
-        peak={config.train.dtype: matmul_flops_per_s(config.train.dtype, mesh) / mesh.size},
+        peak={config.train.dtype: product_rate(config) / mesh.size},
         memory=float(device_memory() or math.inf),
         bandwidth=_bandwidth() / mesh.size,
         link=math.inf,
         sources=("measured now",),
     )
     return Machine("cpu", chip, mesh.size)
+
+
+def product_rate(config: Resolved) -> float:
+    """Return the FLOP a second of a large product of matrices, on all devices of a run together.
+
+    Args:
+        config: Its compute type is that of the product.
+
+    Raises:
+        ConfigError: As `gnpcli.devices.mesh.make_mesh`.
+    """
+    mesh = make_mesh(config)
+    rate = matmul_flops_per_s(config.train.dtype, mesh)
+    return rate if platform(mesh) == "cpu" else rate * mesh.size  # a CPU's share its cores
 
 
 def _bandwidth() -> float:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
+from weakref import WeakKeyDictionary
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +16,7 @@ from flax import linen as nn
 from flax import struct
 from flax.core import meta
 
+from gnpcli.devices import cpu
 from gnpcli.devices.sharding import Layout, at_use, gathering, is_gathering
 from gnpcli.errors import ConfigError
 
@@ -205,8 +207,22 @@ def parameter_shapes(model: Model, image_shape: ImageShape) -> Params:
 
     Nothing is computed.
     """
-    shapes: Params = jax.eval_shape(lambda: model.init(jax.random.key(0), image_shape)[0])
-    return shapes
+    return initial_shapes(model, image_shape)[0]
+
+
+_shapes: WeakKeyDictionary[Model, dict[ImageShape, tuple[Params, State]]] = WeakKeyDictionary()
+
+
+def initial_shapes(model: Model, image_shape: ImageShape) -> tuple[Params, State]:
+    """Return the shapes and dtypes of parameters and state for images of shape ``(H, W, C)``.
+
+    Nothing is computed. A model is traced once: a deep one takes seconds.
+    """
+    known = _shapes.setdefault(model, {})
+    if image_shape not in known:
+        with cpu.tuning(False):  # shapes do not depend on it, and there is less to trace
+            known[image_shape] = jax.eval_shape(lambda: model.init(jax.random.key(0), image_shape))
+    return known[image_shape]
 
 
 def count_parameters(model: Model, image_shape: ImageShape) -> int:

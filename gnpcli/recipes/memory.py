@@ -49,20 +49,22 @@ def step_memory(config: Resolved, model: Model, data: DataInfo, devices: int) ->
     import jax
 
     from gnpcli.data.room import train_on_each
+    from gnpcli.models.base import initial_shapes, starting_from
     from gnpcli.step.optimizer import build_optimizer
     from gnpcli.step.state import init_state
 
     image_shape = (data.image_size, data.image_size, data.channels)
     optimizer = build_optimizer(config.optimizer, config.train)
     state = jax.eval_shape(
-        lambda: init_state(
-            model,
+        lambda *initial: init_state(
+            starting_from(model, *initial),
             image_shape,
             optimizer,
             config.train.seed,
             averages=config.train.ema_decay is not None,
             reuses=config.gr.between == "reuse",
-        )
+        ),
+        *initial_shapes(model, image_shape),
     )
     held = config.data.batch_size
     if not data.is_streamed:

@@ -11,6 +11,13 @@ if TYPE_CHECKING:
     from gnpcli.models.base import Model
 
 
+EVALUATION = 1 / 3
+"""What evaluating an image costs of what a plain step spends on it.
+
+A forward pass, of a forward and a backward one.
+"""
+
+
 def count_steps(
     config: Resolved, steps_per_epoch: int, until: int | None = None
 ) -> tuple[int, int]:
@@ -30,6 +37,12 @@ def count_steps(
     kinds = gr_schedule(config.gr, horizon, config.train.seed).kinds[:steps]
     double = sum(kind == "gnp" for kind in kinds)
     return len(kinds) - double, double
+
+
+def evaluated_images(config: Resolved, data: DataInfo) -> int:
+    """Return how many images a run evaluates, counting each as often as that happens."""
+    evaluations = -(-config.train.epochs // config.train.eval_every_epochs)
+    return evaluations * (data.num_validation + data.num_test)
 
 
 def fit(config: Resolved, data: DataInfo) -> tuple[Model, int]:
