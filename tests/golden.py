@@ -96,6 +96,7 @@ COMMANDS: dict[str, str] = {
     "bench gr": f"bench gr {ONCE}",
     "bench data": f"bench data {ONCE} --variants none,basic",
     "bench telemetry": f"bench telemetry {ONCE}",
+    "bench scale": "bench scale --kinds shuffling",
 }
 """Every command with a JSON output, without its ``--json``.
 

@@ -58,6 +58,14 @@ FormsOption = Annotated[
 CompileOption = Annotated[
     bool, typer.Option("--compile", help="Compile PyTorch's network with torch.compile.")
 ]
+KindsOption = Annotated[
+    str | None,
+    typer.Option("--kinds", help="What to measure, joined by commas.", show_default="everything"),
+]
+MostSizeOption = Annotated[
+    int | None,
+    typer.Option("--most", min=1, max=MOST, help="The largest size.", show_default="all sizes"),
+]
 
 
 @app.callback()
@@ -72,8 +80,8 @@ def bench(
 ) -> None:
     """Measure plain and GNP training steps of a preset, interleaved, on random images.
 
-    Its commands measure the input pipelines, every form of GR, metrics and guard, and the same
-    network in PyTorch.
+    Its commands measure the input pipelines, every form of GR, metrics and guard, the same network
+    in PyTorch, and growth with the size of data, logs and runs.
     """
     if context.invoked_subcommand is not None:
         return
@@ -166,6 +174,21 @@ def peer(
 
     result = bench_peer(config, is_compiled=is_compiled, rounds=rounds, steps=steps, notify=tell)
     _print(result, as_json, bench_tables.print_peer)
+
+
+@app.command("scale")
+def scale(
+    kinds: KindsOption = None, most: MostSizeOption = None, as_json: JsonOption = False
+) -> None:
+    """Measure how time and memory grow with images, classes, lines of a log and runs.
+
+    All of it takes minutes, and a million files of no length in the folder of temporary files.
+    """
+    start_measuring()
+    from gnpcli.bench.scale import KINDS, bench_scale
+
+    names = list(KINDS) if kinds is None else split_names(kinds)
+    _print(bench_scale(names, most, tell), as_json, bench_tables.print_scale)
 
 
 def _configure(preset: str | None, assignments: list[str]) -> Resolved:

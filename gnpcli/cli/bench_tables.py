@@ -149,6 +149,28 @@ def _beside(row: Row) -> list[str]:
     ]
 
 
+def print_scale(result: Row) -> None:
+    """Print what each size took, and how that grows."""
+    rows = []
+    for each in result["measurements"]:
+        of = f"{each['name']}, by {each['of']}"
+        for cost in each["costs"]:
+            rows.append([of, *_of_size(cost), "", ""])
+        rows[-1][-2:] = [number(each[f"{what}_exponent"], ".2f") for what in ("time", "memory")]
+    header = ("", "size", "s", "processor s", "peak MB", "time ~ n^", "memory ~ n^")
+    _print("growth", header, rows)
+    say("an exponent is that of the growth over the smallest size; - grew too little to tell")
+
+
+def _of_size(cost: Row) -> list[str]:
+    return [
+        number(cost["size"]),
+        number(cost["seconds"], ".2f"),
+        number(cost["cpu_s"], ".2f"),
+        number(cost["peak_bytes"], ",.0f", scale=MEGA),
+    ]
+
+
 def _about(result: Row) -> str:
     return f"{result['model']}, batch {result['batch_size']}, {result['dtype']}"
 
