@@ -44,6 +44,8 @@ class Chip:
     """Chips that the links join."""
     network: float = 0.0
     """To chips that the links do not reach."""
+    most: int = MOST_CHIPS
+    """Chips of the largest machine."""
 
 
 @dataclass(frozen=True)
@@ -91,6 +93,7 @@ def _chip(name: str, row: dict[str, Any]) -> Chip:
         devices=row.get("devices_per_chip", 1),
         linked=row.get("chips_linked", MOST_CHIPS),
         network=1e9 * row.get("network_gb_s", 0),
+        most=row.get("chips_at_most", MOST_CHIPS),
     )
 
 
@@ -102,13 +105,15 @@ def find_machine(text: str) -> Machine:
     """
     name, _, size = text.partition(":")
     known = chips()
+    if name == "cpu":
+        raise ConfigError(f"{text!r}: cpu is this machine, and takes no number: --on cpu")
     if name not in known:
         names = ", ".join([*known, "cpu"])
         raise ConfigError(f"unknown chip {name!r}{suggest(name, known)} (chips: {names})")
     chip = known[name]
     count = _count(chip, size, text)
-    if not 0 < count <= MOST_CHIPS:
-        raise ConfigError(f"{text}: {count:,} chips; a machine has 1 to {MOST_CHIPS:,}")
+    if not 0 < count <= chip.most:
+        raise ConfigError(f"{text}: {count:,} chips; {chip.title} has 1 to {chip.most:,}")
     return Machine(text, chip, count)
 
 
@@ -119,7 +124,10 @@ def _count(chip: Chip, size: str, text: str) -> int:
         raise ConfigError(f"{text!r}: how many? for example {chip.name}:8")
     axes = 2 if chip.name in ("v5e", "v6e") else 3
     if re.fullmatch(r"\d{1,4}" + r"x\d{1,4}" * (axes - 1), size):
-        return math.prod(map(int, size.split("x")))
+        sides = [*map(int, size.split("x"))]
+        if math.prod(sides) > 1 and any(side % 2 for side in sides[:2]):
+            raise ConfigError(f"there is no TPU slice {text}: a host has 2x2 chips of it")
+        return math.prod(sides)
     example = "4x4" if axes == 2 else "2x2x4"
     raise ConfigError(
         f"{text!r}: a slice of {chip.title} has {axes} axes, for example {chip.name}:{example}"

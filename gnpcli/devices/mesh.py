@@ -55,8 +55,17 @@ def mesh_over(config: Resolved, devices: Sequence[jax.Device]) -> Mesh:
     return Mesh(grid, (GROUP, DATA), axis_types=(AxisType.Auto, AxisType.Auto))
 
 
-def check_divisible(config: Resolved, count: int) -> None:
+OTHERWISE = "set mesh.devices"
+"""What to do where so many devices cannot share a batch, other than to change the batch."""
+
+
+def check_divisible(config: Resolved, count: int, otherwise: str = OTHERWISE) -> None:
     """Refuse a batch that so many devices do not divide.
+
+    Args:
+        config: The run.
+        count: Of the devices.
+        otherwise: What the message proposes.
 
     Raises:
         ConfigError: See above (``data.batch_size`` or ``data.eval_batch_size``).
@@ -68,8 +77,8 @@ def check_divisible(config: Resolved, count: int) -> None:
         if size % count:
             near = max(size // count, 1) * count
             raise ConfigError(
-                f"{key} = {size} is not divisible by the {count} devices; try {near}, or set "
-                "mesh.devices",
+                f"{key} = {size} is not divisible by the {count} devices; try {near}, or "
+                f"{otherwise}",
                 key,
             )
 
@@ -84,12 +93,13 @@ def count_devices() -> int:
     return len(jax.devices())
 
 
-def check_cut(config: Resolved, count: int) -> None:
+def check_cut(config: Resolved, count: int, otherwise: str = OTHERWISE) -> None:
     """Refuse groups or microbatches that cannot be sharded evenly over a cluster.
 
     Args:
         config: The run.
         count: Of the devices of all clusters.
+        otherwise: What the message proposes.
 
     Raises:
         ConfigError: See above (``gr.groups`` or ``train.accumulate``).
@@ -107,7 +117,7 @@ def check_cut(config: Resolved, count: int) -> None:
     raise ConfigError(
         f"data.batch_size = {batch_size} in {key} = {slices} {name} is {examples} examples each, "
         f"which cannot be sharded evenly over {devices} devices: try data.batch_size={near}, "
-        "or set mesh.devices",
+        f"or {otherwise}",
         key,
     )
 
