@@ -169,7 +169,7 @@ def test_a_dry_run_traces_each_network_once_and_compiles_nothing(
         config = each.cell.on_one_device
         flops = image_flops(config, run()[1], said.append)
         images = config.data.batch_size
-        steps = each.plain_steps * flops.plain + each.gnp_steps * flops.gnp
+        steps = each.work.single * flops.plain + each.work.double * flops.gnp
         evaluated = 360 * -(-config.train.epochs // config.train.eval_every_epochs)
         expected = (images * steps + evaluated * flops.plain / 3) / RATE
         assert each.whole_s == each.left_s == pytest.approx(expected)

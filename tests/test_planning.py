@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -19,7 +20,8 @@ from gnpcli.cluster.chips import Machine, chips, find_machine
 from gnpcli.cluster.compiling import _refused, counted
 from gnpcli.cluster.costs import COUNTED, Collectives, StepCost, collectives_of, step_time
 from gnpcli.cluster.counting import count
-from gnpcli.cluster.planning import RunPlan, kinds_of, plan_run
+from gnpcli.cluster.fitting import CUT, Room, divisible, find_remedies
+from gnpcli.cluster.planning import RunPlan, plan_run, sizes_of
 from gnpcli.cluster.table_plans import plan_cells
 from gnpcli.cluster.topologies import has_libtpu
 from gnpcli.config.resolved import Resolved
@@ -77,7 +79,16 @@ def test_a_machine_is_named_by_its_chips(text: str, count: int):
         ("h100:0", "0 chips"),
         ("v5e:4", "has 2 axes, for example v5e:4x4"),
         ("v5p:4x4", "has 3 axes"),
-        ("v5e:999x999", "998,001 chips"),
+        ("v5e:998x998", "996,004 chips; TPU v5e has 1 to 256"),
+        ("v5e:32x32", "1,024 chips; TPU v5e has 1 to 256"),
+        ("v5e:3x5", "there is no TPU slice v5e:3x5: a host has 2x2 chips of it"),
+        ("v4:3x2x1", "there is no TPU slice v4:3x2x1"),
+        ("v5e:", "has 2 axes"),
+        ("v5e:2x2x2", "has 2 axes"),
+        ("v5e:0x4", "0 chips"),
+        ("h100:-1", "how many?"),
+        ("tpu", "unknown chip 'tpu'"),
+        ("cpu:2", "cpu is this machine, and takes no number"),
     ],
 )
 def test_a_machine_that_is_none_is_refused(text: str, part: str):
@@ -207,13 +218,13 @@ def test_a_program_that_is_refused_says_what_it_needs(message: str, temporaries:
 
 def test_a_plan_adds_up():
     plan = planned(*HALF)
-    assert plan.steps == kinds_of(resolve(None, HALF)) == {"gnp": 176, "plain": 176}
+    assert plan.work.steps == {"gnp": 176, "plain": 176}
     gnp, plain = plan.costs["gnp"], plan.costs["plain"]
     assert gnp.flops / plain.flops == pytest.approx(2, rel=0.1)
     assert gnp.moved == 2 * plain.moved > 0
     assert plan.fits
     assert plan.remedies == ()
-    steps_s = sum(count * plan.times[kind].total_s for kind, count in plan.steps.items())
+    steps_s = sum(count * plan.times[kind].total_s for kind, count in plan.work.steps.items())
     assert steps_s < 3600 * plan.hours < 1.5 * steps_s
     assert plan.chip_hours == pytest.approx(4 * plan.hours)
     # One chip does four times the work, and talks to nobody.
@@ -244,6 +255,49 @@ def test_what_does_not_fit_is_told_what_would():
         with_it = resolve(None, [*WIDE, *remedy.settings])
         assert on_little(with_it, 0.9 * needed).fits, remedy
     assert on_little(config, 0.01 * needed).remedies == ()
+    assert on_little(config, 0.01 * needed).tried == (
+        "mesh.shard",
+        "data.placement",
+        "train.accumulate",
+    )
+
+
+IN_MEMORY = ("model.name=tests.small:small", "data.name=cifar10", "gr.strategy=none")
+"""The images are nearly all of it."""
+
+
+def test_images_that_do_not_fit_are_to_be_shared_out():
+    config = resolve(None, [*IN_MEMORY, "data.batch_size=64"])
+    needed = on_little(config, 1e12).memory
+    plan = on_little(config, needed / 2)
+    assert [remedy.settings for remedy in plan.remedies] == [("data.placement=sharded",)]
+    shared = config.replaced(plan.remedies[0].changes)
+    assert on_little(shared, needed / 2).fits
+    assert on_little(shared, needed / 2).memory == pytest.approx(plan.remedies[0].memory)
+    # One device has nobody to share with, and streamed images lie nowhere.
+    room = Room(config, sizes_of(config), find_machine("a100:1"), plan.costs["plain"])
+    assert divisible(room) == ()
+    streamed = replace(room, machine=plan.machine, info=replace(room.info, is_streamed=True))
+    assert divisible(streamed) == ("mesh.shard",)
+
+
+def test_what_a_remedy_does_with_less_is_left_out():
+    config = resolve(None, [*IN_MEMORY, "data.batch_size=8192"])
+    roomy = on_little(config, 1e12)
+    room = Room(config, sizes_of(config), roomy.machine, roomy.costs["plain"])
+    for share in (0.9, 0.6, 0.4, 0.2):
+        machine = replace(
+            room.machine, chip=replace(room.machine.chip, memory=share * roomy.memory)
+        )
+        found = find_remedies(replace(room, machine=machine))
+        assert found
+        for remedy in found:
+            others = [other for other in found if other is not remedy]
+            assert not any(
+                other.changes.keys() <= remedy.changes.keys()
+                and int(other.changes.get(CUT, 1)) <= int(remedy.changes.get(CUT, 1))
+                for other in others
+            )
 
 
 def test_the_largest_batch_is_where_the_memory_ends():
@@ -258,7 +312,7 @@ def test_the_largest_batch_is_where_the_memory_ends():
 @pytest.mark.parametrize(
     ("assignments", "on", "part"),
     [
-        (SMALL, "h100:3", "not divisible by the 3 devices"),
+        (SMALL, "h100:3", "not divisible by the 3 devices; try 63, or plan for another number"),
         (SMALL, "h100:128", "128 devices, more than the data.batch_size = 64 images"),
         ((*SMALL, "mesh.devices=2"), "h100:4", "mesh.devices = 2, but h100:4 has 4"),
         ((*SMALL, "train.accumulate=8"), "h100:16", "cannot be sharded evenly"),
@@ -288,8 +342,13 @@ def test_the_command_tells_a_plan(gnp: Gnp):
     assert done.returncode == 0, done.stderr
     for part in ("fits: ", "largest that fits", "chip-hours", "https://www.nvidia.com/"):
         assert part in done.stdout
+    assert re.search(r"^a step +gnp +plain\n(.*\n)*time .* ms .* ms", done.stdout, re.M)
+    assert max(map(len, re.split(r"\n\n", done.stdout)[0].splitlines()[1:])) <= 60
     fails(gnp("plan", "vit-ss", "--on", "h100:2"), "unknown preset or table 'vit-ss'")
     assert gnp("plan", "--price", "-1", "--on", "h100:2").returncode == 2
+    done = gnp("plan", "--on", "h100:2", "--seeds", "0")
+    assert done.returncode == 2
+    assert "it is for a table, not a preset" in done.stderr
 
 
 @pytest.mark.skipif(has_libtpu(), reason="libtpu is installed")
@@ -306,6 +365,26 @@ def test_a_table_is_planned(gnp: Gnp):
     found = json.loads(done.stdout)
     assert len(found["cells"]) == 18
     assert found["hours"] == pytest.approx(sum(cell["hours"] for cell in found["cells"]))
+
+
+@pytest.mark.slow
+def test_the_plan_of_a_part_of_a_table_is_of_the_cells_that_the_dry_run_has(gnp: Gnp):
+    part = ("adam-vs-gr-digits", "--columns", "zero-warmup,adam", "--seeds", "1-2", "--epochs", 2)
+    planned, estimated = (
+        json.loads(gnp(*command, *part, "--json").stdout)
+        for command in (("plan", "--on", "a100:1"), ("reproduce-table", "--dry-run"))
+    )
+    places = [
+        [(cell["row"], cell["column"], cell["seed"]) for cell in found["cells"]]
+        for found in (planned, estimated)
+    ]
+    assert places[0] == places[1]
+    assert {seed for _, _, seed in places[0]} == {1, 2}
+    for ours, theirs in zip(planned["cells"], estimated["cells"], strict=True):
+        counts = {step["kind"]: step["count"] for step in ours["steps"]}
+        assert counts.get("plain", 0) == theirs["plain_steps"]
+        assert counts.get("gnp", 0) == theirs["gnp_steps"]
+    assert planned["hours"] == pytest.approx(sum(cell["hours"] for cell in planned["cells"]))
 
 
 @pytest.mark.slow
@@ -343,17 +422,6 @@ def test_a_step_is_compiled_for_a_tpu_once(tmp_path: Path, on: str, devices: int
     second = plan_on_tpu(tmp_path, *options)
     assert "compiling" not in second.stderr
     assert json.loads(second.stdout) == found
-
-
-@needs_libtpu
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("on", "batch_size", "part"),
-    [("v5e:3x3", 63, "there is no TPU slice v5e:3x3"), ("v5e:9x9", 81, "no TPU slice v5e:9x9")],
-)
-def test_a_slice_that_there_is_not_is_refused(tmp_path: Path, on: str, batch_size: int, part: str):
-    options = ("--on", on, f"--set={SMALL[0]}", f"--set=data.batch_size={batch_size}")
-    fails(plan_on_tpu(tmp_path, *options), part)
 
 
 def one_device() -> Mesh:

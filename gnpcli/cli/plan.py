@@ -22,9 +22,10 @@ from gnpcli.cli.options import (
 )
 from gnpcli.cli.output import print_json, start_measuring, tell
 from gnpcli.cli.plan_words import print_plan, print_table_plan
+from gnpcli.cli.table_part import ColumnsOption, RowsOption, SeedsOption, VariantOption, chosen_part
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping
 
     from gnpcli.cluster.chips import Machine
     from gnpcli.config.resolved import Resolved
@@ -70,6 +71,10 @@ def plan(
     data_dir: DataDirOption = None,
     epochs: EpochsOption = None,
     seed: SeedOption = None,
+    models: RowsOption = None,
+    columns: ColumnsOption = None,
+    seeds: SeedsOption = None,
+    variant: VariantOption = None,
     assignments: SetOption = NOTHING_SET,
     trust_code: TrustOption = False,
     as_json: JsonOption = False,
@@ -84,13 +89,16 @@ def plan(
 
     machine = None if on == "cpu" else find_machine(on)
     os.environ["JAX_PLATFORMS"] = "cpu"  # what plans is a CPU, whatever there is beside it
+    of_a_run = {"--gr": gr, "--seed": seed}
+    of_a_table = {"--models": models, "--columns": columns, "--seeds": seeds, "--variant": variant}
     if name is not None and _is_table(name):
-        for option, value in (("--gr", gr), ("--seed", seed)):
-            if value is not None:
-                raise typer.BadParameter("it is for a preset, not a table", param_hint=option)
-        cells = _cells(name, epochs, dataset, data_dir, assignments)
-        _plan_table(name, cells, machine, price, as_json)
+        _refuse(of_a_run, "it is for a preset, not a table")
+        part = chosen_part(
+            name, models, columns, seeds, epochs, dataset, data_dir, variant, assignments, out=None
+        )
+        _plan_table(name, part.cells(), machine, price, as_json)
         return
+    _refuse(of_a_table, "it is for a table, not a preset")
     count = None if machine is None else machine.devices
     config = resolve_options(
         name,
@@ -143,19 +151,10 @@ def _is_table(name: str) -> bool:
     return name in tables and name not in presets
 
 
-def _cells(
-    name: str,
-    epochs: int | None,
-    dataset: str | None,
-    data_dir: str | None,
-    assignments: Sequence[str],
-) -> list[Cell]:
-    from gnpcli.cli.table_part import chosen_part
-
-    part = chosen_part(
-        name, None, None, None, epochs, dataset, data_dir, None, assignments, out=None
-    )
-    return part.cells()
+def _refuse(options: Mapping[str, object], why: str) -> None:
+    for option, value in options.items():
+        if value is not None:
+            raise typer.BadParameter(why, param_hint=option)
 
 
 def _plan_table(

@@ -12,9 +12,8 @@ if TYPE_CHECKING:
 
     from gnpcli.cluster.chips import Machine
     from gnpcli.cluster.planning import RunPlan
+    from gnpcli.step.schedules import StepKind
     from gnpcli.tables.cells import Cell
-
-NUMBERS = ("GFLOP", "memory traffic", "over links", "memory", "arguments", "temporaries", "time")
 
 CAUTION = "real runs differ: docs/planning.md says by how much"
 
@@ -24,29 +23,28 @@ def print_plan(name: str, model: str, plan: RunPlan, price: float | None) -> Non
     machine, devices = plan.machine, plan.machine.devices
     print_heading(
         f"{name} on {machine.name} ({machine.chips:,} x {machine.chip.title}): {model}, batch "
-        f"{plan.batch_size:,} ({plan.batch_size // devices:,} a device), {plan.dtype}"
+        f"{plan.work.batch_size:,} ({plan.work.batch_size // devices:,} a device), {plan.dtype}"
     )
-    header = ["step", "GFLOP", "memory traffic", "over links", "collectives", "memory"]
-    header += ["arguments", "temporaries", "time", "bound by"]
-    print_table(header, [_step(plan, kind) for kind in plan.costs], numbers=NUMBERS)
+    columns = [_step(plan, kind) for kind in plan.costs]
+    rows = [[name, *(column[name] for column in columns)] for name in columns[0]]
+    print_table(["a step", *plan.costs], rows, numbers=[*plan.costs])
     say("", *_lines(plan, price), *_origin(plan))
 
 
-def _step(plan: RunPlan, kind: object) -> list[str]:
-    cost, time = plan.costs[kind], plan.times[kind]  # type: ignore[index]
+def _step(plan: RunPlan, kind: StepKind) -> dict[str, str]:
+    cost, time = plan.costs[kind], plan.times[kind]
     collectives = [f"{each.count} {name}" for name, each in cost.collectives.items()]
-    return [
-        str(kind),
-        _three_digits(cost.flops / 1e9),
-        words.size(int(cost.bytes)),
-        words.size(int(cost.moved)),
-        ", ".join(collectives) or "none",
-        words.size(cost.memory),
-        words.size(cost.arguments),
-        words.size(cost.temporaries),
-        f"{1e3 * time.total_s:,.2f} ms",
-        time.bound,
-    ]
+    return {
+        "GFLOP": _three_digits(cost.flops / 1e9),
+        "memory traffic": words.size(int(cost.bytes)),
+        "collectives": ", ".join(collectives) or "none",
+        "over links": words.size(int(cost.moved)),
+        "memory": words.size(cost.memory),
+        "  arguments": words.size(cost.arguments),
+        "  temporaries": words.size(cost.temporaries),
+        "time": f"{1e3 * time.total_s:,.2f} ms",
+        "bound by": time.bound,
+    }
 
 
 def _three_digits(value: float) -> str:
@@ -62,25 +60,29 @@ def _lines(plan: RunPlan, price: float | None) -> Iterator[str]:
     largest = plan.largest_batch
     if largest is not None:
         yield f"batch    the largest that fits is about {largest:,} (an estimate)"
-    counts = ", ".join(f"{count:,} {kind}" for kind, count in plan.steps.items())
-    yield f"steps    {counts}; {plan.evaluated:,} images evaluated"
+    counts = ", ".join(f"{count:,} {kind}" for kind, count in plan.work.steps.items())
+    yield f"steps    {counts}; {plan.work.evaluated:,} images evaluated"
     yield f"run      {_sum(plan.hours, plan.exaflop, plan.chip_hours, price)}"
     yield f"         {CAUTION}"
 
 
 def _fix(plan: RunPlan) -> str:
     if not plan.remedies:
-        return "neither mesh.shard=fsdp nor train.accumulate is enough (an estimate)"
+        return f"with {words.listing(plan.tried)} neither (an estimate)"
     fits = [" ".join(remedy.settings) for remedy in plan.remedies]
     return f"fits with {words.listing(fits, last='or')} (an estimate)"
 
 
 def _sum(hours: float, exaflop: float, chip_hours: float, price: float | None) -> str:
-    money = "" if price is None else f", {price * chip_hours:,.2f} at {price:g} a chip-hour"
+    money = "" if price is None else f", {_money(price * chip_hours)} at {price:g} a chip-hour"
     return (
         f"about {words.duration(3600 * hours)}, {chip_hours:,.3g} chip-hours, "
         f"{exaflop:,.3g} EFLOP{money}"
     )
+
+
+def _money(amount: float) -> str:
+    return f"{amount:,.2f}" if amount >= 1 or not amount else f"{amount:.2g}"
 
 
 def _origin(plan: RunPlan) -> Iterator[str]:
@@ -107,13 +109,12 @@ def print_table_plan(
     for cell, plan in plans:
         of.setdefault((cell.row, cell.column), []).append(plan)
     rows = [_cell(row, column, found) for (row, column), found in of.items()]
-    header = ["row", "column", "runs", "memory", "fits", "hours a run", "EFLOP a run"]
-    numbers = ("runs", "memory", "hours a run", "EFLOP a run")
-    print_table(header, rows, numbers=numbers)
+    header = ["row", "column", "runs", "hours a run", "EFLOP a run", "memory", "fits"]
+    print_table(header, rows, numbers=header[2:6], has_notes=True)
     found = [plan for _, plan in plans]
     hours, chip_hours = sum(each.hours for each in found), sum(each.chip_hours for each in found)
     exaflop = sum(each.exaflop for each in found)
-    say("", f"all {len(found):,} runs: {_sum(hours, exaflop, chip_hours, price)}")
+    say("", f"{words.plural(len(found), 'run')}: {_sum(hours, exaflop, chip_hours, price)}")
     say(CAUTION, *_origin(found[0]))
 
 
@@ -123,8 +124,8 @@ def _cell(row: str, column: str, plans: Sequence[RunPlan]) -> list[str]:
         row,
         column,
         f"{len(plans):,}",
-        words.size(plan.memory),
-        "yes" if plan.fits else _fix(plan).removesuffix(" (an estimate)"),
         f"{plan.hours:,.3g}",
         f"{plan.exaflop:,.3g}",
+        words.size(plan.memory),
+        "yes" if plan.fits else f"no, {_fix(plan)}",
     ]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -19,7 +18,7 @@ from gnpcli.cluster.costs import (
     StepTime,
     step_time,
 )
-from gnpcli.cluster.fitting import Remedy, Room, find_remedies, largest_batch
+from gnpcli.cluster.fitting import CUT, Remedy, Room, divisible, find_remedies, largest_batch
 from gnpcli.cluster.topologies import lower_step
 from gnpcli.config.resolved import Resolved
 from gnpcli.data.base import DataInfo
@@ -29,8 +28,8 @@ from gnpcli.devices.mesh import check_cut, check_divisible, make_mesh, mesh_over
 from gnpcli.errors import ConfigError, DataError
 from gnpcli.models.base import parameter_shapes
 from gnpcli.recipes.memory import step_memory
-from gnpcli.recipes.plan import EVALUATION, evaluated_images, fit
-from gnpcli.step.schedules import Horizon, StepKind, gr_schedule
+from gnpcli.recipes.plan import Work, fit, work_of
+from gnpcli.step.schedules import StepKind
 
 _PASSES: dict[StepKind, int] = {"plain": 1, "reuse": 1, "gnp": 2}
 """Gradients that a step averages over the devices."""
@@ -41,18 +40,16 @@ class RunPlan:
     """What a run asks of a machine."""
 
     machine: Machine
-    batch_size: int
     dtype: str
-    steps: Mapping[StepKind, int]
-    """How many of each kind."""
+    work: Work
     costs: Mapping[StepKind, StepCost]
     """On a device."""
-    evaluated: int
-    """Images, over the whole run."""
     largest_batch: int | None
     """That fits, as an estimate; None where not even one image for each device does."""
     remedies: tuple[Remedy, ...]
     """Of a run that does not fit."""
+    tried: tuple[str, ...]
+    """Settings of which remedies are made."""
 
     @property
     def times(self) -> dict[StepKind, StepTime]:
@@ -75,13 +72,14 @@ class RunPlan:
     def hours(self) -> float:
         """Hours of the run at the roofline, its evaluations included."""
         times = self.times
-        steps_s = sum(count * times[kind].total_s for kind, count in self.steps.items())
+        steps_s = sum(count * times[kind].total_s for kind, count in self.work.steps.items())
         return (steps_s + self._evaluations * times[self._single].total_s) / 3600
 
     @property
     def exaflop(self) -> float:
         """FLOP / 1e18 of the run on all devices."""
-        steps = sum(count * self.costs[kind].flops for kind, count in self.steps.items())
+        counts = self.work.steps.items()
+        steps = sum(count * self.costs[kind].flops for kind, count in counts)
         whole = steps + self._evaluations * self.costs[self._single].flops
         return whole * self.machine.devices / 1e18
 
@@ -98,8 +96,7 @@ class RunPlan:
     @property
     def _evaluations(self) -> float:
         """The evaluations, as so many steps of the kind `_single`."""
-        gradients = _PASSES[self._single]
-        return EVALUATION * self.evaluated / self.batch_size / gradients
+        return self.work.evaluations / _PASSES[self._single]
 
 
 def plan_run(
@@ -121,38 +118,34 @@ def plan_run(
         DataError: The sizes of the data set are not known without its files.
         GnpError: As `gnpcli.cluster.compiling.compile_costs`.
     """
-    info = _sizes(config)
+    info = sizes_of(config)
     check_fits_machine(config, machine)
-    kinds = kinds_of(config)
+    work = work_of(config, info)
     if costs is None:
-        costs = step_costs(config, tuple(kinds), machine, notify)
+        costs = step_costs(config, tuple(work.steps), machine, notify)
     plan = RunPlan(
         machine=machine,
-        batch_size=config.data.batch_size,
         dtype=config.train.dtype,
-        steps=kinds,
-        costs={kind: costs[kind] for kind in kinds},
-        evaluated=evaluated_images(config, info),
+        work=work,
+        costs={kind: costs[kind] for kind in work.steps},
         largest_batch=None,
         remedies=(),
+        tried=(),
     )
     room = Room(config, info, machine, max(plan.costs.values(), key=lambda cost: cost.memory))
-    remedies = () if plan.fits else find_remedies(room)
-    return replace(plan, largest_batch=largest_batch(room), remedies=remedies)
+    largest = largest_batch(room)
+    if plan.fits:
+        return replace(plan, largest_batch=largest)
+    remedies, tried = find_remedies(room), (*divisible(room), CUT)
+    return replace(plan, largest_batch=largest, remedies=remedies, tried=tried)
 
 
-def kinds_of(config: Resolved) -> dict[StepKind, int]:
-    """Return how many steps of each kind a run has.
+def sizes_of(config: Resolved) -> DataInfo:
+    """Return the sizes of the images of a run, which need not be here.
 
     Raises:
-        ConfigError, DataError: As `plan_run`.
+        DataError: They are not known without its files.
     """
-    _, steps_per_epoch = fit(config, _sizes(config))
-    horizon = Horizon(steps_per_epoch, config.train.epochs)
-    return dict(Counter(gr_schedule(config.gr, horizon, config.train.seed).kinds))
-
-
-def _sizes(config: Resolved) -> DataInfo:
     info = describe_data(config.data)
     if info is None:
         raise DataError(f"the image size of {config.data.name} is not known: give --data-dir")
@@ -178,8 +171,9 @@ def check_fits_machine(config: Resolved, machine: Machine) -> None:
             "a smaller machine",
             "data.batch_size",
         )
-    check_divisible(config, machine.devices)
-    check_cut(config, machine.devices)
+    otherwise = "plan for another number of chips"
+    check_divisible(config, machine.devices, otherwise)
+    check_cut(config, machine.devices, otherwise)
 
 
 def step_costs(
@@ -219,7 +213,7 @@ def _completed(cost: StepCost, config: Resolved, kind: StepKind, machine: Machin
 
 
 def _estimated(config: Resolved, kind: StepKind, machine: Machine) -> StepCost:
-    info = _sizes(config)
+    info = sizes_of(config)
     model, _ = fit(config, info)
     memory = step_memory(config, model, info, machine.devices)
     shapes = jax.tree.leaves(

@@ -19,9 +19,9 @@ def plan_to_dict(plan: RunPlan, price: float | None) -> dict[str, Any]:
     """
     return {
         "machine": machine_to_dict(plan.machine),
-        "batch_size": plan.batch_size,
+        "batch_size": plan.work.batch_size,
         "dtype": plan.dtype,
-        "steps": [_step_to_dict(plan, kind) for kind in plan.steps],
+        "steps": [_step_to_dict(plan, kind) for kind in plan.work.steps],
         "memory_bytes": plan.memory,
         "fits": plan.fits,
         "largest_batch": plan.largest_batch,
@@ -37,14 +37,14 @@ def _step_to_dict(plan: RunPlan, kind: Any) -> dict[str, Any]:
     cost, time = plan.costs[kind], plan.times[kind]
     return {
         "kind": kind,
-        "count": plan.steps[kind],
+        "count": plan.work.steps[kind],
         **cost.to_dict(),
         "compute_s": time.compute_s,
         "memory_s": time.memory_s,
         "links_s": time.links_s,
         "step_s": time.total_s,
         "bound": time.bound,
-        "images_per_s": plan.batch_size / time.total_s,
+        "images_per_s": plan.work.batch_size / time.total_s,
     }
 
 

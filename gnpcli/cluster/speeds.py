@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from dataclasses import asdict, replace
@@ -19,6 +18,7 @@ from gnpcli.config.resolved import Resolved
 from gnpcli.data.base import DataInfo
 from gnpcli.devices.mesh import make_mesh
 from gnpcli.devices.process import processor
+from gnpcli.recipes.plan import what_a_step_depends_on
 from gnpcli.tables.estimate import Speed
 
 CPU_BATCH = 32
@@ -46,7 +46,7 @@ class SpeedsHere:
         Raises:
             ConfigError: Model, data, batch and machine do not fit together.
         """
-        key = json.dumps(_kind(config), sort_keys=True)
+        key = what_a_step_depends_on(config)
         if key not in self._found:
             self._found[key] = self._find(config, info)
         return self._found[key]
@@ -57,7 +57,7 @@ class SpeedsHere:
         return sum(speed.compile_s for speed in self._found.values())
 
     def _find(self, config: Resolved, info: DataInfo) -> Speed:
-        parts = [_this_machine(), _kind(config)]
+        parts = [_this_machine(), what_a_step_depends_on(config)]
         if self._measure:
             speed = _measured(config, self._notify)
             keep("speeds", parts, asdict(speed))
@@ -71,22 +71,6 @@ class SpeedsHere:
         flops = image_flops(config, info, self._notify)
         rate = self.rates[dtype]
         return Speed(flops.plain / rate, flops.gnp / rate, compile_s=0.0, source="counted")
-
-
-def _kind(config: Resolved) -> list[object]:
-    """Return what the time of a step depends on, beside the machine."""
-    data = config.data
-    return [
-        config.model.model_dump(mode="json"),
-        data.name,
-        data.image_size,
-        data.batch_size,
-        data.augment,
-        data.mix,
-        config.gr.model_dump(mode="json", exclude={"strategy", "r", "alpha", "warmup_epochs"}),
-        config.optimizer.name,
-        config.train.dtype,
-    ]
 
 
 def _this_machine() -> list[object]:

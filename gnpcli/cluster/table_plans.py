@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 
 from gnpcli.cluster.chips import Machine
 from gnpcli.cluster.compiling import Notify
 from gnpcli.cluster.costs import StepCost
-from gnpcli.cluster.planning import RunPlan, check_fits_machine, kinds_of, plan_run, step_costs
+from gnpcli.cluster.planning import RunPlan, check_fits_machine, plan_run, sizes_of, step_costs
 from gnpcli.config.resolved import Resolved, settle
+from gnpcli.recipes.plan import what_a_step_depends_on, work_of
 from gnpcli.step.schedules import StepKind
 from gnpcli.tables.cells import Cell
 
@@ -28,12 +28,12 @@ def plan_cells(
     wanted: dict[str, dict[StepKind, Resolved]] = {}
     for config in configs:
         check_fits_machine(config, machine)
-        known = wanted.setdefault(_key(config), {})
-        for kind in kinds_of(config):
+        known = wanted.setdefault(what_a_step_depends_on(config), {})
+        for kind in work_of(config, sizes_of(config)).steps:
             known.setdefault(kind, config)
     costs = {key: _costs(kinds, machine, notify) for key, kinds in wanted.items()}
     return [
-        (cell, plan_run(config, machine, notify, costs[_key(config)]))
+        (cell, plan_run(config, machine, notify, costs[what_a_step_depends_on(config)]))
         for cell, config in zip(cells, configs, strict=True)
     ]
 
@@ -50,17 +50,3 @@ def _costs(
 
         found.update(step_costs(config, [kind], machine, tell))
     return found
-
-
-def _key(config: Resolved) -> str:
-    """Return what the cost of a step depends on."""
-    numbers = {"strategy", "r", "alpha", "warmup_epochs", "every", "probability", "probability_end"}
-    parts = [
-        config.model.model_dump(mode="json"),
-        config.data.model_dump(mode="json"),
-        config.gr.model_dump(mode="json", exclude=numbers),
-        config.optimizer.name,
-        config.train.model_dump(mode="json", include={"dtype", "accumulate", "ema_decay"}),
-        config.mesh.model_dump(mode="json"),
-    ]
-    return json.dumps(parts, sort_keys=True)

@@ -10,7 +10,7 @@ from gnpcli.config.resolved import Resolved, settle
 from gnpcli.data.base import DataInfo
 from gnpcli.data.registry import describe_data
 from gnpcli.errors import DataError
-from gnpcli.recipes.plan import EVALUATION, count_steps, evaluated_images, fit_batches
+from gnpcli.recipes.plan import Work, work_of
 from gnpcli.recipes.presets import count_devices
 from gnpcli.runs.folder import RunFolder
 from gnpcli.runs.log import reached_epoch
@@ -38,8 +38,7 @@ class CellEstimate:
 
     cell: Cell
     state: CellState
-    plain_steps: int
-    gnp_steps: int
+    work: Work
     whole_s: float
     """All of it, from the first step to the last evaluation."""
     left_s: float
@@ -65,11 +64,11 @@ def _estimate(cell: Cell, state: CellState, speed_of: SpeedOf) -> CellEstimate:
         raise DataError(f"the size of {config.data.name} is not known: give --data-dir")
     settled = settle(config, count_devices)
     speed = speed_of(settled, data)
-    plain, gnp = count_steps(cell.on_one_device, fit_batches(settled, data))
-    steps_s = config.data.batch_size * (plain * speed.plain_s + gnp * speed.gnp_s)
-    whole_s = steps_s + EVALUATION * evaluated_images(settled, data) * speed.plain_s
+    work = work_of(settled, data)
+    plain_s, gnp_s = (work.batch_size * image_s for image_s in (speed.plain_s, speed.gnp_s))
+    whole_s = (work.single + work.evaluations) * plain_s + work.double * gnp_s
     left_s = whole_s * (1 - _share_done(cell, state))
-    return CellEstimate(cell, state, plain, gnp, whole_s, left_s, speed)
+    return CellEstimate(cell, state, work, whole_s, left_s, speed)
 
 
 def _share_done(cell: Cell, state: CellState) -> float:

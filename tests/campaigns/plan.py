@@ -122,10 +122,10 @@ def published() -> list[float]:
         preset = "resnet50-imagenet" if run.model == "resnet50" else "vit-s-imagenet"
         plan = plan_run(resolve(preset, _settings(run)), run.machine, lambda text: None)
         time = plan.times["plain"]
-        ratio = plan.batch_size / run.images_per_s / time.total_s
+        ratio = run.batch_size / run.images_per_s / time.total_s
         print(
             f"{run.machine.name} {run.model} {run.dtype} batch {run.batch_size}: published "
-            f"{run.images_per_s:,.0f} images/s, estimate {plan.batch_size / time.total_s:,.0f} "
+            f"{run.images_per_s:,.0f} images/s, estimate {run.batch_size / time.total_s:,.0f} "
             f"(bound by {time.bound}; arithmetic {1e3 * time.compute_s:.1f} ms, memory "
             f"{1e3 * time.memory_s:.1f} ms, links {1e3 * time.links_s:.1f} ms), ratio {ratio:.2f}",
             flush=True,
