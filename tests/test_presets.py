@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Hashable
+from functools import partial
 
+import jax
 import pytest
 
 from gnpcli.config.loader import differences, flatten
 from gnpcli.config.optimizers import SgdConfig
+from gnpcli.config.resolved import Resolved
+from gnpcli.data.registry import describe_data
 from gnpcli.errors import ConfigError
 from gnpcli.models.registry import MODELS, model_options
 from gnpcli.recipes.presets import DEFAULT_PRESET, load_preset, preset_dir, preset_names, resolve
 from gnpcli.recipes.wording import objective_in_words
-from tests.tracing import trace
+from tests.tracing import abstract_task, kinds, trace
 
 NAMES = preset_names()
 
@@ -31,31 +36,47 @@ def test_a_preset_opens_with_a_comment_and_says_its_purpose(name):
     assert resolve(name).model.name in MODELS
 
 
-def quick_to_trace() -> set[str]:
-    """Presets whose two train steps trace in a few seconds, for the quick tests."""
-    first: dict[str, str] = {}
+def first_of(of: Callable[[Resolved], Hashable]) -> list[str]:
+    """Return the first preset of each kind."""
+    first: dict[Hashable, str] = {}
     for name in NAMES:
-        first.setdefault(MODELS[resolve(name).model.name].module.rpartition(".")[2], name)
-    return {first[family] for family in ("wide_resnet", "vgg")}
+        first.setdefault(of(resolve(name)), name)
+    return [*first.values()]
 
 
-QUICK = quick_to_trace()
+def network(config: Resolved) -> Hashable:
+    """Return what the layers of a preset's network are, up to the number of classes."""
+    info = describe_data(config.data)
+    assert info is not None
+    return config.model.model_dump_json(), info.image_size, info.channels
 
 
 @pytest.mark.parametrize(
     ("name", "dtype"),
     [
-        *(
-            pytest.param(name, "float32", marks=() if name in QUICK else pytest.mark.slow)
-            for name in NAMES
-        ),
+        ("wrn-16-4-cifar10", "float32"),
+        ("vgg16-bn-imagenet", "float32"),
         (DEFAULT_PRESET, "bfloat16"),
         ("wrn-16-4-cifar10", "bfloat16"),
     ],
 )
 def test_a_preset_traces_through_both_train_steps(name, dtype):
-    config = resolve(name, [f"train.dtype={dtype}", "mesh.devices=1"])
-    trace(config)
+    """With its own network. The steps of all are in `tests.test_lowering`, with small ones."""
+    trace(resolve(name, [f"train.dtype={dtype}", "mesh.devices=1"]))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", first_of(network))
+def test_the_network_of_a_preset_takes_its_images(name):
+    config = resolve(name, ["mesh.devices=1"])
+    task, state, _ = abstract_task(config)
+    info = describe_data(config.data)
+    images = jax.ShapeDtypeStruct((2, info.image_size, info.image_size, info.channels), "float32")
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    apply = partial(task.parts.model.apply, train=True)
+    logits, new_state = jax.eval_shape(apply, state.params, state.model_state, images, key=key)
+    assert logits.shape == (2, info.num_classes)
+    assert kinds(new_state) == kinds(state.model_state)
 
 
 def test_no_two_presets_are_the_same():

@@ -64,18 +64,6 @@ FORMS_224: dict[str, tuple[Any, Any]] = {
 
 # One of each family, small enough to be traced in all its forms by the quick tests.
 QUICK = {"vgg16-bn", "resnet18", "wrn-16-4", "vit-nano", "vit-ti", "swin-t", "cait-xxs12"}
-# What takes more than about two seconds to trace once.
-HEAVY = {
-    "pyramidnet-164-270",
-    "pyramidnet-200-240",
-    "pyramidnet-272-200",
-    "pyramidnet-164-48-shakedrop",
-    "pyramidnet-272-200-shakedrop",
-    "resnet152",
-    "resnet200",
-    "cait-m36",
-    "cait-m48",
-}
 
 
 def slow_unless(is_quick, value, name):
@@ -131,19 +119,6 @@ def test_the_table_is_that_of_the_registry_and_of_the_reference():
     ]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", [slow_unless(name not in HEAVY, name, name) for name in MODELS])
-def test_parameter_counts_of_the_default_form(name):
-    entry = MODELS[name]
-    _, params, _ = shapes(name, entry.image_size)
-    assert scalars(params) == entry.parameters
-    assert {row.default for row in ROWS if row.model == name} <= {entry.parameters, None}
-    for path, leaf in jax.tree_util.tree_leaves_with_path(
-        params
-    ):  # the decay mask of the optimizer rests on it
-        assert (leaf.ndim == 1) == (path[-1].key in ("bias", "qkv_bias", "scale")), path
-
-
 @pytest.mark.parametrize("row", [slow_unless(r.model in QUICK, r, r.name) for r in ROWS])
 def test_parameter_counts_of_all_forms(row):
     at_224, reference = FORMS_224[family(row.model)]
@@ -190,27 +165,29 @@ def test_counts_of_other_images_and_classes(model):
 
 
 @pytest.mark.parametrize("name", [slow_unless(name in QUICK, name, name) for name in MODELS])
-def test_every_model_traces_and_keeps_the_contract(name):
-    model, params, state = shapes(name)
+def test_every_model_traces_keeps_the_contract_and_has_its_counts(name):
+    entry = MODELS[name]
+    size = entry.image_size
+    model, params, state = shapes(name, size)
+    assert scalars(params) == entry.parameters
+    assert {row.default for row in ROWS if row.model == name} <= {entry.parameters, None}
+    # The decay mask of the optimizer rests on it.
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        assert (leaf.ndim == 1) == (path[-1].key in ("bias", "qkv_bias", "scale")), path
     assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves((params, state)))
     assert type(params) is dict
     assert type(state) is dict
     assert set(state) <= {"batch_stats"}
-    images = jax.ShapeDtypeStruct((2, 32, 32, 3), jnp.float32)
+    images = jax.ShapeDtypeStruct((2, size, size, 3), jnp.float32)
     key = jax.eval_shape(lambda: jax.random.key(0))
-    for train in (True, False):
-        run = jax.eval_shape(
-            lambda p, s, x, k, train=train: model.apply(p, s, x, train, k),
-            params,
-            state,
-            images,
-            key,
-        )
+    # Of evaluation the operations are counted below, which traces it, too.
+    for train in (True, False) if name in QUICK else (True,):
+        apply = functools.partial(model.apply, train=train)
+        run = jax.eval_shape(apply, params, state, images, key=key)
         assert run == (jax.ShapeDtypeStruct((2, 10), jnp.float32), state)
-    entry = MODELS[name]
-    summary = summarize(model, (entry.image_size, entry.image_size, 3))
+    summary = summarize(model, (size, size, 3))
     assert summary.gflop == pytest.approx(entry.gflop, rel=5e-3)
-    assert name != "vit-nano" or summary.parameters == entry.parameters
+    assert summary.parameters == entry.parameters
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -48,17 +48,24 @@ def abstract_task(config: Resolved) -> tuple[Task, Any, Any]:
 
 
 def trace(config: Resolved) -> None:
-    """Assert that plain and GNP step keep the shapes and types of the state and return scalars:
-    float32, and counts.
-    """
+    """Assert of plain and GNP step what `check_step` does."""
     task, state, source = abstract_task(config)
     with jax.numpy_dtype_promotion("standard"):
         for step in (task.steps["plain"], task.steps["gnp"]):
-            new_state, metrics = jax.eval_shape(step, state, source)
-            assert jax.tree.map(lambda x: (x.shape, x.dtype), new_state) == jax.tree.map(
-                lambda x: (x.shape, x.dtype), state
-            )
-            assert all(value.shape == () for value in metrics.values())
-            types = {name: value.dtype for name, value in metrics.items() if "skip" not in name}
-            assert set(types.values()) == {np.dtype(np.float32)}, types
+            check_step(state, *jax.eval_shape(step, state, source))
+
+
+def kinds(tree: Any) -> Any:
+    """Return shape and type of each leaf."""
+    return jax.tree.map(lambda x: (x.shape, x.dtype), tree)
+
+
+def check_step(state: Any, new_state: Any, metrics: Any) -> None:
+    """Assert that a step keeps the shapes and types of the state and returns scalars: float32, and
+    counts. The parameters are float32.
+    """
+    assert kinds(new_state) == kinds(state)
+    assert all(value.shape == () for value in metrics.values())
+    types = {name: value.dtype for name, value in metrics.items() if "skip" not in name}
+    assert set(types.values()) == {np.dtype(np.float32)}, types
     assert all(leaf.dtype == np.float32 for leaf in jax.tree.leaves(state.params))
