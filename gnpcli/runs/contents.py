@@ -175,10 +175,16 @@ def is_record(value: object) -> bool:
     step = value.get("step")
     if not isinstance(step, int) or isinstance(step, bool) or not 0 <= step <= HIGHEST_COUNT:
         return False
-    return "split" in value and all(_fits(key, item) for key, item in value.items())
+    for key, item in value.items():  # a loop: logs have millions of values
+        if not _fits(key, item):
+            return False
+    return "split" in value
 
 
 def _fits(key: str, value: object) -> bool:
+    if type(value) is float:  # nearly every value of a log
+        low, high = _float_bounds(key)
+        return low <= value <= high
     if key in ("split", "weights"):
         return _is_name(value)
     if key == "non_finite":
@@ -191,11 +197,23 @@ def _fits(key: str, value: object) -> bool:
     return is_number(value) and low <= value <= high
 
 
+@lru_cache(maxsize=1000)  # a log has the same few names in every line
+def _float_bounds(key: str) -> tuple[float, float]:
+    """Return the least and the largest float of that name; none lies between where it has none."""
+    if key in ("split", "weights", "non_finite") or not _is_short_and_printable(key):
+        return math.inf, -math.inf
+    low, high = BOUNDS.get(key, (-math.inf, math.inf))
+    return max(low, -LARGEST_NUMBER), min(high, LARGEST_NUMBER)
+
+
 def _is_name(value: object) -> bool:
     return isinstance(value, str) and _is_short_and_printable(value)
 
 
-@lru_cache(maxsize=1000)  # a log has the same few names in every line
+_NUMPY_HOLDS = 2**63
+
+
+@lru_cache(maxsize=1000)
 def _is_short_and_printable(text: str) -> bool:
     return 0 < len(text) <= LONGEST_NAME and text.isprintable()
 
@@ -205,8 +223,6 @@ def is_number(value: object) -> TypeGuard[float]:
 
     True and false are no numbers. NaN is none either.
     """
-    if isinstance(value, bool):
-        return False
-    if isinstance(value, int):
-        return abs(value) < 2**63  # what NumPy holds
-    return isinstance(value, float) and abs(value) <= LARGEST_NUMBER
+    if isinstance(value, float):
+        return abs(value) <= LARGEST_NUMBER
+    return isinstance(value, int) and not isinstance(value, bool) and abs(value) < _NUMPY_HOLDS

@@ -38,7 +38,9 @@ class History:
         keys: dict[str, None] = {}
         for record in self.records:
             if record["split"] == split:
-                keys |= {key: None for key, value in record.items() if is_number(value)}
+                for key, value in record.items():
+                    if key not in keys and is_number(value):
+                        keys[key] = None
         return keys
 
     def series(
