@@ -1,8 +1,12 @@
-"""What is read from programs that are compiled for TPU slices that are not here."""
+"""Steps compiled for TPU slices that are not here, and what is read from such programs."""
 
 from __future__ import annotations
 
+import pytest
+
 from gnpcli.cluster.costs import Collectives, collectives_of
+from tests.tpu import needs_libtpu
+from tests.tpu_programs import compiled, operations_of
 
 
 def test_a_collective_beside_arithmetic_counts_once():
@@ -32,3 +36,30 @@ ENTRY %main.4_spmd (param: f32[8]) -> f32[8] {
         "reduce-scatter": Collectives(2, 2 * 4480 * 128 + 4 * 64),
         "collective-permute": Collectives(2, 2 * 4 * 7),
     }
+
+
+def test_operations_are_read_from_a_compiled_program():
+    text = """
+  %data = u8[50000,3072]{1,0:T(8,128)(4,1)} parameter(3), sharding={replicated}
+  %same = u8[153600000]{0:T(1024)(128)(4,1)} bitcast(%data)
+  %turned = u8[50000,3072]{0,1:T(8,128)(4,1)} copy(%data)
+  ROOT %few = bf16[64,3072]{1,0:T(8,128)(2,1)S(1)} fusion(%data, %order), kind=kLoop
+"""
+    assert operations_of(text, 50000 * 3072) == ["copy"]
+
+
+@needs_libtpu
+@pytest.mark.slow
+def test_a_split_state_is_gathered_on_a_slice_of_several_hosts():
+    chips = 64
+    settings = ("model.name=tests.wide:broad", "mesh.shard=fsdp", "data.batch_size=1024")
+    found = compiled("vit-nano-digits", "gnp", "v5e:8x8", settings)
+    assert found.split > 0.95 * found.state
+    # What is small of the state lies on every chip, and so do the images, their rows filled up.
+    rest = found.arguments - (found.state - found.split)
+    assert found.split / chips <= rest < 1.1 * found.split / chips + 4 * found.data
+    # Two kernels are gathered for the forward and for the backward part of either pass. Shares of
+    # fewer than eight rows are gathered by a sum.
+    gathers = 2 * 2 * 2
+    assert found.collectives["all-gather"]["bytes"] >= gathers * 2 * 4096**2
+    assert found.collectives["all-gather"]["count"] <= gathers

@@ -67,3 +67,5 @@ class WideFamily(Family[WideOptions]):
 
 FAMILY = WideFamily()
 wide = Entry(__name__, {"width": 576}, WideOptions)
+broad = Entry(__name__, {"width": 4096}, WideOptions)
+"""One of which 64 devices have 64 rows of a kernel each."""
