@@ -424,5 +424,29 @@ def test_a_step_is_compiled_for_a_tpu_once(tmp_path: Path, on: str, devices: int
     assert json.loads(second.stdout) == found
 
 
+@pytest.mark.slow
+def test_what_compiles_ends_with_who_asked():
+    code = (
+        "import sys, time; from gnpcli.cluster.compiling import _end_with_who_asked; "
+        "sys.stdin.readline(); _end_with_who_asked(); print('at work', flush=True); time.sleep(900)"
+    )
+    worker = subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert worker.stdin is not None
+    assert worker.stdout is not None
+    try:
+        worker.stdin.write("{}\n")
+        worker.stdin.flush()
+        assert worker.stdout.readline() == "at work\n"
+        assert worker.poll() is None
+        worker.stdin.close()
+        assert worker.wait(timeout=300) == 1
+    finally:
+        worker.kill()
+        worker.wait()
+        worker.stdout.close()
+
+
 def one_device() -> Mesh:
     return make_mesh(resolve(None, [*HALF, "mesh.devices=1"]))

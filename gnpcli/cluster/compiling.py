@@ -1,7 +1,8 @@
 """The cost of steps on a TPU slice: compiled in a process of its own, and kept.
 
-That process reads a request as JSON on its standard input. It writes a line of JSON for each thing
-that it has to say: ``note`` (what goes on), ``kind`` and ``cost`` (a step is done), or ``error``.
+That process reads a request as a line of JSON on its standard input, and ends when that is closed:
+whatever becomes of who asked, nothing compiles on. It writes a line of JSON for each thing that it
+has to say: ``note`` (what goes on), ``kind`` and ``cost`` (a step is done), or ``error``.
 """
 
 from __future__ import annotations
@@ -112,12 +113,13 @@ def _process(request: str) -> Iterator[tuple[Iterator[str], Callable[[], str]]]:
             return lines[-1] if lines else f"its process ended with status {status}"
 
         try:
-            worker.stdin.write(request)
-            worker.stdin.close()
+            worker.stdin.write(f"{request}\n")
+            worker.stdin.flush()
             yield (line for line in worker.stdout if line.startswith("{")), problem
         finally:
             worker.kill()
             worker.wait()
+            worker.stdin.close()
             worker.stdout.close()
 
 
@@ -232,15 +234,27 @@ def _kept(parts: object) -> StepCost | None:
         return None
 
 
+def _end_with_who_asked() -> None:
+    """End this process once its standard input is closed, whatever it is doing."""
+
+    def wait() -> None:
+        os.read(0, 1)  # `sys.stdin` would be held while the interpreter ends
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
 def main() -> None:
     """Answer the request on standard input."""
+    request = json.loads(sys.stdin.readline())
+    _end_with_who_asked()
     prepare_environment()
 
     def say(said: dict[str, Any]) -> None:
         print(json.dumps(said), flush=True)
 
     try:
-        _answer(json.load(sys.stdin), say)
+        _answer(request, say)
     except GnpError as error:
         say({"error": str(error)})
 
