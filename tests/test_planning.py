@@ -331,6 +331,8 @@ def test_cells_that_differ_in_numbers_share_their_costs(tmp_path: Path):
     plans = [plan for _, plan in plan_cells(cells, find_machine("h100:2"), said.append)]
     assert sum("tracing the plain step" in text for text in said) == 1
     assert plans[0].costs == plans[1].costs
+    with pytest.raises(ConfigError, match=r"^row column: data\.batch_size = 64 is not divisible"):
+        plan_cells(cells, find_machine("h100:3"), said.append)
 
 
 def test_the_command_tells_a_plan(gnp: Gnp):
@@ -394,6 +396,23 @@ def test_this_cpu_is_measured(gnp: Gnp):
     assert found["machine"]["sources"] == ["measured now"]
     assert found["fits"]
     assert {step["memory_source"] for step in found["steps"]} == {"compiled for this machine"}
+
+
+@pytest.mark.slow
+def test_cells_of_several_types_are_planned_for_this_cpu(gnp: Gnp, tmp_path: Path):
+    (tmp_path / "own.yaml").write_text(
+        "title: t\npurpose: p\npreset: vit-nano-digits\nseeds: [0]\nbaseline: float32\n"
+        "set: {model: {name: 'tests.small:small'}, gr: {strategy: none}}\n"
+        "rows: {small: {label: s}}\n"
+        "columns:\n"
+        "  float32: {label: a, set: {train: {dtype: float32}}}\n"
+        "  bfloat16: {label: b, set: {train: {dtype: bfloat16}}}\n"
+    )
+    done = gnp("plan", tmp_path / "own.yaml", "--on", "cpu", "--trust-code", "--json")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["machine"]["peak_flops_per_s"].keys() == {"float32", "bfloat16"}
+    assert len(found["cells"]) == 2
 
 
 def plan_on_tpu(cache: Path, *options: str) -> subprocess.CompletedProcess[str]:

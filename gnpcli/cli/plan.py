@@ -25,7 +25,7 @@ from gnpcli.cli.plan_words import print_plan, print_table_plan
 from gnpcli.cli.table_part import ColumnsOption, RowsOption, SeedsOption, VariantOption, chosen_part
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from gnpcli.cluster.chips import Machine
     from gnpcli.config.resolved import Resolved
@@ -114,18 +114,18 @@ def plan(
     from gnpcli.cluster.planning import plan_run
     from gnpcli.cluster.plans_as_json import plan_to_dict
 
-    found = plan_run(config, machine or _here(config), tell)
+    found = plan_run(config, machine or _here([config]), tell)
     if as_json:
         print_json({"name": name, **plan_to_dict(found, price)})
     else:
         print_plan(name or "the demo", config.model.name, found, price)
 
 
-def _here(config: Resolved) -> Machine:
+def _here(configs: Sequence[Resolved]) -> Machine:
     from gnpcli.cluster.this_machine import this_machine
 
     tell("measuring this machine")
-    return this_machine(config)
+    return this_machine(configs)
 
 
 def _is_table(name: str) -> bool:
@@ -164,7 +164,7 @@ def _plan_table(
     from gnpcli.cluster.plans_as_json import table_to_dict
     from gnpcli.cluster.table_plans import plan_cells
 
-    machine = machine or _here(cells[0].on_one_device)
+    machine = machine or _here([cell.on_one_device for cell in cells])
     found = plan_cells(cells, machine, tell)
     if as_json:
         print_json({"table": name, **table_to_dict(found, machine, price)})

@@ -9,6 +9,7 @@ from gnpcli.cluster.compiling import Notify
 from gnpcli.cluster.costs import StepCost
 from gnpcli.cluster.planning import RunPlan, check_fits_machine, plan_run, sizes_of, step_costs
 from gnpcli.config.resolved import Resolved, settle
+from gnpcli.errors import ConfigError
 from gnpcli.recipes.plan import what_a_step_depends_on, work_of
 from gnpcli.step.schedules import StepKind
 from gnpcli.tables.cells import Cell
@@ -26,8 +27,8 @@ def plan_cells(
     """
     configs = [settle(cell.config, lambda: machine.devices) for cell in cells]
     wanted: dict[str, dict[StepKind, Resolved]] = {}
-    for config in configs:
-        check_fits_machine(config, machine)
+    for cell, config in zip(cells, configs, strict=True):
+        _check(cell, config, machine)
         known = wanted.setdefault(what_a_step_depends_on(config), {})
         for kind in work_of(config, sizes_of(config)).steps:
             known.setdefault(kind, config)
@@ -36,6 +37,13 @@ def plan_cells(
         (cell, plan_run(config, machine, notify, costs[what_a_step_depends_on(config)]))
         for cell, config in zip(cells, configs, strict=True)
     ]
+
+
+def _check(cell: Cell, config: Resolved, machine: Machine) -> None:
+    try:
+        check_fits_machine(config, machine)
+    except ConfigError as error:
+        raise ConfigError(f"{cell.row} {cell.column}: {error}") from None
 
 
 def _costs(

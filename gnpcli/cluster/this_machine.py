@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -18,21 +19,22 @@ _BYTES = 1 << 28
 """Of the array with which the bandwidth is measured: more than caches hold."""
 
 
-def this_machine(config: Resolved) -> Machine:
+def this_machine(configs: Sequence[Resolved]) -> Machine:
     """Measure this CPU: the rate of a large product, and of adding to a large array.
 
     Args:
-        config: Its compute type is that of the product.
+        configs: At least one. The product is measured in the compute type of each.
 
     Raises:
         ConfigError: As `gnpcli.devices.mesh.make_mesh`.
     """
-    mesh = make_mesh(config)
+    mesh = make_mesh(configs[0])
+    of_type = {config.train.dtype: config for config in configs}
     chip = Chip(
         name="cpu",
         title="this CPU",
         kind="cpu",
-        peak={config.train.dtype: product_rate(config) / mesh.size},
+        peak={dtype: product_rate(config) / mesh.size for dtype, config in of_type.items()},
         memory=float(device_memory() or math.inf),
         bandwidth=_bandwidth() / mesh.size,
         link=math.inf,
