@@ -9,6 +9,7 @@ reads it when it starts.
 
 from __future__ import annotations
 
+import atexit
 import gc
 import importlib
 import json
@@ -21,17 +22,21 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
+REPOSITORY = Path(__file__).resolve().parents[1]
+FINDS_SMALL = {"PYTHONPATH": str(REPOSITORY), "GNP_TRUST_CODE": "1"}
+"""The environment in which a command finds ``model.name=tests.small:small``, also in a run."""
 READ_AT_IMPORT = ("JAX_", "PYTHON", "TF_", "OMP_", "OPENBLAS_")
 STARTS_WITHIN_S = 120
 """How long the server may take to start a command, which no timeout of a command counts."""
 PROGRAM = "from gnpcli.cli import main; main()"
-SERVER = f"from tests.commands import serve; import sys; serve(sys.argv[1]); {PROGRAM}"
+SERVER = "from tests.commands import execute, serve; import sys; execute(serve(sys.argv[1]))"
 
 
 class Completed(subprocess.CompletedProcess[str]):
@@ -41,6 +46,45 @@ class Completed(subprocess.CompletedProcess[str]):
     """The most memory that it held at one time."""
     cpu_s = 0.0
     """Processor time of all its threads."""
+
+
+class Started:
+    """A command that runs: what tests use of `subprocess.Popen`."""
+
+    def __init__(self, pid: int, connection: socket.socket):
+        """Belongs to a server, which tells the end of the command by `connection`."""
+        self.pid = pid
+        self.returncode: int | None = None
+        self._connection = connection
+
+    def poll(self) -> int | None:
+        """Return the status, that of a signal as -N, or None while it runs."""
+        with suppress(subprocess.TimeoutExpired):
+            self.wait(0)
+        return self.returncode
+
+    def wait(self, timeout: float) -> int:
+        """Wait for its end.
+
+        Raises:
+            subprocess.TimeoutExpired: It still runs after so many seconds.
+        """
+        if self.returncode is None:
+            if not select.select([self._connection], [], [], timeout)[0]:
+                raise subprocess.TimeoutExpired(str(self.pid), timeout)
+            with self._connection, self._connection.makefile() as channel:
+                self.returncode = int(_receive(channel)[0])
+        return self.returncode
+
+    def send_signal(self, number: int) -> None:
+        """Send it a signal, if it still runs."""
+        if self.poll() is None:
+            with suppress(ProcessLookupError):
+                os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        """Kill it."""
+        self.send_signal(signal.SIGKILL)
 
 
 class CommandServer:
@@ -66,9 +110,15 @@ class CommandServer:
         return read_at_import(environment) == self._fixed
 
     def run(
-        self, arguments: Sequence[str], *, cwd: Path, env: Mapping[str, str], timeout: float
+        self,
+        arguments: Sequence[str],
+        *,
+        cwd: Path,
+        env: Mapping[str, str],
+        timeout: float,
+        program: str = PROGRAM,
     ) -> Completed:
-        """Run a command to its end.
+        """Run a command, or another program in its place, to its end.
 
         Raises:
             subprocess.TimeoutExpired: `timeout` seconds after its start; the command has been
@@ -79,7 +129,7 @@ class CommandServer:
             tempfile.NamedTemporaryFile() as err,
             socket.socket(socket.AF_UNIX) as connection,
         ):
-            request = {"arguments": [*arguments], "cwd": str(cwd), "env": {**env}}
+            request = _request(arguments, cwd, env, program)
             connection.connect(self._path)
             connection.settimeout(STARTS_WITHIN_S)
             with connection.makefile("rw") as channel:
@@ -96,6 +146,36 @@ class CommandServer:
         completed.peak_bytes, completed.cpu_s = peak_bytes, cpu_s
         return completed
 
+    def start(
+        self,
+        arguments: Sequence[str],
+        *,
+        cwd: Path,
+        env: Mapping[str, str],
+        out: Path,
+        err: Path,
+        program: str = PROGRAM,
+    ) -> Started:
+        """Start a program that runs beside this process.
+
+        Args:
+            arguments: Of the program.
+            cwd: Where it runs.
+            env: All variables that it has.
+            out: A file that gets what it prints on stdout.
+            err: A file that gets what it prints on stderr.
+            program: What is executed in the place of ``gnp``.
+        """
+        request = _request(arguments, cwd, env, program)
+        connection = socket.socket(socket.AF_UNIX)
+        connection.connect(self._path)
+        connection.settimeout(STARTS_WITHIN_S)
+        with connection.makefile("rw") as channel:
+            _send(channel, {**request, "out": str(out), "err": str(err)})
+            pid = int(_receive(channel))
+        connection.settimeout(None)
+        return Started(pid, connection)
+
     def close(self) -> None:
         """End the server."""
         self._process.terminate()
@@ -103,8 +183,55 @@ class CommandServer:
         self._folder.cleanup()
 
 
-def serve(path: str) -> None:
-    """Listen at `path`. Returns in each child that is to run a command, with all set up for it."""
+_server: CommandServer | None = None
+
+
+def command_server() -> CommandServer:
+    """Return the server of this process, which starts with the first use."""
+    global _server
+    if _server is None:
+        _server = CommandServer({**os.environ, **FINDS_SMALL})
+    return _server
+
+
+def close_server() -> None:
+    """End the server of this process, if there is one."""
+    global _server
+    if _server is not None:
+        _server.close()
+    _server = None
+
+
+def run_gnp(
+    server: CommandServer,
+    arguments: Sequence[object],
+    folder: Path,
+    variables: Mapping[str, str],
+    timeout: float = 300,
+) -> subprocess.CompletedProcess[str]:
+    """Run ``gnp ARGS`` in a folder to its end, by the server where the variables are its own.
+
+    ``model.name=tests.small:small`` is found.
+    """
+    words = [*map(str, arguments)]
+    environment = {**os.environ, **FINDS_SMALL, "COLUMNS": "200", **variables}
+    if server.suits(environment):
+        return server.run(words, cwd=folder, env=environment, timeout=timeout)
+    return subprocess.run(
+        [sys.executable, "-c", PROGRAM, *words],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+    )
+
+
+def serve(path: str) -> str:
+    """Listen at `path`. Returns in each child that is to run a command, with all set up for it.
+
+    What it returns is to be executed then.
+    """
     import_everything()
     # Libraries add handlers where there are none. In a process of `gnp` its own is there before.
     logging.getLogger().handlers.clear()
@@ -127,7 +254,30 @@ def serve(path: str) -> None:
         connection.close()
 
 
-def _answer(connection: socket.socket) -> None:
+def execute(program: str) -> None:
+    """Run a program to its end, as ``python -c`` does, but for the last of it.
+
+    Python takes apart all that was imported before it ends, which takes longer than most commands.
+    Here it ends when threads have ended, what was registered has been called, and output is out.
+    """
+    try:
+        exec(program, vars(sys.modules["__main__"]))
+        status = 0
+    except SystemExit as end:
+        if end.code is not None and not isinstance(end.code, int):
+            raise  # with something to print
+        status = end.code or 0
+    threading._shutdown()  # type: ignore[attr-defined]
+    atexit._run_exitfuncs()
+    try:
+        sys.stdout.flush()
+        sys.stderr.flush()
+    except OSError:
+        sys.exit(status)  # which may make it another one
+    os._exit(status)
+
+
+def _answer(connection: socket.socket) -> str:
     """Fork the command of one connection, and tell its process and then its status."""
     channel = connection.makefile("rw")
     request = _receive(channel)
@@ -153,8 +303,11 @@ def _kill(pid: int) -> None:
             time.sleep(0.002)
 
 
-def _become(request: dict[str, Any]) -> None:
-    """Give this process the files, the folder, the environment and the arguments of a command."""
+def _become(request: dict[str, Any]) -> str:
+    """Give this process the files, the folder, the environment and the arguments of a command.
+
+    Returns its program.
+    """
     for number, name in enumerate((os.devnull, request["out"], request["err"])):
         opened = os.open(name, os.O_RDWR)
         os.dup2(opened, number)
@@ -163,6 +316,8 @@ def _become(request: dict[str, Any]) -> None:
     os.environ.clear()
     os.environ.update(request["env"])
     sys.argv = ["-c", *request["arguments"]]
+    program: str = request["program"]
+    return program
 
 
 def import_everything() -> None:
@@ -177,6 +332,12 @@ def import_everything() -> None:
 def read_at_import(environment: Mapping[str, str]) -> dict[str, str]:
     """Return the variables that a process must have had when it imported the program."""
     return {key: value for key, value in environment.items() if key.startswith(READ_AT_IMPORT)}
+
+
+def _request(
+    arguments: Sequence[str], cwd: Path, env: Mapping[str, str], program: str
+) -> dict[str, Any]:
+    return {"arguments": [*arguments], "cwd": str(cwd), "env": {**env}, "program": program}
 
 
 def _send(channel: IO[str], message: Any) -> None:

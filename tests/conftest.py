@@ -64,20 +64,23 @@ for number in (signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_DFL)
 
 from gnpcli.cli.remarks import Listener  # noqa: E402
-from tests.commands import PROGRAM, CommandServer, read_at_import  # noqa: E402
+from tests import commands  # noqa: E402
+from tests.commands import (  # noqa: E402
+    PROGRAM,
+    REPOSITORY,
+    CommandServer,
+    read_at_import,
+    run_gnp,
+)
 from tests.folders import put  # noqa: E402
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
-REPOSITORY = Path(__file__).resolve().parents[1]
 SHARED_DATA = REPOSITORY.parent / "shared" / "data"
 
-FINDS_SMALL = {"PYTHONPATH": str(REPOSITORY), "GNP_TRUST_CODE": "1"}
-"""The environment in which a command finds ``model.name=tests.small:small``, also in a run."""
-
 KEPT_FROM_S = 0.2
-"""How long a program compiles that is kept for the next process that needs it."""
+"""How long a program of this process compiles that is kept for the next one that needs it."""
 
 Gnp = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -98,7 +101,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _isolated_caches(tmp_path_factory: pytest.TempPathFactory) -> None:
+def _isolated_caches(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     # One folder for all workers and all subprocesses: the commands are real, compiling the same
     # step fifty times is not what they are about.
     base = tmp_path_factory.getbasetemp()
@@ -106,7 +109,8 @@ def _isolated_caches(tmp_path_factory: pytest.TempPathFactory) -> None:
     os.environ["GNP_CACHE_DIR"] = str(cache)
     jax.config.update("jax_compilation_cache_dir", str(cache / "xla"))
     # The step of a small network compiles in less than the second from which JAX keeps a program.
-    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = str(KEPT_FROM_S)
+    # A command compiles what the one before it did, down to the smallest program.
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
     jax.config.update("jax_persistent_cache_min_compile_time_secs", KEPT_FROM_S)
     for name in ("GNP_DEBUG", "XLA_FLAGS", "TFDS_DATA_DIR", "GNP_DATA_DIR", "GNP_CHECKSUMS"):
         os.environ.pop(name, None)
@@ -114,6 +118,8 @@ def _isolated_caches(tmp_path_factory: pytest.TempPathFactory) -> None:
     os.environ["GNP_MIRROR"] = (
         "http://127.0.0.1:9"  # what is absent is not fetched: nobody listens there
     )
+    yield
+    commands.close_server()
 
 
 UNOPTIMISED = re.compile(
@@ -135,11 +141,9 @@ def _compiler(request: pytest.FixtureRequest) -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def command_server(_isolated_caches: None) -> Iterator[CommandServer]:
+def command_server(_isolated_caches: None) -> CommandServer:
     """What runs the commands of all tests of this process."""
-    server = CommandServer({**os.environ, **FINDS_SMALL})
-    yield server
-    server.close()
+    return commands.command_server()
 
 
 @pytest.fixture(autouse=True)
@@ -170,18 +174,7 @@ def gnp(tmp_path: Path, command_server: CommandServer) -> Gnp:
     def run(
         *args: object, env: dict[str, str] | None = None, timeout: float = 300
     ) -> subprocess.CompletedProcess[str]:
-        arguments = [*map(str, args)]
-        environment = {**os.environ, **FINDS_SMALL, "COLUMNS": "200", **(env or {})}
-        if command_server.suits(environment):
-            return command_server.run(arguments, cwd=tmp_path, env=environment, timeout=timeout)
-        return subprocess.run(
-            [sys.executable, "-c", PROGRAM, *arguments],
-            cwd=tmp_path,
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=timeout,
-        )
+        return run_gnp(command_server, args, tmp_path, env or {}, timeout)
 
     return run
 

@@ -19,7 +19,7 @@ import subprocess
 import sys
 import tempfile
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +104,10 @@ Each finds what it needs in what those before it left.
 """
 
 
+Run = Callable[[Path, Path, list[str]], str]
+"""Runs a command of a checkout in a folder, as `run_gnp` does."""
+
+
 def run_gnp(tree: Path, folder: Path, arguments: list[str]) -> str:
     """Run a command of the checkout `tree` in `folder`; return what it printed."""
     done = subprocess.run(
@@ -119,9 +123,9 @@ def run_gnp(tree: Path, folder: Path, arguments: list[str]) -> str:
     return done.stdout
 
 
-def run_json(tree: Path, folder: Path, arguments: str) -> Any:
+def run_json(tree: Path, folder: Path, arguments: str, run: Run = run_gnp) -> Any:
     """Run a command of the checkout `tree`; return the structure of its JSON output."""
-    return structure(json.loads(run_gnp(tree, folder, [*arguments.split(), "--json"])))
+    return structure(json.loads(run(tree, folder, [*arguments.split(), "--json"])))
 
 
 def structure(value: Any) -> Any:
@@ -187,24 +191,27 @@ def hash_arrays(checkpoint: Path) -> dict[str, str]:
     return hashes
 
 
-def collect(tree: Path, only: str = "") -> dict[str, Any]:
-    """Return the golden values of the checkout `tree`, those whose names hold `only`."""
+def collect(tree: Path, only: str = "", *, run: Run = run_gnp) -> dict[str, Any]:
+    """Return the golden values of the checkout `tree`, those whose names hold `only`.
+
+    Its commands are run by `run`.
+    """
     found: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         for case, keys in cases():
             if only not in case:
                 continue
-            run = folder / case.replace(" ", "-")
+            made = folder / case.replace(" ", "-")
             sets = [
                 part for key, value in keys.items() for part in ("--set", f"{key}={_yaml(value)}")
             ]
-            run_gnp(
+            run(
                 tree,
                 folder,
-                ["train", "--quiet", "--max-steps", str(STEPS), "--run-dir", str(run), *sets],
+                ["train", "--quiet", "--max-steps", str(STEPS), "--run-dir", str(made), *sets],
             )
-            found[case] = hash_arrays(run / "checkpoints" / str(STEPS))
+            found[case] = hash_arrays(made / "checkpoints" / str(STEPS))
             print(
                 f"{case}  {' '.join(value[:12] for value in found[case].values())}",
                 file=sys.stderr,
@@ -213,7 +220,7 @@ def collect(tree: Path, only: str = "") -> dict[str, Any]:
         for command, arguments in COMMANDS.items():
             if only not in f"json {command}":
                 continue
-            found[f"json {command}"] = run_json(tree, folder, arguments)
+            found[f"json {command}"] = run_json(tree, folder, arguments, run)
             print(f"json {command}", file=sys.stderr, flush=True)
     return found
 

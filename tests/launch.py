@@ -12,9 +12,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from tests.commands import PROGRAM
+from tests.commands import FINDS_SMALL, PROGRAM, Started, command_server
 
-REPOSITORY = Path(__file__).resolve().parents[1]
 DEVICES = 2
 """Of each process, unless a test says otherwise."""
 ENDS_WITHIN_S = 180
@@ -32,8 +31,7 @@ def environment(devices: int = DEVICES, **variables: str) -> dict[str, str]:
     """Return that of a process with so many devices of its own."""
     return {
         **os.environ,
-        "PYTHONPATH": str(REPOSITORY),
-        "GNP_TRUST_CODE": "1",
+        **FINDS_SMALL,
         "COLUMNS": "200",
         "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
         "GNP_CONNECT_TIMEOUT_S": "60",
@@ -68,7 +66,7 @@ class Launched:
     ):
         self.folder = folder
         coordinator = f"127.0.0.1:{free_port()}"
-        self.processes: list[subprocess.Popen[bytes]] = []
+        self.processes: list[subprocess.Popen[bytes] | Started] = []
         for index in range(processes):
             command = [*arguments, *(own or {}).get(index, ())]
             if processes > 1:
@@ -81,13 +79,22 @@ class Launched:
         self, index: int, command: Sequence[object], program: str, variables: dict[str, str]
     ) -> None:
         """Start a process in an environment."""
+        server, words = command_server(), [*map(str, command)]
+        if server.suits(variables):
+            out_file, err_file = self._file(index, "out"), self._file(index, "err")
+            for path in (out_file, err_file):
+                path.write_bytes(b"")
+            files = {"out": out_file, "err": err_file}
+            started = server.start(words, cwd=self.folder, env=variables, program=program, **files)
+            self.processes.append(started)
+            return
         with (
             self._file(index, "out").open("wb") as out,
             self._file(index, "err").open("wb") as err,
         ):
             self.processes.append(
                 subprocess.Popen(
-                    [sys.executable, "-c", program, *map(str, command)],
+                    [sys.executable, "-c", program, *words],
                     cwd=self.folder,
                     env=variables,
                     stdin=subprocess.DEVNULL,
@@ -112,7 +119,7 @@ class Launched:
         limit = time.monotonic() + timeout
         for process in self.processes:
             process.wait(max(0.1, limit - time.monotonic()))
-        return [process.returncode for process in self.processes]
+        return [int(process.wait(0.1)) for process in self.processes]
 
     def succeed(self) -> Launched:
         """Wait for the end of all, which must be a good one."""
@@ -140,7 +147,7 @@ class Launched:
         for process in self.processes:
             if process.poll() is None:
                 process.kill()
-            process.wait()
+            process.wait(ENDS_WITHIN_S)
 
 
 def wait_until(is_so: Callable[[], bool], within: float = 120) -> None:

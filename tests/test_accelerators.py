@@ -15,7 +15,7 @@ from gnpcli.devices import found, start, unused
 from gnpcli.devices.found import Found, Gpu, find_accelerators
 from gnpcli.devices.unused import cuda_extra, why_unused
 from gnpcli.doctor.surroundings import variables
-from tests.conftest import FINDS_SMALL, REPOSITORY
+from tests.commands import FINDS_SMALL, REPOSITORY
 from tests.machines import A100_535, H200, V100, machine, program
 
 PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]

@@ -1,26 +1,21 @@
 """Several devices: results do not depend on how many share a batch, and a checkpoint moves between
 counts.
 
-Each case runs in a subprocess with eight forced host devices.
+Each case runs in a process with eight forced host devices.
 """
 
 from __future__ import annotations
 
 import json
 import math
-import os
-import subprocess
-import sys
-import textwrap
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from gnpcli.runs.log import read_metrics
 from tests.conftest import Gnp
+from tests.forced import EIGHT, on_eight_devices
 
-EIGHT = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
 QUICK = [
     "--set",
     "data.batch_size=256",
@@ -31,19 +26,6 @@ QUICK = [
     "--set",
     "train.log_every_steps=1",
 ]
-
-
-def python(code: str) -> Any:
-    # Compiling is what these programs spend their time on; unoptimised it takes half of it.
-    done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(code)],
-        env={**os.environ, **EIGHT, "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=500,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads(done.stdout.splitlines()[-1])
 
 
 @pytest.mark.parametrize(
@@ -64,7 +46,7 @@ def test_steps_do_not_depend_on_the_number_of_devices(model, assignments):
     by itself. And with a smooth function in the place of ReLU, whose derivative of 0 or 1 a
     rounding error decides near zero.
     """
-    result = python(
+    result = on_eight_devices(
         f"""
         import json, jax, numpy as np
         from gnpcli.recipes.presets import resolve
@@ -136,7 +118,7 @@ def test_groups_and_pieces_do_not_depend_on_the_number_of_devices(cases, counts)
     several. With one BatchNorm for all groups and r = 0 the result is the plain gradient of the
     whole batch.
     """
-    result = python(
+    result = on_eight_devices(
         f"        cases, counts = {cases!r}, {counts!r}\n"
         """
         import json, jax, jax.numpy as jnp, numpy as np

@@ -1,6 +1,6 @@
 """What an evaluation computes grows with the images that it is given.
 
-Cases on several devices run in a subprocess with eight forced host devices.
+Cases on several devices run in a process with eight forced host devices.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import pytest
 from gnpcli.config.schema import DataConfig
 from gnpcli.data.feeds.base import EvalBatches, eval_batches
 from tests import counted
-from tests.test_sharding import python
+from tests.forced import on_eight_devices
 
 MOST = 256
 COUNTS = (1, 12, 256, 257, 300)
@@ -83,7 +83,7 @@ ON_EIGHT = """
 
 @pytest.mark.slow
 def test_eight_devices_compute_little_more_than_the_images(tmp_path: Path) -> None:
-    found = python(ON_EIGHT, json.dumps(COUNTS), tmp_path)
+    found = on_eight_devices(ON_EIGHT, json.dumps(COUNTS), tmp_path, optimised=True)
     counts = [count for count in COUNTS for _ in ("in memory", "streamed")]
     for count, (own, padded) in zip(counts, found, strict=True):
         check(own, padded, count, 8)

@@ -14,6 +14,7 @@ import pytest
 
 from gnpcli.cli.commands import COMMANDS, load
 from tests import golden
+from tests.commands import CommandServer, run_gnp
 from tests.conftest import Gnp
 
 KEYS = json.loads((Path(__file__).parent / "golden.json").read_text())
@@ -61,8 +62,13 @@ def test_keys_of_what_needs_no_run(gnp: Gnp, name: str):
 
 
 @pytest.mark.slow
-def test_keys_of_every_output():
-    found = golden.collect(golden.REPOSITORY, "json ")
+def test_keys_of_every_output(command_server: CommandServer):
+    def run(_: Path, folder: Path, arguments: list[str]) -> str:
+        done = run_gnp(command_server, arguments, folder, {}, timeout=900)
+        assert done.returncode == 0, (arguments, done.stderr)
+        return done.stdout
+
+    found = golden.collect(golden.REPOSITORY, "json ", run=run)
     outlines = {name.removeprefix("json "): golden.outline(value) for name, value in found.items()}
     assert outlines == KEYS
 

@@ -37,7 +37,7 @@ from gnpcli.runs.grouping import by_seed
 from gnpcli.runs.log import read_metrics
 from gnpcli.step.losses import cross_entropy
 from tests.conftest import Gnp, fails
-from tests.test_devices import python
+from tests.forced import on_eight_devices
 
 SPEC = DataSpec(
     name="small", class_names=("a", "b", "c"), image_size=4, channels=1, mean=(0.4,), std=(0.3,)
@@ -187,7 +187,7 @@ def test_filter_normalised_directions_have_the_norms_of_the_filters():
 
 @pytest.mark.slow
 def test_several_devices_see_the_same_landscape():
-    found = python(
+    found = on_eight_devices(
         """
         import json, jax, numpy as np
         from gnpcli.measure.landscape import Landscape, Sums
@@ -212,7 +212,7 @@ def test_several_devices_see_the_same_landscape():
         np.testing.assert_allclose(eight, one, rtol=1e-4, atol=1e-6)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A plain run of a few steps, trained to be inspected."""
     folder = tmp_path_factory.mktemp("runs") / "run"

@@ -16,7 +16,7 @@ import pytest
 
 from gnpcli.recipes.presets import preset_names
 from gnpcli.tables.spec import table_names
-from tests.conftest import REPOSITORY
+from tests.commands import REPOSITORY
 
 
 @pytest.fixture(scope="module")

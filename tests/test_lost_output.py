@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from gnpcli.terminal.lasting import lasting
-from tests.commands import PROGRAM
-from tests.conftest import FINDS_SMALL, fails
+from tests.commands import FINDS_SMALL, PROGRAM
+from tests.conftest import fails
 
 LISTINGS = [
     ["--help"],

@@ -1,6 +1,6 @@
 """Images in memory, a copy on every device or a share: the same batches, and little traffic.
 
-Cases on several devices run in a subprocess with eight forced host devices.
+Cases on several devices run in a process with eight forced host devices.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from gnpcli.errors import DataError
 from gnpcli.recipes import wording
 from gnpcli.recipes.presets import resolve
 from tests.conftest import Gnp
+from tests.forced import on_eight_devices
 from tests.launch import launch
 from tests.test_processes_train import TRAIN, digests, log
-from tests.test_sharding import python
 
 ROWS = """
     import re
@@ -66,7 +66,7 @@ ROWS = """
 
 
 def test_a_batch_is_gathered_out_of_shares_by_one_exchange_of_its_size():
-    found = python(ROWS)
+    found = on_eight_devices(ROWS, optimised=True)
     assert found["equal"] == found["seen once"] == [True] * 3
     assert found["shares"] == [[1] * 8, [8] * 8, [126] * 8]
     for count in (3, 64, 1001):  # whatever the size of the table
@@ -118,7 +118,9 @@ CASES = [
 
 def same_runs(cases: list[list[str]]) -> None:
     """Assert that runs of shares are those of copies, bit for bit, with one exchange a step."""
-    for case, found in zip(cases, python(COMPARE, json.dumps(cases)), strict=True):
+    for case, found in zip(
+        cases, on_eight_devices(COMPARE, json.dumps(cases), optimised=True), strict=True
+    ):
         assert found["moved"] > 1e-3, case
         assert found["equal"], (case, found["apart"])
         assert found["measured"][0] == found["measured"][1], case

@@ -86,7 +86,7 @@ def assert_close(records: list[dict[str, Any]], others: list[dict[str, Any]]) ->
                 assert value == pytest.approx(other[key], rel=1e-4, abs=1e-5), (key, record["step"])
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the folder of a run of two processes with two devices each."""
     folder = tmp_path_factory.mktemp("undisturbed")
@@ -248,13 +248,13 @@ def test_processes_that_were_stopped_end_together_with_one_status(tmp_path):
 
 
 def test_kills_at_random_moments_cost_no_step(undisturbed, tmp_path):
-    """Twenty times one of the two is killed; the other ends by itself, and both are started anew.
+    """Ten times one of the two is killed; the other ends by itself, and both are started anew.
 
     The last session is one of a single process.
     """
     draws = random.Random(15)
     command: list[object] = [*TRAIN, "--run-dir", tmp_path / "run"]
-    for _ in range(20):
+    for _ in range(10):
         # Who is killed before the two have met is waited for as long as that.
         with Launched(command, tmp_path, variables={"GNP_CONNECT_TIMEOUT_S": "30"}) as going:
             if draws.random() < 0.7:  # else while they start

@@ -18,7 +18,8 @@ import pytest
 from gnpcli.config.loader import parse_overrides
 from gnpcli.recipes.presets import preset_names, resolve
 from gnpcli.tables.spec import load_table
-from tests.conftest import REPOSITORY, Gnp, fails
+from tests.commands import REPOSITORY
+from tests.conftest import Gnp, fails
 from tests.test_layout import FILES
 
 DOCUMENTS = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]

@@ -1,16 +1,12 @@
 """A state that is split over the devices: what is split, and that nothing else changes.
 
-Cases on several devices run in a subprocess with eight forced host devices.
+Cases on several devices run in a process with eight forced host devices.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import re
-import subprocess
-import sys
-import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -22,23 +18,9 @@ from gnpcli.devices.sharding import SMALL, split_axis
 from gnpcli.recipes.presets import resolve
 from gnpcli.recipes.splitting import little_split
 from gnpcli.runs.folder import RunFolder
-from tests.conftest import FINDS_SMALL, Gnp
+from tests.conftest import Gnp
+from tests.forced import EIGHT, on_eight_devices
 from tests.networks import ONE_OF_EACH
-
-EIGHT = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
-
-
-def python(code: str, *arguments: object) -> Any:
-    """Run code on eight devices; return the JSON of its last line."""
-    done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(code), *map(str, arguments)],
-        env={**os.environ, **FINDS_SMALL, **EIGHT},
-        capture_output=True,
-        text=True,
-        timeout=900,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads(done.stdout.splitlines()[-1])
 
 
 @pytest.mark.parametrize(
@@ -136,7 +118,7 @@ def check(found: dict[str, Any], case: object) -> None:
 
 def test_a_split_state_takes_the_steps_of_a_whole_one():
     case = ["gr.groups=2", "train.ema_decay=0.9"]
-    (found,) = python(COMPARE, json.dumps([case]), 5)
+    (found,) = on_eight_devices(COMPARE, json.dumps([case]), 5)
     check(found, case)
 
 
@@ -158,11 +140,15 @@ VARIANTS = {
 """What may be done in a step."""
 
 
+GROUPS = dict.fromkeys(("l2", "exact accumulate", "reuse", "synchronised"), (1, 2, 8))
+"""All devices in one cluster, in clusters of four, and each by itself; the rest take the second."""
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", VARIANTS)
 def test_every_kind_of_step_is_the_same_split(name):
-    cases = [[*VARIANTS[name], f"gr.groups={groups}"] for groups in (1, 2, 8)]
-    for case, found in zip(cases, python(COMPARE, json.dumps(cases), 5), strict=True):
+    cases = [[*VARIANTS[name], f"gr.groups={groups}"] for groups in GROUPS.get(name, (2,))]
+    for case, found in zip(cases, on_eight_devices(COMPARE, json.dumps(cases), 5), strict=True):
         check(found, case)
 
 
@@ -170,7 +156,7 @@ def test_every_kind_of_step_is_the_same_split(name):
 def test_groups_need_no_factor_in_common_with_the_devices():
     cases = [["mesh.devices=3", f"gr.groups={groups}"] for groups in (1, 2, 3, 4)]
     cases.append(["mesh.devices=3", "gr.groups=2", "gr.batch_norm=synchronised"])
-    for case, found in zip(cases, python(COMPARE, json.dumps(cases), 5), strict=True):
+    for case, found in zip(cases, on_eight_devices(COMPARE, json.dumps(cases), 5), strict=True):
         check(found, case)
 
 
@@ -183,7 +169,7 @@ def test_every_optimizer_is_the_same_split():
     ]
     # Adaptive ones divide by the root of a mean square, which doubles the relative error of a
     # small gradient.
-    for case, result in zip(cases, python(COMPARE, json.dumps(cases), 5), strict=True):
+    for case, result in zip(cases, on_eight_devices(COMPARE, json.dumps(cases), 5), strict=True):
         is_exact = case[0].endswith("sgd")
         scale = 1 if is_exact else 100
         close = {name: value / scale for name, value in result["apart"].items()}
@@ -244,7 +230,7 @@ FAMILIES = """
 @pytest.mark.parametrize("groups", [1, 2])
 @pytest.mark.parametrize("family", sorted(ONE_OF_EACH))
 def test_every_family_has_the_same_gradient_split(family, groups):
-    found = python(FAMILIES, family, f"gr.groups={groups}")
+    found = on_eight_devices(FAMILIES, family, f"gr.groups={groups}")
     assert found["split"][0] == 0 < found["split"][1]
     # The curvature of a small ResNet with BatchNorm makes more of a rounding error: on one
     # processor 1.4e-5, where the unsplit gradients of 8 and of 4 devices are 1.2e-5 apart.
@@ -284,7 +270,7 @@ VIT = """
 @pytest.mark.slow
 @pytest.mark.parametrize("extra", [[], ["train.dtype=bfloat16"], ["gr.groups=2"], ["gr.groups=8"]])
 def test_a_device_holds_a_sixth_and_parameters_are_gathered_where_they_are_used(extra):
-    found = python(VIT, *extra)
+    found = on_eight_devices(VIT, *extra)
     whole, split = found["arguments"]
     assert split < whole / 6
     assert not {"all-to-all", "collective-permute"} & found["collectives"].keys(), found
@@ -347,7 +333,7 @@ ELASTIC = """
 @pytest.mark.slow
 @pytest.mark.parametrize("saved_as", ["fsdp", "none"])
 def test_a_save_restores_on_any_number_of_devices_split_or_not(saved_as):
-    for found in python(ELASTIC, saved_as):
+    for found in on_eight_devices(ELASTIC, saved_as):
         devices, shard = found["case"]
         assert (found["bitwise"], found["digests"], found["lies"]) == (True, True, True), found
         assert bool(found["split"]) == (shard == "fsdp" and devices > 1), found

@@ -12,8 +12,7 @@ from pathlib import Path
 import pytest
 
 from gnpcli.devices.signals import STOP_SIGNALS, stop_signals
-from tests.commands import PROGRAM
-from tests.conftest import FINDS_SMALL
+from tests.commands import FINDS_SMALL, PROGRAM
 
 COMMAND = """
 import signal, sys, time

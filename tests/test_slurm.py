@@ -15,8 +15,8 @@ import pytest
 from gnpcli.errors import TRY_AGAIN
 from gnpcli.locks import read_holder
 from gnpcli.runs.folder import RunFolder
-from tests.commands import PROGRAM
-from tests.conftest import FINDS_SMALL, Gnp
+from tests.commands import FINDS_SMALL, PROGRAM
+from tests.conftest import Gnp
 from tests.launch import free_port
 from tests.slurm import Slurm, missing, slurm
 from tests.tables import TINY, records

@@ -10,12 +10,14 @@ import sys
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import jax
 import pytest
 
 from gnpcli.cli import remarks
 from gnpcli.devices.start import StartError, check_settings, explain
+from tests.commands import command_server, run_gnp
 from tests.conftest import Gnp, fails
 
 TRAIN = ("train", "-q", "--set", "model.name=tests.small:small", "--set", "data.batch_size=30")
@@ -92,26 +94,38 @@ WORKS = (
 )
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("assignment", WORKS)
-def test_a_run_under_a_setting_of_jax_has_the_same_numbers(gnp: Gnp, assignment: str):
-    """Trained, resumed and evaluated; to rounding, since a program may be compiled otherwise.
+def evaluated(folder: Path, variables: dict[str, str]) -> dict[str, Any]:
+    """Return the evaluation of a run that was trained, resumed and evaluated under variables.
 
     By SGD: the first steps of Adam divide gradients that are zero up to rounding.
     """
-    variable, _, value = assignment.partition("=")
     sgd = ("--set", "optimizer.name=sgd", "--set", "optimizer.lr=0.1")
-    evaluated = []
-    for name, env in (("plain", {}), ("under", {variable: value})):
-        for command in (
-            (*TRAIN, *sgd, "--max-steps", 2, "--run-dir", name),
-            ("resume", name, "-q", "--max-steps", 4),
-        ):
-            done = gnp(*command, env=env)
-            assert done.returncode == 0, done.stderr
-            assert done.stderr == ""
-        evaluated.append(json.loads(gnp("eval", name, "--json", env=env).stdout))
-    plain, under = evaluated
+    for command in (
+        (*TRAIN, *sgd, "--max-steps", 2, "--run-dir", "run"),
+        ("resume", "run", "-q", "--max-steps", 4),
+        ("eval", "run", "--json"),
+    ):
+        done = run_gnp(command_server(), command, folder, variables)
+        assert done.returncode == 0, done.stderr
+        assert done.stderr == "" or command[0] == "eval"
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+@pytest.fixture(scope="session")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Return the evaluation of the run under no setting."""
+    return evaluated(tmp_path_factory.mktemp("plain"), {})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("assignment", WORKS)
+def test_a_run_under_a_setting_of_jax_has_the_same_numbers(
+    plain: dict[str, Any], tmp_path: Path, assignment: str
+):
+    """To rounding, since a program may be compiled otherwise."""
+    variable, _, value = assignment.partition("=")
+    under = evaluated(tmp_path, {variable: value})
     assert under["loss"] == pytest.approx(plain["loss"], rel=1e-5)
     assert under["error_rate"] == pytest.approx(plain["error_rate"], abs=2 / 360)
 

@@ -15,8 +15,8 @@ import pytest
 from gnpcli.engine.time_limit import JOB_END
 from gnpcli.errors import TRY_AGAIN
 from gnpcli.runs.folder import RunFolder
-from tests.commands import PROGRAM
-from tests.conftest import FINDS_SMALL, Gnp, fails
+from tests.commands import FINDS_SMALL, PROGRAM
+from tests.conftest import Gnp, fails
 
 TABLE = """\
 title: Tiny

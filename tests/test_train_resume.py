@@ -14,8 +14,8 @@ import pytest
 
 from gnpcli.runs.folder import RunFolder
 from gnpcli.runs.log import read_metrics
-from tests.commands import PROGRAM
-from tests.conftest import FINDS_SMALL, Gnp, fails
+from tests.commands import FINDS_SMALL, PROGRAM
+from tests.conftest import Gnp, fails
 
 SMALL = ("train", "--gr", "none", "--epochs", "2", "--set", "model.name=tests.small:small")
 HERE = ("--run-dir", "run", "--resume")

@@ -19,8 +19,8 @@ from gnpcli.errors import ConfigError
 from gnpcli.recipes.presets import compose, read_resolved, resolve, with_code
 from gnpcli.tables.cells import make_cells
 from gnpcli.tables.spec import Changes, load_table
-from tests.commands import CommandServer
-from tests.conftest import FINDS_SMALL, fails
+from tests.commands import FINDS_SMALL, CommandServer
+from tests.conftest import fails
 
 SPY = """\
 from pathlib import Path

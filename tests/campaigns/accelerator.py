@@ -20,8 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.commands import PROGRAM
-from tests.launch import REPOSITORY
+from tests.commands import PROGRAM, REPOSITORY
 
 BATCH = 256
 MODELS = {
