@@ -173,7 +173,7 @@ def test_a_run_that_evaluates_its_average_recalibrates_it(gnp, tmp_path: Path):
         "train",
         *SHORT,
         "--set",
-        "model.name=wrn-16-4",
+        "model.name=tests.small:small",
         "--set",
         "train.evaluate_weights=ema",
         "--set",

@@ -36,6 +36,7 @@ from gnpcli.tables.statistics import Interval, interval, paired, summarize
 from gnpcli.tables.verdicts import judge
 from tests.browser import Browser, needs_browser
 from tests.machines import V100, machine
+from tests.shallow import make_shallow
 from tests.tables import NO_CHANGES, SMALL, write
 from tests.tracing import trace
 
@@ -144,9 +145,12 @@ def traced() -> list[tuple[str, str, str, str | None]]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "row", "column", "variant"), traced())
-def test_a_cell_traces_through_both_train_steps(name, row, column, variant):
+def test_a_cell_traces_through_both_train_steps(monkeypatch, name, row, column, variant):
+    """With a small network: `test_zoo` and `test_presets` trace the deep ones."""
     changes = Changes(variant=variant, assignments=("mesh.devices=1",))
-    trace(on_one_device(load_table(name).resolve(row, column, 0, changes)))
+    config = on_one_device(load_table(name).resolve(row, column, 0, changes))
+    make_shallow(config.model.name, monkeypatch)
+    trace(config)
 
 
 def test_published_values_are_those_of_the_reference():
