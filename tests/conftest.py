@@ -73,6 +73,7 @@ from tests.commands import (  # noqa: E402
     run_gnp,
 )
 from tests.folders import put  # noqa: E402
+from tests.once import Programs  # noqa: E402
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -138,6 +139,19 @@ def _compiler(request: pytest.FixtureRequest) -> Iterator[None]:
     jax.config.update("jax_disable_most_optimizations", bool(UNOPTIMISED.fullmatch(name)))
     yield
     jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.fixture(scope="session")
+def programs() -> Programs:
+    """What the runs of this process are made of, where they share it."""
+    return Programs()
+
+
+@pytest.fixture
+def shared_programs(programs: Programs) -> Iterator[None]:
+    """Let the runs of a test share their programs with those before them."""
+    with programs.shared():
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -36,6 +36,7 @@ from gnpcli.runs.saves import Saves
 from gnpcli.runs.trained import open_trained
 from gnpcli.step.schedules import lr_schedule
 from gnpcli.terminal.screen import Screen
+from tests.once import Programs
 from tests.programs import compilations
 
 pytestmark = pytest.mark.filterwarnings(
@@ -105,11 +106,11 @@ def assert_same_state(left: dict[str, np.ndarray], right: dict[str, np.ndarray])
         np.testing.assert_array_equal(left[path], right[path], err_msg=path)
 
 
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture(scope="session")
+def whole(tmp_path_factory: pytest.TempPathFactory, programs: Programs) -> Path:
     """A finished run of 20 steps."""
     run_dir = tmp_path_factory.mktemp("runs") / "whole"
-    with jax.numpy_dtype_promotion("standard"):
+    with programs.shared(), jax.numpy_dtype_promotion("standard"):
         summary = train(config(), run_dir, quiet=True)
     assert summary["status"] == "finished"
     return run_dir
@@ -224,6 +225,7 @@ def test_the_latest_checkpoints_and_the_best_are_kept(whole):
     )
 
 
+@pytest.mark.usefixtures("shared_programs")
 @pytest.mark.parametrize("stop", [3, 7, 10])
 def test_stopping_and_resuming_changes_nothing(whole, tmp_path, stop):
     run_dir = tmp_path / "halves"
@@ -341,6 +343,7 @@ def test_no_steps_at_all_saves_and_evaluates_the_initial_model(tmp_path):
     assert resume(tmp_path / "run", max_steps=0, quiet=True) == summary
 
 
+@pytest.mark.usefixtures("shared_programs")
 @pytest.mark.parametrize("number", STOP_SIGNALS)
 def test_a_signal_saves_and_says_how_to_go_on(whole, tmp_path, monkeypatch, number):
     run_dir = tmp_path / "run"
@@ -609,6 +612,7 @@ def test_default_run_folders_say_what_they_are_and_never_collide(tmp_path, monke
     assert not (tmp_path / "runs").exists()  # nothing was written into either
 
 
+@pytest.mark.usefixtures("shared_programs")
 def test_a_signal_while_evaluating_is_no_lost_work(whole, tmp_path, monkeypatch):
     """It comes after the boundary has decided what to do; the steps since the last save must be
     saved all the same.

@@ -19,10 +19,12 @@ from gnpcli.recipes.presets import resolve
 from gnpcli.runs.checkpoint import Checkpoints
 from gnpcli.runs.folder import RunFolder
 from gnpcli.runs.log import MetricsLog, read_metrics
+from tests.once import Programs
 
-pytestmark = pytest.mark.filterwarnings(
-    "ignore::DeprecationWarning"
-)  # raised inside Orbax, about itself
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # raised inside Orbax, about itself
+    pytest.mark.usefixtures("shared_programs"),
+]
 
 CLOCK = ("elapsed_s", "images_per_s")
 MOMENTS = {"write": (MetricsLog, 14), "save": (Checkpoints, 3), "write_summary": (RunFolder, 1)}
@@ -56,10 +58,10 @@ def config() -> Resolved:
     )
 
 
-@pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture(scope="session")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory, programs: Programs) -> Path:
     folder = tmp_path_factory.mktemp("undisturbed") / "run"
-    with jax.numpy_dtype_promotion("standard"):
+    with programs.shared(), jax.numpy_dtype_promotion("standard"):
         train(config(), folder, quiet=True)
     return folder
 

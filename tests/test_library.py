@@ -25,9 +25,12 @@ from gnpcli.recipes.presets import resolve
 from gnpcli.runs.contents import Record
 from gnpcli.runs.folder import RunFolder
 from gnpcli.runs.log import MetricsLog, read_metrics
-from tests.conftest import REPOSITORY
+from tests.commands import REPOSITORY
 
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of Orbax, about itself
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # of Orbax, about itself
+    pytest.mark.usefixtures("shared_programs"),
+]
 
 TRANSFORM, ARRAYS, WATCHING = re.findall(
     r"```python\n(.*?)```", (REPOSITORY / "docs" / "library.md").read_text(), re.S
