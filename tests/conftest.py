@@ -74,6 +74,7 @@ from tests.commands import (  # noqa: E402
 )
 from tests.folders import put  # noqa: E402
 from tests.once import Programs  # noqa: E402
+from tests.order import widest_first  # noqa: E402
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -101,6 +102,10 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         assert has_order, f"{metafunc.definition.nodeid} takes its cases from a set: sort them"
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items[:] = widest_first(items)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _isolated_caches(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     # One folder for all workers and all subprocesses: the commands are real, compiling the same
@@ -124,9 +129,10 @@ def _isolated_caches(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]
 
 
 UNOPTIMISED = re.compile(
-    r"test_(models(_(convolution|resnet|shake|swin|cait|vgg))?|augment_pipeline)"
+    r"test_(models(_(convolution|resnet|shake|swin|cait|vgg))?"
+    r"|augment_(device|mixing|pipeline)|averaging|check|losses)"
 )
-"""Tests of what a network computes, not of what the compiler makes of it.
+"""Tests of what a network or an augmentation computes, not of what the compiler makes of it.
 
 Most of their time is the compiler's, which takes half of it without its optimizations. What is
 compared bit for bit, or by the memory or the text of a program, is compiled as users have it.

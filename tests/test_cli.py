@@ -19,8 +19,8 @@ from PIL import Image
 
 from gnpcli.recipes.presets import preset_names, resolve
 from gnpcli.runs.log import read_metrics
-from tests.commands import CommandServer
-from tests.conftest import FINDS_SMALL, Gnp, fails
+from tests.commands import FINDS_SMALL, CommandServer
+from tests.conftest import Gnp, fails
 
 QUICK = [
     "--epochs",
@@ -55,7 +55,7 @@ def folder_dataset(root: Path, *, classes: int = 2, per_class: int = 4, size: in
     return root
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def run(tmp_path_factory: pytest.TempPathFactory, command_server: CommandServer) -> Path:
     """A finished run made by the command line, and what it printed."""
     folder = tmp_path_factory.mktemp("cli") / "run"

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.commands import CommandServer
-from tests.conftest import FINDS_SMALL, Gnp, fails
+from tests.commands import FINDS_SMALL, CommandServer
+from tests.conftest import Gnp, fails
 
 CLASSES = ("ant", "bee", "wasp")
 
@@ -28,7 +28,7 @@ def draw(folder: Path, count: int, seed: int) -> None:
             Image.fromarray(pixels).save(folder / name / f"{index}.png")
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def trained(tmp_path_factory: pytest.TempPathFactory, command_server: CommandServer) -> Path:
     """Return a folder with images in ``data`` and a run on them in ``run``."""
     place = tmp_path_factory.mktemp("trained")
@@ -54,7 +54,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory, command_server: CommandSer
     return place
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def whole(trained: Path, command_server: CommandServer) -> dict[str, Any]:
     """Return how the run evaluates its own test images."""
     words, environment = ["eval", "run", "--json"], {**os.environ, **FINDS_SMALL}

@@ -21,7 +21,7 @@ FAILING = f"""{TINY}  wild:
 """
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A table that ran without anything happening to it."""
     folder = tmp_path_factory.mktemp("table")

@@ -179,7 +179,7 @@ socket.gethostname = lambda: os.environ["MACHINE"]
 """What Python runs as it starts: a file system without flock, on a machine of another name."""
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The table of a single command."""
     folder = tmp_path_factory.mktemp("table")
