@@ -44,7 +44,7 @@ An arrow points from a floor to a lower one, or stays in its room.
 FLOORS_WITHIN: dict[str, list[set[str]]] = {
     "models": [
         {"base", "layers", "torch", "options", "own"},
-        {"family"},
+        {"family", "drawing"},
         {"families"},
         {"registry", "summary"},
     ],

@@ -59,6 +59,11 @@ OTHERWISE = "set mesh.devices"
 """What to do where so many devices cannot share a batch, other than to change the batch."""
 
 
+def is_on_cpu(mesh: Mesh) -> bool:
+    """Return whether the devices of a mesh are processors."""
+    return bool(mesh.devices.flat[0].platform == "cpu")
+
+
 def check_divisible(config: Resolved, count: int, otherwise: str = OTHERWISE) -> None:
     """Refuse a batch that so many devices do not divide.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typing
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import jax
@@ -13,10 +13,12 @@ from jax.sharding import Mesh
 from gnpcli.config.resolved import Resolved
 from gnpcli.data.base import DataSpec, FileSplit, Split
 from gnpcli.data.feeds.make import make_train_feed
-from gnpcli.devices.mesh import Place, check_cut
+from gnpcli.devices import cpu
+from gnpcli.devices.mesh import Place, check_cut, is_on_cpu
 from gnpcli.devices.sharding import abstract
 from gnpcli.keys import run_keys
 from gnpcli.models.base import Model, Params, State, parameter_shapes, starting_from
+from gnpcli.models.drawing import drawn_together
 from gnpcli.models.registry import build_for
 from gnpcli.runs.description import Description
 from gnpcli.step.optimizer import make_statistics
@@ -136,6 +138,9 @@ def _is_rounded(parts: Parts) -> bool:
 def _make_init(
     config: Resolved, model: Model, image_shape: tuple[int, int, int], parts: Parts
 ) -> Init:
+    if cpu.is_tuned() and is_on_cpu(parts.mesh):
+        model = replace(model, init=drawn_together(model.init))
+
     def init(weights: tuple[Params, State] | None = None) -> TrainState:
         return init_state(
             model if weights is None else starting_from(model, *weights),
