@@ -5,8 +5,20 @@ from __future__ import annotations
 import pytest
 
 from gnpcli.cluster.costs import Collectives, collectives_of
+from gnpcli.models.registry import MODELS
+from gnpcli.recipes.presets import preset_names, resolve
+from tests.shallow import family
 from tests.tpu import needs_libtpu
 from tests.tpu_programs import compiled, operations_of
+
+FAMILIES = sorted({entry.family for entry in MODELS.values()})
+CHIP = 16e9
+"""Bytes of memory of a v5e."""
+
+
+def preset_of(name: str) -> str:
+    """Return the first preset of a family."""
+    return next(preset for preset in preset_names() if family(resolve(preset).model.name) == name)
 
 
 def test_a_collective_beside_arithmetic_counts_once():
@@ -46,6 +58,20 @@ def test_operations_are_read_from_a_compiled_program():
   ROOT %few = bf16[64,3072]{1,0:T(8,128)(2,1)S(1)} fusion(%data, %order), kind=kLoop
 """
     assert operations_of(text, 50000 * 3072) == ["copy"]
+
+
+@needs_libtpu
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_step_of_each_family_is_compiled_for_a_tpu(name: str):
+    settings = ("train.dtype=bfloat16", "data.name=cifar10", "data.image_size=null")
+    found = compiled(preset_of(name), "gnp", "v5e:2x2", settings, tiny=True)
+    assert found.flops > 0.3 * found.counted
+    assert found.arguments + found.temporaries < CHIP
+    assert found.moved == [], "the data set is copied"
+    # The gradient of either pass is summed over the chips, and nothing that is whole is gathered.
+    assert found.collectives["all-reduce"]["bytes"] > 0
+    assert "all-gather" not in found.collectives
 
 
 @needs_libtpu
