@@ -97,6 +97,7 @@ COMMANDS: dict[str, str] = {
     "bench data": f"bench data {ONCE} --variants none,basic",
     "bench telemetry": f"bench telemetry {ONCE}",
     "bench scale": "bench scale --kinds shuffling",
+    "bench start": f"bench start {SMALL}",
 }
 """Every command with a JSON output, without its ``--json``.
 

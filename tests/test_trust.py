@@ -106,6 +106,7 @@ COMPUTES = (
     "bench data --preset ./config.yaml",
     "bench telemetry --preset ./config.yaml",
     "bench peer --preset ./config.yaml",
+    "bench start --preset ./config.yaml",
 )
 """Commands that refuse code which only a file names."""
 

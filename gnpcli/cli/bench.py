@@ -81,7 +81,7 @@ def bench(
     """Measure plain and GNP training steps of a preset, interleaved, on random images.
 
     Its commands measure the input pipelines, every form of GR, metrics and guard, the same network
-    in PyTorch, and growth with the size of data, logs and runs.
+    in PyTorch, the seconds to the first step, and growth with the size of data, logs and runs.
     """
     if context.invoked_subcommand is not None:
         return
@@ -189,6 +189,20 @@ def scale(
 
     names = list(KINDS) if kinds is None else split_names(kinds)
     _print(bench_scale(names, most, tell), as_json, bench_tables.print_scale)
+
+
+@app.command("start")
+def start(
+    preset: PresetOption = None,
+    assignments: SetOption = NOTHING_SET,
+    trust_code: TrustOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Measure the seconds to the end of the first step, with nothing compiled before."""
+    config = _configure(preset, assignments)
+    from gnpcli.bench.start import bench_start
+
+    _print(bench_start(config, notify=tell), as_json, bench_tables.print_start)
 
 
 def _configure(preset: str | None, assignments: list[str]) -> Resolved:

@@ -171,6 +171,17 @@ def _of_size(cost: Row) -> list[str]:
     ]
 
 
+def print_start(result: Row) -> None:
+    """Print the seconds to the first step, and the programs that took longest to compile."""
+    rows = [
+        [row["name"], number(row["elapsed_s"], ".1f"), number(row["cpu_s"], ".1f")]
+        for row in result["measurements"]
+    ]
+    _print(_about(result), ("since the command", "s", "processor s"), rows)
+    longest = ", ".join(f"{row['name']} {row['compile_s']:.1f} s" for row in result["longest"])
+    say(f"{plural(result['programs'], 'program')} compiled: {longest}")
+
+
 def _about(result: Row) -> str:
     return f"{result['model']}, batch {result['batch_size']}, {result['dtype']}"
 
