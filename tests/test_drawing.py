@@ -76,8 +76,20 @@ def named(equation):
     return str(equation.params.get("name", equation.primitive.name))
 
 
-def test_every_distribution_and_shape_is_the_same_bit_for_bit():
-    check_same(draw_each)
+@pytest.mark.parametrize("has_float64", [False, True])
+def test_every_distribution_and_shape_is_the_same_bit_for_bit(has_float64):
+    with jax.enable_x64(has_float64):
+        check_same(draw_each)
+
+
+@pytest.mark.parametrize("has_float64", [False, True])
+def test_float32_is_drawn_together_where_jax_has_float64(has_float64):
+    def init(key, image_shape):
+        return {name: jax.random.normal(key, (3,), jnp.float32) for name in "ab"}, {}
+
+    with jax.enable_x64(has_float64):
+        check_same(init)
+        assert draws(drawn_together(init), (8, 8, 3))[0] == 0
 
 
 @pytest.mark.parametrize(

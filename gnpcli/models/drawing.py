@@ -34,12 +34,14 @@ _ABOVE = np.nextafter(np.float32(-1), np.float32(0))
 _SQRT2 = np.sqrt(np.float32(2))
 _FOLD = "random_fold_in"
 _DRAWS: dict[str, Callable[..., jax.Array]] = {
-    "_normal": lambda key, shape: jax.lax.erf_inv(jax.random.uniform(key, shape, minval=_ABOVE)),
+    "_normal": lambda key, shape: jax.lax.erf_inv(
+        jax.random.uniform(key, shape, jnp.float32, minval=_ABOVE)
+    ),
     "_uniform": lambda key, shape, low, high: jax.random.uniform(
-        key, shape, minval=low, maxval=high
+        key, shape, jnp.float32, minval=low, maxval=high
     ),
     "_truncated_normal": lambda key, shape, low, high: jax.random.truncated_normal(
-        key, low, high, shape
+        key, low, high, shape, jnp.float32
     ),
 }
 """What is drawn together in float32, by the name that JAX gives it in a program.
