@@ -135,6 +135,16 @@ def test_what_is_kept_and_damaged_is_found_out_again(text: str) -> None:
     assert kept("counts", [1]) == {}
 
 
+@pytest.mark.parametrize("text", ['{"a": 2}', "{}", "{"])
+def test_a_count_that_is_kept_otherwise_is_made_anew(text: str) -> None:
+    config, info = run()
+    told(config, info)
+    assert told(config, info) == []
+    for path in (cache_dir() / "counts").iterdir():
+        path.write_text(text)
+    assert told(config, info) == ["counting the FLOP of vit-nano"]
+
+
 def test_a_model_is_traced_once_for_its_shapes() -> None:
     config, info = run("model.name=tests.small:small")
     model, _ = fit(config, info)

@@ -28,7 +28,7 @@ from jax.stages import Compiled, Lowered
 from gnpcli.bench.steps import has_loop
 from gnpcli.cluster.costs import COUNTED, StepCost, collectives_of
 from gnpcli.cluster.counting import Count, count
-from gnpcli.cluster.keeping import keep, kept
+from gnpcli.cluster.keeping import keep, kept_as
 from gnpcli.cluster.topologies import (
     ENVIRONMENT,
     abstract_task,
@@ -133,7 +133,7 @@ def _answer(request: dict[str, Any], say: Callable[[dict[str, Any]], None]) -> N
         say({"note": f"tracing the {kind} step"})
         lowered = lower_step(config, kind, mesh)
         parts = _parts(lowered, topology)
-        cost = _kept(parts)
+        cost = kept_as(StepCost.from_dict, "plans", parts)
         if cost is None:
             with _telling(f"compiling the {kind} step for {topology}", say):
                 cost = _cost(config, kind, lowered, mesh)
@@ -225,13 +225,6 @@ def _parts(lowered: Lowered, topology: str) -> list[object]:
     """Return what the cost of a program depends on: the program, the slice and the compiler."""
     versions = [metadata.version(name) for name in ("jax", "jaxlib", "libtpu")]
     return [_KEPT, versions, topology, lowered.as_text()]
-
-
-def _kept(parts: object) -> StepCost | None:
-    try:
-        return StepCost.from_dict(kept("plans", parts))
-    except (TypeError, KeyError):
-        return None
 
 
 def _end_with_who_asked() -> None:

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from gnpcli.bench.steps import regularized
 from gnpcli.cluster.compiling import Notify, counted
 from gnpcli.cluster.counting import count
-from gnpcli.cluster.keeping import keep, kept
+from gnpcli.cluster.keeping import keep, kept_as
 from gnpcli.config.resolved import Resolved
 from gnpcli.data.base import DataInfo
 from gnpcli.devices import cpu
@@ -56,13 +56,13 @@ def image_flops(config: Resolved, info: DataInfo, notify: Notify) -> ImageFlops:
     """
     is_own = not find_model(config.model.name).module.startswith("gnpcli.")
     parts = _parts(config, info)
-    found = {} if is_own else kept("counts", parts)
-    if not found:
+    found = None if is_own else kept_as(lambda values: ImageFlops(**values), "counts", parts)
+    if found is None:
         notify(f"counting the FLOP of {config.model.name}")
-        found = asdict(_count(config, info))
+        found = _count(config, info)
         if not is_own:
-            keep("counts", parts, found)
-    return ImageFlops(**found)
+            keep("counts", parts, asdict(found))
+    return found
 
 
 def _count(config: Resolved, info: DataInfo) -> ImageFlops:

@@ -8,11 +8,14 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from gnpcli.devices.process import cache_dir
 from gnpcli.files import write_atomically
+
+Value = TypeVar("Value")
 
 
 def kept(folder: str, parts: object) -> dict[str, Any]:
@@ -27,6 +30,14 @@ def kept(folder: str, parts: object) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}
+
+
+def kept_as(read: Callable[[dict[str, Any]], Value], folder: str, parts: object) -> Value | None:
+    """Return what `read` makes of `kept`; None where there is nothing that it can read."""
+    try:
+        return read(kept(folder, parts))
+    except (AttributeError, KeyError, TypeError):
+        return None
 
 
 def keep(folder: str, parts: object, values: dict[str, Any]) -> None:

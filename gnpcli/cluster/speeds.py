@@ -10,13 +10,13 @@ import jax
 
 from gnpcli import __version__
 from gnpcli.bench.steps import time_steps
-from gnpcli.bench.timing import Notify, platform
+from gnpcli.bench.timing import Notify
 from gnpcli.cluster.image_flops import image_flops
-from gnpcli.cluster.keeping import keep, kept
+from gnpcli.cluster.keeping import keep, kept_as
 from gnpcli.cluster.this_machine import product_rate
 from gnpcli.config.resolved import Resolved
 from gnpcli.data.base import DataInfo
-from gnpcli.devices.mesh import make_mesh
+from gnpcli.devices.mesh import is_on_cpu, make_mesh
 from gnpcli.devices.process import processor
 from gnpcli.recipes.plan import what_a_step_depends_on
 from gnpcli.tables.estimate import Speed
@@ -62,8 +62,9 @@ class SpeedsHere:
             speed = _measured(config, self._notify)
             keep("speeds", parts, asdict(speed))
             return speed
-        if before := kept("speeds", parts):
-            return replace(Speed(**before), source="measured before", compile_s=0.0)
+        before = kept_as(lambda values: Speed(**values), "speeds", parts)
+        if before is not None:
+            return replace(before, source="measured before", compile_s=0.0)
         dtype = config.train.dtype
         if dtype not in self.rates:
             self._notify(f"measuring a product of matrices in {dtype}")
@@ -81,7 +82,7 @@ def _this_machine() -> list[object]:
 def _measured(config: Resolved, notify: Notify) -> Speed:
     mesh = make_mesh(config)
     size = config.data.batch_size
-    if platform(mesh) == "cpu":
+    if is_on_cpu(mesh):
         size = small_batch(config, mesh.size)
         config = config.replaced({"data.batch_size": size})
     notify(f"measuring {config.model.name} at batch {size}")
