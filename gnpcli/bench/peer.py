@@ -18,12 +18,12 @@ import numpy as np
 from jax.sharding import Mesh
 
 from gnpcli.bench.steps import compile_steps, random_images, regularized
-from gnpcli.bench.timing import Notify, Rounds, interleave, platform
+from gnpcli.bench.timing import Notify, Rounds, interleave
 from gnpcli.bench.torch_networks import PEERS, Peer
 from gnpcli.config.optimizers import AdamWConfig, SgdConfig
 from gnpcli.config.resolved import Resolved
 from gnpcli.data.base import DataSpec, Split
-from gnpcli.devices.mesh import make_mesh
+from gnpcli.devices.mesh import is_on_cpu, make_mesh
 from gnpcli.devices.process import describe_environment
 from gnpcli.errors import ConfigError
 from gnpcli.models.registry import build_for, find_model
@@ -114,7 +114,7 @@ def _torch_device(torch: ModuleType, mesh: Mesh) -> str:
     Raises:
         ConfigError: PyTorch cannot use it.
     """
-    if platform(mesh) == "cpu":
+    if is_on_cpu(mesh):
         return "cpu"
     if not torch.cuda.is_available():
         raise ConfigError(

@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 
 from gnpcli.devices import cpu
 from gnpcli.devices.memory import program_memory
+from gnpcli.devices.mesh import is_on_cpu
 from gnpcli.step.programs import Program
 
 Notify = Callable[[str], None]
@@ -24,12 +25,6 @@ Step = Program[[Any, Any], tuple[Any, Any]]
 
 State and source are trees of the step's own.
 """
-
-
-def platform(mesh: Mesh) -> str:
-    """Return what the devices of a mesh are: ``cpu``, ``gpu`` or ``tpu``."""
-    name: str = mesh.devices.flat[0].platform
-    return name
 
 
 class Rounds(ABC):
@@ -191,7 +186,7 @@ def matmul_flops_per_s(dtype: str, mesh: Mesh) -> float:
 
     The matrices are large enough to fill it.
     """
-    size = 1536 if platform(mesh) == "cpu" else 8192
+    size = 1536 if is_on_cpu(mesh) else 8192
     matrix = jax.device_put(jnp.full((size, size), 1e-3, dtype), mesh.devices.flat[0])
     product = jax.jit(lambda a, b: a @ b)
     jax.block_until_ready(product(matrix, matrix))

@@ -9,11 +9,11 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
-from gnpcli.bench.timing import matmul_flops_per_s, platform
+from gnpcli.bench.timing import matmul_flops_per_s
 from gnpcli.cluster.chips import Chip, Machine
 from gnpcli.config.resolved import Resolved
 from gnpcli.devices.memory import device_memory
-from gnpcli.devices.mesh import make_mesh
+from gnpcli.devices.mesh import is_on_cpu, make_mesh
 
 _BYTES = 1 << 28
 """Of the array with which the bandwidth is measured: more than caches hold."""
@@ -54,7 +54,7 @@ def product_rate(config: Resolved) -> float:
     """
     mesh = make_mesh(config)
     rate = matmul_flops_per_s(config.train.dtype, mesh)
-    return rate if platform(mesh) == "cpu" else rate * mesh.size  # a CPU's share its cores
+    return rate if is_on_cpu(mesh) else rate * mesh.size  # a CPU's share its cores
 
 
 def _bandwidth() -> float:
